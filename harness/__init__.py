@@ -1,0 +1,1 @@
+"""WireGuard integration tests: network namespaces, implementations, evidence, verdicts."""
