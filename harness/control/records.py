@@ -10,10 +10,12 @@ import binascii
 import os
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY_SIZE: Final = 32
 _WIDTH: Final = {4: 32, 16: 128}
@@ -89,7 +91,9 @@ class AllowedIP(NamedTuple):
         return socket.AF_INET if len(self.address) == 4 else socket.AF_INET6  # noqa: PLR2004
 
     def __str__(self) -> str:
-        return f"{socket.inet_ntop(self.family, self.address)}/{self.length}"
+        """Print what `parse` reads."""
+        sign = "-" if self.remove else ""
+        return f"{sign}{socket.inet_ntop(self.family, self.address)}/{self.length}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +105,19 @@ class Endpoint:
     scope: int = 0
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read `1.2.3.4:5` or `[fe80::1%3]:5`, as `wg show` prints it."""
+    def parse(cls, text: str, scope_index: Callable[[str], int] = socket.if_nametoindex) -> Self:
+        """Read `1.2.3.4:5` or `[fe80::1%3]:5`, as `wg show` prints it.
+
+        scope_index: finds the index of an interface named as scope; it has to ask in the right network namespace.
+        """
         host, _, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         address, _, scope = bare.partition("%")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            number = int(port)
-            return cls(str(ip_address(address)), number, _scope_id(scope))
+            # There and back, because one address has many spellings, and this is the one that netlink's reader uses.
+            usual = socket.inet_ntop(family, socket.inet_pton(family, address))
+            return cls(usual, int(port), _scope_id(scope, scope_index))
         except (ValueError, OSError) as error:
             raise UsageError(f"endpoint {text!r}: want ADDRESS:PORT or [ADDRESS]:PORT") from error
 
@@ -122,10 +131,10 @@ class Endpoint:
         return f"[{self.host}{f'%{self.scope}' if self.scope else ''}]:{self.port}"
 
 
-def _scope_id(text: str) -> int:
+def _scope_id(text: str, scope_index: Callable[[str], int]) -> int:
     if not text:
         return 0
-    return int(text) if text.isdigit() else socket.if_nametoindex(text)
+    return int(text) if text.isdigit() else scope_index(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,4 +214,6 @@ def allowed_ips(*texts: str) -> tuple[AllowedIP, ...]:
 
 def keyword_changes(record: Any) -> dict[str, object]:
     """The fields of a configuration record that change something, by name; for logs and evidence."""
-    return {name: value for name in record.__slots__ if (value := getattr(record, name)) not in (None, False, ())}
+    values = {name: getattr(record, name) for name in record.__slots__}
+    # By identity: 0 equals False, but a listen port of 0 is a change.
+    return {name: value for name, value in values.items() if value is not None and value is not False and value != ()}

@@ -1,0 +1,46 @@
+# shellcheck shell=bash
+# Sourced by ci/setup and ci/test: the little that has to be done before there is a Python, then over to it.
+
+# Start a module of ci/ with a Python that is new enough, in the root of the checkout.
+hand_over() {
+    cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit 125
+    # An ordinary user's PATH on Debian lacks nft's directory; byte code is what makes the many starts quick.
+    export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+    unset PYTHONDONTWRITEBYTECODE PYTHONHOME
+    local python module=$1
+    shift
+    python=$(find_python) || { install_python && python=$(find_python); } || no_python
+    exec "$python" -S -m "$module" "$@"
+}
+
+# The system's Python is preferred: its packages and its security updates come from one place.
+find_python() {
+    local candidate
+    for candidate in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$candidate" -ISc 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+install_python() {
+    local become=()
+    command -v apt-get >/dev/null || return 1
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo -n true 2>/dev/null || return 1
+        become=(sudo -n)
+    fi
+    echo "no Python 3.11 or newer: installing Debian's" >&2
+    become+=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=600)
+    "${become[@]}" update >&2
+    "${become[@]}" install -y --no-install-recommends python3 python3-venv >&2 || return 1
+    printf '%-9s  %-20s %7.1f s\n' ok python "$SECONDS"
+}
+
+no_python() {
+    echo "ci: no Python 3.11 or newer; as root: apt-get install --no-install-recommends" \
+        "$(sed -n 's/^\([a-z][^ ]*\) .*/\1/p' ci/packages.txt | paste -sd ' ')" >&2
+    exit 125
+}

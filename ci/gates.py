@@ -1,0 +1,267 @@
+"""Runs all gates after the set-up: lint, types, tests lane by lane; then says in one table what failed."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import tomllib
+import xml.etree.ElementTree as ET
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ci.environment import (
+    EXIT_COULD_NOT,
+    EXIT_INTERRUPTED,
+    ROOT,
+    Outcome,
+    State,
+    exit_on_sigterm,
+    prepare,
+    python_environment,
+)
+from harness.errors import HarnessError
+from harness.toolchain import ended
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
+PATIENCE: Final = 15  # seconds for a gate to clean up after Ctrl-C
+PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
+NAMED: Final = 5  # failed tests that the table names
+REPORTS: Final = ROOT / "report" / "junit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gate:
+    """One thing that must hold; `quick` are the arguments that make it short, None leaves it out of --quick."""
+
+    name: str
+    command: tuple[str, ...]
+    lane: str = ""  # gates without a lane always run
+    quick: tuple[str, ...] | None = ()
+
+    @property
+    def junit(self) -> Path | None:
+        """Where its tests leave their results, if it has tests."""
+        return REPORTS / f"{self.name.replace(' ', '-')}.xml" if "pytest" in self.command else None
+
+
+# The directories that have a gate of their own; all else below selftests/ is unit tests.
+_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "interop"))
+_NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
+
+
+def all_gates() -> tuple[Gate, ...]:
+    """Every gate, in the order in which they run; a new lane is one more line."""
+    return (
+        Gate(name="ruff check", command=("ruff", "check", ".")),
+        Gate(name="ruff format", command=("ruff", "format", "--check", ".")),
+        Gate(name="mypy", command=("mypy",)),
+        *_unit_gates(_fully_covered()),
+        Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR)),
+        Gate(name="fault tests", command=("pytest", "selftests/faults"), lane="netns", quick=None),
+    )
+
+
+def _unit_gates(covered: Sequence[str]) -> tuple[Gate, ...]:
+    command = ("pytest", "selftests", *_ELSEWHERE)
+    if not covered:
+        return (Gate(name="unit tests", command=command, lane="core"),)
+    report = ("coverage", "report", f"--include={','.join(covered)}", "--fail-under=100")
+    return (
+        Gate(name="unit tests", command=("coverage", "run", "-m", *command), lane="core"),
+        Gate(name="coverage", command=report, lane="core"),
+    )
+
+
+def _fully_covered() -> list[str]:
+    """The files of which unit tests must run every branch: [tool.wg-interop] fully-covered in pyproject.toml."""
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    files: list[str] = tables["tool"].get("wg-interop", {}).get("fully-covered", [])
+    return files
+
+
+HELP: Final = """\
+Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests.
+
+A gate that fails does not keep the others from running; the table at the end names what failed, and the
+last line counts the tests. Results of the tests lie in report/junit/.
+"""
+EXAMPLES: Final = """\
+examples:
+  ci/test                 all gates
+  ci/test --quick         lint, types, unit tests, and the netns tests of one pair: for before a commit
+  ci/test --lane core     lint, types, and no tests but those of one lane
+
+exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed
+"""
+
+
+def main() -> int:
+    """Prepare, run the gates, print the table; the exit status."""
+    options = _parse_arguments()
+    exit_on_sigterm()
+    outcomes: list[Outcome] = []
+    status = EXIT_INTERRUPTED
+    try:
+        _run_all(options, outcomes)
+        status = exit_status(outcomes)
+    except (HarnessError, OSError) as error:
+        print(f"ci/test: {error}", file=sys.stderr)
+        status = EXIT_COULD_NOT
+    except KeyboardInterrupt:
+        print("ci/test: interrupted", file=sys.stderr)
+    _print_summary(outcomes, status)
+    return status
+
+
+def _parse_arguments() -> argparse.Namespace:
+    lanes = sorted({gate.lane for gate in all_gates() if gate.lane})
+    parser = argparse.ArgumentParser(
+        prog="ci/test", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="leave out what takes long")
+    parser.add_argument(
+        "--lane",
+        action="append",
+        choices=lanes,
+        metavar="LANE",
+        help=f"run only the tests of this lane ({', '.join(lanes)}); may be given more than once",
+    )
+    return parser.parse_args()
+
+
+def _run_all(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
+    """Append each outcome as it comes, so that an interrupted run has a table too."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    for old in REPORTS.glob("*.xml"):
+        old.unlink()
+    for outcome in prepare():
+        outcomes.append(outcome)  # noqa: PERF402
+    for gate in chosen(quick=options.quick, lanes=options.lane or []):
+        outcomes.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
+
+
+def chosen(*, quick: bool, lanes: Sequence[str]) -> list[Gate]:
+    """The gates that the options leave."""
+    gates = [gate for gate in all_gates() if gate.quick is not None or not quick]
+    return [gate for gate in gates if not (gate.lane and lanes) or gate.lane in lanes]
+
+
+def run_gate(gate: Gate, *, quick: bool) -> Outcome:
+    """Run one gate with its output on ours, and judge it."""
+    command = [*gate.command, *((gate.quick or ()) if quick else ())]
+    print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
+    started = time.monotonic()
+    status = _run([*command, f"--junit-xml={gate.junit}"] if gate.junit else command)
+    seconds = time.monotonic() - started
+    state, note = judge(status, read_tally(gate.junit)) if gate.junit else judge_program(status)
+    outcome = Outcome(name=gate.name, state=state, seconds=seconds, note=note)
+    print(outcome.line(), flush=True)
+    return outcome
+
+
+def _run(command: Sequence[str]) -> int | None:
+    """Run a program of the virtual environment; its exit status, None if it had to be stopped."""
+    process = subprocess.Popen(command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL)
+    with process, ended(process):
+        try:
+            return process.wait(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            return None
+        except KeyboardInterrupt:
+            # The terminal has told the gate as well: let it undo what it did to the machine.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=PATIENCE)
+            raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What became of the tests of one gate, or of all."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    names: tuple[str, ...] = ()  # of those that failed
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            passed=self.passed + other.passed,
+            failed=self.failed + other.failed,
+            skipped=self.skipped + other.skipped,
+            names=self.names + other.names,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def read_tally(junit: Path) -> Tally:
+    """Count the results in a file that pytest wrote; none if it wrote none."""
+    try:
+        cases = list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own pytest wrote it
+    except (OSError, ET.ParseError):
+        return Tally()
+    # An error in a test's teardown comes as a second case of the same name: a set counts it once.
+    failed = {_case_name(case) for case in cases if _has(case, "failure", "error")}
+    skipped = {_case_name(case) for case in cases if _has(case, "skipped")} - failed
+    passed = {_case_name(case) for case in cases} - failed - skipped
+    return Tally(passed=len(passed), failed=len(failed), skipped=len(skipped), names=tuple(sorted(failed)))
+
+
+def _case_name(case: ET.Element) -> str:
+    # Only the family xunit1 has the file, which can be handed back to pytest as it is.
+    return f"{case.get('file') or case.get('classname')}::{case.get('name')}"
+
+
+def _has(case: ET.Element, *tags: str) -> bool:
+    return any(case.find(tag) is not None for tag in tags)
+
+
+def judge(status: int | None, tally: Tally) -> tuple[State, str]:
+    """The verdict on a gate of tests: green needs an exit status of 0 and a test that passed."""
+    if status == 0 and tally.passed == 0:
+        return State.COULD_NOT, f"no test could run: {tally}"
+    if status in {0, EXIT_COULD_NOT}:
+        return judge_program(status)[0], str(tally)
+    if tally.failed == 0:
+        return State.FAILED, f"{judge_program(status)[1]}: {tally}"
+    more = f" and {len(tally.names) - NAMED} more" if len(tally.names) > NAMED else ""
+    return State.FAILED, f"{tally}: {', '.join(tally.names[:NAMED])}{more}"
+
+
+def judge_program(status: int | None) -> tuple[State, str]:
+    """The verdict on a gate by its exit status alone."""
+    if status is None:
+        return State.FAILED, f"no end within {DEADLINE} s"
+    states = {0: State.OK, EXIT_COULD_NOT: State.COULD_NOT}
+    return states.get(status, State.FAILED), "" if status == 0 else f"exit status {status}"
+
+
+def exit_status(outcomes: Sequence[Outcome]) -> int:
+    """What the whole run exits with: a failure outweighs what could not be tested."""
+    states = {outcome.state for outcome in outcomes}
+    if State.FAILED in states:
+        return 1
+    return EXIT_COULD_NOT if State.COULD_NOT in states else 0
+
+
+def _print_summary(outcomes: Sequence[Outcome], status: int) -> None:
+    print("\n== summary")
+    for outcome in outcomes:
+        print(outcome.line())
+    bad = [outcome.name for outcome in outcomes if outcome.state is not State.OK]
+    verdict = f"not passed: {', '.join(bad)}" if bad else "not all gates were run"
+    print("all passed" if status == 0 else verdict)
+    # The line by which CI knows that tests ran, and which nothing may follow.
+    print(sum((read_tally(junit) for junit in sorted(REPORTS.glob("*.xml"))), Tally()), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,371 @@
+"""The kernel's way: WireGuard's generic netlink family, version 1, with a codec of its own.
+
+Layouts: include/uapi/linux/wireguard.h. A device may have 130 560 allowed-ips, so each is packed and read in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from harness.control.base import DEFAULT_TIMEOUT, Deadline, describe, unreadable
+from harness.control.netlink import (
+    NLA_F_NESTED,
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    DumpInterrupted,
+    GenericSocket,
+    attribute,
+    attributes,
+    check,
+    generic,
+    nest,
+)
+from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
+from harness.errors import ControlError, Unavailable, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from harness.control.base import Control
+    from harness.control.netlink import Message
+    from harness.control.records import DeviceConfig, PeerConfig
+
+GET_DEVICE: Final = 0
+SET_DEVICE: Final = 1
+DEVICE_IFNAME, DEVICE_PRIVATE_KEY, DEVICE_PUBLIC_KEY = 2, 3, 4
+DEVICE_FLAGS, DEVICE_LISTEN_PORT, DEVICE_FWMARK, DEVICE_PEERS = 5, 6, 7, 8
+PEER_PUBLIC_KEY, PEER_PRESHARED_KEY, PEER_FLAGS, PEER_ENDPOINT, PEER_PERSISTENT_KEEPALIVE = 1, 2, 3, 4, 5
+PEER_LAST_HANDSHAKE, PEER_RX_BYTES, PEER_TX_BYTES, PEER_ALLOWED_IPS, PEER_PROTOCOL_VERSION = 6, 7, 8, 9, 10
+ALLOWED_IP_FAMILY, ALLOWED_IP_ADDRESS, ALLOWED_IP_LENGTH, ALLOWED_IP_FLAGS = 1, 2, 3, 4
+REPLACE_PEERS: Final = 1
+REMOVE, REPLACE_ALLOWED_IPS, UPDATE_ONLY = 1, 2, 4
+REMOVE_ALLOWED_IP: Final = 1
+
+# The list of peers is one attribute with 16 bits of length. Half of that is as much as the kernel itself puts into one
+# message of a dump, and stays far below any default socket buffer.
+MAX_PEERS_LENGTH: Final = 32768
+# Of at most 48 bytes each, so that a part of a peer fits into one message with room to spare.
+ALLOWED_IPS_PER_PART: Final = 512
+
+_U8: Final = Struct("=B")
+_U16: Final = Struct("=H")
+_U32: Final = Struct("=I")
+_U64: Final = Struct("=Q")
+_TIMESPEC: Final = Struct("=qq")
+_SOCKADDR_IN: Final = Struct("=H2s4s8x")
+_SOCKADDR_IN6: Final = Struct("=H2s4x16sI")
+_MALFORMED: Final = (ValueError, struct.error, UsageError)
+
+
+class _Layout(NamedTuple):
+    """An allowed-ip as the kernel writes it: length, family, address; only the length and the address vary.
+
+    nest: the header of the whole. head, middle: what stands before the length, and between it and the address.
+    """
+
+    nest: bytes
+    head: bytes
+    middle: bytes
+    struct: Struct
+
+    @classmethod
+    def of(cls, family: int, width: int) -> _Layout:
+        layout = Struct(f"=4sB3x12s{width}s")
+        middle = attribute(ALLOWED_IP_FAMILY, _U16.pack(family)) + struct.pack("=HH", 4 + width, ALLOWED_IP_ADDRESS)
+        head = struct.pack("=HH", 5, ALLOWED_IP_LENGTH)
+        return cls(struct.pack("=HH", 4 + layout.size, NLA_F_NESTED), head, middle, layout)
+
+
+_LAYOUTS: Final = {4: _Layout.of(socket.AF_INET, 4), 16: _Layout.of(socket.AF_INET6, 16)}
+_LAYOUT_OF_SIZE: Final = {layout.struct.size: layout for layout in _LAYOUTS.values()}
+
+
+def encode_set(ifname: str, config: DeviceConfig, family_id: int) -> list[bytes]:
+    """Make the SET_DEVICE requests that apply a configuration, one after the other.
+
+    Several if the peers do not fit into one; only the first has the fields of the device.
+    """
+    parts = (part for peer in config.peers for part in _encode_peer(peer))
+    device = _encode_device(config)
+    requests = []
+    for peers in _fill(parts, MAX_PEERS_LENGTH):
+        payload = _name(ifname) + device + (nest(DEVICE_PEERS, peers) if peers else b"")
+        requests.append(generic(family_id, SET_DEVICE, NLM_F_REQUEST | NLM_F_ACK, payload))
+        device = b""
+    return requests
+
+
+def encode_get(ifname: str, family_id: int) -> bytes:
+    """Make the GET_DEVICE request; it exists as a dump only."""
+    return generic(family_id, GET_DEVICE, NLM_F_REQUEST | NLM_F_DUMP, _name(ifname))
+
+
+def _name(ifname: str) -> bytes:
+    return attribute(DEVICE_IFNAME, ifname.encode() + b"\0")
+
+
+def _fill(parts: Iterable[bytes], room: int) -> Iterator[bytes]:
+    """Join parts as long as they fit; at least one answer, though it be empty."""
+    joined: list[bytes] = []
+    size = 0
+    for part in parts:
+        if joined and size + len(part) > room:
+            yield b"".join(joined)
+            joined, size = [], 0
+        joined.append(part)
+        size += len(part)
+    yield b"".join(joined)
+
+
+def _encode_device(config: DeviceConfig) -> bytes:
+    return b"".join(
+        (
+            _optional(DEVICE_FLAGS, "replace_peers", REPLACE_PEERS if config.replace_peers else None, _U32),
+            attribute(DEVICE_PRIVATE_KEY, config.private_key.raw) if config.private_key else b"",
+            _optional(DEVICE_LISTEN_PORT, "listen_port", config.listen_port, _U16),
+            _optional(DEVICE_FWMARK, "fwmark", config.fwmark, _U32),
+        )
+    )
+
+
+def _encode_peer(peer: PeerConfig) -> Iterator[bytes]:
+    """Make the entries of one peer: the first says everything, each further one only adds allowed-ips."""
+    flags = REMOVE * peer.remove | UPDATE_ONLY * peer.update_only
+    first_flags = flags | REPLACE_ALLOWED_IPS * peer.replace_allowed_ips
+    public_key = attribute(PEER_PUBLIC_KEY, peer.public_key.raw)
+    prefixes = peer.allowed_ips
+    settings = _encode_settings(peer)
+    yield nest(0, public_key, _flags(first_flags), settings, _encode_allowed_ips(prefixes[:ALLOWED_IPS_PER_PART]))
+    for start in range(ALLOWED_IPS_PER_PART, len(prefixes), ALLOWED_IPS_PER_PART):
+        more = prefixes[start : start + ALLOWED_IPS_PER_PART]
+        # To replace again would lose the first part; but a peer that must go, or must not be made, still must not.
+        yield nest(0, public_key, _flags(flags), _encode_allowed_ips(more))
+
+
+def _encode_settings(peer: PeerConfig) -> bytes:
+    return b"".join(
+        (
+            attribute(PEER_PRESHARED_KEY, peer.preshared_key.raw) if peer.preshared_key else b"",
+            attribute(PEER_ENDPOINT, _encode_endpoint(peer.endpoint)) if peer.endpoint else b"",
+            _optional(PEER_PERSISTENT_KEEPALIVE, "persistent_keepalive", peer.persistent_keepalive, _U16),
+            _optional(PEER_PROTOCOL_VERSION, "protocol_version", peer.protocol_version, _U32),
+        )
+    )
+
+
+def _flags(flags: int) -> bytes:
+    return attribute(PEER_FLAGS, _U32.pack(flags)) if flags else b""
+
+
+def _optional(kind: int, name: str, value: int | None, layout: Struct) -> bytes:
+    """Make the attribute of an integer, or nothing for None."""
+    if value is None:
+        return b""
+    try:
+        return attribute(kind, layout.pack(value))
+    except struct.error as error:
+        raise UsageError(f"{name} {value}: want 0 to {(1 << 8 * layout.size) - 1}") from error
+
+
+def _encode_endpoint(endpoint: Endpoint) -> bytes:
+    try:
+        address = socket.inet_pton(endpoint.family, endpoint.host)
+        port = endpoint.port.to_bytes(2)
+        if endpoint.family == socket.AF_INET:
+            return _SOCKADDR_IN.pack(endpoint.family, port, address)
+        return _SOCKADDR_IN6.pack(endpoint.family, port, address, endpoint.scope)
+    except (OSError, OverflowError, struct.error) as error:
+        raise UsageError(f"endpoint {endpoint}: {error}") from error
+
+
+def _encode_allowed_ips(prefixes: tuple[AllowedIP, ...]) -> bytes:
+    return nest(PEER_ALLOWED_IPS, *map(_encode_allowed_ip, prefixes)) if prefixes else b""
+
+
+def _encode_allowed_ip(prefix: AllowedIP) -> bytes:
+    address, length, remove = prefix
+    try:
+        layout = _LAYOUTS[len(address)]
+        entry = layout.struct.pack(layout.head, length, layout.middle, address)
+    except (KeyError, struct.error) as error:
+        raise UsageError(f"allowed ip {address.hex()}/{length}: want 4 or 16 bytes and a length of 0 to 255") from error
+    if remove:
+        return nest(0, entry, attribute(ALLOWED_IP_FLAGS, _U32.pack(REMOVE_ALLOWED_IP)))
+    return layout.nest + entry
+
+
+def decode_dump(messages: Iterable[Message], where: str = "genl") -> DeviceState:
+    """Read the answer to GET_DEVICE, its NLMSG_DONE included; `where` begins the messages of the errors.
+
+    ControlError if the kernel refused, DumpInterrupted if the device changed meanwhile: then read again.
+    """
+    device: dict[str, Any] = {}
+    peers: list[dict[str, Any]] = []
+    messages = list(messages)
+    try:
+        check(messages, where, "get")
+        for message in messages[:-1]:
+            _decode_device(message.payload, device, peers)
+        return DeviceState(**device, peers=tuple(map(_peer_state, peers)))
+    except _MALFORMED as error:
+        raise unreadable(where, error) from error
+
+
+def _decode_device(payload: bytes, device: dict[str, Any], peers: list[dict[str, Any]]) -> None:
+    for kind, value in attributes(payload):
+        if kind == DEVICE_PEERS:
+            for _, entry in attributes(value):
+                _decode_peer(entry, peers)
+        elif kind in _DEVICE_FIELDS:
+            name, decode = _DEVICE_FIELDS[kind]
+            device[name] = decode(value)
+
+
+def _decode_peer(entry: bytes, peers: list[dict[str, Any]]) -> None:
+    """Add one peer, or more allowed-ips to the last one if that is what the entry continues."""
+    fields: dict[str, Any] = {"allowed_ips": []}
+    for kind, value in attributes(entry):
+        if kind == PEER_ALLOWED_IPS:
+            fields["allowed_ips"] += map(_decode_allowed_ip, attributes(value))
+        elif kind in _PEER_FIELDS:
+            name, decode = _PEER_FIELDS[kind]
+            fields[name] = decode(value)
+    if "public_key" not in fields:
+        raise ValueError("a peer without public key")
+    if peers and peers[-1]["public_key"] == fields["public_key"]:
+        peers[-1]["allowed_ips"] += fields["allowed_ips"]
+    else:
+        peers.append(fields)
+
+
+def _peer_state(fields: dict[str, Any]) -> PeerState:
+    return PeerState(**fields | {"allowed_ips": tuple(fields["allowed_ips"])})
+
+
+def _decode_allowed_ip(nested: tuple[int, bytes]) -> AllowedIP:
+    _, entry = nested
+    layout = _LAYOUT_OF_SIZE.get(len(entry))
+    if layout:
+        head, length, middle, address = layout.struct.unpack(entry)
+        if head == layout.head and middle == layout.middle:
+            return AllowedIP(address, length)
+    # Not as the kernel of today writes it: then attribute by attribute.
+    found = dict(attributes(entry))
+    address = found.get(ALLOWED_IP_ADDRESS, b"")
+    if len(address) not in _LAYOUTS or ALLOWED_IP_LENGTH not in found:
+        raise ValueError(f"an allowed ip of {entry.hex()}")
+    flags = _number(_U32)(found[ALLOWED_IP_FLAGS]) if ALLOWED_IP_FLAGS in found else 0
+    return AllowedIP(address, _number(_U8)(found[ALLOWED_IP_LENGTH]), bool(flags & REMOVE_ALLOWED_IP))
+
+
+def _decode_endpoint(value: bytes) -> Endpoint:
+    match _U16.unpack_from(value)[0]:
+        case socket.AF_INET:
+            family, port, address = _SOCKADDR_IN.unpack(value)
+            scope = 0
+        case socket.AF_INET6:
+            family, port, address, scope = _SOCKADDR_IN6.unpack(value)
+        case family:
+            raise ValueError(f"an endpoint of family {family}")
+    return Endpoint(socket.inet_ntop(family, address), int.from_bytes(port), scope)
+
+
+def _decode_timespec(value: bytes) -> int:
+    seconds, nanoseconds = _TIMESPEC.unpack(value)
+    return int(seconds * 1_000_000_000 + nanoseconds)
+
+
+def _key_or_none(value: bytes) -> Key | None:
+    key = Key(value)
+    return None if key == ZERO_KEY else key
+
+
+def _number(layout: Struct) -> Callable[[bytes], int]:
+    def decode(value: bytes) -> int:
+        number: int = layout.unpack(value)[0]
+        return number
+
+    return decode
+
+
+_DEVICE_FIELDS: Final[dict[int, tuple[str, Callable[[bytes], object]]]] = {
+    DEVICE_PRIVATE_KEY: ("private_key", _key_or_none),
+    DEVICE_PUBLIC_KEY: ("public_key", _key_or_none),
+    DEVICE_LISTEN_PORT: ("listen_port", _number(_U16)),
+    DEVICE_FWMARK: ("fwmark", _number(_U32)),
+}
+_PEER_FIELDS: Final[dict[int, tuple[str, Callable[[bytes], object]]]] = {
+    PEER_PUBLIC_KEY: ("public_key", Key),
+    PEER_PRESHARED_KEY: ("preshared_key", _key_or_none),
+    PEER_ENDPOINT: ("endpoint", _decode_endpoint),
+    PEER_PERSISTENT_KEEPALIVE: ("persistent_keepalive", _number(_U16)),
+    PEER_LAST_HANDSHAKE: ("latest_handshake", _decode_timespec),
+    PEER_RX_BYTES: ("rx_bytes", _number(_U64)),
+    PEER_TX_BYTES: ("tx_bytes", _number(_U64)),
+    PEER_PROTOCOL_VERSION: ("protocol_version", _number(_U32)),
+}
+
+
+class GenlControl:
+    """The WireGuard interfaces of the network namespace in which the socket was opened.
+
+    sock: socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC); closing it stays with the caller. timeout: seconds that one
+    get or set may take.
+    """
+
+    def __init__(self, sock: socket.socket, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self._socket = GenericSocket(sock)
+        self._timeout = timeout
+
+    def interface(self, ifname: str) -> Control:
+        """One interface, so that it can stand where the text protocol could."""
+        return _Interface(self, ifname)
+
+    @cached_property
+    def family_id(self) -> int:
+        """The number that this kernel gave to WireGuard's family."""
+        try:
+            return self._socket.resolve_family("wireguard", Deadline(self._timeout))
+        except ControlError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            raise Unavailable(
+                "this kernel has no WireGuard: modprobe wireguard (Linux 5.6 or later with CONFIG_WIREGUARD)"
+            ) from error
+
+    def set(self, ifname: str, config: DeviceConfig) -> None:
+        """Apply a configuration; what the kernel took before its first no, stays."""
+        deadline = Deadline(self._timeout)
+        requests = encode_set(ifname, config, self.family_id)
+        action = describe(config)
+        for number, request in enumerate(requests, 1):
+            part = f" (part {number} of {len(requests)})" if len(requests) > 1 else ""
+            self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)
+
+    def get(self, ifname: str) -> DeviceState:
+        """Read the device; once more from the start whenever somebody changed it meanwhile."""
+        where, deadline = f"{ifname} (genl)", Deadline(self._timeout)
+        request = encode_get(ifname, self.family_id)
+        while True:
+            with contextlib.suppress(DumpInterrupted):
+                return decode_dump(self._socket.exchange(request, where, "get", deadline), where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Interface:
+    control: GenlControl
+    ifname: str
+
+    def get(self) -> DeviceState:
+        return self.control.get(self.ifname)
+
+    def set(self, config: DeviceConfig) -> None:
+        self.control.set(self.ifname, config)

@@ -1,0 +1,226 @@
+"""The programs' way: a client of the cross-platform text protocol over a Unix stream socket.
+
+Format: https://www.wireguard.com/xplatform/. A device may have 130 560 allowed-ips, each a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+from harness.control.base import DEFAULT_TIMEOUT, Deadline, describe, refusal, unreadable
+from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from harness.control.records import DeviceConfig, PeerConfig
+
+GET: Final = b"get=1\n\n"
+_RECEIVE_SIZE: Final = 1 << 18
+_SECOND: Final = 1_000_000_000
+
+_Section: TypeAlias = "defaultdict[str, list[str]]"
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+def encode_set(config: DeviceConfig) -> bytes:
+    """Make the request that applies a configuration, its lines in the order in which the kernel applies a set."""
+    lines = ["set=1"]
+    lines += _integer("fwmark", config.fwmark)
+    lines += _integer("listen_port", config.listen_port)
+    lines += _claim("replace_peers", config.replace_peers)
+    lines += _key("private_key", config.private_key)
+    for peer in config.peers:
+        lines += _encode_peer(peer)
+    return ("\n".join(lines) + "\n\n").encode()
+
+
+def _encode_peer(peer: PeerConfig) -> Iterator[str]:
+    yield from _key("public_key", peer.public_key)
+    # First: from these lines on, an implementation may skip the rest of the section.
+    yield from _claim("remove", peer.remove)
+    yield from _claim("update_only", peer.update_only)
+    yield from _integer("protocol_version", peer.protocol_version)
+    yield from _key("preshared_key", peer.preshared_key)
+    if peer.endpoint is not None:
+        yield f"endpoint={peer.endpoint}"
+    yield from _claim("replace_allowed_ips", peer.replace_allowed_ips)
+    for prefix in peer.allowed_ips:
+        yield f"allowed_ip={prefix}"
+    yield from _integer("persistent_keepalive_interval", peer.persistent_keepalive)
+
+
+def _key(name: str, key: Key | None) -> list[str]:
+    return [] if key is None else [f"{name}={key.raw.hex()}"]
+
+
+def _integer(name: str, value: int | None) -> list[str]:
+    return [] if value is None else [f"{name}={value}"]
+
+
+def _claim(name: str, value: bool) -> list[str]:
+    """Only `true` can be said: the protocol has no word for leaving a thing undone."""
+    return [f"{name}=true"] if value else []
+
+
+def decode_get(
+    answer: bytes | Iterable[str],
+    where: str = "uapi",
+    *,
+    scope_index: Callable[[str], int] = socket.if_nametoindex,
+) -> DeviceState:
+    """Read the answer to `get=1`, its errno line included; `where` begins the messages of the errors.
+
+    scope_index: finds the index behind an endpoint such as [fe80::1%eth0]:1, whose interface name belongs to the
+    network namespace of the answering program. Names that the protocol does not know are ignored.
+    """
+    device, *peers = _sections(_check(answer, where, "get"))
+    try:
+        return DeviceState(
+            private_key=_last(device, "private_key", _key_or_none, None),
+            # Only boringtun and its descendants tell it, by a name of their own.
+            public_key=_last(device, "own_public_key", _key_or_none, None),
+            listen_port=_last(device, "listen_port", int, 0),
+            fwmark=_last(device, "fwmark", int, 0),
+            peers=tuple(_decode_peer(peer, scope_index) for peer in peers),
+        )
+    except (ValueError, UsageError) as error:
+        raise unreadable(where, error) from error
+
+
+def _check(answer: bytes | Iterable[str], where: str, action: str) -> list[str]:
+    """Take the lines before the errno line; raise what it says if it says no, or that there is none."""
+    lines = answer.decode(errors="replace").split("\n") if isinstance(answer, bytes) else list(answer)
+    while lines and not lines[-1]:
+        lines.pop()
+    name, _, value = (lines.pop() if lines else "").partition("=")
+    if name != "errno":
+        raise refusal(where, action, errno.ECONNRESET, "the answer ended without an errno line")
+    try:
+        # wireguard-go counts downwards as the kernel does, boringtun upwards.
+        number = abs(int(value))
+    except ValueError as error:
+        raise unreadable(where, f"errno={value}") from error
+    if number:
+        raise refusal(where, action, number)
+    return lines
+
+
+def _sections(lines: list[str]) -> list[_Section]:
+    """Sort the lines: those of the device, then those of each peer; each name with all the values said for it."""
+    current: _Section = defaultdict(list)
+    sections = [current]
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name == "public_key":
+            current = defaultdict(list)
+            sections.append(current)
+        current[name].append(value)
+    return sections
+
+
+def _decode_peer(section: _Section, scope_index: Callable[[str], int]) -> PeerState:
+    seconds = _last(section, "last_handshake_time_sec", int, 0)
+    return PeerState(
+        public_key=_parse_key(section["public_key"][0]),
+        preshared_key=_last(section, "preshared_key", _key_or_none, None),
+        endpoint=_last(section, "endpoint", lambda text: Endpoint.parse(text, scope_index), None),
+        persistent_keepalive=_last(section, "persistent_keepalive_interval", int, 0),
+        latest_handshake=seconds * _SECOND + _last(section, "last_handshake_time_nsec", int, 0),
+        rx_bytes=_last(section, "rx_bytes", int, 0),
+        tx_bytes=_last(section, "tx_bytes", int, 0),
+        allowed_ips=tuple(map(AllowedIP.parse, section["allowed_ip"])),
+        protocol_version=_last(section, "protocol_version", int, 1),
+    )
+
+
+def _last(section: _Section, name: str, parse: Callable[[str], T], default: D) -> T | D:
+    """Parse the last value said for a name."""
+    if name not in section:
+        return default
+    value = section[name][-1]
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise ValueError(f"{name}={value}: {error}") from error
+
+
+def _parse_key(text: str) -> Key:
+    try:
+        return Key(bytes.fromhex(text))
+    except ValueError as error:
+        raise ValueError(f"key {text!r}: not hexadecimal") from error
+
+
+def _key_or_none(text: str) -> Key | None:
+    key = _parse_key(text)
+    return None if key == ZERO_KEY else key
+
+
+class UapiControl:
+    """One interface under control of a program.
+
+    connect: opens a connection to the program's socket, in the mount namespace where that is; each get and set opens
+    its own, as wg(8) does. timeout: seconds that one get or set may take. scope_index: see `decode_get`.
+    """
+
+    def __init__(
+        self,
+        ifname: str,
+        connect: Callable[[], socket.socket],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        scope_index: Callable[[str], int] = socket.if_nametoindex,
+    ) -> None:
+        self._where = f"{ifname} (uapi)"
+        self._connect = connect
+        self._timeout = timeout
+        self._scope_index = scope_index
+
+    def set(self, config: DeviceConfig) -> None:
+        """Apply a configuration; what the program took before its first no, stays."""
+        action = describe(config)
+        _check(self.exchange(encode_set(config), action), self._where, action)
+
+    def get(self) -> DeviceState:
+        return decode_get(self.exchange(GET, "get"), self._where, scope_index=self._scope_index)
+
+    def exchange(self, request: bytes, action: str) -> bytes:
+        """Send one request as it is and return the answer as it is; `action` names it in errors."""
+        deadline = Deadline(self._timeout)
+        answer = bytearray()
+        try:
+            with self._connect() as sock:
+                _send(sock, request, deadline)
+                _receive(sock, answer, deadline)
+        except TimeoutError as error:
+            raise deadline.exceeded(self._where, action, f"{len(answer)} bytes") from error
+        except OSError as error:
+            raise refusal(self._where, action, error.errno or 0) from error
+        return bytes(answer)
+
+
+def _send(sock: socket.socket, request: bytes, deadline: Deadline) -> None:
+    # A program may say no and hang up before it has read everything: its answer tells more than our broken pipe.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        deadline.limit(sock)
+        sock.sendall(request)
+
+
+def _receive(sock: socket.socket, answer: bytearray, deadline: Deadline) -> None:
+    """Read up to the empty line that ends an answer, or to the end of the connection."""
+    while not answer.endswith(b"\n\n"):
+        deadline.limit(sock)
+        try:
+            data = sock.recv(_RECEIVE_SIZE)
+        except ConnectionResetError:
+            return
+        if not data:
+            return
+        answer += data

@@ -1,0 +1,273 @@
+"""Implementations: what a manifest says of a WireGuard program, and where the program is.
+
+A manifest is a TOML file. `wg-interop doctor` lists those that are known; docs/manifests.md explains every key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from harness import install
+from harness.errors import HarnessError, Unavailable, UsageError
+from harness.process import program_environment
+
+MANIFESTS: Final = Path(__file__).parent / "implementations"
+KINDS: Final = ("kernel", "uapi")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
+
+# What a program may declare that it can do beyond the core of the protocol. Tests that need one carry the marker
+# `capability(NAME)` and are reported as unsupported for a program that does not declare it.
+CAPABILITIES: Final = {
+    "roaming": "follows a peer that sends authentic packets from a new address",
+    "sticky-source": "answers from the address that was addressed",
+    "ipv6-underlay": "sends and receives over IPv6",
+    "listen-port-change": "changes its listen port while it runs",
+    "persistent-keepalive": "keeps a NAT mapping open",
+    "remove-allowed-ip": "removes a single allowed ip on request (Linux 6.16, wireguard-go of May 2025)",
+    "icmp-unreachable": "answers packets that no peer owns with ICMP",
+    "fwmark": "marks its datagrams",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Manifest:
+    """One implementation as its manifest describes it.
+
+    command: how to start it in the foreground; `{program}` and `{interface}` are filled in. version_command: prints its
+    version. complaints: patterns that its log must not match. descriptors, threads: by how many it may grow in a test.
+    """
+
+    name: str
+    kind: Literal["kernel", "uapi"]
+    title: str = ""
+    program: Path | None = None
+    command: tuple[str, ...] = ("{program}", "-f", "{interface}")
+    version_command: tuple[str, ...] = ("{program}", "--version")
+    env: dict[str, str] = field(default_factory=dict)
+    capabilities: frozenset[str] = frozenset()
+    complaints: tuple[str, ...] = ()
+    descriptors: int = 16
+    threads: int = 32
+    install: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    def find_program(self) -> Path:
+        """Where the program is; raises Unavailable with the remedy if it is nowhere."""
+        if self.program is not None:
+            return self.program
+        found = install.installed(self.name, self.install) if self.install else None
+        if found is None:
+            raise Unavailable(f"{self.name} is not installed; to install it: wg-interop install {self.name}")
+        return found
+
+    def argv(self, interface: str) -> list[str]:
+        """The command that serves the interface in the foreground."""
+        program = str(self.find_program())
+        return [word.format(program=program, interface=interface) for word in self.command]
+
+    def why_unavailable(self) -> str | None:
+        """Why it cannot be tested on this machine now; None if it can."""
+        try:
+            if self.kind == "uapi":
+                self.find_program()
+            elif not kernel_has_wireguard():
+                raise Unavailable(
+                    "this kernel has no WireGuard; run where `modprobe wireguard` works, or in the vm lane"
+                )
+        except HarnessError as error:
+            return str(error)
+        return None
+
+    def version(self) -> str:
+        """Its version: what the version command prints, or `unknown`."""
+        if self.kind == "kernel":
+            return os.uname().release
+        return _program_version(tuple(w.format(program=str(self.find_program())) for w in self.version_command))
+
+
+@cache
+def _program_version(argv: tuple[str, ...]) -> str:
+    try:
+        answer = subprocess.run(
+            argv, capture_output=True, text=True, timeout=10, check=False, env=program_environment()
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = _VERSION.search(answer.stdout + answer.stderr)
+    return found[1] if found else "unknown"
+
+
+@cache
+def kernel_has_wireguard() -> bool:
+    """Whether the running kernel makes a WireGuard interface, tried in this process's network namespace."""
+    from pyroute2 import IPRoute  # noqa: PLC0415 - 0.2 s that only those pay who ask
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+    with IPRoute() as ip:
+        try:
+            ip.link("add", ifname="wgprobe", kind="wireguard")
+        except NetlinkError:
+            return False
+        ip.link("del", ifname="wgprobe")
+    return True
+
+
+def load(path: Path) -> Manifest:
+    """Read a manifest; every mistake in it is a UsageError that names the file and the key."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"manifest {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"manifest {path}: not TOML: {error}") from error
+    return _Reader(path, data).manifest()
+
+
+class _Reader:
+    """Checks a manifest's keys and types one by one."""
+
+    def __init__(self, path: Path, data: dict[str, Any]) -> None:
+        self._path = path
+        self._data = data
+
+    def _wrong(self, what: str) -> UsageError:
+        return UsageError(f"manifest {self._path}: {what}")
+
+    def _take(self, table: dict[str, Any], key: str, kind: type, default: Any) -> Any:
+        value = table.pop(key, default)
+        if value is not default and not isinstance(value, kind):
+            raise self._wrong(f"{key} must be a {kind.__name__}, not {value!r}")
+        return value
+
+    def _words(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        value = self._take(table, key, list, default)
+        if not all(isinstance(word, str) for word in value):
+            raise self._wrong(f"{key} must be a list of strings")
+        return tuple(value)
+
+    def manifest(self) -> Manifest:
+        data = dict(self._data)
+        program = self._take(data, "program", dict, {})
+        watch = self._take(data, "watch", dict, {})
+        manifest = Manifest(
+            name=self._name(data),
+            kind=self._kind(data),
+            title=self._take(data, "title", str, ""),
+            capabilities=self._capabilities(data),
+            install=self._take(data, "install", dict, {}),
+            program=self._program(program),
+            command=self._command(program, "command", Manifest(name="-", kind="uapi").command),
+            version_command=self._command(program, "version", Manifest(name="-", kind="uapi").version_command),
+            env=self._take(program, "env", dict, {}),
+            complaints=self._patterns(watch),
+            descriptors=self._take(watch, "descriptors", int, 16),
+            threads=self._take(watch, "threads", int, 32),
+            source=self._path,
+        )
+        for table, title in [(data, ""), (program, "program."), (watch, "watch.")]:
+            for key in table:
+                raise self._wrong(f"unknown key {title}{key}")
+        return manifest
+
+    def _name(self, data: dict[str, Any]) -> str:
+        name = self._take(data, "name", str, "")
+        if not _NAME.fullmatch(name):
+            raise self._wrong(f"name must be lower-case letters, digits and . _ + -, not {name!r}")
+        return str(name)
+
+    def _kind(self, data: dict[str, Any]) -> Literal["kernel", "uapi"]:
+        kind = data.pop("kind", None)
+        if kind not in KINDS:
+            raise self._wrong(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        return "kernel" if kind == "kernel" else "uapi"
+
+    def _capabilities(self, data: dict[str, Any]) -> frozenset[str]:
+        names = self._words(data, "capabilities", ())
+        for name in names:
+            if name not in CAPABILITIES:
+                raise self._wrong(f"unknown capability {name!r}; there are: {', '.join(sorted(CAPABILITIES))}")
+        return frozenset(names)
+
+    def _command(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+        words = self._words(table, key, default)
+        try:
+            [word.format(program="", interface="") for word in words]
+        except (KeyError, IndexError, ValueError) as error:
+            raise self._wrong(f"program.{key}: only {{program}} and {{interface}} are filled in: {error}") from error
+        return words
+
+    def _program(self, table: dict[str, Any]) -> Path | None:
+        text = self._take(table, "path", str, "")
+        return executable(self._path.parent / text, f"manifest {self._path}") if text else None
+
+    def _patterns(self, table: dict[str, Any]) -> tuple[str, ...]:
+        patterns = self._words(table, "complaints", ())
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise self._wrong(f"watch.complaints: {pattern!r}: {error}") from error
+        return patterns
+
+
+def executable(path: Path, what: str) -> Path:
+    """The absolute path of a program that can be started; UsageError if it cannot."""
+    resolved = path.expanduser().absolute()
+    if not resolved.is_file():
+        raise UsageError(f"{what}: no program {resolved}")
+    if not os.access(resolved, os.X_OK):
+        raise UsageError(f"{what}: {resolved} is not executable: chmod +x {resolved}")
+    return resolved
+
+
+class Registry:
+    """The implementations that are known in this run, and those that were asked for."""
+
+    def __init__(self) -> None:
+        manifests = [load(path) for path in sorted(MANIFESTS.glob("*.toml"))]
+        self.known = {manifest.name: manifest for manifest in manifests}
+        self.asked: list[str] = []
+
+    def choose(self, text: str) -> Manifest:
+        """Take an `--impl NAME` or `--impl NAME=PROGRAM`.
+
+        A name that no manifest has, with a program, is started as wireguard-go is: `PROGRAM -f INTERFACE`.
+        """
+        name, equals, program = text.partition("=")
+        if not equals and name not in self.known:
+            known = ", ".join(self.known)
+            raise UsageError(f"unknown implementation {name!r}; there are: {known}; yours: --impl {name}=/path")
+        if equals:
+            if not _NAME.fullmatch(name):
+                raise UsageError(f"--impl {text}: a name is lower-case letters, digits and . _ + -")
+            path = executable(Path(program), f"--impl {text}")
+            base = self.known.get(name) or Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
+            if base.kind == "kernel":
+                raise UsageError(f"--impl {text}: {name} is no program; for another kernel use --kernel")
+            self.known[name] = replace(base, program=path)
+        return self._ask(name)
+
+    def add(self, path: Path) -> Manifest:
+        """Take an `--impl-manifest FILE`."""
+        manifest = load(path)
+        self.known[manifest.name] = manifest
+        return self._ask(manifest.name)
+
+    def _ask(self, name: str) -> Manifest:
+        if name not in self.asked:
+            self.asked.append(name)
+        return self.known[name]
+
+    def get(self, name: str) -> Manifest:
+        """A known implementation by name."""
+        if name not in self.known:
+            raise UsageError(f"unknown implementation {name!r}; there are: {', '.join(self.known)}")
+        return self.known[name]

@@ -1,0 +1,194 @@
+"""A WireGuard interface under test, of any implementation, with one typed way to configure it.
+
+It has a birth node, where its process, UDP sockets and control socket are, and a place, where its link is now.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.control.genl import GenlControl
+from harness.control.records import DeviceConfig, PeerConfig
+from harness.control.uapi import UapiControl
+from harness.errors import DeadlineExceeded, HarnessError, UsageError
+from harness.namespace import NamespaceThread, enter_network, enter_new_mounts
+from harness.process import Process, run
+from harness.wait import EitherOf, EntryAppears, wait_for
+from harness.watchman import Watchman
+
+if TYPE_CHECKING:
+    from harness.control.base import Control
+    from harness.control.records import DeviceState, Key, PeerState
+    from harness.implementation import Manifest
+    from harness.netns import NetNS
+    from harness.process import Completed
+
+CONTROL_SOCKETS: Final = Path("/run/wireguard")
+_START: Final = 5.0
+_CONTROL: Final = 10.0
+_NAME_MAX: Final = 15
+_NETLINK_GENERIC: Final = 16
+# Value of the sysctl addr_gen_mode: no link-local address, so that no router solicitation disturbs exact counts.
+_ADDRGENMODE_NONE: Final = 1
+
+
+class Interface:
+    """What both kinds have in common; made by `create`."""
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS, control: Control) -> None:
+        self.name = name
+        self.manifest = manifest
+        self.birth = birth
+        self.place = birth
+        self.control = control
+        self._quiet()
+
+    def __repr__(self) -> str:
+        return f"Interface({self.name!r}, {self.manifest.name}, born in {self.birth.name}, now in {self.place.name})"
+
+    def set(self, config: DeviceConfig) -> None:
+        """Change the configuration; raises ControlError with the errno the implementation gave."""
+        self.control.set(config)
+
+    def set_peer(self, public_key: Key, **changes: object) -> None:
+        """Change one peer; the changes are PeerConfig's fields."""
+        self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))  # type: ignore[arg-type]
+
+    def get(self) -> DeviceState:
+        """The configuration and the counters as the implementation reports them."""
+        return self.control.get()
+
+    def peer(self, public_key: Key) -> PeerState:
+        """One peer as the implementation reports it."""
+        return self.get().peer(public_key)
+
+    def move(self, place: NetNS) -> None:
+        """Move the link to another node; the process and its sockets stay behind."""
+        self.place.move_link(self.name, place)
+        self.place = place
+        self._quiet()
+
+    def up(self, *addresses: str, mtu: int | None = None) -> None:
+        """Give the link addresses and bring it up."""
+        self.place.add_address(self.name, *addresses)
+        self.place.set_link(self.name, up=True, mtu=mtu)
+
+    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+        """Run wg(8) where it finds this interface: `wg("show", "wg0", "endpoints")`."""
+        raise NotImplementedError
+
+    def complaints(self) -> list[str]:
+        """What the watchman has to say while the interface lives."""
+        raise NotImplementedError
+
+    def close(self) -> list[str]:
+        """End the interface; returns the watchman's last complaints."""
+        raise NotImplementedError
+
+    def _quiet(self) -> None:
+        self.place.sysctl(f"net.ipv6.conf.{self.name}.addr_gen_mode", _ADDRGENMODE_NONE)
+
+
+class KernelInterface(Interface):
+    """An interface of the Linux driver, configured over generic netlink in the node where it is."""
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS) -> None:
+        birth.add_link(name, kind="wireguard")
+        self._socket = _genetlink(birth)
+        super().__init__(name, manifest, birth, GenlControl(self._socket).interface(name))
+
+    def move(self, place: NetNS) -> None:
+        super().move(place)
+        self._socket.close()
+        self._socket = _genetlink(place)
+        self.control = GenlControl(self._socket).interface(self.name)
+
+    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+        return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    def complaints(self) -> list[str]:
+        return []
+
+    def close(self) -> list[str]:
+        self._socket.close()
+        if self.name in self.place.links():
+            self.place.delete_link(self.name)
+        return []
+
+
+class ProgramInterface(Interface):
+    """An interface of a userspace program.
+
+    Each program has a mount namespace of its own with an empty /run/wireguard, so that equal names never clash.
+    """
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS, log: Path) -> None:
+        argv = manifest.argv(name)
+        self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
+        try:
+            self.process = self._start(name, manifest, argv, log)
+            self._watchman = Watchman(self.process, manifest)
+        except BaseException:
+            self._thread.close()
+            raise
+        super().__init__(name, manifest, birth, UapiControl(name, self._connect, scope_index=birth.index))
+
+    def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path) -> Process:
+        env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}
+        appears = self._thread.call(EntryAppears, CONTROL_SOCKETS, f"{name}.sock")
+        process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        either = EitherOf(appears, process.exited)
+        try:
+            wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
+        except DeadlineExceeded:
+            process.kill()
+            raise
+        finally:
+            either.close()
+            appears.close()
+        if not process.running:
+            raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
+        return process
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+        return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    def complaints(self) -> list[str]:
+        return self._watchman.complaints()
+
+    def close(self) -> list[str]:
+        complaints = self._watchman.dismiss()
+        self._thread.close()
+        return complaints
+
+
+def _genetlink(node: NetNS) -> socket.socket:
+    return node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
+
+
+def _enter(birth: NetNS) -> None:
+    enter_network(birth.handle)
+    enter_new_mounts(CONTROL_SOCKETS)
+
+
+def create(name: str, manifest: Manifest, birth: NetNS, log: Path) -> Interface:
+    """Make an interface of this implementation in its birth node; what its program writes goes to `log`."""
+    if not name or len(os.fsencode(name)) > _NAME_MAX or "/" in name:
+        raise UsageError(f"interface name {name!r}: 1 to {_NAME_MAX} bytes without a slash")
+    if manifest.kind == "kernel":
+        return KernelInterface(name, manifest, birth)
+    return ProgramInterface(name, manifest, birth, log)

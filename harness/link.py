@@ -1,0 +1,60 @@
+"""A link: a veth pair between two nodes, and the offload switches of its ends.
+
+Sources: veth(4); the ETHTOOL ioctls of include/uapi/linux/ethtool.h.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from harness.netns import NetNS
+
+_SIOCETHTOOL: Final = 0x8946
+# The commands that switch one offload each; those without a row of their own are not needed here.
+_ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """Both ends of a veth pair; each end is (node, device name)."""
+
+    a: tuple[NetNS, str]
+    b: tuple[NetNS, str]
+
+    def close(self) -> None:
+        """Delete the pair, unless its end has gone already with its namespace."""
+        node, device = self.a
+        if device in node.links():
+            node.delete_link(device)
+
+
+def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | None = None) -> Veth:
+    """Connect two nodes by a veth pair with both ends up."""
+    descriptor = os.open(b.handle, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        a.add_link(a_device, kind="veth", peer={"ifname": b_device, "net_ns_fd": descriptor})
+    finally:
+        os.close(descriptor)
+    a.set_link(a_device, up=True, mtu=mtu)
+    b.set_link(b_device, up=True, mtu=mtu)
+    return Veth((a, a_device), (b, b_device))
+
+
+def set_offloads(node: NetNS, device: str, **switches: bool) -> None:
+    """Turn offloads of a device on or off: tx (checksums), tso, gso, gro; names as in ethtool(8).
+
+    A wire or a capture wants them off: with tx on, checksums in it are partial, and UDP that leaves the kernel through
+    a raw socket is lost.
+    """
+    with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        for name, on in switches.items():
+            value = array.array("B", struct.pack("II", _ETHTOOL_SET[name], on))
+            address, _ = value.buffer_info()
+            fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), address))

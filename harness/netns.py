@@ -1,0 +1,255 @@
+"""A node: one network namespace with addresses, routes, rules, firewall, programs and sockets.
+
+A node has a name below /run/netns, so that `ip netns` knows it, and a thread that lives in it. Links, addresses, routes
+and rules go through pyroute2 in that thread; programs are started and sockets made there too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from harness.errors import HarnessError, UsageError
+from harness.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
+from harness.process import Process, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.process import Completed
+
+T = TypeVar("T")
+
+HANDLES: Final = Path("/run/netns")
+# Skips the short time in which the kernel holds a new IPv6 address back.
+_IFA_F_NODAD: Final = 2
+_TABLES: Final = {"local": 255, "main": 254, "default": 253}
+
+
+class NetNS:
+    """A network namespace, made at once; use it as a context manager or call `close`."""
+
+    def __init__(
+        self, name: str, *, commands: Callable[[str, Sequence[str]], None] = lambda _node, _argv: None
+    ) -> None:
+        """Make the namespace with its loopback interface up.
+
+        commands: told of every program run here, for the evidence. Raises Unavailable outside a sandbox, UsageError for
+        a name that is taken.
+        """
+        require_sandbox()
+        self.name = name
+        self.handle = HANDLES / name
+        self._commands = commands
+        if self.handle.exists():
+            raise UsageError(f"node {name}: there is one of that name already")
+        self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
+        self._ip: IPRoute = self.thread.call(IPRoute)
+        self.set_link("lo", up=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the namespace; the kernel removes it when no process or socket is in it any more."""
+        self.thread.call(self._ip.close)
+        self.thread.close()
+        unmount(self.handle)
+        self.handle.unlink()
+
+    def __repr__(self) -> str:
+        return f"NetNS({self.name!r})"
+
+    # Programs and sockets
+
+    def run(self, argv: Sequence[str], *, deadline: float = 10.0, stdin: str = "", check: bool = True) -> Completed:
+        """Run a program here to its end; see harness.process.run."""
+        self._commands(self.name, argv)
+        return run(self.thread, argv, deadline=deadline, stdin=stdin, check=check)
+
+    def run_json(self, argv: Sequence[str]) -> Any:
+        """Run a program here that prints JSON, such as `ip -j` or `nft -j`, and return what it printed."""
+        return json.loads(self.run(argv).stdout)
+
+    def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
+        """Start a program here in the background; its output goes to `log`."""
+        self._commands(self.name, argv)
+        return Process(self.thread, argv, log=log, env=env)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """Make a socket that lives here; it may be used from any thread."""
+        return self.thread.call(socket.socket, family, kind, protocol)
+
+    # Links
+
+    def index(self, device: str) -> int:
+        """The interface index of a device; raises UsageError if there is none of that name."""
+        found = self._netlink("link", "lookup", self._ip.link_lookup, ifname=device)
+        if not found:
+            raise UsageError(f"{self.name}: no device {device}; there are: {', '.join(self.links()) or 'none'}")
+        return int(found[0])
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        """All devices by name: `index`, `mtu`, `up`, `kind` (None for loopback), `rx_bytes`, `tx_bytes`."""
+        answer = self._netlink("link", "dump", lambda: list(self._ip.get_links()))
+        return {link.get_attr("IFLA_IFNAME"): _link_facts(link) for link in answer}
+
+    def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
+        """Change a device: `up`, `mtu`, `name`; None leaves it as it is."""
+        changes: dict[str, object] = {}
+        if up is not None:
+            changes["state"] = "up" if up else "down"
+        if mtu is not None:
+            changes["mtu"] = mtu
+        if name is not None:
+            changes["ifname"] = name
+        self._netlink("link", f"set {device}", self._ip.link, "set", index=self.index(device), **changes)
+
+    def add_link(self, device: str, *, kind: str, **attributes: object) -> None:
+        """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); attributes as pyroute2 has them."""
+        self._netlink("link", f"add {device} type {kind}", self._ip.link, "add", ifname=device, kind=kind, **attributes)
+
+    def delete_link(self, device: str) -> None:
+        self._netlink("link", f"del {device}", self._ip.link, "del", index=self.index(device))
+
+    def move_link(self, device: str, place: NetNS) -> None:
+        """Move a device to another node, as `ip link set DEVICE netns PLACE` does."""
+        descriptor = os.open(place.handle, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            what = f"set {device} netns {place.name}"
+            self._netlink("link", what, self._ip.link, "set", index=self.index(device), net_ns_fd=descriptor)
+        finally:
+            os.close(descriptor)
+
+    # Addresses, routes, rules
+
+    def add_address(self, device: str, *addresses: str) -> None:
+        """Give a device addresses, each as ADDRESS/LENGTH, usable at once: IPv6 without duplicate address detection."""
+        for address in addresses:
+            self._address("add", device, address, flags=_IFA_F_NODAD if ":" in address else 0)
+
+    def delete_address(self, device: str, *addresses: str) -> None:
+        for address in addresses:
+            self._address("del", device, address)
+
+    def _address(self, verb: str, device: str, address: str, **attributes: int) -> None:
+        host, slash, length = address.partition("/")
+        if not slash or not length.isdigit():
+            raise UsageError(f"{self.name}: address {address!r}: want ADDRESS/LENGTH")
+        what = f"{verb} {address} dev {device}"
+        attributes |= {"index": self.index(device), "prefixlen": int(length)}
+        self._netlink("address", what, self._ip.addr, verb, address=host, **attributes)
+
+    def add_route(
+        self,
+        destination: str,
+        *,
+        via: str | None = None,
+        dev: str | None = None,
+        src: str | None = None,
+        metric: int | None = None,
+        table: str | int | None = None,
+        mtu: int | None = None,
+    ) -> None:
+        """Add a route in the words of `ip route`; destination `default` needs `via` or an IPv4 meaning."""
+        arguments = self._route(destination, via=via, dev=dev, src=src, metric=metric, table=table)
+        if mtu is not None:
+            arguments["metrics"] = {"mtu": mtu}
+        self._netlink("route", f"add {destination}", self._ip.route, "add", **arguments)
+
+    def delete_route(self, destination: str, *, via: str | None = None, dev: str | None = None) -> None:
+        arguments = self._route(destination, via=via, dev=dev)
+        self._netlink("route", f"del {destination}", self._ip.route, "del", **arguments)
+
+    def _route(
+        self,
+        destination: str,
+        *,
+        via: str | None,
+        dev: str | None,
+        src: str | None = None,
+        metric: int | None = None,
+        table: str | int | None = None,
+    ) -> dict[str, Any]:
+        table_number = _TABLES[table] if isinstance(table, str) else table
+        optional = {"gateway": via, "prefsrc": src, "priority": metric, "table": table_number}
+        arguments = {name: value for name, value in optional.items() if value is not None}
+        if dev is not None:
+            arguments["oif"] = self.index(dev)
+        is_v6 = ":" in f"{destination}{via}"
+        return arguments | {"dst": destination, "family": socket.AF_INET6 if is_v6 else socket.AF_INET}
+
+    def add_rule(self, family: int, **arguments: object) -> None:
+        """Add a policy rule of AF_INET or AF_INET6; the arguments are pyroute2's (`fwmark`, `table`, `priority`)."""
+        self._netlink("rule", f"add {arguments}", self._ip.rule, "add", family=family, **arguments)
+
+    def delete_rule(self, family: int, **arguments: object) -> None:
+        self._netlink("rule", f"del {arguments}", self._ip.rule, "del", family=family, **arguments)
+
+    def _netlink(self, noun: str, what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        try:
+            return self.thread.call(function, *args, **kwargs)
+        except NetlinkError as error:
+            reason = os.strerror(error.code)
+            raise HarnessError(f"{self.name}: ip {noun} {what}: {reason}") from error
+
+    # Sysctls and firewall
+
+    def sysctl(self, name: str, value: int | str | None = None) -> str:
+        """Read a sysctl of this namespace, after setting it if a value is given: `net.ipv4.ip_forward`.
+
+        A device's dots are written as slashes, as sysctl(8) wants them.
+        """
+        path = Path("/proc/sys") / name.translate(str.maketrans("./", "/."))
+        try:
+            if value is not None:
+                self.thread.call(path.write_text, f"{value}\n")
+            return self.thread.call(path.read_text).strip()
+        except OSError as error:
+            raise HarnessError(f"{self.name}: sysctl {name}: {error.strerror}") from error
+
+    def nft(self, ruleset: str) -> None:
+        """Load rules in nft(8)'s language, all or none of them."""
+        self.run(["nft", "-f", "-"], stdin=ruleset)
+
+    def nft_counters(self) -> dict[str, int]:
+        """Packets counted by each rule that has a counter and a comment, by comment, and by each named counter."""
+        answer = self.run_json(["nft", "-j", "list", "ruleset"])
+        counted: dict[str, int] = {}
+        for item in answer["nftables"]:
+            if "counter" in item:
+                counted[item["counter"]["name"]] = item["counter"]["packets"]
+            for expression in item.get("rule", {}).get("expr", ()):
+                if "counter" in expression and "comment" in item["rule"]:
+                    counted[item["rule"]["comment"]] = expression["counter"]["packets"]
+        return counted
+
+
+def _link_facts(link: Any) -> dict[str, Any]:
+    information = link.get_attr("IFLA_LINKINFO")
+    statistics = link.get_attr("IFLA_STATS64") or {}
+    return {
+        "index": link["index"],
+        "mtu": link.get_attr("IFLA_MTU"),
+        "up": bool(link["flags"] & 1),
+        "kind": information.get_attr("IFLA_INFO_KIND") if information else None,
+        "rx_bytes": statistics.get("rx_bytes", 0),
+        "tx_bytes": statistics.get("tx_bytes", 0),
+    }
+
+
+def leftover_nodes() -> list[str]:
+    """Names of the nodes that exist now; empty when every undo did its work."""
+    with suppress(FileNotFoundError):
+        return sorted(entry.name for entry in HANDLES.iterdir())
+    return []

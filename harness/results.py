@@ -1,0 +1,115 @@
+"""Results: what became of each test, in the format that other programs rely on (report/results.json, schema 1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+SCHEMA: Final = 1
+UNSUPPORTED: Final = "unsupported: "
+# The user property of a report that carries what the plugin knows of the test.
+PROPERTY: Final = "wg-interop"
+GATING: Final = frozenset({"failed", "error", "xpassed"})
+STATES: Final = (
+    "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "flaky", "skipped",
+)  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """One result; identified by (id, a, b, lane, kernel)."""
+
+    id: str
+    a: dict[str, str] | None = None
+    b: dict[str, str] | None = None
+    lane: str = "core"
+    kernel: str = ""
+    state: str = "passed"
+    seconds: float = 0.0
+    scenarios: list[str] = field(default_factory=list)
+    requirements: list[str] = field(default_factory=list)
+    message: str = ""
+    artifacts: str = ""
+
+    @property
+    def pair(self) -> str:
+        """`A~B`, `A` for one implementation, `` for none."""
+        return "~".join(side["impl"] for side in (self.a, self.b) if side)
+
+
+class Results:
+    """Collects pytest's reports into results, and writes them."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.by_id: dict[str, Result] = {}
+
+    def add(self, report: pytest.TestReport) -> Result:
+        """Take one phase (setup, call or teardown) of a test; returns the result as it stands now."""
+        facts = dict(report.user_properties).get(PROPERTY) or {}
+        # Only the phase that ends last knows all; what it does not know must not erase what was known.
+        result = self.by_id.setdefault(report.nodeid, Result(id=report.nodeid))
+        for name, value in (facts if isinstance(facts, dict) else {}).items():
+            setattr(result, name, value)
+        result.seconds = round(result.seconds + report.duration, 4)
+        state = state_of(report)
+        if state is not None and result.state not in GATING:
+            result.state = state
+            result.message = message_of(report)
+        return result
+
+    def document(self) -> dict[str, Any]:
+        """The whole, as it is written."""
+        return {
+            "schema": SCHEMA,
+            "seed": self.seed,
+            "host": {
+                "kernel": platform.release(),
+                "machine": platform.machine(),
+                "python": platform.python_version(),
+                "cpus": os.cpu_count(),
+                "root": os.geteuid() == 0,
+            },
+            "results": [asdict(result) for result in self.by_id.values()],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file in one step, so that a reader never sees half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(self.document(), indent=1) + "\n")
+        part.replace(path)
+
+
+def state_of(report: pytest.TestReport) -> str | None:
+    """The state that this phase of a test decides; None if it decides nothing."""
+    expected = hasattr(report, "wasxfail")
+    if report.skipped:
+        if expected:
+            return "xfailed"
+        return "unsupported" if message_of(report).startswith(UNSUPPORTED) else "skipped"
+    if report.failed:
+        if "XPASS(strict)" in report.longreprtext:
+            return "xpassed"
+        return "failed" if report.when == "call" else "error"
+    if report.when == "call":
+        return "xpassed" if expected else "passed"
+    return None
+
+
+def message_of(report: pytest.TestReport) -> str:
+    """Why, in one line or a few: the exception's message, or the reason of a skip."""
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        return str(crash.message)
+    return str(getattr(report, "wasxfail", "")) or report.longreprtext[-500:]

@@ -1,0 +1,88 @@
+"""A tunnel: the two interfaces under test of a topology, configured with the keys and addresses all scenarios share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+
+if TYPE_CHECKING:
+    from harness.control.records import AllowedIP, Key, PeerState
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.lab import Lab
+    from harness.topology import Topology
+
+V4_OF_A: Final = "192.168.241.1"
+V4_OF_B: Final = "192.168.241.2"
+V6_OF_A: Final = "fd00::1"
+V6_OF_B: Final = "fd00::2"
+_V4: Final = (V4_OF_A, V4_OF_B)
+_V6: Final = (V6_OF_A, V6_OF_B)
+
+
+class Tunnel:
+    """Two interfaces under test in a topology, configured with the common keys and addresses of the scenarios.
+
+    A has key1 and 192.168.241.1/24, fd00::1/112 and listens on port 1; B has key2 and the same with 2. Each allows the
+    other's /32 and /128; both share a preshared key.
+    """
+
+    def __init__(self, lab: Lab, topology: Topology, a: Manifest, b: Manifest) -> None:
+        self.lab = lab
+        self.topology = topology
+        self.nodes = topology.build(lab)
+        self.key_a, self.key_b, self.psk = lab.key("key1"), lab.key("key2"), lab.key("psk")
+        self.a = self._make(a, 0)
+        self.b = self._make(b, 1)
+        self._configure()
+
+    @property
+    def pub_a(self) -> Key:
+        return self.key_a.public()
+
+    @property
+    def pub_b(self) -> Key:
+        return self.key_b.public()
+
+    def seen_by_a(self) -> PeerState:
+        """B as A reports it: endpoint, counters, latest handshake."""
+        return self.a.peer(self.pub_b)
+
+    def seen_by_b(self) -> PeerState:
+        """A as B reports it."""
+        return self.b.peer(self.pub_a)
+
+    def _make(self, manifest: Manifest, side: int) -> Interface:
+        birth = self.nodes[self.topology.birth[side]]
+        return self.lab.interface("wg0", manifest, birth, self.nodes[self.topology.place[side]])
+
+    def _configure(self) -> None:
+        self.a.set(
+            DeviceConfig(
+                private_key=self.key_a,
+                listen_port=1,
+                peers=(self._peer(self.pub_b, self.topology.endpoint_of_b, _only(1)),),
+            )
+        )
+        self.b.set(
+            DeviceConfig(
+                private_key=self.key_b,
+                listen_port=2,
+                peers=(self._peer(self.pub_a, self.topology.endpoint_of_a, _only(0)),),
+            )
+        )
+        self.a.up(f"{V4_OF_A}/24", f"{V6_OF_A}/112")
+        self.b.up(f"{V4_OF_B}/24", f"{V6_OF_B}/112")
+
+    def _peer(self, public_key: Key, endpoint: str | None, allowed: tuple[AllowedIP, ...]) -> PeerConfig:
+        return PeerConfig(
+            public_key=public_key,
+            preshared_key=self.psk,
+            endpoint=Endpoint.parse(endpoint) if endpoint else None,
+            allowed_ips=allowed,
+        )
+
+
+def _only(side: int) -> tuple[AllowedIP, ...]:
+    return allowed_ips(f"{_V4[side]}/32", f"{_V6[side]}/128")

@@ -1,0 +1,203 @@
+"""The one way to wait: for an event, with a deadline, and with words for what did not come.
+
+An event is something with a file descriptor that becomes readable when it is worth looking again. Nothing here polls by
+the clock, so that waiting costs nothing and is as quick as the event.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import select
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from harness.errors import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_IN_MODIFY, _IN_CREATE, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0o2000000, 0o4000
+_MILLISECONDS: Final = 1000
+_EVENT_BUFFER: Final = 65536
+
+_scale = 1.0
+
+
+def set_timeout_scale(factor: float) -> None:
+    """Multiply every deadline from now on (`--timeout-scale`), for slow or emulated machines."""
+    global _scale  # noqa: PLW0603 - one factor for the whole process is what is meant
+    _scale = factor
+
+
+def scaled(seconds: float) -> float:
+    """A deadline of so many seconds, as this machine needs it."""
+    return seconds * _scale
+
+
+class Event(Protocol[T_co]):
+    """Something that may happen."""
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when `look` may answer differently."""
+
+    def look(self) -> T_co | None:
+        """The awaited value if it is there; None if not yet."""
+
+    def seen(self) -> str:
+        """What there was instead, for the message of a missed deadline."""
+
+
+def wait_for(event: Event[T], deadline: float, what: str) -> T:
+    """Wait until the event has happened and return its value.
+
+    deadline: seconds, multiplied by --timeout-scale. what: completes "waited for ...". Raises DeadlineExceeded.
+    """
+    end = time.monotonic() + scaled(deadline)
+    poll = select.poll()
+    poll.register(event.fileno(), select.POLLIN)
+    while (value := event.look()) is None:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded(f"waited {scaled(deadline):g} s for {what}; seen: {event.seen()}")
+        poll.poll(left * _MILLISECONDS)
+    return value
+
+
+def let_pass(seconds: float, why: str) -> None:
+    """Let time itself pass, where the passing of time is what is tested; `why` is for the reader. Never scaled."""
+    del why
+    time.sleep(seconds)
+
+
+class Datagram:
+    """The next datagram of a socket that `accept` takes: (data, sender)."""
+
+    def __init__(self, receiver: socket.socket, accept: Callable[[bytes], bool] = lambda _: True) -> None:
+        self._receiver = receiver
+        self._accept = accept
+        self._others: list[bytes] = []
+
+    def fileno(self) -> int:
+        return self._receiver.fileno()
+
+    def look(self) -> tuple[bytes, tuple[str, int]] | None:
+        while True:
+            try:
+                data, sender = self._receiver.recvfrom(65535, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            if self._accept(data):
+                return data, sender[:2]
+            self._others.append(data)
+
+    def seen(self) -> str:
+        return "; ".join(repr(data[:32]) for data in self._others[-3:]) or "no datagram"
+
+
+class _Inotify:
+    """The part that file events share: a descriptor of inotify(7), made in the calling thread's mount namespace."""
+
+    def __init__(self, path: Path, mask: int) -> None:
+        self._descriptor: int = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
+        if self._descriptor < 0 or _libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"inotify: {os.strerror(number)}", str(path))
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def drain(self) -> bytes:
+        try:
+            return os.read(self._descriptor, _EVENT_BUFFER)
+        except BlockingIOError:
+            return b""
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class FileSays(_Inotify):
+    """A line of a growing file matches a pattern: the match."""
+
+    def __init__(self, path: Path, pattern: str) -> None:
+        super().__init__(path, _IN_MODIFY)
+        self._path = path
+        self._pattern = re.compile(pattern, re.MULTILINE)
+
+    def look(self) -> re.Match[str] | None:
+        self.drain()
+        return self._pattern.search(self._path.read_text(errors="replace"))
+
+    def seen(self) -> str:
+        return self._path.read_text(errors="replace")[-300:] or "an empty log"
+
+
+class EntryAppears(_Inotify):
+    """A directory gets an entry of this name: True."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        super().__init__(directory, _IN_CREATE)
+        self._name = name
+        self._created: list[str] = []
+
+    def look(self) -> bool | None:
+        data = self.drain()
+        while data:
+            (length,) = struct.unpack_from("12xI", data)
+            self._created.append(data[16 : 16 + length].rstrip(b"\0").decode())
+            data = data[16 + length :]
+        return True if self._name in self._created else None
+
+    def seen(self) -> str:
+        return ", ".join(self._created) or "nothing new"
+
+
+class Exit:
+    """A process has ended: True. The process must not have been waited for."""
+
+    def __init__(self, pid: int, log: Callable[[], str] = lambda: "") -> None:
+        self._descriptor = os.pidfd_open(pid)
+        self._log = log
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def look(self) -> bool | None:
+        return True if select.select([self._descriptor], [], [], 0)[0] else None
+
+    def seen(self) -> str:
+        return f"it still runs; {self._log() or 'it wrote nothing'}"
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+class EitherOf:
+    """The first of two events; the other's descriptor is watched too. Used for: ready, or dead."""
+
+    def __init__(self, first: Event[T], second: Event[T]) -> None:
+        self._events = (first, second)
+        self._both = select.epoll()
+        for event in self._events:
+            self._both.register(event.fileno(), select.EPOLLIN)
+
+    def fileno(self) -> int:
+        return self._both.fileno()
+
+    def look(self) -> Event[object] | None:
+        return next((event for event in self._events if event.look() is not None), None)
+
+    def seen(self) -> str:
+        return "; ".join(event.seen() for event in self._events)
+
+    def close(self) -> None:
+        self._both.close()

@@ -1,0 +1,100 @@
+"""The watchman: after each test he looks whether every process is still well.
+
+It must be the process that was started, must not have written what a crash, a race detector or a sanitizer writes, must
+not have grown in descriptors or threads, and must end by itself within 2 s of SIGTERM.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import DeadlineExceeded
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.process import Process
+
+# What the runtimes and sanitizers of the usual languages write when a program has gone wrong.
+COMPLAINTS: Final = (
+    r"^panic: ",
+    r"^fatal error: ",
+    r"WARNING: DATA RACE",
+    r"thread '.*' panicked at",
+    r"(Address|Thread|Leak|Memory)Sanitizer",
+    r"runtime error: ",
+    r"^Traceback \(most recent call last\)",
+    r"Segmentation fault|SIGSEGV",
+)
+_TERMINATION: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a process holds: open descriptors and threads."""
+
+    descriptors: int
+    threads: int
+
+
+def size_of(pid: int) -> Size:
+    """Count descriptors and threads of a process; raises OSError when it is gone."""
+    process = Path("/proc", str(pid))
+    return Size(len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())))
+
+
+class Watchman:
+    """Watches one process from the moment it is ready."""
+
+    def __init__(self, process: Process, manifest: Manifest) -> None:
+        self._process = process
+        self._manifest = manifest
+        self._at_start = size_of(process.pid)
+
+    def complaints(self) -> list[str]:
+        """All that is wrong with the process now, in words; empty if it is well. It goes on running."""
+        who = f"{self._manifest.name} (pid {self._process.pid})"
+        found = [f"{who} {text}" for text in (self._death(), self._growth()) if text]
+        return found + [f"{who} wrote: {line}" for line in self._cries()]
+
+    def dismiss(self) -> list[str]:
+        """The last look: complaints, and whether the process ends by itself after SIGTERM."""
+        found = self.complaints()
+        was_running = self._process.running
+        try:
+            status = self._process.terminate(_TERMINATION)
+        except DeadlineExceeded:
+            found.append(f"{self._manifest.name} (pid {self._process.pid}) still ran {_TERMINATION:g} s after SIGTERM")
+        else:
+            if was_running and status < 0 and status != -15:  # noqa: PLR2004 - SIGTERM itself
+                found.append(f"{self._manifest.name} (pid {self._process.pid}) died of signal {-status} after SIGTERM")
+        self._process.close()
+        return found
+
+    def _death(self) -> str | None:
+        status = self._process.status
+        if status is None:
+            return None
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return f"{how} during the test; it last wrote:\n{self._process.tail()}"
+
+    def _growth(self) -> str | None:
+        if not self._process.running:
+            return None
+        now = size_of(self._process.pid)
+        grown = [
+            f"{after - before} {what} more than at its start ({before}); {allowed} are allowed"
+            for what, before, after, allowed in [
+                ("descriptors", self._at_start.descriptors, now.descriptors, self._manifest.descriptors),
+                ("threads", self._at_start.threads, now.threads, self._manifest.threads),
+            ]
+            if after - before > allowed
+        ]
+        return f"has {' and '.join(grown)}" if grown else None
+
+    def _cries(self) -> list[str]:
+        pattern = re.compile("|".join(f"(?:{p})" for p in (*COMPLAINTS, *self._manifest.complaints)))
+        lines = self._process.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if pattern.search(line)][:3]

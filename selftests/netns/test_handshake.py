@@ -1,0 +1,92 @@
+"""Two interfaces find each other by sockets that stay where they were born (topology `loopback`)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
+
+if TYPE_CHECKING:
+    from harness.interface import Interface
+    from harness.tunnel import Tunnel
+
+# Ten echo requests of 84 bytes are padded to 96 and sealed to 128 each; a handshake is 148 one way and 92 the other.
+PINGS = 10
+WITH_RESPONSE = PINGS * 128 + 92
+WITH_INITIATION = PINGS * 128 + 148
+KEEPALIVE = 32
+INNER = PINGS * 84
+
+
+@pytest.mark.scenario("N01")
+@pytest.mark.requirement("NS-01")
+def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tunnel) -> None:
+    loopback.a.place.run(["ip", "route", "get", V4_OF_B])
+    assert set(loopback.nodes["ns1"].links()) == set(loopback.nodes["ns2"].links()) == {"lo", "wg0"}
+    traffic.must_ping(loopback.nodes["ns2"], V4_OF_A)
+    sockets = loopback.nodes["ns0"].run(["ss", "-Hlun"]).stdout
+    assert re.search(r":1\s", sockets)
+    assert re.search(r":2\s", sockets)
+
+
+@pytest.mark.scenario("N02")
+@pytest.mark.requirement("IF-11", "IF-12")
+def test_ten_pings_are_counted_to_the_byte(loopback: Tunnel) -> None:
+    pings = traffic.ping(loopback.nodes["ns2"], V4_OF_A, count=PINGS)
+    assert pings.lost == 0, pings
+    b, a = loopback.seen_by_b(), loopback.seen_by_a()
+    assert (b.rx_bytes, a.tx_bytes) == (WITH_RESPONSE, WITH_RESPONSE)
+    assert b.tx_bytes in {WITH_INITIATION, WITH_INITIATION + KEEPALIVE}
+    assert a.rx_bytes == b.tx_bytes
+    assert min(a.latest_handshake, b.latest_handshake) > 0
+
+
+@pytest.mark.scenario("N02")
+@pytest.mark.requirement("IF-12")
+def test_wg_and_ip_count_the_same_ten_pings(loopback: Tunnel) -> None:
+    traffic.must_ping(loopback.nodes["ns2"], V4_OF_A, count=PINGS)
+    for side in (loopback.a, loopback.b):
+        (peer,) = side.get().peers
+        shown = side.wg("show", side.name, "transfer").stdout.split()
+        assert shown == [str(peer.public_key), str(peer.rx_bytes), str(peer.tx_bytes)]
+        assert _link_bytes(side) == _expected_link_bytes(side, (peer.rx_bytes, peer.tx_bytes))
+
+
+def _link_bytes(side: Interface) -> tuple[int, int]:
+    """What `ip -s` says of the link: (rx, tx)."""
+    (link,) = side.place.run_json(["ip", "-j", "-s", "link", "show", side.name])
+    return link["stats64"]["rx"]["bytes"], link["stats64"]["tx"]["bytes"]
+
+
+def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[int, int]:
+    # A TUN device sees the inner packets only, the driver's counts whole messages.
+    return messages if side.manifest.kind == "kernel" else (INNER, INNER)
+
+
+@pytest.mark.scenario("N03")
+@pytest.mark.parametrize(
+    ("sender", "address"),
+    [
+        pytest.param("ns2", V4_OF_A, id="B-to-A-v4"),
+        pytest.param("ns1", V4_OF_B, id="A-to-B-v4"),
+        pytest.param("ns2", V6_OF_A, id="B-to-A-v6"),
+        pytest.param("ns1", V6_OF_B, id="A-to-B-v6"),
+    ],
+)
+def test_ten_pings_lose_none(loopback: Tunnel, sender: str, address: str) -> None:
+    pings = traffic.ping(loopback.nodes[sender], address, count=PINGS)
+    assert pings.lost == 0, pings
+
+
+@pytest.mark.scenario("N04")
+def test_tcp_stream_from_a_to_b_arrives_intact_over_v4(loopback: Tunnel) -> None:
+    traffic.tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B)
+
+
+@pytest.mark.scenario("N04")
+def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None:
+    traffic.tcp_stream(loopback.nodes["ns2"], loopback.nodes["ns1"], V6_OF_A)

@@ -1,0 +1,68 @@
+"""A peer is found where its last authentic packet came from (topologies `loopback` and `nat`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.control.records import DeviceConfig, Endpoint
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
+from harness.wait import let_pass
+
+if TYPE_CHECKING:
+    from harness.interface import Interface
+    from harness.tunnel import Tunnel
+
+pytestmark = pytest.mark.capability("roaming")
+
+LONGER_THAN_THE_NAT_MAPPING = 3.0
+
+
+@pytest.mark.scenario("N13")
+@pytest.mark.requirement("RT-03", "CFG-22")
+@pytest.mark.capability("listen-port-change")
+def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> None:
+    traffic.must_ping(loopback.nodes["ns1"], V6_OF_B)
+    underlay = loopback.nodes["ns0"]
+    underlay.delete_address("lo", "127.0.0.1/8")
+    underlay.add_address("lo", "127.212.121.99/8")
+    loopback.a.set(DeviceConfig(listen_port=9999))
+    loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("127.0.0.1:2"))
+    traffic.must_ping(loopback.nodes["ns1"], V6_OF_B)
+    assert str(loopback.seen_by_b().endpoint) == "127.212.121.99:9999"
+    assert endpoint_by_wg(loopback.b) == "127.212.121.99:9999"
+
+
+@pytest.mark.scenario("N14")
+@pytest.mark.requirement("RT-05")
+@pytest.mark.capability("listen-port-change", "ipv6-underlay")
+def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
+    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.a.set(DeviceConfig(listen_port=9998))
+    loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("[::1]:2"))
+    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    assert str(loopback.seen_by_b().endpoint) == "[::1]:9998"
+    assert endpoint_by_wg(loopback.b) == "[::1]:9998"
+
+
+@pytest.mark.scenario("N20")
+@pytest.mark.requirement("RT-19")
+@pytest.mark.capability("persistent-keepalive")
+@pytest.mark.waiting
+def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel) -> None:
+    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
+    traffic.must_ping(nat.nodes["ns1"], V4_OF_B)
+    traffic.must_ping(nat.nodes["ns2"], V4_OF_A)
+    assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
+    assert endpoint_by_wg(nat.b) == "10.0.0.1:1"
+    assert nat.nodes["ns0"].nft_counters()["snat"] > 0, "nothing went through the NAT"
+    let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping would expire if no keepalive renewed it")
+    pings = traffic.ping(nat.nodes["ns2"], V4_OF_A)
+    assert pings.lost == 0, f"the NAT mapping expired although A sends a keepalive each second: {pings}"
+
+
+def endpoint_by_wg(side: Interface) -> str:
+    """The endpoint of the only peer, as wg(8) shows it."""
+    return side.wg("show", side.name, "endpoints").stdout.split()[1]
