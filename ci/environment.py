@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -21,13 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from harness.cache import cache_root, wait_for_lock
 from harness.errors import HarnessError, Unavailable
 from harness.install import apt_install, installed, recipes
 from harness.progress import Step, step_line
-from harness.toolchain import ToolFailed, run_tool
+from harness.toolchain import ToolFailed, ended, exit_on_sigterm, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -151,15 +150,6 @@ def python_environment() -> dict[str, str]:
     return os.environ | {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
 
 
-def exit_on_sigterm() -> None:
-    """Have SIGTERM unwind the stack as Ctrl-C does, so that no child and no half-made directory stays behind."""
-
-    def leave(number: int, _: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-
-
 def main() -> int:
     """Prepare the checkout; the exit status."""
     parser = argparse.ArgumentParser(
@@ -257,7 +247,9 @@ def _pip(report: Report, *arguments: str) -> None:
 
 def _run_install(names: Sequence[str]) -> int:
     command = [str(VENV / "bin" / "python"), "-m", "harness.install", *names]
-    return subprocess.run(command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL, check=False).returncode
+    process = subprocess.Popen(command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL)
+    with process, ended(process):
+        return process.wait()
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from ci.environment import (
     ROOT,
     Outcome,
     State,
-    exit_on_sigterm,
     prepare,
     python_environment,
 )
 from harness.errors import HarnessError
-from harness.toolchain import ended
+from harness.toolchain import ended, exit_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +157,13 @@ def run_gate(gate: Gate, *, quick: bool) -> Outcome:
     command = [*gate.command, *((gate.quick or ()) if quick else ())]
     print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
-    status = _run([*command, f"--junit-xml={gate.junit}"] if gate.junit else command)
+    try:
+        status = _run([*command, f"--junit-xml={gate.junit}"] if gate.junit else command)
+    except KeyboardInterrupt:
+        # pytest writes its file all the same, and the test that it broke off looks there as if it had passed.
+        if gate.junit:
+            gate.junit.unlink(missing_ok=True)
+        raise
     seconds = time.monotonic() - started
     state, note = judge(status, read_tally(gate.junit)) if gate.junit else judge_program(status)
     outcome = Outcome(name=gate.name, state=state, seconds=seconds, note=note)

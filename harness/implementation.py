@@ -162,11 +162,11 @@ class _Reader:
             kind=self._kind(data),
             title=self._take(data, "title", str, ""),
             capabilities=self._capabilities(data),
-            install=self._take(data, "install", dict, {}),
+            install=self._install(data),
             program=self._program(program),
             command=self._command(program, "command", Manifest(name="-", kind="uapi").command),
             version_command=self._command(program, "version", Manifest(name="-", kind="uapi").version_command),
-            env=self._take(program, "env", dict, {}),
+            env=self._env(program),
             complaints=self._patterns(watch),
             descriptors=self._take(watch, "descriptors", int, 16),
             threads=self._take(watch, "threads", int, 32),
@@ -198,11 +198,29 @@ class _Reader:
 
     def _command(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         words = self._words(table, key, default)
+        if not words:
+            raise self._wrong(f"program.{key} must not be empty")
         try:
             [word.format(program="", interface="") for word in words]
-        except (KeyError, IndexError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, ValueError) as error:
             raise self._wrong(f"program.{key}: only {{program}} and {{interface}} are filled in: {error}") from error
         return words
+
+    def _env(self, table: dict[str, Any]) -> dict[str, str]:
+        env: dict[str, str] = self._take(table, "env", dict, {})
+        for name, value in env.items():
+            if not isinstance(value, str):
+                raise self._wrong(f"program.env.{name} must be a str, not {value!r}")
+        return env
+
+    def _install(self, data: dict[str, Any]) -> dict[str, Any]:
+        table: dict[str, Any] = self._take(data, "install", dict, {})
+        try:
+            if table:
+                install.parse("-", table)
+        except UsageError as error:
+            raise self._wrong(str(error).removeprefix("-: ")) from error
+        return table
 
     def _program(self, table: dict[str, Any]) -> Path | None:
         text = self._take(table, "path", str, "")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness import toolchain
-from harness.cache import Area, building, cache_root, directory, locked
+from harness.cache import Area, building, cache_root, directory, locked, remove
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.progress import Step
 from harness.toolchain import ToolFailed, run_tool
@@ -72,14 +72,16 @@ class GoProgram:
 
     def _build(self, target: Path, report: Report) -> None:
         go = toolchain.go(self.go, report)
-        report(f"building {self.module}@{self.version} with {go.program}")
+        report(f"building {self.module}@{self.version} with {go}")
+        scratch = target / ".build"
         run_tool(
-            # -modcacherw: what lies in the cache can be deleted with rm -r.
-            [go.program, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
+            # -modcacherw: what is fetched can be deleted again.
+            [go, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
             report,
-            env={**go.environment, "GOBIN": str(target)},
+            env=toolchain.go_environment(go, scratch) | {"GOBIN": str(target)},
             cwd=target,
         )
+        remove(scratch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +255,7 @@ def _if_there(program: Path) -> Path | None:
 
 
 if __name__ == "__main__":
+    toolchain.exit_on_sigterm()
     try:
         sys.exit(main())
     except HarnessError as problem:

@@ -89,19 +89,22 @@ def die_with_parent(parent_is_alive: bool) -> None:
         os._exit(COULD_NOT_TEST)
 
 
-def remedy_for_user_namespaces() -> str:
-    """Find the switch that forbids user namespaces, and say how to turn it."""
-    switches = [
-        ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
-        ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1",
-         "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"),
-        ("/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"),
-    ]  # fmt: skip
-    for path, forbids, remedy in switches:
+# Switches that forbid what a sandbox needs: the file, the value that forbids, the name that sysctl(8) knows it by.
+_KINDS: Final = ("user", "mnt", "pid", "net", "ipc", "uts")
+SWITCHES: Final = (
+    ("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"),
+    *((f"/proc/sys/user/max_{kind}_namespaces", "0", f"user.max_{kind}_namespaces=10000") for kind in _KINDS),
+)
+
+
+def remedy() -> str:
+    """Find the switch that forbids namespaces, and say how to turn it."""
+    for path, forbids, setting in SWITCHES:
         try:
             with open(path, encoding="ascii") as file:
                 if file.read().strip() == forbids:
-                    return f"run as root: {remedy}"
+                    return f"run as root: sysctl -w {setting}"
         except OSError:
             continue
     return "run as root, or allow user namespaces (in a container: start it with --privileged)"
@@ -110,20 +113,20 @@ def remedy_for_user_namespaces() -> str:
 def enter_namespaces() -> None:
     """Unshare all namespaces of the sandbox, with a user namespace of our own only where it takes one."""
     try:
-        unshare(SANDBOX)
-    except PermissionError:
-        _enter_user_namespace()
+        try:
+            unshare(SANDBOX)
+        except PermissionError:
+            _enter_user_namespace()
+    except OSError as error:
+        raise Refused(f"no namespaces here ({error.strerror}): {remedy()}") from error
 
 
 def _enter_user_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
-    try:
-        unshare(SANDBOX | CLONE_NEWUSER)
-        _write("/proc/self/setgroups", "deny")
-        _write("/proc/self/uid_map", f"0 {uid} 1")
-        _write("/proc/self/gid_map", f"0 {gid} 1")
-    except OSError as error:
-        raise Refused(f"no user namespaces here ({error.strerror}): {remedy_for_user_namespaces()}") from error
+    unshare(SANDBOX | CLONE_NEWUSER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"0 {uid} 1")
+    _write("/proc/self/gid_map", f"0 {gid} 1")
 
 
 def _write(path: str, text: str) -> None:
@@ -207,7 +210,7 @@ def middle(command: list[str], lifeline: int, answer: int) -> NoReturn:
     """Enter the namespaces, leave init behind in them and go, so that the launcher itself stays where it was."""
     try:
         enter_namespaces()
-    except (OSError, Refused) as error:
+    except Refused as error:
         os.write(answer, f"refused {error}\n".encode())
         os._exit(COULD_NOT_TEST)
     child = os.fork()

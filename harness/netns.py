@@ -10,6 +10,7 @@ import json
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -19,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from harness.errors import HarnessError, UsageError
 from harness.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
 from harness.process import Process, run
+from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,9 @@ T = TypeVar("T")
 HANDLES: Final = Path("/run/netns")
 # Skips the short time in which the kernel holds a new IPv6 address back.
 _IFA_F_NODAD: Final = 2
+_IPV6_READY: Final = 5.0
+_RTMGRP_IPV6_ROUTE: Final = 0x400
+_RTN_LOCAL: Final = 2
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
 
 
@@ -113,7 +118,10 @@ class NetNS:
             changes["mtu"] = mtu
         if name is not None:
             changes["ifname"] = name
-        self._netlink("link", f"set {device}", self._ip.link, "set", index=self.index(device), **changes)
+        index = self.index(device)
+        self._netlink("link", f"set {device}", self._ip.link, "set", index=index, **changes)
+        if up:
+            self._await_ipv6(index)
 
     def add_link(self, device: str, *, kind: str, **attributes: object) -> None:
         """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); attributes as pyroute2 has them."""
@@ -137,6 +145,8 @@ class NetNS:
         """Give a device addresses, each as ADDRESS/LENGTH, usable at once: IPv6 without duplicate address detection."""
         for address in addresses:
             self._address("add", device, address, flags=_IFA_F_NODAD if ":" in address else 0)
+        if any(":" in address for address in addresses) and self.links()[device]["up"]:
+            self._await_ipv6(self.index(device))
 
     def delete_address(self, device: str, *addresses: str) -> None:
         for address in addresses:
@@ -149,6 +159,25 @@ class NetNS:
         what = f"{verb} {address} dev {device}"
         attributes |= {"index": self.index(device), "prefixlen": int(length)}
         self._netlink("address", what, self._ip.addr, verb, address=host, **attributes)
+
+    def _await_ipv6(self, index: int) -> None:
+        """Wait until our IPv6 addresses of a device are in use: a kernel thread adds their routes a little later."""
+        dump = partial(self._ip.get_addr, family=socket.AF_INET6, index=index)
+        answer = self._netlink("address", "dump", lambda: list(dump()))
+        # Others are the kernel's own link-local ones, in the midst of duplicate address detection.
+        ours = [message for message in answer if message["flags"] & _IFA_F_NODAD]
+        addresses = [message.get_attr("IFA_ADDRESS") for message in ours]
+        if addresses:
+            with self.thread.call(_RouteMonitor) as monitor:
+                for address in addresses:
+                    event = _IsLocal(monitor, partial(self._is_local, address), address)
+                    wait_for(event, _IPV6_READY, f"{self.name} to take {address} for its own")
+
+    def _is_local(self, address: str) -> bool:
+        with suppress(HarnessError):
+            answer = self._netlink("route", f"get {address}", lambda: list(self._ip.route("get", dst=address)))
+            return any(message["type"] == _RTN_LOCAL for message in answer)
+        return False
 
     def add_route(
         self,
@@ -233,6 +262,48 @@ class NetNS:
                 if "counter" in expression and "comment" in item["rule"]:
                     counted[item["rule"]["comment"]] = expression["counter"]["packets"]
         return counted
+
+
+class _RouteMonitor:
+    """A socket that becomes readable when an IPv6 route of its namespace changes (rtnetlink(7))."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._socket.bind((0, _RTMGRP_IPV6_ROUTE))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        # ENOBUFS says that messages were lost; there is something to look at then too.
+        with suppress(OSError):
+            while True:
+                self._socket.recv(65536)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+class _IsLocal:
+    """A node takes an IPv6 address for its own: True."""
+
+    def __init__(self, monitor: _RouteMonitor, look: Callable[[], bool], address: str) -> None:
+        self._monitor = monitor
+        self._look = look
+        self._address = address
+
+    def fileno(self) -> int:
+        return self._monitor.fileno()
+
+    def look(self) -> bool | None:
+        self._monitor.drain()
+        return self._look() or None
+
+    def seen(self) -> str:
+        return f"no local route to {self._address}"
 
 
 def _link_facts(link: Any) -> dict[str, Any]:

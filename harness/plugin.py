@@ -60,13 +60,17 @@ class State:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.seed: int = _from_controller(config, "wg_seed") or config.option.wg_seed or secrets.randbits(32)
-        # Whether a test of the run uses the lab or the results were asked for; until then all is silent.
-        self.used = config.option.wg_results is not None
-        self.report_directory = config.rootpath / "report"
-        self.results_path: Path = config.option.wg_results or self.report_directory / "results.json"
+        # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
+        self.used = config.option.wg_results is not None or _asked(config)
+        self.results_path: Path = (config.option.wg_results or config.rootpath / "report" / "results.json").absolute()
         self._run_directory: RunDirectory | None = None
         self._registry: Registry | None = None
         self._results: Results | None = None
+
+    @property
+    def report_directory(self) -> Path:
+        """Where evidence goes: beside the results."""
+        return self.results_path.parent
 
     @property
     def registry(self) -> Registry:
@@ -134,7 +138,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--results", metavar="FILE", type=Path, dest="wg_results",
-        help="Where the results go. Default: report/results.json below the root directory.",
+        help="Where the results go; evidence goes beside them. Default: report/results.json below the root directory.",
     )  # fmt: skip
     group.addoption(
         "--keep", choices=("failed", "all", "none"), default="failed", dest="wg_keep",
@@ -223,16 +227,28 @@ def _pair(registry: Registry, text: str) -> Pair:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "pair" in metafunc.fixturenames:
+    if _uses(metafunc.definition, "pair"):
         metafunc.parametrize("pair", _pairs(metafunc.config), ids=str, indirect=True)
-    if "implementation" in metafunc.fixturenames:
+    if _uses(metafunc.definition, "implementation"):
         registry = _state(metafunc.config).registry
         chosen = [registry.get(name) for name in registry.asked or registry.known]
         metafunc.parametrize("implementation", chosen, ids=[manifest.name for manifest in chosen], indirect=True)
 
 
+def _uses(item: pytest.Item, fixture: str) -> bool:
+    """Whether a test uses our fixture of this name; other projects may well have a `lab` or a `pair` of their own."""
+    info = getattr(item, "_fixtureinfo", None)
+    for definition in reversed(info.name2fixturedefs.get(fixture, ()) if info else ()):
+        if getattr(definition.func, "__module__", None) == __name__:
+            return True
+        # Theirs may be built upon ours.
+        if fixture not in definition.argnames:
+            break
+    return False
+
+
 def _lane(item: pytest.Item) -> str:
-    return "netns" if "lab" in getattr(item, "fixturenames", ()) else "core"
+    return "netns" if _uses(item, "lab") else "core"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

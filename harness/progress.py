@@ -67,4 +67,4 @@ def step_line(mark: str, name: str, seconds: float, note: str = "") -> str:
 
 def _how(error: BaseException) -> str:
     # The message itself is the caller's to print.
-    return "interrupted" if isinstance(error, KeyboardInterrupt) else ""
+    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else ""

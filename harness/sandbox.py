@@ -69,15 +69,23 @@ def enter_if_needed(config: pytest.Config, asked: bool) -> None:
             "pytest was started by another program; start it as a command, or that program by wg-interop"
         )
         return
+    _stop_capturing(config)
+    _replace_process()
+
+
+def _stop_capturing(config: pytest.Config) -> None:
+    """Give the three standard descriptors back; pytest's capture would bring its own copies of them into play again."""
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.stop_global_capturing()
-    _replace_process()
 
 
 def _replace_process() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
+    if not any(name in os.environ for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        # Inside, an ordinary user counts as root, and pytest would look for root's temporary directory.
+        os.environ["USER"] = f"uid{os.getuid()}"
     os.execv(sys.executable, [*launcher_command("--or-without"), *sys.orig_argv[1:]])  # noqa: S606 - ourselves again
 
 
@@ -85,6 +93,7 @@ def _peek(config: pytest.Config) -> bool:
     """Let a copy of this process collect, in silence, and say whether a test uses the lab."""
     child = os.fork()
     if child == 0:
+        _stop_capturing(config)
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)

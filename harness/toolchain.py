@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from harness.cache import Area, building, directory, locked
 from harness.errors import Unavailable
@@ -36,18 +36,9 @@ class ToolFailed(Exception):
     """A compiler or installer failed; the message is the line of its output that says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Go:
-    """A Go that can be run: the path of `go`, and the environment it is run with."""
-
-    program: Path
-    environment: Mapping[str, str]
-
-
-def go(needed: str, report: Report) -> Go:
-    """A Go at least as new as `needed` (a go.mod's `go` line), installed into the cache if PATH has none."""
-    program = find_go(parse_version(needed)) or _install_go(parse_version(needed), report)
-    return Go(program, go_environment(program))
+def go(needed: str, report: Report) -> Path:
+    """A `go` at least as new as `needed` (a go.mod's `go` line), installed into the cache if PATH has none."""
+    return find_go(parse_version(needed)) or _install_go(parse_version(needed), report)
 
 
 def find_go(needed: Version) -> Path | None:
@@ -77,17 +68,17 @@ def go_version(program: str | Path) -> Version | None:
     return tuple(int(part or 0) for part in found.groups()) if found else None
 
 
-def go_environment(program: Path) -> dict[str, str]:
-    """The environment to build with: the user's proxies and checks, our caches, and no surprises."""
+def go_environment(program: Path, scratch: Path) -> dict[str, str]:
+    """The environment to build with: the user's proxies and checks, modules fetched into `scratch`, no surprises."""
     kept = {name: value for name, value in os.environ.items() if name not in {"GOOS", "GOARCH", "GOBIN", "GOWORK"}}
     if program == _cached_go():
         kept.pop("GOROOT", None)  # it names the tree of another Go
-    caches = directory(Area.TOOLCHAINS) / "go"
     # Go's own choice is ~/go and ~/.cache/go-build: half a gigabyte outside the one directory that we promise to
-    # keep to, and that `wg-interop clean` can remove. Who has set these variables wants something else, and gets it.
-    kept.setdefault("GOPATH", str(caches))
-    kept.setdefault("GOMODCACHE", str(caches / "mod"))
-    kept.setdefault("GOCACHE", str(caches / "build"))
+    # keep to. Modules start from nothing: where one is half deleted, Go takes newer ones without a word, and the
+    # program built would not be the version it says. Who has set these variables gets what they say.
+    kept.setdefault("GOPATH", str(scratch))
+    kept.setdefault("GOMODCACHE", str(scratch / "mod"))
+    kept.setdefault("GOCACHE", str(directory(Area.TOOLCHAINS) / "go-build"))
     # GOTOOLCHAIN=local: never fetch another Go behind our back. GOPROXY, GOSUMDB and GONOSUMDB stay as they are,
     # so every module is checked against the public checksum database.
     return kept | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
@@ -134,6 +125,15 @@ def reason(lines: Sequence[str]) -> str:
     # Without a network pip ends with "No matching distribution", and says only in passing that it reached no one.
     unreached = [found.group() for line in said if (found := _UNREACHED.search(line))]
     return " ".join([*(errors or said or [""])[-1:], *(f"({cause})" for cause in unreached[-1:])])
+
+
+def exit_on_sigterm() -> None:
+    """Have SIGTERM unwind the stack as Ctrl-C does, so that no child and no half-made directory stays behind."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 @contextmanager

@@ -40,18 +40,18 @@ class Kernel:
 
     def __init__(self, sock: socket.socket, control: GenlControl) -> None:
         self.control = control
-        self._socket = sock
+        self.far = sock
 
     def answer(self, sequence: int, *messages: Message) -> None:
         """Queue an answer to the request of this number; number 1 is the look-up of the family."""
-        self._socket.send(b"".join(message._replace(sequence=sequence).to_bytes() for message in messages))
+        self.far.send(b"".join(message._replace(sequence=sequence).to_bytes() for message in messages))
 
     def asked(self) -> list[Message]:
         """The requests that came after the look-up of the family."""
         requests = []
         while True:
             try:
-                requests += parse_messages(self._socket.recv(1 << 16, socket.MSG_DONTWAIT))
+                requests += parse_messages(self.far.recv(1 << 16, socket.MSG_DONTWAIT))
             except BlockingIOError:
                 return requests[1:]
 
@@ -157,9 +157,18 @@ def test_half_an_answer_ends_with_the_deadline(kernel: Kernel) -> None:
         kernel.control.get("wg0")
 
 
-def test_unreadable_answer_names_the_interface(kernel: Kernel) -> None:
-    kernel.answer(2, Message(FAMILY, 2, 0, b"\0\1\0\0\3\0\0\0"), DONE)
-    with pytest.raises(ControlError, match=r"^wg0 \(genl\): unreadable answer: netlink attribute 0 of 3 bytes in 4$"):
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"short", "netlink message cut off after 5 bytes"),
+        (Message(FAMILY, 2, 2, b"\0\1\0\0\3\0\0\0").to_bytes(), "netlink attribute 0 of 3 bytes in 4"),
+        (bytes(1 << 17) + b"x", "cut off after 131072 bytes"),
+    ],
+)
+def test_unreadable_answer_names_the_interface(kernel: Kernel, answer: bytes, complaint: str) -> None:
+    kernel.far.send(answer)
+    kernel.answer(2, DONE)
+    with pytest.raises(ControlError, match=rf"^wg0 \(genl\): unreadable answer: {complaint}$"):
         kernel.control.get("wg0")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,8 +128,13 @@ def test_go_program_is_built_with_checks_on_and_without_the_builders_paths(cache
     assert (target / "arguments").read_text().startswith("install -trimpath ")
     assert (target / "arguments").read_text().endswith(" example.org/wg@v1.2.3\n")
     environment = (target / "env").read_text()
-    assert f"GOMODCACHE={cache}/toolchains/go/mod\n" in environment
+    assert re.search(rf"^GOMODCACHE={cache}/peers/peer/\.v1\.2\.3\..*\.part/\.build/mod$", environment, re.MULTILINE)
     assert {"GOTOOLCHAIN=local", "CGO_ENABLED=0"} <= set(environment.split("\n"))
+
+
+def test_build_leaves_no_fetched_modules(programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO + "mkdir -p $GOMODCACHE/some@v1; chmod 500 $GOMODCACHE/some@v1\n")
+    assert {path.name for path in install("peer", GO).parent.iterdir()} == {"wg", "env", "arguments"}
 
 
 def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, programs: Path) -> None:
@@ -206,10 +212,10 @@ def test_users_own_go_caches_and_checks_are_respected(cache: Path, monkeypatch: 
     monkeypatch.setenv("GOMODCACHE", "/my/mod")
     monkeypatch.setenv("GONOSUMDB", "example.org")
     monkeypatch.delenv("GOCACHE", raising=False)
-    environment = go_environment(Path("/usr/bin/go"))
+    environment = go_environment(Path("/usr/bin/go"), cache)
     assert environment["GOMODCACHE"] == "/my/mod"
     assert environment["GONOSUMDB"] == "example.org"
-    assert environment["GOCACHE"] == str(cache / "toolchains" / "go" / "build")
+    assert environment["GOCACHE"] == str(cache / "toolchains" / "go-build")
 
 
 @pytest.mark.parametrize(

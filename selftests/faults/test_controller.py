@@ -1,0 +1,199 @@
+"""pytest in the sandbox behaves like pytest: exit statuses, -s, --pdb, Ctrl-C once and twice."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.launcher import COULD_NOT_TEST
+from harness.sandbox import LAUNCHER
+from selftests.faults import host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PASSES = "def test_it(lab): lab.node('n1')\n"
+FAILS = "def test_it(lab): assert lab.node('n1') is None\n"
+HANGS = """
+import time
+def test_it(lab):
+    print("started", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("undone", flush=True)
+"""
+
+
+def pytest_env() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST", "COLUMNS"))}
+
+
+def run_pytest(directory: Path, source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (directory / "test_it.py").write_text(source)
+    command = host.pytest_command(*arguments)
+    return subprocess.run(
+        command, cwd=directory, env=pytest_env(), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "status"),
+    [
+        pytest.param(PASSES, ("-n", "1"), 0, id="passed-xdist"),
+        pytest.param(FAILS, ("-n", "1"), 1, id="failed-xdist"),
+        pytest.param(PASSES, (), 0, id="passed"),
+        pytest.param(FAILS, (), 1, id="failed"),
+        pytest.param(PASSES, ("--impl", "nonsense"), 4, id="usage"),
+        pytest.param(PASSES, ("-k", "nothing"), 5, id="nothing-collected"),
+        pytest.param("import nonsense\n", ("--lane", "netns"), 2, id="collection-error"),
+    ],
+)
+def test_exit_status_is_pytests_own(tmp_path: Path, source: str, arguments: tuple[str, ...], status: int) -> None:
+    completed = run_pytest(tmp_path, source, *arguments)
+    assert completed.returncode == status, completed.stdout + completed.stderr
+
+
+def test_the_run_says_that_it_is_in_a_sandbox(tmp_path: Path) -> None:
+    assert "wg-interop: sandbox of its own" in run_pytest(tmp_path, PASSES).stdout
+
+
+@pytest.mark.parametrize("source", ["def test_it(): pass\n", "def test_it(tmp_path): pass\n"])
+def test_run_without_the_lab_is_left_alone(tmp_path: Path, source: str) -> None:
+    completed = run_pytest(tmp_path, source)
+    assert completed.returncode == 0
+    assert "wg-interop:" not in completed.stdout
+    assert not (tmp_path / "report").exists()
+
+
+def test_output_with_s_is_seen_at_once(tmp_path: Path) -> None:
+    completed = run_pytest(tmp_path, "def test_it(lab): print('seen', 'plainly')\n", "-s")
+    assert "seen plainly" in completed.stdout
+
+
+def test_program_of_a_checkout_below_tmp_is_found_inside(tmp_path: Path) -> None:
+    program = tmp_path / "build" / "wg"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\nexec wireguard-go "$@"\n')
+    program.chmod(0o755)
+    source = "from harness import traffic\ndef test_it(loopback): assert loopback.a.wg('show').stdout\n"
+    completed = run_pytest(tmp_path, source, "--impl", f"x={program}")
+    assert completed.returncode == 0, completed.stdout
+
+
+class Terminal:
+    """pytest on a terminal of its own, as its foreground process group."""
+
+    def __init__(self, directory: Path, source: str, *arguments: str) -> None:
+        (directory / "test_it.py").write_text(source)
+        self.output = ""
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.chdir(directory)
+            command = host.pytest_command(*arguments)
+            os.execve(sys.executable, command, pytest_env())  # noqa: S606 - the child of a pty
+
+    def wait_for(self, text: str, deadline: float = 30.0) -> None:
+        """Read until the text has been written."""
+        end = time.monotonic() + deadline
+        while text not in self.output:
+            assert select.select([self._terminal], [], [], max(0, end - time.monotonic()))[0], self.output
+            self.output += self._read()
+
+    def _read(self) -> str:
+        try:
+            data = os.read(self._terminal, 4096)
+        except OSError:
+            data = b""
+        assert data, f"the terminal was closed: {self.output}"
+        return data.decode(errors="replace")
+
+    def write(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def end(self) -> int:
+        """Read to the end and return the exit status."""
+        try:
+            self.wait_for("\0never")
+        except AssertionError:
+            _, status = os.waitpid(self.pid, 0)
+            return os.waitstatus_to_exitcode(status)
+        raise AssertionError("it wrote a zero byte")
+
+    def close(self) -> None:
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(tmp_path, HANGS, "-s")
+    terminal.wait_for("started")
+    yield terminal
+    terminal.close()
+
+
+def test_ctrl_c_once_ends_the_run_in_order(hanging: Terminal) -> None:
+    hanging.write("\x03")
+    assert hanging.end() == pytest.ExitCode.INTERRUPTED
+    assert hanging.output.count("undone") == 1
+    assert "KeyboardInterrupt" in hanging.output
+
+
+def test_ctrl_c_twice_ends_the_run_too(hanging: Terminal) -> None:
+    hanging.write("\x03")
+    hanging.write("\x03")
+    assert hanging.end() != 0
+
+
+def test_sigint_to_the_launcher_reaches_pytest_once(hanging: Terminal) -> None:
+    os.kill(hanging.pid, signal.SIGINT)
+    assert hanging.end() == pytest.ExitCode.INTERRUPTED
+    assert hanging.output.count("undone") == 1
+
+
+def test_sigterm_to_the_launcher_ends_the_run_by_that_signal(hanging: Terminal) -> None:
+    os.kill(hanging.pid, signal.SIGTERM)
+    assert hanging.end() == -signal.SIGTERM
+
+
+def test_pdb_finds_the_lab_standing_and_reads_from_the_terminal(tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, FAILS, "--pdb")
+    terminal.wait_for("(Pdb)")
+    terminal.write("import harness.netns; print('nodes', harness.netns.leftover_nodes())\n")
+    terminal.wait_for("nodes ['n1']")
+    terminal.write("q\n")
+    assert terminal.end() == pytest.ExitCode.INTERRUPTED
+    terminal.close()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        pytest.param(["sh", "-c", "exit 7"], 7, id="status"),
+        pytest.param(["sh", "-c", "kill -KILL $$"], -9, id="SIGKILL"),
+        pytest.param(["sh", "-c", "kill -SEGV $$"], -11, id="SIGSEGV"),
+        pytest.param(["no-such-program"], 127, id="no-such-program"),
+    ],
+)
+def test_launcher_ends_as_its_command_does(command: list[str], status: int) -> None:
+    launcher = [sys.executable, "-ISE", str(LAUNCHER), "--", *command]
+    assert subprocess.run(launcher, check=False, capture_output=True).returncode == status
+
+
+def test_launcher_names_the_reason_when_it_can_make_no_sandbox() -> None:
+    # In a user namespace whose limit is used up, not even root may make another network namespace.
+    forbid = 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
+    launcher = [sys.executable, "-ISE", str(LAUNCHER), "--", "true"]
+    outer = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", *launcher]
+    completed = subprocess.run(outer, check=False, capture_output=True, text=True)
+    assert completed.returncode == COULD_NOT_TEST
+    assert "max_net_namespaces" in completed.stderr
