@@ -78,6 +78,8 @@ def _stop_capturing(config: pytest.Config) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.stop_global_capturing()
+        # It would fail at the next thing to capture, such as the import of a test file by the copy that only collects.
+        config.pluginmanager.unregister(capture)
 
 
 def _replace_process() -> NoReturn:
@@ -89,14 +91,23 @@ def _replace_process() -> NoReturn:
     os.execv(sys.executable, [*launcher_command("--or-without"), *sys.orig_argv[1:]])  # noqa: S606 - ourselves again
 
 
+def _silence(config: pytest.Config) -> None:
+    """Turn the standard descriptors, and the copies that pytest's capture keeps of them, to /dev/null."""
+    _stop_capturing(config)
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None:
+        capture.start_global_capturing()
+        capture.suspend_global_capture()
+
+
 def _peek(config: pytest.Config) -> bool:
     """Let a copy of this process collect, in silence, and say whether a test uses the lab."""
     child = os.fork()
     if child == 0:
-        _stop_capturing(config)
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
+        _silence(config)
         setattr(config, PEEKING, True)
         config.option.collectonly = True
         undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no", "usepdb": False}

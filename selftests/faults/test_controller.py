@@ -26,8 +26,8 @@ FAILS = "def test_it(lab): assert lab.node('n1') is None\n"
 HANGS = """
 import time
 def test_it(lab):
-    print("started", flush=True)
     try:
+        print("started", flush=True)
         time.sleep(60)
     finally:
         print("undone", flush=True)
