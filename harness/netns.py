@@ -259,7 +259,8 @@ class NetNS:
             if "counter" in item:
                 counted[item["counter"]["name"]] = item["counter"]["packets"]
             for expression in item.get("rule", {}).get("expr", ()):
-                if "counter" in expression and "comment" in item["rule"]:
+                # Where a rule counts with a named counter, that is only the name.
+                if isinstance(expression.get("counter"), dict) and "comment" in item["rule"]:
                     counted[item["rule"]["comment"]] = expression["counter"]["packets"]
         return counted
 

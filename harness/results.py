@@ -50,14 +50,17 @@ class Results:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.by_id: dict[str, Result] = {}
+        self.by_id: dict[tuple[str, str, str], Result] = {}
+        """Every result by node id, lane and kernel, in the order in which the tests began."""
 
     def add(self, report: pytest.TestReport) -> Result:
         """Take one phase (setup, call or teardown) of a test; returns the result as it stands now."""
         facts = dict(report.user_properties).get(PROPERTY) or {}
         # Only the phase that ends last knows all; what it does not know must not erase what was known.
-        result = self.by_id.setdefault(report.nodeid, Result(id=report.nodeid))
-        for name, value in (facts if isinstance(facts, dict) else {}).items():
+        facts = facts if isinstance(facts, dict) else {}
+        identity = (report.nodeid, str(facts.get("lane", "core")), str(facts.get("kernel", "")))
+        result = self.by_id.setdefault(identity, Result(id=report.nodeid))
+        for name, value in facts.items():
             setattr(result, name, value)
         result.seconds = round(result.seconds + report.duration, 4)
         state = state_of(report)

@@ -51,13 +51,12 @@ class Watchman:
     def __init__(self, process: Process, manifest: Manifest) -> None:
         self._process = process
         self._manifest = manifest
+        self._who = f"{manifest.name} (pid {process.pid})"
         self._at_start = size_of(process.pid)
 
     def complaints(self) -> list[str]:
         """All that is wrong with the process now, in words; empty if it is well. It goes on running."""
-        who = f"{self._manifest.name} (pid {self._process.pid})"
-        found = [f"{who} {text}" for text in (self._death(), self._growth()) if text]
-        return found + [f"{who} wrote: {line}" for line in self._cries()]
+        return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._cries()) if text]
 
     def dismiss(self) -> list[str]:
         """The last look: complaints, and whether the process ends by itself after SIGTERM."""
@@ -66,12 +65,14 @@ class Watchman:
         try:
             status = self._process.terminate(_TERMINATION)
         except DeadlineExceeded:
-            found.append(f"{self._manifest.name} (pid {self._process.pid}) still ran {_TERMINATION:g} s after SIGTERM")
+            found.append(f"{self._who} still ran {_TERMINATION:g} s after SIGTERM")
         else:
             if was_running and status < 0 and status != -15:  # noqa: PLR2004 - SIGTERM itself
-                found.append(f"{self._manifest.name} (pid {self._process.pid}) died of signal {-status} after SIGTERM")
+                found.append(f"{self._who} died of signal {-status} after SIGTERM")
         self._process.close()
-        return found
+        # A sanitizer tells of leaks at the end, and a crash on the way out may still give status 0.
+        cries = [f"{self._who} {text}" for text in self._cries()]
+        return found + [text for text in cries if text not in found]
 
     def _death(self) -> str | None:
         status = self._process.status
@@ -97,4 +98,4 @@ class Watchman:
     def _cries(self) -> list[str]:
         pattern = re.compile("|".join(f"(?:{p})" for p in (*COMPLAINTS, *self._manifest.complaints)))
         lines = self._process.log.read_text(errors="replace").splitlines()
-        return [line for line in lines if pattern.search(line)][:3]
+        return [f"wrote: {line}" for line in lines if pattern.search(line)][:3]

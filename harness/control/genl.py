@@ -68,24 +68,25 @@ _MALFORMED: Final = (ValueError, struct.error, UsageError)
 class _Layout(NamedTuple):
     """An allowed-ip as the kernel writes it: length, family, address; only the length and the address vary.
 
-    nest: the header of the whole. head, middle: what stands before the length, and between it and the address.
+    head, middle: what stands before the length, and between it and the address.
     """
 
-    nest: bytes
     head: bytes
     middle: bytes
     struct: Struct
 
     @classmethod
     def of(cls, family: int, width: int) -> _Layout:
-        layout = Struct(f"=4sB3x12s{width}s")
+        layout = Struct(f"=8sB3x12s{width}s")
+        head = struct.pack("=HHHH", layout.size, NLA_F_NESTED, 5, ALLOWED_IP_LENGTH)
         middle = attribute(ALLOWED_IP_FAMILY, _U16.pack(family)) + struct.pack("=HH", 4 + width, ALLOWED_IP_ADDRESS)
-        head = struct.pack("=HH", 5, ALLOWED_IP_LENGTH)
-        return cls(struct.pack("=HH", 4 + layout.size, NLA_F_NESTED), head, middle, layout)
+        return cls(head, middle, layout)
 
 
 _LAYOUTS: Final = {4: _Layout.of(socket.AF_INET, 4), 16: _Layout.of(socket.AF_INET6, 16)}
-_LAYOUT_OF_SIZE: Final = {layout.struct.size: layout for layout in _LAYOUTS.values()}
+_LAYOUT_OF_HEAD: Final = {layout.head: layout for layout in _LAYOUTS.values()}
+_HEAD_SIZE: Final = 8
+_NEST_SIZE: Final = 4
 
 
 def encode_set(ifname: str, config: DeviceConfig, family_id: int) -> list[bytes]:
@@ -198,8 +199,8 @@ def _encode_allowed_ip(prefix: AllowedIP) -> bytes:
     except (KeyError, struct.error) as error:
         raise UsageError(f"allowed ip {address.hex()}/{length}: want 4 or 16 bytes and a length of 0 to 255") from error
     if remove:
-        return nest(0, entry, attribute(ALLOWED_IP_FLAGS, _U32.pack(REMOVE_ALLOWED_IP)))
-    return layout.nest + entry
+        return nest(0, entry[_NEST_SIZE:], attribute(ALLOWED_IP_FLAGS, _U32.pack(REMOVE_ALLOWED_IP)))
+    return entry
 
 
 def decode_dump(messages: Iterable[Message], where: str = "genl") -> DeviceState:
@@ -234,7 +235,7 @@ def _decode_peer(entry: bytes, peers: list[dict[str, Any]]) -> None:
     fields: dict[str, Any] = {"allowed_ips": []}
     for kind, value in attributes(entry):
         if kind == PEER_ALLOWED_IPS:
-            fields["allowed_ips"] += map(_decode_allowed_ip, attributes(value))
+            fields["allowed_ips"] += _decode_allowed_ips(value)
         elif kind in _PEER_FIELDS:
             name, decode = _PEER_FIELDS[kind]
             fields[name] = decode(value)
@@ -250,14 +251,20 @@ def _peer_state(fields: dict[str, Any]) -> PeerState:
     return PeerState(**fields | {"allowed_ips": tuple(fields["allowed_ips"])})
 
 
-def _decode_allowed_ip(nested: tuple[int, bytes]) -> AllowedIP:
-    _, entry = nested
-    layout = _LAYOUT_OF_SIZE.get(len(entry))
-    if layout:
-        head, length, middle, address = layout.struct.unpack(entry)
-        if head == layout.head and middle == layout.middle:
-            return AllowedIP(address, length)
-    # Not as the kernel of today writes it: then attribute by attribute.
+def _decode_allowed_ips(entries: bytes) -> list[AllowedIP]:
+    """Read entries one unpack each, as long as they look as the kernel of today writes them."""
+    found: list[AllowedIP] = []
+    at = 0
+    while layout := _LAYOUT_OF_HEAD.get(entries[at : at + _HEAD_SIZE]):
+        _, length, middle, address = layout.struct.unpack_from(entries, at)
+        if middle != layout.middle:
+            break
+        found.append(AllowedIP(address, length))
+        at += layout.struct.size
+    return found + [_decode_allowed_ip(entry) for _, entry in attributes(entries[at:])]
+
+
+def _decode_allowed_ip(entry: bytes) -> AllowedIP:
     found = dict(attributes(entry))
     address = found.get(ALLOWED_IP_ADDRESS, b"")
     if len(address) not in _LAYOUTS or ALLOWED_IP_LENGTH not in found:
@@ -343,9 +350,9 @@ class GenlControl:
 
     def set(self, ifname: str, config: DeviceConfig) -> None:
         """Apply a configuration; what the kernel took before its first no, stays."""
-        deadline = Deadline(self._timeout)
         requests = encode_set(ifname, config, self.family_id)
         action = describe(config)
+        deadline = Deadline(self._timeout)
         for number, request in enumerate(requests, 1):
             part = f" (part {number} of {len(requests)})" if len(requests) > 1 else ""
             self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)

@@ -217,10 +217,7 @@ def _receive(sock: socket.socket, answer: bytearray, deadline: Deadline) -> None
     """Read up to the empty line that ends an answer, or to the end of the connection."""
     while not answer.endswith(b"\n\n"):
         deadline.limit(sock)
-        try:
-            data = sock.recv(_RECEIVE_SIZE)
-        except ConnectionResetError:
-            return
+        data = sock.recv(_RECEIVE_SIZE)
         if not data:
             return
         answer += data

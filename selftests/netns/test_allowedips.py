@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,8 @@ from harness.tunnel import V4_OF_A, V4_OF_B
 from harness.wait import Datagram, wait_for
 
 if TYPE_CHECKING:
+    import socket
+
     from harness.tunnel import Tunnel
 
 PORT = 1111
@@ -37,7 +40,14 @@ def test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned(loopba
         a.set_peer(stranger, allowed_ips=allowed_ips(f"{V4_OF_B}/32"))
         b.set(DeviceConfig(listen_port=9997))
         traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, PORT, b"not mine")
-        with pytest.raises(DeadlineExceeded):
-            wait_for(Datagram(receiver), 1.0, "a datagram from an address that is another peer's, which must not come")
+        let_in = arrives(receiver, 1.0)
+        assert not let_in, f"A let a datagram in whose source, {V4_OF_B}, is another peer's allowed ip"
     a.set_peer(stranger, remove=True)
     assert str(loopback.seen_by_a().endpoint) == "[::1]:9997"
+
+
+def arrives(receiver: socket.socket, seconds: float) -> bool:
+    """Whether a datagram comes within so many seconds."""
+    with suppress(DeadlineExceeded):
+        return bool(wait_for(Datagram(receiver), seconds, "a datagram"))
+    return False

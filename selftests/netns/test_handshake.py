@@ -20,6 +20,7 @@ WITH_RESPONSE = PINGS * 128 + 92
 WITH_INITIATION = PINGS * 128 + 148
 KEEPALIVE = 32
 INNER = PINGS * 84
+SIZES = {KEEPALIVE: "a keepalive", 92: "a response", 128: "an echo", 148: "an initiation"}
 
 
 @pytest.mark.scenario("N01")
@@ -37,12 +38,20 @@ def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tu
 @pytest.mark.requirement("IF-11", "IF-12")
 def test_ten_pings_are_counted_to_the_byte(loopback: Tunnel) -> None:
     pings = traffic.ping(loopback.nodes["ns2"], V4_OF_A, count=PINGS)
-    assert pings.lost == 0, pings
+    assert pings.lost == 0, f"{pings}"
     b, a = loopback.seen_by_b(), loopback.seen_by_a()
-    assert (b.rx_bytes, a.tx_bytes) == (WITH_RESPONSE, WITH_RESPONSE)
-    assert b.tx_bytes in {WITH_INITIATION, WITH_INITIATION + KEEPALIVE}
-    assert a.rx_bytes == b.tx_bytes
+    assert b.rx_bytes == WITH_RESPONSE, f"B received {off(b.rx_bytes, WITH_RESPONSE)}"
+    assert a.tx_bytes == WITH_RESPONSE, f"A sent {off(a.tx_bytes, WITH_RESPONSE)}"
+    assert b.tx_bytes in {WITH_INITIATION, WITH_INITIATION + KEEPALIVE}, f"B sent {off(b.tx_bytes, WITH_INITIATION)}"
+    assert a.rx_bytes == b.tx_bytes, f"A received {off(a.rx_bytes, b.tx_bytes)}"
     assert min(a.latest_handshake, b.latest_handshake) > 0
+
+
+def off(counted: int, expected: int) -> str:
+    """How a counter is wrong, and which message would explain it."""
+    by = abs(counted - expected)
+    message = f", as long as {SIZES[by]}" if by in SIZES else ""
+    return f"{counted} bytes, not {expected}: {by} too {'many' if counted > expected else 'few'}{message}"
 
 
 @pytest.mark.scenario("N02")
@@ -79,7 +88,7 @@ def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[in
 )
 def test_ten_pings_lose_none(loopback: Tunnel, sender: str, address: str) -> None:
     pings = traffic.ping(loopback.nodes[sender], address, count=PINGS)
-    assert pings.lost == 0, pings
+    assert pings.lost == 0, f"{pings}"
 
 
 @pytest.mark.scenario("N04")

@@ -214,7 +214,7 @@ def test_attribute_of_a_peer_is_read(attribute: bytes, expected: dict[str, Any])
 
 
 # The kernel's own order is length, family, address.
-@pytest.mark.parametrize("order", [(3, 1, 2), (1, 2, 3), (2, 3, 1)])
+@pytest.mark.parametrize("order", [(3, 1, 2), (3, 2, 1), (1, 2, 3), (2, 3, 1)])
 @pytest.mark.parametrize("text", ["10.0.0.0/8", "fd00::/64"])
 def test_allowed_ip_is_read_in_any_order_of_its_attributes(text: str, order: tuple[int, ...]) -> None:
     address, _, length = text.partition("/")
@@ -336,6 +336,10 @@ def test_what_no_attribute_can_hold_is_the_callers_mistake(config: DeviceConfig,
         ([dumped(nested(8, nested(0, nla(2, ZERO)))), DONE], "a peer without public key"),
         ([dumped(nested(8, nested(0, nla(1, ZERO), nla(4, bytes(16))))), DONE], "an endpoint of family 0"),
         ([dumped(nested(8, nested(0, nla(1, ZERO), nested(9, nested(0, nla(3, b"1")))))), DONE], "an allowed ip of 05"),
+        (
+            [dumped(nested(8, nested(0, nla(1, ZERO), nested(9, prefix("::", 8)[:20])))), DONE],
+            "unpack_from requires a buffer",
+        ),
     ],
 )
 def test_answer_that_breaks_the_format_is_unreadable(answer: list[Message], complaint: str) -> None:

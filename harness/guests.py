@@ -1,0 +1,212 @@
+"""Lanes `vm` and `warp`: the tests of lane `netns` in a guest with a kernel of one's choice, in one pytest session.
+
+The guest runs pytest on the same files; each of its reports comes back and is told to this session's hooks as if the
+test had run here, as xdist does with its workers. A guest without a good verdict is a failed test of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.implementation import Manifest, Registry
+
+# Where the guest has the programs under test, one directory each.
+PEERS: Final = "/peers"
+# Marks the lines of the guest's output that are events; the rest is what pytest prints there.
+RECORD: Final = b"\x1e"
+# Emulation is slow: deadlines of the guest's tests are longer.
+TIMEOUT_SCALE: Final = 4.0
+DEADLINES: Final = {"vm": 1200.0, "warp": 900.0}
+
+
+class Stream:
+    """Takes a guest's output in pieces and gives back the events in it, whole."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.text: list[str] = []
+
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """Take a piece; yields the events that it completes, keeps other lines in `text`."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            before, mark, event = line.partition(RECORD)
+            if not mark:
+                self.text.append(line.decode(errors="replace").rstrip("\r"))
+                continue
+            try:
+                yield json.loads(event)
+            except ValueError:
+                self.text.append(f"unreadable event: {event[:200]!r} after {before!r}")
+
+
+class Guests:
+    """Runs the guest lanes of one session."""
+
+    def __init__(
+        self, config: pytest.Config, registry: Registry, seed: int, evidence: Path, selection: list[str]
+    ) -> None:
+        """Selection: what the command line says of which tests to run, for the guest's command line."""
+        self._config = config
+        self._registry = registry
+        self._seed = seed
+        self._evidence = evidence
+        self._selection = selection
+        self._vm = load_vm(config)
+
+    def prepare(self, kernels: list[str]) -> None:
+        """Fetch kernels and build the guest's root, while there is a network. Raises pytest.UsageError, pytest.Exit."""
+        for kernel in kernels or [self.default_kernel]:
+            self._vm.find(kernel)
+
+    @property
+    def default_kernel(self) -> str:
+        return str(self._vm.vm_kernel.CATALOGUE["default"])
+
+    def run(self, lane: str, kernel: str) -> None:
+        """Run the selected tests in a guest and tell this session's hooks what became of them."""
+        stream, told = Stream(), _Told(self._config)
+        files, implementations = self._implementations()
+        arguments = [
+            *self._selection,
+            *implementations,
+            *_lane_arguments(lane, self._config),
+            "--seed",
+            str(self._seed),
+        ]
+        try:
+            result = self._vm.boot(
+                kernel,
+                ["python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *arguments],
+                warp=lane == "warp",
+                cpus=1 if lane == "warp" else 2,
+                deadline=DEADLINES[lane],
+                debug=True,
+                files=files,
+                collect=["report"],
+                environment={"WG_INTEROP_EVENTS": "stdout", "WG_INTEROP_LANE": lane, "PYTHONDONTWRITEBYTECODE": "1"},
+                folder=self._config.rootpath,
+                show=lambda data: told.take_all(stream.feed(data)),
+            )
+        except HarnessError as error:
+            told.failure(lane, kernel, str(error))
+            return
+        self._bring_evidence(result.results)
+        if result.verdict is not self._vm.Verdict.EXITED:
+            told.failure(lane, result.kernel, self._vm.explain(result))
+        elif result.status not in told.expected_statuses():
+            text = "\n".join(stream.text[-40:])
+            told.failure(lane, result.kernel, f"pytest in the guest ended with status {result.status}:\n{text}")
+
+    def _implementations(self) -> tuple[list[tuple[Path, str]], list[str]]:
+        """The programs to take along, and the options that name them there."""
+        files: list[tuple[Path, str]] = []
+        options: list[str] = []
+        for name in self._registry.asked or self._registry.known:
+            manifest = self._registry.get(name)
+            options += ["--impl", name + self._take(manifest, files)]
+        return files, options
+
+    @staticmethod
+    def _take(manifest: Manifest, files: list[tuple[Path, str]]) -> str:
+        if manifest.kind == "kernel":
+            return ""
+        try:
+            program = manifest.find_program()
+        except HarnessError:
+            return ""
+        there = f"{PEERS}/{manifest.name}/{program.name}"
+        files.append((program, there))
+        return f"={there}"
+
+    def _bring_evidence(self, results: Path) -> None:
+        found = results / "report" / "evidence"
+        if found.is_dir():
+            shutil.copytree(found, self._evidence, dirs_exist_ok=True)
+
+
+class _Told:
+    """Tells this session's hooks what a guest reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._failed = 0
+        self._any = False
+
+    def take_all(self, events: Iterator[dict[str, Any]]) -> None:
+        for event in events:
+            self.take(event)
+
+    def take(self, event: dict[str, Any]) -> None:
+        if event.get("event") != "report":
+            return
+        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
+        self._any = True
+        self._failed += report.failed
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+    def expected_statuses(self) -> set[int]:
+        """The exit statuses of pytest that the reports explain."""
+        if not self._any:
+            return {pytest.ExitCode.NO_TESTS_COLLECTED}
+        return {pytest.ExitCode.TESTS_FAILED} if self._failed else {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+
+    def failure(self, lane: str, kernel: str, text: str) -> None:
+        """A failed result that belongs to the guest, not to one of its tests."""
+        from harness.results import PROPERTY
+
+        report = pytest.TestReport(
+            nodeid=f"{lane}::guest[{kernel}]",
+            location=(lane, None, f"guest[{kernel}]"),
+            keywords={},
+            outcome="failed",
+            longrepr=text,
+            when="call",
+        )
+        report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel}))
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+
+def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:
+    chosen = config.option.markexpr
+    # Tests that wait for protocol time run where time is skipped, and nowhere else.
+    waiting = "waiting" if lane == "warp" else "not waiting"
+    expression = f"({chosen}) and {waiting}" if chosen else waiting
+    scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
+    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}"]
+    return arguments if lane == "warp" else [*arguments, "-n", "2"]
+
+
+def load_vm(config: pytest.Config) -> Any:
+    """The module ci/vm.py of the checkout."""
+    if not (config.rootpath / "ci" / "vm.py").exists():
+        raise pytest.UsageError(f"lanes vm and warp need a checkout of wg-interop; {config.rootpath} has no ci/vm.py")
+    return importlib.import_module("ci.vm")
+
+
+def selection(config: pytest.Config) -> list[str]:
+    """The words of the command line that choose tests, fit for a guest whose project lies elsewhere."""
+    words = [_relative(word, config.rootpath) for word in config.args]
+    if config.option.keyword:
+        words += ["-k", config.option.keyword]
+    for pair in config.option.wg_pair:
+        words += ["--pair", pair]
+    return words
+
+
+def _relative(word: str, root: Path) -> str:
+    path, separator, rest = word.partition("::")
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links out of the project
+    return (str(absolute.relative_to(root)) if absolute.is_relative_to(root) else path) + separator + rest

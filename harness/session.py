@@ -1,0 +1,180 @@
+"""What the plugin keeps for one pytest process (seed, implementations, results), and what it knows of a test."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest, Registry
+    from harness.lab import Lab
+    from harness.results import Results
+    from harness.rundir import RunDirectory
+
+# Lanes of this kernel, and those of a guest with a kernel of one's choice.
+HERE: Final = ("core", "netns")
+GUESTS: Final = ("vm", "warp")
+# Set in a guest: the lane that its results belong to.
+LANE: Final = "WG_INTEROP_LANE"
+FIXTURES: Final = "harness.fixtures"
+
+
+class Pair(NamedTuple):
+    """The implementations of A (in ns1) and B (in ns2)."""
+
+    a: Manifest
+    b: Manifest
+
+    def __str__(self) -> str:
+        return f"{self.a.name}~{self.b.name}"
+
+
+class State:
+    """What the plugin keeps for one pytest process."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.seed: int = _from_controller(config, "wg_seed") or config.option.wg_seed or secrets.randbits(32)
+        # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
+        self.used = config.option.wg_results is not None or asked(config)
+        self.results_path: Path = (config.option.wg_results or config.rootpath / "report" / "results.json").absolute()
+        self._run_directory: RunDirectory | None = None
+        self._registry: Registry | None = None
+        self._results: Results | None = None
+
+    @property
+    def report_directory(self) -> Path:
+        """Where evidence goes: beside the results."""
+        return self.results_path.parent
+
+    @property
+    def registry(self) -> Registry:
+        if self._registry is None:
+            self._registry = _read_registry(self.config)
+        return self._registry
+
+    @property
+    def results(self) -> Results:
+        if self._results is None:
+            from harness.results import Results
+
+            self._results = Results(self.seed)
+        return self._results
+
+    def scratch(self) -> Path:
+        """The run directory, made when first needed; the controller makes it for its workers."""
+        given = _from_controller(self.config, "wg_run_directory")
+        if given is not None:
+            return Path(given)
+        if self._run_directory is None:
+            from harness.rundir import RunDirectory
+
+            self._run_directory = RunDirectory()
+        return self._run_directory.path
+
+    def close(self) -> None:
+        if self._run_directory is not None:
+            self._run_directory.close()
+            self._run_directory = None
+
+
+LAB: Final[pytest.StashKey[Lab]] = pytest.StashKey()
+_STATE: Final = pytest.StashKey[State]()
+
+
+def state_of_run(config: pytest.Config) -> State:
+    """The one State of this process."""
+    if _STATE not in config.stash:
+        config.stash[_STATE] = State(config)
+    return config.stash[_STATE]
+
+
+def _from_controller(config: pytest.Config, name: str) -> Any:
+    return getattr(config, "workerinput", {}).get(name)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+def asked(config: pytest.Config) -> bool:
+    """Whether an option was given that makes sense for the lab only."""
+    option = config.option
+    lanes = set(option.wg_lane) - {"core"}
+    return bool(option.wg_impl or option.wg_manifest or option.wg_pair or lanes)
+
+
+def guest_lanes(config: pytest.Config) -> list[str]:
+    """The lanes asked for that need a guest, in order."""
+    return [lane for lane in GUESTS if lane in config.option.wg_lane]
+
+
+def only_guests(config: pytest.Config) -> bool:
+    """Whether nothing is to run on this kernel."""
+    return bool(guest_lanes(config)) and not set(config.option.wg_lane) & set(HERE)
+
+
+def _read_registry(config: pytest.Config) -> Registry:
+    from harness.implementation import Registry
+
+    try:
+        registry = Registry()
+        for path in config.option.wg_manifest:
+            registry.add(path)
+        for text in config.option.wg_impl:
+            registry.choose(text)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    return registry
+
+
+def pairs(config: pytest.Config) -> list[Pair]:
+    registry = state_of_run(config).registry
+    if not config.option.wg_pair:
+        names = registry.asked or list(registry.known)
+        return [Pair(registry.get(a), registry.get(b)) for a in names for b in names]
+    return [_pair(registry, text) for text in config.option.wg_pair]
+
+
+def _pair(registry: Registry, text: str) -> Pair:
+    names = text.split("~")
+    if len(names) != len(Pair._fields):
+        raise pytest.UsageError(f"--pair {text}: want A~B, two implementations with a tilde between")
+    try:
+        return Pair(registry.get(names[0]), registry.get(names[1]))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def uses(item: pytest.Item, fixture: str) -> bool:
+    """Whether a test uses our fixture of this name; other projects may well have a `lab` or a `pair` of their own."""
+    info = getattr(item, "_fixtureinfo", None)
+    for definition in reversed(info.name2fixturedefs.get(fixture, ()) if info else ()):
+        if getattr(definition.func, "__module__", None) == FIXTURES:
+            return True
+        # Theirs may be built upon ours.
+        if fixture not in definition.argnames:
+            break
+    return False
+
+
+def lane_of(item: pytest.Item) -> str:
+    """`netns` for a test that uses the lab, else `core`."""
+    return "netns" if uses(item, "lab") else "core"
+
+
+def label_of(item: pytest.Item) -> str:
+    """The lane as results name it: in a guest, the guest's."""
+    lane = lane_of(item)
+    return os.environ.get(LANE, lane) if lane == "netns" else lane
+
+
+def file_name(nodeid: str) -> str:
+    return re.sub(r"[^\w.~+-]+", "_", nodeid)

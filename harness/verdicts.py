@@ -1,0 +1,100 @@
+"""The plugin's verdicts: what counts towards a test's outcome beside its assertions, and what is reported of it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.session import LAB, file_name, label_of, lane_of, state_of_run
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from harness.implementation import Manifest
+    from harness.lab import Lab
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Around each test: the watchman's look, and the undoing of the lab, both part of the test's verdict."""
+    made = item.stash.get(LAB, None)
+    if made is None:
+        return (yield)
+    try:
+        answer = yield
+        made.watch()
+    except BaseException as error:
+        made.snapshot()
+        # With --pdb the lab stays up for the one who looks; the fixture undoes it afterwards.
+        if not item.config.option.usepdb:
+            _close_after(made, error)
+        raise
+    made.close()
+    return answer
+
+
+def _close_after(made: Lab, error: BaseException) -> None:
+    try:
+        made.close()
+    except Exception as late:  # noqa: BLE001 - whatever the undo says, the first error stays the verdict
+        error.add_note(f"and the undo: {late}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if lane_of(item) == "netns" or state_of_run(item.config).used:
+        facts = _facts(item)
+        if report.when == "call" or (report.when == "setup" and report.failed):
+            facts["artifacts"] = _keep_evidence(item, report)
+        _describe(report, facts)
+    return report
+
+
+def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
+    from harness.results import PROPERTY
+
+    report.user_properties = [entry for entry in report.user_properties if entry[0] != PROPERTY]
+    report.user_properties.append((PROPERTY, facts))
+
+
+def _facts(item: pytest.Item) -> dict[str, Any]:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    sides = [params["implementation"], None] if "implementation" in params else list(params.get("pair", (None, None)))
+    facts: dict[str, Any] = {
+        "a": _side(sides[0]),
+        "b": _side(sides[1]),
+        "lane": label_of(item),
+        "kernel": platform.release(),
+        "scenarios": [name for marker in item.iter_markers("scenario") for name in marker.args],
+        "requirements": [name for marker in item.iter_markers("requirement") for name in marker.args],
+    }
+    return facts
+
+
+def _side(manifest: Manifest | None) -> dict[str, str] | None:
+    if manifest is None:
+        return None
+    try:
+        return {"impl": manifest.name, "version": manifest.version()}
+    except HarnessError:
+        return {"impl": manifest.name, "version": "unknown"}
+
+
+def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
+    made = item.stash.get(LAB, None)
+    keep = item.config.option.wg_keep
+    if made is None or keep == "none" or (keep == "failed" and not report.failed):
+        return ""
+    target = state_of_run(item.config).report_directory / "evidence" / file_name(item.nodeid)
+    if report.longreprtext:
+        made.note("failure.txt", report.longreprtext + "\n")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(target)
+    shutil.copytree(made.directory, target)
+    return str(target.relative_to(target.parent.parent))

@@ -1,0 +1,83 @@
+"""The configuration records: the spellings they take and give, and what they refuse."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.control.records import AllowedIP, DeviceState, Endpoint, Key, PeerState
+from harness.errors import UsageError
+
+# What `wg pubkey` of wireguard-tools 1.0.20210914 says.
+PRIVATE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+PUBLIC = "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8="
+
+
+def test_public_key_is_the_one_that_wg_derives() -> None:
+    assert str(Key.parse(PRIVATE).public()) == PUBLIC
+
+
+def test_generated_key_is_clamped_and_new() -> None:
+    raw = Key.generate().raw
+    assert (raw[0] & 7, raw[31] & 0xC0) == (0, 0x40)
+    assert Key.generate().raw != raw
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("AAEC", "a key has 32 bytes, not 3"), ("?" * 44, "key '.*': not base64")]
+)
+def test_text_that_is_no_key_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        Key.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("10.0.0/8", "want ADDRESS/LENGTH"),
+        ("10.0.0.0/x", "want ADDRESS/LENGTH"),
+        ("10.0.0.0/33", "a prefix length is 0 to 32"),
+        ("::/129", "a prefix length is 0 to 128"),
+        ("::/-1", "a prefix length is 0 to 128"),
+    ],
+)
+def test_text_that_is_no_allowed_ip_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=f"^allowed ip '{text}': {complaint}$"):
+        AllowedIP.parse(text)
+
+
+def test_prefix_length_may_be_left_out_and_a_plus_be_said() -> None:
+    assert [str(AllowedIP.parse(text)) for text in ("10.0.0.1", "+::1")] == ["10.0.0.1/32", "::1/128"]
+
+
+def test_unknown_peer_is_refused_with_those_that_are_known() -> None:
+    state = DeviceState(peers=(PeerState(public_key=Key.parse(PUBLIC)),))
+    assert state.peer(Key.parse(PUBLIC)) is state.peers[0]
+    with pytest.raises(UsageError, match=f"^no peer {PRIVATE}; there are: {re.escape(PUBLIC)}$"):
+        state.peer(Key.parse(PRIVATE))
+
+
+@pytest.mark.parametrize("text", ["10.0.0.5/8", "-10.0.0.0/8", "fd00::/64", "-::/0"])
+def test_allowed_ip_is_printed_as_it_is_read(text: str) -> None:
+    assert str(AllowedIP.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.1:9", "192.0.2.1:9"),
+        ("[2001:DB8:0::1]:9", "[2001:db8::1]:9"),
+        ("[::ffff:c000:201]:9", "[::ffff:192.0.2.1]:9"),
+        ("[fe80::1%7]:9", "[fe80::1%7]:9"),
+        ("[fe80::1%eth0]:9", "[fe80::1%42]:9"),
+    ],
+)
+def test_endpoint_is_printed_in_its_usual_spelling(text: str, expected: str) -> None:
+    assert str(Endpoint.parse(text, {"eth0": 42}.__getitem__)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "192.0.2.1", "192.0.2.1:", "::1:9x", "host:9", "[fe80::1%no-such-interface]:9"])
+def test_text_that_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^endpoint '.*': want ADDRESS:PORT or \[ADDRESS\]:PORT$"):
+        Endpoint.parse(text)
