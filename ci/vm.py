@@ -18,13 +18,14 @@ import shutil
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from ci import vm_console, vm_image, vm_kernel, vm_qemu
+from ci import vm_console, vm_image, vm_kernel, vm_modules, vm_qemu
 from ci.vm_cpio import Archive
+from harness.cache import cache_root
 from harness.errors import HarnessError, UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ RESULTS_IN_GUEST: Final = "/lab/results"
 DEFAULT_DEADLINE: Final = 300.0
 CANARY_SECONDS: Final = 10.0
 MAX_DRIFT: Final = 1.0
+# Of the message that all is ready a few come late.
+MAX_INTERRUPTS: Final = 8
 KVM_PROBE_DEADLINE: Final = 10.0
 KEPT_RUNS: Final = 10
 SHOWN_LINES: Final = 15
@@ -53,6 +56,7 @@ class Order(TypedDict):
     deadline: float | None
     warp: bool
     canary: float
+    collect: list[str]
     module_parameters: dict[str, str]
     farewell: float
 
@@ -108,12 +112,13 @@ class Job:
     """What is to run in a guest."""
 
     command: tuple[str, ...]
-    folder: Path
-    environment: Mapping[str, str]
-    files: tuple[tuple[Path, str], ...]
     deadline: float
-    debug: bool
-    nonce: str
+    folder: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[tuple[Path, str], ...] = ()
+    collect: tuple[str, ...] = ()
+    debug: bool = False
+    nonce: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def order(self, hardware: Hardware) -> Order:
         """As the guest gets it: its own deadline comes a little sooner, so that it can tell what it was waiting for."""
@@ -125,6 +130,7 @@ class Job:
             deadline=None if hardware.warp else self.deadline - min(10.0, self.deadline / 4),
             warp=hardware.warp,
             canary=CANARY_SECONDS,
+            collect=[RESULTS_IN_GUEST, *self.collect],
             module_parameters={"wireguard": "dyndbg=+p"} if self.debug else {},
             farewell=10.0,
         )
@@ -140,6 +146,7 @@ def boot(
     deadline: float = DEFAULT_DEADLINE,
     debug: bool = False,
     files: Sequence[tuple[Path, str]] = (),
+    collect: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     folder: Path = vm_image.PROJECT,
     accelerator: str = "auto",
@@ -152,36 +159,46 @@ def boot(
     deadline: seconds from the start of QEMU; the guest ends the command a little earlier, with stacks in its log.
     debug: the WireGuard module logs what it does (dynamic debug); read it in results/kernel.log.
     files: (path here, path in the guest), folders with all that is in them; the project is there anyway.
-    folder: where the command starts; what it leaves in $LAB_RESULTS is brought back.
+    collect: folders of the guest to bring back, as results/NAME, beside what the command leaves in $LAB_RESULTS.
+    folder: where the command starts.
     accelerator: `auto`, `kvm` or `tcg`.
     show: takes what the command prints, as it comes; output.log has it too.
 
     UsageError: there is no such kernel. Unavailable: something must be installed first.
     """
-    vm_qemu.find_qemu()
-    cache = cache_folder()
-    chosen = vm_kernel.find(kernel, cache)
+    begun = time.monotonic()
+    chosen = find(kernel)
     job = Job(
         command=tuple(command),
         folder=folder,
         environment=environment or {},
         files=tuple(files),
+        collect=tuple(str(folder / path) for path in collect),
         deadline=deadline,
         debug=debug,
-        nonce=secrets.token_hex(16),
     )
     hardware = vm_qemu.Hardware(cpus=cpus, memory=memory, warp=warp)
-    if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware, cache))):
+    if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware))):
         hardware = replace(hardware, kvm=True)
-    return run(job, chosen, hardware, cache=cache, directory=directory or new_directory(cache), show=show)
+    return run(job, chosen, hardware, begun=begun, directory=directory or new_directory(), show=show)
+
+
+def find(kernel: str) -> Kernel:
+    """The kernel and all else that a boot needs, fetched and built if it is not there: what takes a network."""
+    vm_qemu.find_qemu()
+    cache = cache_root()
+    chosen = vm_kernel.find(kernel, cache)
+    vm_image.base(cache / "vm")
+    vm_modules.archive(chosen, cache / "vm")
+    return chosen
 
 
 def run(
-    job: Job, kernel: Kernel, hardware: Hardware, *, cache: Path, directory: Path, show: Callable[[bytes], object]
+    job: Job, kernel: Kernel, hardware: Hardware, *, begun: float, directory: Path, show: Callable[[bytes], object]
 ) -> VmResult:
-    begun = time.monotonic()
+    """Boot, watch, judge. begun: when the caller was asked, by the monotonic clock."""
     console = directory / "console.log"
-    with root(job.order(hardware), job.files, kernel, cache) as initrd, (directory / "output.log").open("wb") as output:
+    with root(job.order(hardware), job.files, kernel) as initrd, (directory / "output.log").open("wb") as output:
 
         def both(data: bytes) -> None:
             output.write(data)
@@ -199,7 +216,7 @@ def run(
     found = tuple(vm_console.complaints(log, vm_console.load_noise(NOISE_TABLE)))
     verdict, message = judge(received, found, in_time=in_time, warp=hardware.warp)
     if verdict is Verdict.LOST and received.ready is None:
-        message += "".join(f"; {line}" for line in vm_console.tail(read_log(directory / "qemu.log"), 1))
+        message += "".join(f"; {line}" for line in vm_console.excerpt(read_log(directory / "qemu.log"), (), 1))
     return VmResult(
         verdict=verdict,
         status=received.verdict["status"] if received.verdict else None,
@@ -225,9 +242,8 @@ def judge(received: Received, found: Sequence[str], *, in_time: bool, warp: bool
         return Verdict.OVERDUE, Verdict.OVERDUE.value
     if found:
         return Verdict.COMPLAINED, f"{Verdict.COMPLAINED.value} {len(found)} times, first: {found[0]}"
-    drift = max(received.verdict["drifts"], key=abs)
-    if warp and (abs(drift) > MAX_DRIFT or received.verdict["interrupts"]):
-        interrupts = received.verdict["interrupts"]
+    drift, interrupts = max(received.verdict["drifts"], key=abs), received.verdict["interrupts"]
+    if warp and (abs(drift) > MAX_DRIFT or interrupts > MAX_INTERRUPTS):
         return Verdict.DRIFTED, f"{Verdict.DRIFTED.value}: by {drift:+.3f} s, {interrupts} interrupts from the host"
     return Verdict.EXITED, ""
 
@@ -253,9 +269,10 @@ def durations(received: Received, log: str, *, begun: float, started: float, war
 
 
 @contextmanager
-def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel, cache: Path) -> Iterator[int]:
+def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Iterator[int]:
     """The guest's root as one archive in memory, so that no killed runner leaves it behind: a file descriptor."""
-    parts = [vm_image.base(cache / "vm"), vm_kernel.modules_archive(kernel, cache / "vm")]
+    cache = cache_root()
+    parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm")]
     memory = os.memfd_create("guest-root")
     try:
         with os.fdopen(os.dup(memory), "wb") as out:
@@ -292,6 +309,8 @@ def kernel_arguments(*, debug: bool) -> str:
         "cryptomgr.notests",
         "random.trust_cpu=on",
         "nokaslr",
+        # Making and deleting interfaces and namespaces waits for RCU: a third less under emulation.
+        "rcupdate.rcu_expedited=1",
         *(["wireguard.dyndbg=+p"] if debug else []),
         f"rdinit={os.path.realpath(sys.executable)}",
         "--",
@@ -310,38 +329,26 @@ def guest_environment() -> dict[str, str]:
     }
 
 
-def kvm_works(kernel: Kernel, hardware: Hardware, cache: Path) -> bool:
+def kvm_works(kernel: Kernel, hardware: Hardware) -> bool:
     """Whether a guest came up under KVM on this boot of this machine; /dev/kvm alone proves nothing in a VM."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     program = Path(vm_qemu.find_qemu()).stat()
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
     key = hashlib.sha256(f"{kernel.identity()} {program.st_size} {program.st_mtime_ns} {boot_id}".encode()).hexdigest()
-    note = cache / "vm" / "kvm" / key[:24]
+    note = cache_root() / "vm" / "kvm" / key[:24]
     if not note.exists():
         kvm = replace(hardware, kvm=True)
-        job = Job(
-            command=("true",),
-            folder=Path("/"),
-            environment={},
-            files=(),
-            deadline=KVM_PROBE_DEADLINE,
-            debug=False,
-            nonce=secrets.token_hex(16),
-        )
-        result = run(job, kernel, kvm, cache=cache, directory=new_directory(cache), show=lambda _: None)
+        job = Job(command=("true",), deadline=KVM_PROBE_DEADLINE)
+        result = run(job, kernel, kvm, begun=time.monotonic(), directory=new_directory(), show=lambda _: None)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(f"{result.verdict.name} {result.message}\n")
     return note.read_text().startswith(Verdict.EXITED.name)
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wg-interop"
-
-
-def new_directory(cache: Path) -> Path:
+def new_directory() -> Path:
     """A fresh directory for a run's logs; of the older ones the last few are kept."""
-    runs = cache / "vm" / "runs"
+    runs = cache_root() / "vm" / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for old in sorted(runs.iterdir())[: -KEPT_RUNS + 1]:
         shutil.rmtree(old, ignore_errors=True)
@@ -358,17 +365,30 @@ def explain(result: VmResult) -> str:
     """For a person: why the run is red, and where to look."""
     lines = [f"vm: {result.message}", f"vm: console log: {result.console}"]
     lines += [f"vm: complaint: {line}" for line in result.complaints]
-    lines += [f"  | {line}" for line in vm_console.tail(read_log(result.console), SHOWN_LINES)]
+    lines += [f"  | {line}" for line in vm_console.excerpt(read_log(result.console), result.complaints, SHOWN_LINES)]
     return "\n".join(lines)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="vm.py", description="Run a command under a kernel of your choice.")
     commands = parser.add_subparsers(required=True)
+    prepare_options = commands.add_parser(
+        "prepare", help="fetch and build what `run` needs, so that it needs no network"
+    )
     run_options = commands.add_parser("run", help="boot, run one command, exit with its status")
-    add = run_options.add_argument
-    default = vm_kernel.CATALOGUE["default"]
-    add("--kernel", default=default, help="name, version, bzImage or build tree (default: %(default)s)")
+    for options, action in ((prepare_options, prepare_command), (run_options, run_command)):
+        options.set_defaults(action=action)
+        options.add_argument(
+            "--kernel",
+            default=vm_kernel.CATALOGUE["default"],
+            help="name, version, bzImage or build tree (default: %(default)s)",
+        )
+    add_run_options(run_options)
+    return parser.parse_args(arguments)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--warp", action="store_true", help="one CPU, and a clock that skips idle time")
     add("--cpus", type=int, default=2, help="default: %(default)s")
     add("--memory", default="2G", help="as QEMU takes it (default: %(default)s)")
@@ -376,11 +396,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--accelerator", choices=["auto", "kvm", "tcg"], default="auto", help="auto: KVM if a guest came up under it")
     add("--debug", action="store_true", help="dynamic debug of the WireGuard module, into kernel.log")
     add("--file", type=file_argument, action="append", default=[], metavar="PATH[:PATH IN GUEST]", help="take it along")
+    add("--collect", action="append", default=[], metavar="PATH", help="a folder of the guest to bring back")
     add("--env", type=environment_argument, action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
-    add("--results", type=Path, metavar="DIR", help="copy there what the command left in $LAB_RESULTS, and kernel.log")
+    add("--results", type=Path, metavar="DIR", help="copy there what is brought back, and kernel.log")
     add("--durations", action="store_true", help="print where the time went")
     add("command", nargs="+", metavar="COMMAND", help="after --")
-    return parser.parse_args(arguments)
 
 
 def file_argument(text: str) -> tuple[Path, str]:
@@ -406,20 +426,7 @@ def show(data: bytes) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        result = boot(
-            options.kernel,
-            options.command,
-            warp=options.warp,
-            cpus=options.cpus,
-            memory=options.memory,
-            deadline=options.deadline,
-            debug=options.debug,
-            files=options.file,
-            environment=dict(options.env),
-            folder=Path.cwd() if Path.cwd().is_relative_to(vm_image.PROJECT) else vm_image.PROJECT,
-            accelerator=options.accelerator,
-            show=show,
-        )
+        status: int = options.action(options)
     except UsageError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 2
@@ -428,6 +435,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 125
     except KeyboardInterrupt:
         return 130
+    return status
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    kernel = find(options.kernel)
+    hardware = vm_qemu.Hardware(cpus=2, memory="1G")
+    print(f"vm: {kernel.release} is ready to boot under {'KVM' if kvm_works(kernel, hardware) else 'TCG'}")
+    return 0
+
+
+def run_command(options: argparse.Namespace) -> int:
+    result = boot(
+        options.kernel,
+        options.command,
+        warp=options.warp,
+        cpus=options.cpus,
+        memory=options.memory,
+        deadline=options.deadline,
+        debug=options.debug,
+        files=options.file,
+        collect=options.collect,
+        environment=dict(options.env),
+        folder=Path.cwd() if Path.cwd().is_relative_to(vm_image.PROJECT) else vm_image.PROJECT,
+        accelerator=options.accelerator,
+        show=show,
+    )
     if result.verdict is not Verdict.EXITED:
         print(explain(result), file=sys.stderr)
     if options.results and result.results.exists():

@@ -55,6 +55,9 @@ def complaints(log: str, noise: Iterable[Noise]) -> Iterator[str]:
         yield text
 
 
-def tail(log: str, count: int) -> list[str]:
-    """The last lines that say anything."""
-    return [line.rstrip() for line in log.splitlines() if line.strip()][-count:]
+def excerpt(log: str, found: Iterable[str], count: int) -> list[str]:
+    """`count` lines from the first complaint on; without one, the last lines that say anything."""
+    found = set(found)
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    starts = [number for number, line in enumerate(lines) if STAMP.sub("", line).strip() in found]
+    return lines[starts[0] :][:count] if starts else lines[-count:]

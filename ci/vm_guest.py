@@ -77,7 +77,7 @@ def serve() -> None:
     interrupts = host_interrupts() - interrupts
     drifts.append(canary(order))
     save_kernel_log()
-    count = send_results(results)
+    count = send_results(results, order["collect"])
     record = {"event": "verdict", "nonce": order["nonce"], "status": status, "results": count, "marks": marks}
     verdict.tell(record | {"drifts": drifts, "interrupts": interrupts})
     # The host ends the machine once it has everything; stopping now could lose what is still on its way.
@@ -278,15 +278,21 @@ def save_kernel_log() -> None:
             log.write(found.read())
 
 
-def send_results(port: Port) -> int:
-    """Send each file below /lab/results as a line `SIZE PATH` and its bytes; the number of files."""
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(RESULTS) for name in names]
-    paths = [path for path in paths if os.path.isfile(path)]
-    for path in paths:
-        with open(path, "rb") as content:
-            data = content.read()
-        port.send(f"{len(data)} {os.path.relpath(path, RESULTS)}\n".encode() + data)
-    return len(paths)
+def send_results(port: Port, folders: list[str]) -> int:
+    """Send each file below the folders as a line `SIZE PATH` and its bytes; the number of files.
+
+    PATH begins with the folder's own name; only what lies in /lab/results, the first, stands at the top.
+    """
+    count = 0
+    for number, top in enumerate(folders):
+        start = os.path.dirname(top) if number else top
+        for path in (os.path.join(folder, name) for folder, _, names in os.walk(top) for name in names):
+            if os.path.isfile(path):
+                with open(path, "rb") as content:
+                    data = content.read()
+                port.send(f"{len(data)} {os.path.relpath(path, start)}\n".encode() + data)
+                count += 1
+    return count
 
 
 if __name__ == "__main__":

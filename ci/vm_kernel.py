@@ -1,33 +1,24 @@
-"""Kernels for the guest: from Debian's packages, a bzImage or a build tree, with the modules that the tests need.
+"""Kernels for the guest: from Debian's packages, a bzImage or a build tree.
 
-A package is downloaded and unpacked into the cache and never installed. Its archive holds no modules.dep (depmod makes
-that when a package is installed), so dependencies are read where depmod reads them: in each module's own `.modinfo`.
+A package is downloaded and unpacked into the cache, and never installed.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
-import lzma
 import os
 import re
-import shutil
-import struct
 import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from ci.vm_cpio import Archive
+from harness.cache import building, locked
 from harness.errors import Unavailable, UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
 CATALOGUE: Final[dict[str, Any]] = tomllib.loads((Path(__file__).resolve().parent / "kernels.toml").read_text())
-MODULE_SUFFIX: Final = re.compile(r"\.ko(\.xz|\.gz|\.zst)?$")
 APT_LISTS: Final = Path("/var/lib/apt/lists")
 
 
@@ -85,6 +76,11 @@ def read_builtin(folder: Path) -> frozenset[str] | None:
     return frozenset(module_name(line) for line in listing.read_text().split())
 
 
+def module_name(path: str | Path) -> str:
+    """The kernel's name for the module in this file: `sch-netem.ko.xz` is `sch_netem`."""
+    return Path(path).name.partition(".ko")[0].replace("-", "_")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
     """One version of a Debian package, as apt describes it."""
@@ -103,14 +99,24 @@ def find_package(which: str, cache: Path) -> Package:
     known: dict[str, list[str]] = json.loads(notes.read_text()) if notes.exists() else {}
     stamp = str(APT_LISTS.stat().st_mtime_ns) if APT_LISTS.exists() else ""
     if which in known and known[which][0] == stamp:
-        return Package(name=known[which][1], version=known[which][2], sha256=known[which][3])
-    package = ask_apt(which)
+        return recall(known[which])
+    try:
+        package = ask_apt(which)
+    except UsageError:
+        # Images of containers come with apt's lists removed; what was fetched before is still good.
+        if which not in known:
+            raise
+        return recall(known[which])
     known[which] = [stamp, package.name, package.version, package.sha256]
     notes.parent.mkdir(parents=True, exist_ok=True)
     partial = notes.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(known, indent=1))
     partial.replace(notes)
     return package
+
+
+def recall(note: list[str]) -> Package:
+    return Package(name=note[1], version=note[2], sha256=note[3])
 
 
 def ask_apt(which: str) -> Package:
@@ -162,21 +168,18 @@ def from_package(package: Package, cache: Path) -> Kernel:
 
 def unpack(package: Package, folder: Path) -> None:
     """Download and unpack a package into `folder`, which appears only when it is complete."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        # As root apt would hand the download to a user that cannot write here.
-        sandbox = ["-o", "APT::Sandbox::User=root"]
-        run(["apt-get", *sandbox, "download", f"{package.name}={package.version}"], partial)
-        archive = next(partial.glob("*.deb"))
-        if hashlib.sha256(archive.read_bytes()).hexdigest() != package.sha256:
-            raise Unavailable(f"kernel {package.name}: the download is not what apt's list names (SHA-256 differs)")
-        run(["dpkg-deb", "-x", archive.name, "."], partial)
-        archive.unlink()
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with locked(folder):
+        if folder.exists():
+            return
+        with building(folder) as part:
+            # As root apt would hand the download to a user that cannot write here.
+            sandbox = ["-o", "APT::Sandbox::User=root"]
+            run(["apt-get", *sandbox, "download", f"{package.name}={package.version}"], part)
+            archive = next(part.glob("*.deb"))
+            if hashlib.sha256(archive.read_bytes()).hexdigest() != package.sha256:
+                raise Unavailable(f"kernel {package.name}: the download is not what apt's list names (SHA-256 differs)")
+            run(["dpkg-deb", "-x", archive.name, "."], part)
+            archive.unlink()
 
 
 def run(command: list[str], folder: Path) -> None:
@@ -184,97 +187,3 @@ def run(command: list[str], folder: Path) -> None:
     if done.returncode:
         words = done.stderr.strip().splitlines() or ["no message"]
         raise Unavailable(f"{' '.join(command)} failed: {words[-1]}")
-
-
-def module_name(path: str | Path) -> str:
-    """The kernel's name for the module in this file: `sch-netem.ko.xz` is `sch_netem`."""
-    return MODULE_SUFFIX.sub("", Path(path).name).replace("-", "_")
-
-
-def modules_archive(kernel: Kernel, cache: Path) -> Path:
-    """A cpio of the modules to load, with `/lab/modules` naming them in order; built once for a kernel."""
-    recipe = hashlib.sha256(json.dumps(CATALOGUE["modules"]).encode() + Path(__file__).read_bytes()).hexdigest()
-    archive = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
-    if archive.exists() and kernel.modules and archive.stat().st_mtime_ns > kernel.modules.stat().st_mtime_ns:
-        return archive
-    contents = {path: read_module(path) for path in resolve(kernel)}
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    partial = archive.with_suffix(f".{os.getpid()}")
-    with partial.open("wb") as out, Archive(out) as cpio:
-        for path, content in contents.items():
-            cpio.file(f"lab/{module_name(path)}.ko", content)
-        cpio.file("lab/modules", "\n".join(module_name(path) for path in contents).encode())
-    partial.replace(archive)
-    return archive
-
-
-def resolve(kernel: Kernel) -> list[Path]:
-    """The files of the modules that the lanes use, each after those that it depends on."""
-    lists = CATALOGUE["modules"]
-    wanted = [*lists["transport"], *lists["needed"], *lists["wanted"]]
-    if kernel.modules is None:
-        return []
-    found = (path for path in sorted(kernel.modules.rglob("*.ko*")) if MODULE_SUFFIX.search(path.name))
-    files = {module_name(path): path for path in found}
-    lacking = [name for name in lists["needed"] if name not in files and name not in (kernel.builtin or (name,))]
-    if lacking:
-        raise UsageError(f"kernel {kernel.release}: lacks {', '.join(lacking)}, neither built in nor as a module")
-    order = in_order(wanted, {name: path for name, path in files.items() if name not in (kernel.builtin or ())})
-    return [files[name] for name in order]
-
-
-def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:
-    """`wanted` and all that it depends on, dependencies first; what has no file is built in and left out."""
-    order: list[str] = []
-
-    def visit(name: str) -> None:
-        if name in order or name not in files:
-            return
-        for dependency in dependencies(read_module(files[name])):
-            visit(dependency)
-        order.append(name)
-
-    for name in wanted:
-        visit(name)
-    return order
-
-
-def read_module(path: Path) -> bytes:
-    content = path.read_bytes()
-    match path.suffix:
-        case ".xz":
-            return lzma.decompress(content)
-        case ".gz":
-            return gzip.decompress(content)
-        case ".zst":
-            return unzstd(content)
-        case _:
-            return content
-
-
-def unzstd(content: bytes) -> bytes:
-    program = shutil.which("zstd")
-    if program is None:
-        raise Unavailable("this kernel's modules are compressed by zstd; install it: apt-get install zstd")
-    return subprocess.run([program, "-dc"], input=content, capture_output=True, check=True).stdout
-
-
-def dependencies(module: bytes) -> list[str]:
-    """The modules that must be loaded before this one: its symbols' owners, and what it asks for by `softdep`."""
-    info = [line.partition(b"=") for line in section(module, b".modinfo").split(b"\0")]
-    names = [name for key, _, value in info if key == b"depends" for name in value.split(b",")]
-    for key, _, value in info:
-        if key == b"softdep":
-            names += [name for name in value.split() if not name.endswith(b":")]
-    return [name.decode().replace("-", "_") for name in names if name]
-
-
-def section(elf: bytes, wanted: bytes) -> bytes:
-    """The content of a section of a 64-bit little-endian ELF file (elf(5)); empty if there is none of that name."""
-    offset, size, count, names = struct.unpack_from("<40xQ10xHHH", elf)
-    table = [struct.unpack_from("<I20xQQ", elf, offset + size * number) for number in range(count)]
-    start = table[names][1]
-    for name, where, length in table:
-        if elf[start + name : elf.index(b"\0", start + name)] == wanted:
-            return elf[where : where + length]
-    return b""

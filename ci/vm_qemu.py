@@ -70,12 +70,12 @@ def find_qemu() -> str:
 class Received:
     """What the guest has told so far."""
 
-    output: int = 0
     ready: dict[str, Any] | None = None
     ready_at: float = 0.0
     verdict: dict[str, Any] | None = None
     verdict_at: float = 0.0
     files: dict[str, bytes] = field(default_factory=dict)
+    count: int = 0
     _lines: bytes = b""
     _results: bytearray = field(default_factory=bytearray)
 
@@ -96,11 +96,12 @@ class Received:
             size, _, path = self._results[:end].decode().partition(" ")
             if len(self._results) < end + 1 + int(size):
                 return
+            self.count += 1
             self.files[path] = bytes(self._results[end + 1 : end + 1 + int(size)])
             del self._results[: end + 1 + int(size)]
 
     def complete(self) -> bool:
-        return self.verdict is not None and len(self.files) == self.verdict["results"]
+        return self.verdict is not None and self.count == self.verdict["results"]
 
     def save(self, folder: Path) -> None:
         """Write the files below `folder`; a path that leads out of it is the guest's mischief and left out."""
@@ -159,7 +160,6 @@ class Machine:
     def _take(self, way: str, data: bytes, show: Callable[[bytes], object]) -> None:
         match way:
             case "output":
-                self.received.output += len(data)
                 show(data)
             case "results":
                 self.received.collect(data)
