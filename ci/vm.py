@@ -280,6 +280,7 @@ def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Ite
                 with part.open("rb") as content:
                     shutil.copyfileobj(content, out, 1 << 20)
             with Archive(out) as archive:
+                archive.directory(order["environment"]["HOME"], permissions=0o700)
                 vm_image.write_project(archive, files)
                 archive.file("lab/init.pyc", vm_image.compiled(vm_image.HERE / "vm_guest.py"))
                 archive.file("lab/order", marshal.dumps(dict(order)), permissions=0o600)
@@ -323,7 +324,9 @@ def kernel_arguments(*, debug: bool) -> str:
 def guest_environment() -> dict[str, str]:
     return {
         "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/root",
+        # The cache lies below it, and with it the programs under test.
+        "HOME": str(Path.home()),
+        **{name: value for name in ("XDG_CACHE_HOME",) if (value := os.environ.get(name))},
         "LANG": "C.UTF-8",
         "LAB_RESULTS": RESULTS_IN_GUEST,
     }

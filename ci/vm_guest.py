@@ -100,6 +100,8 @@ def mount_filesystems() -> None:
         result = libc.mount(kind.encode(), where.encode(), kind.encode(), flags, options.encode())
         if kind not in NOT_IN_EVERY_KERNEL:
             check(result, f"mount {where}")
+    for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+        os.symlink(f"/proc/self/fd{target}", f"/dev/{name}")
 
 
 def take_order() -> Order:

@@ -29,7 +29,7 @@ from ci.vm_cpio import Archive
 from harness.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 HERE: Final = Path(__file__).resolve().parent
 PROJECT: Final = HERE.parent
@@ -178,10 +178,9 @@ def interpreter_links() -> Iterator[Path]:
 def standard_library() -> Iterator[Path]:
     left_out = {*RECIPE["python"]["left_out"], "__pycache__"}
     for root in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix})}:
-        for folder, folders, files in os.walk(root):
-            # config-3.11-x86_64-linux-gnu is what one needs to embed Python: 24 MB.
-            folders[:] = sorted(name for name in folders if name not in left_out and not name.startswith("config-"))
-            yield from (Path(folder, name) for name in sorted(files) if not name.endswith((".a", ".pyc")))
+        # config-3.11-x86_64-linux-gnu is what one needs to embed Python: 24 MB.
+        found = walk(root, lambda name: name in left_out or name.startswith("config-"))
+        yield from (path for path in found if path.suffix not in {".a", ".pyc"})
 
 
 def packages() -> Iterator[Path]:
@@ -254,6 +253,17 @@ def compiled(source: Path) -> bytes:
 
 
 def project_files() -> list[Path]:
+    """What git would have in the checkout; of a tree that git does not answer for, all but what is hidden."""
     listing = ["git", "-C", str(PROJECT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
+    try:
+        names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return sorted(walk(PROJECT, lambda name: name.startswith(".") or name in {"__pycache__", "report"}))
     return [path for name in names if name and (path := PROJECT / name).is_file()]
+
+
+def walk(top: str | Path, leave_out: Callable[[str], bool]) -> Iterator[Path]:
+    """The files below `top`, without the folders whose name says to leave them out."""
+    for folder, folders, files in os.walk(top):
+        folders[:] = sorted(name for name in folders if not leave_out(name))
+        yield from (Path(folder, name) for name in sorted(files))
