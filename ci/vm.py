@@ -1,0 +1,479 @@
+"""Boot a kernel, run one command in it, bring back its exit status and files.
+
+    python ci/vm.py run [--kernel 6.12] [--warp] -- python -m pytest selftests/ --lane netns
+
+`boot` is the same for programs. A guest is green only if its verdict came over a way of its own and carried the nonce
+of this run, before the deadline, and if the kernel's log holds no complaint. Nothing is installed, no privilege used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import marshal
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from ci import vm_console, vm_image, vm_kernel, vm_modules, vm_qemu
+from ci.vm_cpio import Archive
+from harness.cache import cache_root
+from harness.errors import HarnessError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ci.vm_kernel import Kernel
+    from ci.vm_qemu import Hardware, Received
+
+NOISE_TABLE: Final = vm_image.HERE / "kernels.toml"
+RESULTS_IN_GUEST: Final = "/lab/results"
+DEFAULT_DEADLINE: Final = 300.0
+CANARY_SECONDS: Final = 10.0
+MAX_DRIFT: Final = 1.0
+# Of the message that all is ready a few come late.
+MAX_INTERRUPTS: Final = 8
+KVM_PROBE_DEADLINE: Final = 10.0
+KEPT_RUNS: Final = 10
+SHOWN_LINES: Final = 15
+
+
+class Order(TypedDict):
+    """What the guest is to do; vm_guest reads it."""
+
+    command: list[str]
+    folder: str
+    environment: dict[str, str]
+    nonce: str
+    deadline: float | None
+    warp: bool
+    canary: float
+    collect: list[str]
+    module_parameters: dict[str, str]
+    farewell: float
+
+
+class Verdict(Enum):
+    """How a run ended; only after EXITED does the command's own exit status count."""
+
+    EXITED = "the command ended, and the kernel had nothing to complain of"
+    OVERDUE = "the command overstayed its deadline"
+    COMPLAINED = "the kernel complained"
+    PANICKED = "the kernel panicked"
+    DRIFTED = "the guest's clock ran off"
+    HUNG = "the guest hung"
+    LOST = "the guest ended without a verdict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VmResult:
+    """All that a run left."""
+
+    verdict: Verdict
+    status: int | None
+    """The command's own, negative for a signal; None if nobody knows it."""
+    message: str
+    """One line that names the reason; empty after EXITED."""
+    kernel: str
+    """Its release."""
+    accelerator: str
+    directory: Path
+    """Holds console.log, output.log and qemu.log."""
+    durations: Mapping[str, float]
+    """Seconds by step: those named `wall ...` on our clock, those named `guest ...` on the guest's."""
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def console(self) -> Path:
+        return self.directory / "console.log"
+
+    @property
+    def results(self) -> Path:
+        """What the command left in /lab/results, and kernel.log."""
+        return self.directory / "results"
+
+    def exit_status(self) -> int:
+        """For a shell: the command's where it counts, else 1."""
+        if self.verdict is not Verdict.EXITED or self.status is None:
+            return 1
+        return self.status if self.status >= 0 else 128 - self.status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to run in a guest."""
+
+    command: tuple[str, ...]
+    deadline: float
+    folder: Path = Path("/")
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[tuple[Path, str], ...] = ()
+    collect: tuple[str, ...] = ()
+    debug: bool = False
+    nonce: str = field(default_factory=lambda: secrets.token_hex(16))
+
+    def order(self, hardware: Hardware) -> Order:
+        """As the guest gets it: its own deadline comes a little sooner, so that it can tell what it was waiting for."""
+        return Order(
+            command=list(self.command),
+            folder=str(self.folder),
+            environment={**guest_environment(), **self.environment},
+            nonce=self.nonce,
+            deadline=None if hardware.warp else self.deadline - min(10.0, self.deadline / 4),
+            warp=hardware.warp,
+            canary=CANARY_SECONDS,
+            collect=[RESULTS_IN_GUEST, *self.collect],
+            module_parameters={"wireguard": "dyndbg=+p"} if self.debug else {},
+            farewell=10.0,
+        )
+
+
+def boot(
+    kernel: str,
+    command: Sequence[str],
+    *,
+    warp: bool = False,
+    cpus: int = 2,
+    memory: str = "2G",
+    deadline: float = DEFAULT_DEADLINE,
+    debug: bool = False,
+    files: Sequence[tuple[Path, str]] = (),
+    collect: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    folder: Path = vm_image.PROJECT,
+    accelerator: str = "auto",
+    directory: Path | None = None,
+    show: Callable[[bytes], object] = lambda _: None,
+) -> VmResult:
+    """Run `command` under `kernel` (vm_kernel.find: a name, a version, a path) and wait for its end.
+
+    warp: one CPU, and a clock that skips idle time; what the command prints comes when it has ended.
+    deadline: seconds from the start of QEMU; the guest ends the command a little earlier, with stacks in its log.
+    debug: the WireGuard module logs what it does (dynamic debug); read it in results/kernel.log.
+    files: (path here, path in the guest), folders with all that is in them; the project is there anyway.
+    collect: folders of the guest to bring back, as results/NAME, beside what the command leaves in $LAB_RESULTS.
+    folder: where the command starts.
+    accelerator: `auto`, `kvm` or `tcg`.
+    show: takes what the command prints, as it comes; output.log has it too.
+
+    UsageError: there is no such kernel. Unavailable: something must be installed first.
+    """
+    begun = time.monotonic()
+    chosen = find(kernel)
+    job = Job(
+        command=tuple(command),
+        folder=folder,
+        environment=environment or {},
+        files=tuple(files),
+        collect=tuple(str(folder / path) for path in collect),
+        deadline=deadline,
+        debug=debug,
+    )
+    hardware = vm_qemu.Hardware(cpus=cpus, memory=memory, warp=warp)
+    if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware))):
+        hardware = replace(hardware, kvm=True)
+    return run(job, chosen, hardware, begun=begun, directory=directory or new_directory(), show=show)
+
+
+def find(kernel: str) -> Kernel:
+    """The kernel and all else that a boot needs, fetched and built if it is not there: what takes a network."""
+    vm_qemu.find_qemu()
+    cache = cache_root()
+    chosen = vm_kernel.find(kernel, cache)
+    vm_image.base(cache / "vm")
+    vm_modules.archive(chosen, cache / "vm")
+    return chosen
+
+
+def run(
+    job: Job, kernel: Kernel, hardware: Hardware, *, begun: float, directory: Path, show: Callable[[bytes], object]
+) -> VmResult:
+    """Boot, watch, judge. begun: when the caller was asked, by the monotonic clock."""
+    console = directory / "console.log"
+    with root(job.order(hardware), job.files, kernel) as initrd, (directory / "output.log").open("wb") as output:
+
+        def both(data: bytes) -> None:
+            output.write(data)
+            show(data)
+
+        image_done = time.monotonic()
+        append = kernel_arguments(debug=job.debug)
+        with vm_qemu.start(
+            hardware, image=kernel.image, append=append, initrd=initrd, console=console, nonce=job.nonce
+        ) as machine:
+            in_time = machine.watch(machine.started + job.deadline, both)
+    received = machine.received
+    received.save(directory / "results")
+    log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
+    found = tuple(vm_console.complaints(log, vm_console.load_noise(NOISE_TABLE)))
+    verdict, message = judge(received, found, in_time=in_time, warp=hardware.warp)
+    if verdict is Verdict.LOST and received.ready is None:
+        message += "".join(f"; {line}" for line in vm_console.excerpt(read_log(directory / "qemu.log"), (), 1))
+    return VmResult(
+        verdict=verdict,
+        status=received.verdict["status"] if received.verdict else None,
+        message=message,
+        kernel=kernel.release,
+        accelerator=hardware.name(),
+        directory=directory,
+        durations=durations(received, log, begun=begun, started=image_done, warp=hardware.warp),
+        complaints=found,
+    )
+
+
+def judge(received: Received, found: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Verdict, str]:
+    """What a run comes to, and the line that says why; the worst reason wins."""
+    panic = next((line for line in found if vm_console.PANIC in line), None)
+    if panic:
+        return Verdict.PANICKED, f"{Verdict.PANICKED.value}: {panic}"
+    if received.verdict is None or not received.complete():
+        verdict = Verdict.LOST if in_time else Verdict.HUNG
+        stage = "before it ran the command" if received.ready is None else "after it had started the command"
+        return verdict, "; ".join((f"{verdict.value}, {stage}", *found[:1]))
+    if received.verdict["status"] is None:
+        return Verdict.OVERDUE, Verdict.OVERDUE.value
+    if found:
+        return Verdict.COMPLAINED, f"{Verdict.COMPLAINED.value} {len(found)} times, first: {found[0]}"
+    drift, interrupts = max(received.verdict["drifts"], key=abs), received.verdict["interrupts"]
+    if warp and (abs(drift) > MAX_DRIFT or interrupts > MAX_INTERRUPTS):
+        return Verdict.DRIFTED, f"{Verdict.DRIFTED.value}: by {drift:+.3f} s, {interrupts} interrupts from the host"
+    return Verdict.EXITED, ""
+
+
+def durations(received: Received, log: str, *, begun: float, started: float, warp: bool) -> dict[str, float]:
+    """Where the time went, as far as the run came."""
+    steps = {"wall image": started - begun}
+    if received.ready:
+        steps["wall boot"] = received.ready_at - started
+    if received.verdict:
+        steps["wall command"] = received.verdict_at - received.ready_at
+        marks = received.verdict["marks"]
+        init = re.search(r"\[ *([\d.]+)\](?: *\[ *T\d+\])? Run \S+ as init process", log)
+        kernel = float(init[1]) if init else marks["init"]
+        if not warp:
+            steps["wall firmware"] = max(0.0, steps["wall boot"] - marks["modules"])
+        steps["guest kernel"] = kernel
+        steps["guest python"] = marks["init"] - kernel
+        steps["guest modules"] = marks["modules"] - marks["init"]
+        steps["guest command"] = marks["command"] - marks["ready"]
+    steps["wall total"] = time.monotonic() - begun
+    return steps
+
+
+@contextmanager
+def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Iterator[int]:
+    """The guest's root as one archive in memory, so that no killed runner leaves it behind: a file descriptor."""
+    cache = cache_root()
+    parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm")]
+    memory = os.memfd_create("guest-root")
+    try:
+        with os.fdopen(os.dup(memory), "wb") as out:
+            for part in parts:
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, out, 1 << 20)
+            with Archive(out) as archive:
+                archive.directory(order["environment"]["HOME"], permissions=0o700)
+                vm_image.write_project(archive, files)
+                archive.file("lab/init.pyc", vm_image.compiled(vm_image.HERE / "vm_guest.py"))
+                archive.file("lab/order", marshal.dumps(dict(order)), permissions=0o600)
+        yield memory
+    finally:
+        os.close(memory)
+
+
+def kernel_arguments(*, debug: bool) -> str:
+    arguments = [
+        "console=ttyS0",
+        # Warnings and worse, for each line costs; the whole log comes with the results.
+        "loglevel=5",
+        "printk.devkmsg=on",
+        f"log_buf_len={'16M' if debug else '2M'}",
+        # With -no-reboot a panic ends QEMU at once.
+        "panic=-1",
+        "oops=panic",
+        "softlockup_panic=1",
+        "sysctl.kernel.hung_task_panic=1",
+        "sysctl.kernel.hung_task_timeout_secs=60",
+        # A busy machine may not run a virtual CPU for many seconds: no fault of the kernel's.
+        "watchdog_thresh=60",
+        "rcupdate.rcu_cpu_stall_timeout=120",
+        # Return trampolines and self-tests of ciphers cost a second under emulation and tell nothing here.
+        "mitigations=off",
+        "cryptomgr.notests",
+        "random.trust_cpu=on",
+        "nokaslr",
+        # Making and deleting interfaces and namespaces waits for RCU: a third less under emulation.
+        "rcupdate.rcu_expedited=1",
+        *(["wireguard.dyndbg=+p"] if debug else []),
+        f"rdinit={os.path.realpath(sys.executable)}",
+        "--",
+        "-IS",
+        "/lab/init.pyc",
+    ]
+    return " ".join(arguments)
+
+
+def guest_environment() -> dict[str, str]:
+    return {
+        "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        # The cache lies below it, and with it the programs under test.
+        "HOME": str(Path.home()),
+        **{name: value for name in ("XDG_CACHE_HOME",) if (value := os.environ.get(name))},
+        "LANG": "C.UTF-8",
+        "LAB_RESULTS": RESULTS_IN_GUEST,
+    }
+
+
+def kvm_works(kernel: Kernel, hardware: Hardware) -> bool:
+    """Whether a guest came up under KVM on this boot of this machine; /dev/kvm alone proves nothing in a VM."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    program = Path(vm_qemu.find_qemu()).stat()
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
+    key = hashlib.sha256(f"{kernel.identity()} {program.st_size} {program.st_mtime_ns} {boot_id}".encode()).hexdigest()
+    note = cache_root() / "vm" / "kvm" / key[:24]
+    if not note.exists():
+        kvm = replace(hardware, kvm=True)
+        job = Job(command=("true",), deadline=KVM_PROBE_DEADLINE)
+        result = run(job, kernel, kvm, begun=time.monotonic(), directory=new_directory(), show=lambda _: None)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{result.verdict.name} {result.message}\n")
+    return note.read_text().startswith(Verdict.EXITED.name)
+
+
+def new_directory() -> Path:
+    """A fresh directory for a run's logs; of the older ones the last few are kept."""
+    runs = cache_root() / "vm" / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    for old in sorted(runs.iterdir())[: -KEPT_RUNS + 1]:
+        shutil.rmtree(old, ignore_errors=True)
+    directory = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(2)}"
+    directory.mkdir()
+    return directory
+
+
+def read_log(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def explain(result: VmResult) -> str:
+    """For a person: why the run is red, and where to look."""
+    lines = [f"vm: {result.message}", f"vm: console log: {result.console}"]
+    lines += [f"vm: complaint: {line}" for line in result.complaints]
+    lines += [f"  | {line}" for line in vm_console.excerpt(read_log(result.console), result.complaints, SHOWN_LINES)]
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="vm.py", description="Run a command under a kernel of your choice.")
+    commands = parser.add_subparsers(required=True)
+    prepare_options = commands.add_parser(
+        "prepare", help="fetch and build what `run` needs, so that it needs no network"
+    )
+    run_options = commands.add_parser("run", help="boot, run one command, exit with its status")
+    for options, action in ((prepare_options, prepare_command), (run_options, run_command)):
+        options.set_defaults(action=action)
+        options.add_argument(
+            "--kernel",
+            default=vm_kernel.CATALOGUE["default"],
+            help="name, version, bzImage or build tree (default: %(default)s)",
+        )
+    add_run_options(run_options)
+    return parser.parse_args(arguments)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--warp", action="store_true", help="one CPU, and a clock that skips idle time")
+    add("--cpus", type=int, default=2, help="default: %(default)s")
+    add("--memory", default="2G", help="as QEMU takes it (default: %(default)s)")
+    add("--deadline", type=float, default=DEFAULT_DEADLINE, metavar="SECONDS", help="default: %(default)s")
+    add("--accelerator", choices=["auto", "kvm", "tcg"], default="auto", help="auto: KVM if a guest came up under it")
+    add("--debug", action="store_true", help="dynamic debug of the WireGuard module, into kernel.log")
+    add("--file", type=file_argument, action="append", default=[], metavar="PATH[:PATH IN GUEST]", help="take it along")
+    add("--collect", action="append", default=[], metavar="PATH", help="a folder of the guest to bring back")
+    add("--env", type=environment_argument, action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
+    add("--results", type=Path, metavar="DIR", help="copy there what is brought back, and kernel.log")
+    add("--durations", action="store_true", help="print where the time went")
+    add("command", nargs="+", metavar="COMMAND", help="after --")
+
+
+def file_argument(text: str) -> tuple[Path, str]:
+    here, _, there = text.partition(":")
+    path = Path(here).absolute()
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{here}: no such file or folder")
+    return path, there or str(path)
+
+
+def environment_argument(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text}: not NAME=VALUE")
+    return name, value
+
+
+def show(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        status: int = options.action(options)
+    except UsageError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 2
+    except HarnessError as error:
+        print(f"vm: {error}", file=sys.stderr)
+        return 125
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def prepare_command(options: argparse.Namespace) -> int:
+    kernel = find(options.kernel)
+    hardware = vm_qemu.Hardware(cpus=2, memory="1G")
+    print(f"vm: {kernel.release} is ready to boot under {'KVM' if kvm_works(kernel, hardware) else 'TCG'}")
+    return 0
+
+
+def run_command(options: argparse.Namespace) -> int:
+    result = boot(
+        options.kernel,
+        options.command,
+        warp=options.warp,
+        cpus=options.cpus,
+        memory=options.memory,
+        deadline=options.deadline,
+        debug=options.debug,
+        files=options.file,
+        collect=options.collect,
+        environment=dict(options.env),
+        folder=Path.cwd() if Path.cwd().is_relative_to(vm_image.PROJECT) else vm_image.PROJECT,
+        accelerator=options.accelerator,
+        show=show,
+    )
+    if result.verdict is not Verdict.EXITED:
+        print(explain(result), file=sys.stderr)
+    if options.results and result.results.exists():
+        shutil.copytree(result.results, options.results, dirs_exist_ok=True)
+    if options.durations:
+        print(f"vm: {result.kernel}, {result.accelerator}", file=sys.stderr)
+        for step, seconds in result.durations.items():
+            print(f"vm: {seconds:8.2f} s  {step}", file=sys.stderr)
+    return result.exit_status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

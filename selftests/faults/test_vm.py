@@ -1,0 +1,81 @@
+"""A guest that dies, hangs or complains is red and says why; whatever becomes of the runner, no QEMU is left."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ci import vm_qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+RUN = [sys.executable, str(ROOT / "ci/vm.py"), "run"]
+UP = b"the guest is up"
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which(vm_qemu.QEMU), reason=f"no QEMU here; install it: {vm_qemu.QEMU_REMEDY}"),
+    pytest.mark.timeout(240),
+]
+
+
+@pytest.mark.parametrize(
+    ("script", "deadline", "words"),
+    [
+        ("echo c > /proc/sysrq-trigger", 120, "the kernel panicked: Kernel panic - not syncing: sysrq triggered crash"),
+        ("kill -KILL $PPID; sleep 99", 120, "the guest ended without a verdict, after it had started the command"),
+        ("kill -STOP $PPID; sleep 99", 30, "the guest hung, after it had started the command"),
+        ("sleep 99", 30, "the command overstayed its deadline"),
+        ("echo 'BUG: pretended' > /dev/kmsg; exit 0", 120, "the kernel complained 1 times, first: BUG: pretended"),
+    ],
+    ids=["panic", "no verdict", "hang", "overdue", "complaint"],
+)
+def test_guest_that_goes_wrong_is_red_and_says_why(script: str, deadline: int, words: str) -> None:
+    done = subprocess.run(
+        [*RUN, "--deadline", str(deadline), "--", "sh", "-c", script], capture_output=True, text=True, check=False
+    )
+    console = done.stderr.partition("console log: ")[2].splitlines()
+    assert (done.returncode, words in done.stderr, Path(console[0]).is_file()) == (1, True, True), done.stderr
+
+
+@pytest.fixture
+def runner() -> Iterator[subprocess.Popen[bytes]]:
+    command = [*RUN, "--", "sh", "-c", f"echo {UP.decode()}; sleep 999"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        yield process
+        process.kill()
+
+
+def guest_of(runner: subprocess.Popen[bytes]) -> int:
+    """A pidfd of the runner's QEMU, once its guest is up."""
+    assert runner.stdout
+    assert runner.stdout.readline().strip() == UP
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        name, _, rest = entry.read_text().rpartition(")")
+        if rest.split()[1] == str(runner.pid):
+            assert "qemu" in name
+            return os.pidfd_open(int(entry.parent.name))
+    raise AssertionError("the runner has no child")
+
+
+@pytest.mark.parametrize(
+    ("fatal", "status"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)],
+)
+def test_runner_that_is_ended_leaves_no_qemu(
+    runner: subprocess.Popen[bytes], fatal: signal.Signals, status: int
+) -> None:
+    guest = guest_of(runner)
+    runner.send_signal(fatal)
+    assert runner.wait(30) == status
+    assert select.select([guest], [], [], 30)[0]
+    os.close(guest)
