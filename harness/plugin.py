@@ -22,6 +22,7 @@ from harness.session import (
     LANE,
     asked,
     guest_lanes,
+    implementations,
     is_worker,
     lane_of,
     only_guests,
@@ -161,8 +162,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if uses(metafunc.definition, "pair"):
         metafunc.parametrize("pair", pairs(metafunc.config), ids=str, indirect=True)
     if uses(metafunc.definition, "implementation"):
-        registry = state_of_run(metafunc.config).registry
-        chosen = [registry.get(name) for name in registry.asked or registry.known]
+        chosen = implementations(metafunc.config)
         metafunc.parametrize("implementation", chosen, ids=[manifest.name for manifest in chosen], indirect=True)
 
 
@@ -217,7 +217,8 @@ class Reporter:
     def __init__(self, config: pytest.Config, state: State) -> None:
         self._config = config
         self._state = state
-        target = os.environ.get(EVENTS)
+        # Not for the programs that tests start, pytest among them.
+        target = os.environ.pop(EVENTS, None)
         self._whole = target == "stdout"
         self._events = os.dup(1) if self._whole else int(target) if target else None
 
@@ -227,6 +228,8 @@ class Reporter:
         result = self._state.results.add(report)
         if self._whole:
             data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+            # Under xdist the report knows its worker, which means nothing elsewhere.
+            data.pop("node", None)
             self._tell({"event": "report", "data": data})
         elif report.when == "teardown" or (result.id.endswith("]") and "::guest[" in result.id):
             facts = {name: getattr(result, name) for name in ("id", "pair", "state", "seconds", "message")}

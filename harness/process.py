@@ -35,8 +35,10 @@ class Completed:
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for programs: ours, English messages, plus changes."""
-    return os.environ | {"LC_ALL": "C.UTF-8"} | dict(changes or {})
+    """The environment for programs: ours, English messages, a PATH on which `ip` and `nft` are, plus changes."""
+    # Debian's ordinary users have no sbin on their PATH, but in the sandbox they are root.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return os.environ | {"LC_ALL": "C.UTF-8", "PATH": path} | dict(changes or {})
 
 
 def run(

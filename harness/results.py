@@ -32,7 +32,8 @@ class Result:
     b: dict[str, str] | None = None
     lane: str = "core"
     kernel: str = ""
-    state: str = "passed"
+    state: str = ""
+    """One of STATES; empty until the test has come so far."""
     seconds: float = 0.0
     scenarios: list[str] = field(default_factory=list)
     requirements: list[str] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Results:
                 "cpus": os.cpu_count(),
                 "root": os.geteuid() == 0,
             },
-            "results": [asdict(result) for result in self.by_id.values()],
+            "results": [asdict(result) for result in self.by_id.values() if result.state],
         }
 
     def write(self, path: Path) -> None:

@@ -143,6 +143,14 @@ def pairs(config: pytest.Config) -> list[Pair]:
     return [_pair(registry, text) for text in config.option.wg_pair]
 
 
+def implementations(config: pytest.Config) -> list[Manifest]:
+    """The implementations under test one by one: those asked for, else those of the pairs asked for, else all."""
+    registry = state_of_run(config).registry
+    if config.option.wg_pair and not registry.asked:
+        return list(dict.fromkeys(manifest for pair in pairs(config) for manifest in pair))
+    return [registry.get(name) for name in registry.asked or registry.known]
+
+
 def _pair(registry: Registry, text: str) -> Pair:
     names = text.split("~")
     if len(names) != len(Pair._fields):

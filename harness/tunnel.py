@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.wait import let_pass, scaled
 
 if TYPE_CHECKING:
     from harness.control.records import AllowedIP, Key, PeerState
@@ -17,6 +19,7 @@ V4_OF_A: Final = "192.168.241.1"
 V4_OF_B: Final = "192.168.241.2"
 V6_OF_A: Final = "fd00::1"
 V6_OF_B: Final = "fd00::2"
+_LOOK_AGAIN: Final = 0.005
 _V4: Final = (V4_OF_A, V4_OF_B)
 _V6: Final = (V6_OF_A, V6_OF_B)
 
@@ -52,6 +55,19 @@ class Tunnel:
     def seen_by_b(self) -> PeerState:
         """A as B reports it."""
         return self.b.peer(self.pub_a)
+
+    def counted(self, deadline: float = 1.0) -> tuple[PeerState, PeerState]:
+        """B as A reports it and A as B does, once each has counted what the other has sent.
+
+        A program counts a datagram a moment after it has sent it, and tells nobody; so this looks until the two agree,
+        or the deadline is over, and returns what was seen last.
+        """
+        end = time.monotonic() + scaled(deadline)
+        while True:
+            a, b = self.seen_by_a(), self.seen_by_b()
+            if (a.rx_bytes, a.tx_bytes) == (b.tx_bytes, b.rx_bytes) or time.monotonic() > end:
+                return a, b
+            let_pass(_LOOK_AGAIN, "the counters have no event")
 
     def _make(self, manifest: Manifest, side: int) -> Interface:
         birth = self.nodes[self.topology.birth[side]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HarnessError
-from harness.session import LAB, file_name, label_of, lane_of, state_of_run
+from harness.session import LAB, file_name, label_of, lane_of, state_of_run, uses
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -64,17 +64,25 @@ def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
 
 
 def _facts(item: pytest.Item) -> dict[str, Any]:
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    sides = [params["implementation"], None] if "implementation" in params else list(params.get("pair", (None, None)))
+    a, b = _sides(item)
     facts: dict[str, Any] = {
-        "a": _side(sides[0]),
-        "b": _side(sides[1]),
+        "a": _side(a),
+        "b": _side(b),
         "lane": label_of(item),
         "kernel": platform.release(),
         "scenarios": [name for marker in item.iter_markers("scenario") for name in marker.args],
         "requirements": [name for marker in item.iter_markers("requirement") for name in marker.args],
     }
     return facts
+
+
+def _sides(item: pytest.Item) -> tuple[Manifest | None, Manifest | None]:
+    """The implementations of A and B that the test is about, as far as there are any."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    if uses(item, "pair"):
+        a, b = params["pair"]
+        return a, b
+    return (params["implementation"], None) if uses(item, "implementation") else (None, None)
 
 
 def _side(manifest: Manifest | None) -> dict[str, str] | None:

@@ -39,7 +39,7 @@ def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tu
 def test_ten_pings_are_counted_to_the_byte(loopback: Tunnel) -> None:
     pings = traffic.ping(loopback.nodes["ns2"], V4_OF_A, count=PINGS)
     assert pings.lost == 0, f"{pings}"
-    b, a = loopback.seen_by_b(), loopback.seen_by_a()
+    a, b = loopback.counted()
     assert b.rx_bytes == WITH_RESPONSE, f"B received {off(b.rx_bytes, WITH_RESPONSE)}"
     assert a.tx_bytes == WITH_RESPONSE, f"A sent {off(a.tx_bytes, WITH_RESPONSE)}"
     assert b.tx_bytes in {WITH_INITIATION, WITH_INITIATION + KEEPALIVE}, f"B sent {off(b.tx_bytes, WITH_INITIATION)}"
@@ -58,8 +58,7 @@ def off(counted: int, expected: int) -> str:
 @pytest.mark.requirement("IF-12")
 def test_wg_and_ip_count_the_same_ten_pings(loopback: Tunnel) -> None:
     traffic.must_ping(loopback.nodes["ns2"], V4_OF_A, count=PINGS)
-    for side in (loopback.a, loopback.b):
-        (peer,) = side.get().peers
+    for side, peer in zip((loopback.a, loopback.b), loopback.counted(), strict=True):
         shown = side.wg("show", side.name, "transfer").stdout.split()
         assert shown == [str(peer.public_key), str(peer.rx_bytes), str(peer.tx_bytes)]
         assert _link_bytes(side) == _expected_link_bytes(side, (peer.rx_bytes, peer.tx_bytes))

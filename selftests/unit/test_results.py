@@ -116,7 +116,7 @@ def written(results: Results, path: Path) -> Any:
 
 def test_file_has_the_format_that_others_rely_on(tmp_path: Path) -> None:
     results = Results(7)
-    results.by_id["test", "core", ""] = Result(id="test")
+    results.by_id["test", "core", ""] = Result(id="test", state="passed")
     document = written(results, tmp_path / "report" / "results.json")
     assert list(document) == ["schema", "seed", "host", "results"]
     assert (document["schema"], document["seed"]) == (1, 7)

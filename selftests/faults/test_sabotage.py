@@ -1,0 +1,79 @@
+"""The tests can fail: a program that is wrong in one way turns exactly its scenario red, and the message says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.implementation import Registry
+from selftests.faults import host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HONEST = "wireguard-go-debian"
+MANIFESTS = Path(__file__).parent / "sabotage"
+DEADLINE = 90.0
+
+N02 = "test_ten_pings_are_counted_to_the_byte"
+N13 = "test_peer_is_followed_to_a_new_ipv4_address_and_port"
+N15 = "test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned"
+N20 = "test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive"
+TESTS = {N02: "test_handshake.py", N13: "test_roaming.py", N15: "test_allowedips.py", N20: "test_roaming.py"}
+
+
+@pytest.fixture
+def honest() -> Path:
+    """The program that is to be sabotaged."""
+    manifest = Registry().get(HONEST)
+    if reason := manifest.why_unavailable():
+        pytest.skip(reason)
+    return manifest.find_program()
+
+
+@pytest.fixture
+def results(tmp_path: Path, honest: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """The four scenarios with the sabotaged program as A, by the names of their tests."""
+    path = tmp_path / "report" / "results.json"
+    tests = [f"selftests/netns/{file}::{name}" for name, file in TESTS.items()]
+    chosen = ["--impl-manifest", str(MANIFESTS / f"{request.param}.toml"), "--pair", f"{request.param}~{HONEST}"]
+    # The saboteur in Python needs what is installed with this interpreter.
+    search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {"SABOTAGED_PROGRAM": str(honest), "PATH": search, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = host.Run(host.pytest_command(*tests, *chosen, "--results", str(path)), env=env, output=tmp_path / "output")
+    try:
+        run.process.wait(DEADLINE)
+        assert path.exists(), run.output.read_text()
+        found = json.loads(path.read_text())["results"]
+        yield {entry["id"].partition("::")[2].partition("[")[0]: entry for entry in found}
+    finally:
+        run.close()
+
+
+@pytest.mark.parametrize(
+    ("results", "red", "cause"),
+    [
+        ("miscounts", N02, "A received 1280 bytes, not 1428: 148 too few, as long as an initiation"),
+        ("lossy", N02, "192.168.241.1: 8 of 10 answered, not [3, 7]"),
+        ("wrong-port", N13, "B looks for A at 127.212.121.99:7777, and A is at 127.212.121.99:9999"),
+        ("stuck-port", N13, "A was told to listen on port 9999 and says that it listens on 1"),
+        ("wide-allowed-ips", N15, "A let a datagram in whose source, 192.168.241.2, is another peer's allowed ip"),
+        ("keepalives-dropped", N20, "the NAT mapping expired; of A's keepalives 0 bytes arrived at B in 3 s"),
+    ],
+    indirect=["results"],
+)
+def test_sabotage_turns_exactly_its_scenario_red(results: dict[str, Any], red: str, cause: str) -> None:
+    assert {name: entry["state"] for name, entry in results.items()} == {
+        name: "failed" if name == red else "passed" for name in TESTS
+    }
+    assert cause in results[red]["message"]
+
+
+@pytest.mark.parametrize("results", ["unspoilt"], indirect=True)
+def test_what_stands_between_is_not_what_turns_them_red(results: dict[str, Any]) -> None:
+    assert {name: entry["state"] for name, entry in results.items()} == dict.fromkeys(TESTS, "passed")

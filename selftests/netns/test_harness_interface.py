@@ -1,0 +1,149 @@
+"""The typed interface against `wg`: what one of the two sets, the other shows."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.errors import ControlError, UsageError
+
+if TYPE_CHECKING:
+    from harness.control.records import AllowedIP, Key
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.lab import Lab
+
+# As many as wg's own test sets on one peer: 510 x 256.
+MANY = tuple(f"10.{a}.{b}.{c}/32" for a, b, c in product(range(2), range(255), range(256)))
+ADDRESSES = ("10.1.0.0/16", "10.2.3.4/32", "0.0.0.0/0", "fd00:7::/64", "::/0")
+
+
+@pytest.fixture
+def wg0(lab: Lab, implementation: Manifest) -> Interface:
+    return lab.interface("wg0", implementation, lab.node("birth"), lab.node("place"))
+
+
+@pytest.fixture
+def alice(lab: Lab) -> Key:
+    return lab.key("alice").public()
+
+
+def setting(lab: Lab, alice: Key) -> DeviceConfig:
+    """One of everything."""
+    peer = PeerConfig(
+        public_key=alice,
+        preshared_key=lab.key("psk"),
+        endpoint=Endpoint.parse("[fd00::9]:99"),
+        persistent_keepalive=25,
+        allowed_ips=allowed_ips(*ADDRESSES),
+    )
+    bob = PeerConfig(public_key=lab.key("bob").public())
+    return DeviceConfig(private_key=lab.key("own"), listen_port=51820, fwmark=0x77, peers=(peer, bob))
+
+
+def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    device, *peers = [line.split("\t") for line in wg0.wg("show", "wg0", "dump").stdout.splitlines()]
+    assert device == [str(lab.key("own")), str(lab.key("own").public()), "51820", "0x77"]
+    shown = {key: (psk, endpoint, sorted(allowed.split(",")), *rest) for key, psk, endpoint, allowed, *rest in peers}
+    bob = ("(none)", "(none)", ["(none)"], "0", "0", "0", "off")
+    assert shown == {
+        str(alice): (str(lab.key("psk")), "[fd00::9]:99", sorted(ADDRESSES), "0", "0", "0", "25"),
+        str(lab.key("bob").public()): bob,
+    }
+
+
+def test_wg_saves_what_the_interface_sets_and_restores_it(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    before = wg0.get()
+    saved = wg0.wg("showconf", "wg0").stdout
+    wg0.set(DeviceConfig(private_key=lab.key("other"), fwmark=0, replace_peers=True))
+    assert wg0.get().peers == ()
+    wg0.wg("setconf", "wg0", "/dev/stdin", stdin=saved)
+    assert comparable(wg0, alice) == (
+        before.private_key,
+        before.listen_port,
+        before.fwmark,
+        *before.peer(alice).allowed_ips,
+    )
+    assert wg0.peer(alice).endpoint == Endpoint.parse("[fd00::9]:99")
+
+
+def comparable(side: Interface, peer: Key) -> tuple[object, ...]:
+    state = side.get()
+    return state.private_key, state.listen_port, state.fwmark, *state.peer(peer).allowed_ips
+
+
+def test_interface_reads_what_wg_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.wg("set", "wg0", "private-key", "/dev/stdin", "listen-port", "7", "fwmark", "0x9", stdin=str(lab.key("own")))
+    wg0.wg("set", "wg0", "peer", str(alice), "preshared-key", "/dev/stdin", "endpoint", "127.0.0.1:9",
+           "persistent-keepalive", "11", "allowed-ips", ",".join(ADDRESSES), stdin=str(lab.key("psk")))  # fmt: skip
+    state = wg0.get()
+    (peer,) = state.peers
+    assert (state.private_key, state.listen_port, state.fwmark) == (lab.key("own"), 7, 9)
+    assert (peer.public_key, peer.preshared_key, str(peer.endpoint)) == (alice, lab.key("psk"), "127.0.0.1:9")
+    assert peer.persistent_keepalive == 11
+    assert set(peer.allowed_ips) == set(allowed_ips(*ADDRESSES))
+
+
+def test_changes_touch_only_what_they_name(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    wg0.set_peer(alice, persistent_keepalive=0, replace_allowed_ips=True, allowed_ips=allowed_ips("10.9.0.0/16"))
+    wg0.set(DeviceConfig(fwmark=0))
+    state = wg0.get()
+    assert (state.listen_port, state.fwmark, len(state.peers)) == (51820, 0, 2)
+    peer = state.peer(alice)
+    assert (peer.persistent_keepalive, peer.allowed_ips) == (0, allowed_ips("10.9.0.0/16"))
+    assert (peer.preshared_key, str(peer.endpoint)) == (lab.key("psk"), "[fd00::9]:99")
+
+
+def test_removed_peer_is_gone_for_both(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    wg0.set_peer(alice, remove=True)
+    assert wg0.wg("show", "wg0", "peers").stdout == f"{lab.key('bob').public()}\n"
+    with pytest.raises(UsageError, match=re.escape(f"; there are: {lab.key('bob').public()}")):
+        wg0.peer(alice)
+
+
+@pytest.mark.parametrize("by_wg", [False, True], ids=["ours", "wg"])
+def test_130560_allowed_ips_are_set_and_read(lab: Lab, wg0: Interface, alice: Key, by_wg: bool) -> None:
+    wanted: tuple[AllowedIP, ...] = allowed_ips(*MANY)
+    assert len(set(wanted)) == 130_560
+    if by_wg:
+        text = (
+            f"[Interface]\nPrivateKey = {lab.key('own')}\n[Peer]\nPublicKey = {alice}\nAllowedIPs = {','.join(MANY)}\n"
+        )
+        wg0.wg("setconf", "wg0", "/dev/stdin", stdin=text)
+    else:
+        wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice, allowed_ips=wanted),)))
+    assert set(wg0.peer(alice).allowed_ips) == set(wanted)
+    key, *shown = wg0.wg("show", "wg0", "allowed-ips").stdout.split()
+    assert (key, set(shown)) == (str(alice), set(MANY))
+
+
+def test_port_in_use_is_refused_with_its_errno(lab: Lab, wg0: Interface) -> None:
+    wg0.up()
+    with lab.nodes["birth"].socket(2, 2) as taken:
+        taken.bind(("0.0.0.0", 4444))  # noqa: S104 - a node of our own
+        with pytest.raises(ControlError, match=r"^wg0 .*EADDRINUSE: set listen_port 4444") as refusal:
+            wg0.set(DeviceConfig(listen_port=4444))
+    assert refusal.value.errno == 98
+
+
+@pytest.mark.parametrize("name", ["", "wg0123456789abcd", "a/b"])
+def test_bad_interface_name_is_refused(lab: Lab, implementation: Manifest, name: str) -> None:
+    with pytest.raises(UsageError, match=r"^interface name .*: 1 to 15 bytes without a slash"):
+        lab.interface(name, implementation, lab.node("birth"))
+
+
+def test_equal_names_in_one_birth_node_do_not_clash(lab: Lab, implementation: Manifest) -> None:
+    birth = lab.node("birth")
+    sides = [lab.interface("wg0", implementation, birth, lab.node(f"place{n}")) for n in range(3)]
+    for port, side in enumerate(sides, 100):
+        side.set(DeviceConfig(listen_port=port))
+    assert [side.wg("show", "wg0", "listen-port").stdout for side in sides] == ["100\n", "101\n", "102\n"]
+    assert "wg0" not in birth.links()

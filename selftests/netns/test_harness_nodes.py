@@ -1,0 +1,171 @@
+"""Nodes and links do what they are told, with `ip`, `nft` and the kernel as witnesses."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness import traffic
+from harness.errors import HarnessError, ProgramFailed, UsageError
+from harness.link import add_veth, set_offloads
+from harness.netns import leftover_nodes
+from harness.topology import DIRECT, LOOPBACK, NAT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.lab import Lab
+    from harness.netns import NetNS
+    from harness.topology import Topology
+
+SIOCETHTOOL = 0x8946
+RULES = """\
+table inet count {
+    counter named { }
+    chain input {
+        type filter hook input priority 0
+        ip protocol icmp icmp type echo-request counter name "named" counter comment "requests"
+        ip protocol icmp icmp type timestamp-request counter comment "never"
+    }
+}
+"""
+
+
+@pytest.fixture
+def left(lab: Lab) -> NetNS:
+    return lab.node("left")
+
+
+@pytest.fixture
+def right(lab: Lab, left: NetNS) -> NetNS:
+    """A node with a link to the left one: 10.0.0.1 -- 10.0.0.2."""
+    node = lab.node("right")
+    add_veth(left, "to-right", node, "to-left", mtu=1400)
+    left.add_address("to-right", "10.0.0.1/24", "fd00:1::1/64")
+    node.add_address("to-left", "10.0.0.2/24", "fd00:1::2/64")
+    return node
+
+
+def test_new_node_has_loopback_only_and_a_name_for_ip(left: NetNS) -> None:
+    assert leftover_nodes() == ["left"]
+    assert list(left.links()) == ["lo"]
+    assert left.links()["lo"]["up"]
+    assert [link["ifname"] for link in left.run_json(["ip", "-j", "-n", "left", "link"])] == ["lo"]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.2", "fd00:1::2"])
+def test_linked_nodes_reach_each_other_at_once(left: NetNS, right: NetNS, address: str) -> None:
+    assert traffic.ping(left, address, count=3).lost == 0
+    assert right.links()["to-left"]["rx_bytes"] > 0
+
+
+def test_link_is_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
+    (shown,) = right.run_json(["ip", "-j", "-d", "link", "show", "to-left"])
+    facts = right.links()["to-left"]
+    assert (facts["mtu"], facts["kind"], facts["up"]) == (1400, "veth", True)
+    assert (shown["mtu"], shown["linkinfo"]["info_kind"], shown["operstate"]) == (1400, "veth", "UP")
+    assert (shown["ifindex"], left.index("lo")) == (facts["index"], 1)
+
+
+def test_addresses_come_and_go(right: NetNS) -> None:
+    right.delete_address("to-left", "10.0.0.2/24")
+    right.add_address("to-left", "10.9.9.9/32")
+    (shown,) = right.run_json(["ip", "-j", "-4", "address", "show", "to-left"])
+    assert [(entry["local"], entry["prefixlen"]) for entry in shown["addr_info"]] == [("10.9.9.9", 32)]
+
+
+def test_routes_and_rules_are_as_ip_shows_them(left: NetNS, right: NetNS) -> None:
+    left.add_route("10.7.0.0/16", via="10.0.0.2", metric=7, table=77, mtu=1300)
+    left.add_rule(socket.AF_INET, fwmark=5, table=77, priority=99)
+    (route,) = left.run_json(["ip", "-j", "route", "show", "table", "77"])
+    assert (route["dst"], route["gateway"], route["metric"]) == ("10.7.0.0/16", "10.0.0.2", 7)
+    (rule,) = [entry for entry in left.run_json(["ip", "-j", "rule"]) if entry["priority"] == 99]
+    assert (rule["fwmark"], rule["table"]) == ("0x5", "77")
+    left.delete_rule(socket.AF_INET, fwmark=5, table=77, priority=99)
+    assert all(entry["priority"] != 99 for entry in left.run_json(["ip", "-j", "rule"]))
+    assert traffic.ping(right, "10.0.0.1").lost == 0
+
+
+def test_link_moves_with_its_name(left: NetNS, right: NetNS) -> None:
+    left.add_link("veth7", kind="veth", peer={"ifname": "veth8"})
+    left.set_link("veth7", mtu=1234, name="moved")
+    left.move_link("moved", right)
+    assert "moved" not in left.links()
+    assert right.links()["moved"]["mtu"] == 1234
+    right.delete_link("moved")
+    assert "moved" not in right.links()
+    assert "veth8" not in left.links()
+
+
+def test_sysctl_is_this_nodes_own(left: NetNS, right: NetNS) -> None:
+    assert left.sysctl("net.ipv4.ip_forward", 1) == "1"
+    assert left.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "1\n"
+    assert right.sysctl("net.ipv4.ip_forward") == "0"
+
+
+def test_counters_of_nft_count_packets(left: NetNS, right: NetNS) -> None:
+    right.nft(RULES)
+    traffic.must_ping(left, "10.0.0.2", count=5)
+    assert right.nft_counters() == {"named": 5, "requests": 5, "never": 0}
+
+
+@pytest.mark.parametrize(("switch", "command"), [("tx", 0x16), ("tso", 0x1E), ("gso", 0x23), ("gro", 0x2B)])
+def test_offload_is_switched(left: NetNS, right: NetNS, switch: str, command: int) -> None:
+    assert right.name == "right"
+    for on in (False, True, False):
+        set_offloads(left, "to-right", **{switch: on})
+        assert ethtool_get(left, "to-right", command) == on
+
+
+def ethtool_get(node: NetNS, device: str, command: int) -> int:
+    """What the kernel says of one switch, by the ETHTOOL_G... command of that number."""
+    value = array.array("B", struct.pack("II", command, 99))
+    with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP16x", device.encode(), value.buffer_info()[0]))
+    return int(struct.unpack("II", value)[1])
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "message"),
+    [
+        (lambda node: node.index("eth7"), UsageError, "left: no device eth7; there are: lo"),
+        (lambda node: node.add_address("lo", "10.0.0.1"), UsageError, "left: address '10.0.0.1': want ADDRESS/LENGTH"),
+        (lambda node: node.add_address("lo", "10.0.0.1/99"), HarnessError, "left: ip address add 10.0.0.1/99 dev lo: "),
+        (lambda node: node.add_link("lo", kind="veth"), HarnessError, "left: ip link add lo type veth: File exists"),
+        (lambda node: node.add_link("x", kind="nope"), HarnessError, "left: ip link add x type nope: "),
+        (lambda node: node.add_route("10.0.0.0/8", via="10.0.0.1"), HarnessError, "left: ip route add 10.0.0.0/8: "),
+        (lambda node: node.sysctl("net.no.such"), HarnessError, "left: sysctl net.no.such: No such file or directory"),
+        (lambda node: node.nft("nonsense"), ProgramFailed, "left: nft -f -: status 1: "),
+        (lambda node: type(node)("left"), UsageError, "node left: there is one of that name already"),
+    ],
+)  # fmt: skip
+def test_mistake_names_the_node_and_the_thing(
+    left: NetNS, mistake: Callable[[NetNS], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as refusal:
+        mistake(left)
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize("topology", [LOOPBACK, NAT, DIRECT], ids=lambda topology: str(topology.name))
+def test_topology_is_built_as_drawn(lab: Lab, topology: Topology) -> None:
+    nodes = topology.build(lab)
+    assert leftover_nodes() == sorted(topology.nodes)
+    for end in (end for link in topology.links for end in link):
+        (shown,) = nodes[end.node].run_json(["ip", "-j", "-4", "address", "show", end.device]) or [{"addr_info": []}]
+        assert [f"{entry['local']}/{entry['prefixlen']}" for entry in shown["addr_info"]] == list(end.addresses)
+    assert (lab.directory / "topology.txt").read_text() == topology.drawing
+
+
+def test_nat_translates_and_its_counter_tells(lab: Lab) -> None:
+    nodes = NAT.build(lab)
+    with traffic.udp_receiver(nodes["ns2"], "10.0.0.100", 5000) as receiver:
+        traffic.udp_message(nodes["ns1"], "10.0.0.100", 5000, b"out")
+        receiver.settimeout(5)
+        assert receiver.recvfrom(10)[1][0] == "10.0.0.1"
+    assert nodes["ns0"].nft_counters() == {"snat": 1}

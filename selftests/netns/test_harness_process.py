@@ -1,0 +1,107 @@
+"""Programs in nodes: what they write is captured, what takes too long is ended, and every command is noted."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
+
+if TYPE_CHECKING:
+    from harness.lab import Lab
+    from harness.netns import NetNS
+
+SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
+
+
+@pytest.fixture
+def node(lab: Lab) -> NetNS:
+    return lab.node("here")
+
+
+def test_program_runs_in_the_node_and_its_output_is_captured(node: NetNS) -> None:
+    assert node.run(["readlink", "/proc/self/ns/net"]).stdout == f"net:[{node.handle.stat().st_ino}]\n"
+    completed = node.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], stdin="right", check=False)
+    assert (completed.status, completed.stdout, completed.stderr) == (3, "right", "wrong\n")
+
+
+def test_more_output_than_a_pipe_holds_is_captured(node: NetNS) -> None:
+    completed = node.run(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2"])
+    assert (len(completed.stdout), len(completed.stderr)) == (300000, 300000)
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "message"),
+    [
+        (["false"], ProgramFailed, "here: false: status 1: "),
+        (["sh", "-c", "echo no >&2; exit 2"], ProgramFailed, "here: sh -c 'echo no >&2; exit 2': status 2: no"),
+        (["sh", "-c", "kill -9 $$"], ProgramFailed, "here: sh -c 'kill -9 $$': status -9: "),
+        (["/no-such"], Unavailable, "/no-such: No such file or directory; wg-interop doctor tells what is missing"),
+        (["/etc/passwd"], Unavailable, "/etc/passwd: Permission denied; wg-interop doctor tells what is missing"),
+        (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after 0.5 s: "),
+    ],
+)
+def test_program_that_fails_is_named_with_node_and_reason(
+    node: NetNS, argv: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as failure:
+        node.run(argv, deadline=0.5)
+    assert str(failure.value).startswith(message)
+
+
+def test_program_that_takes_too_long_is_killed(node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeadlineExceeded, match=r"still ran after 0\.5 s: busy"):
+        node.run(SLEEP, deadline=0.5)
+    assert not Path("/proc", Path("pid").read_text().strip()).exists()
+
+
+def test_background_program_is_heard_and_ended(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log")
+    process.says("^ready$")
+    assert process.running
+    assert process.terminate() == -15
+    assert process.status == -15
+    process.close()
+
+
+def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; sleep 60"], log=tmp_path / "log")
+    process.says("deaf")
+    with pytest.raises(DeadlineExceeded, match=r"waited 0\.1 s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
+        process.terminate(0.1)
+    assert process.status == -9
+    process.close()
+
+
+def test_missed_line_shows_what_was_written(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "echo starting; exec sleep 60"], log=tmp_path / "log")
+    process.says("starting")
+    with pytest.raises(DeadlineExceeded, match="for sh to write 'ready'; seen: starting"):
+        process.says("ready", deadline=0.05)
+    process.kill()
+    process.close()
+
+
+def test_every_command_is_noted_with_time_and_node(lab: Lab, node: NetNS, tmp_path: Path) -> None:
+    node.run(["echo", "two words"])
+    node.run(["false"], check=False)
+    process = node.spawn(["true"], log=tmp_path / "log")
+    process.wait(5)
+    process.close()
+    noted = (lab.directory / "commands.txt").read_text().splitlines()
+    assert [re.sub(r"^ +\d+\.\d{3} ", "", line) for line in noted] == [
+        "here: echo 'two words'",
+        "here: false",
+        "here: true",
+    ]
+
+
+def test_program_gets_our_environment_in_english(node: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert "LC_ALL=C.UTF-8" in node.run(["env"]).stdout.splitlines()
+    assert os.environ["LC_ALL"] == "de_DE.UTF-8"

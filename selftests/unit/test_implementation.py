@@ -1,0 +1,167 @@
+"""Implementations: every mistake in a manifest or in `--impl` is one line that names it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import Unavailable, UsageError
+from harness.implementation import CAPABILITIES, Manifest, Registry, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD = """\
+name = "mine"
+kind = "uapi"
+"""
+NAMES = "name must be lower-case letters, digits and . _ + -, not"
+FILLED = "only {program} and {interface} are filled in:"
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that prints a version."""
+    path = tmp_path / "program"
+    path.write_text("#!/bin/sh\necho wg v1.2.3-rc1 of today\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Where the test puts its manifest."""
+    return tmp_path / "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name = ", "not TOML: Invalid value (at end of document)"),
+        ('kind = "uapi"', f"{NAMES} ''"),
+        ('name = "Mine"\nkind = "uapi"', f"{NAMES} 'Mine'"),
+        ('name = "a~b"\nkind = "uapi"', f"{NAMES} 'a~b'"),
+        ('name = 5\nkind = "uapi"', "name must be a str, not 5"),
+        ('name = "mine"', "kind must be one of kernel, uapi, not None"),
+        ('name = "mine"\nkind = "genl"', "kind must be one of kernel, uapi, not 'genl'"),
+        ('name = "mine"\nkind = ["uapi"]', "kind must be one of kernel, uapi, not ['uapi']"),
+        (GOOD + "colour = 1", "unknown key colour"),
+        (GOOD + "[program]\nargv = []", "unknown key program.argv"),
+        (GOOD + "[watch]\nmemory = 1", "unknown key watch.memory"),
+        (GOOD + 'program = "/bin/true"', "program must be a dict, not '/bin/true'"),
+        (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: fwmark, "),
+        (GOOD + 'capabilities = "roaming"', "capabilities must be a list, not 'roaming'"),
+        (GOOD + "capabilities = [1]", "capabilities must be a list of strings"),
+        (GOOD + '[watch]\ncomplaints = ["("]', "watch.complaints: '(': missing ), unterminated subpattern"),
+        (GOOD + '[watch]\nthreads = "many"', "threads must be a int, not 'many'"),
+        (GOOD + "[program]\ncommand = []", "program.command must not be empty"),
+        (GOOD + '[program]\ncommand = ["{programm}"]', f"program.command: {FILLED} 'programm'"),
+        (GOOD + '[program]\ncommand = ["{"]', f"program.command: {FILLED} Single '{{'"),
+        (GOOD + '[program]\nversion = ["{program.name}"]', f"program.version: {FILLED} 'str' object"),
+        (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
+        (GOOD + '[program]\npath = "nowhere"', "no program /"),
+        (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, debian"),
+    ],
+)
+def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
+    manifest.write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        load(manifest)
+    assert str(refusal.value).startswith(f"manifest {manifest}: {complaint}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nowhere.toml", "No such file or directory"),
+        (".", "Is a directory"),
+        ("binary", "not TOML: 'utf-8' codec"),
+    ],
+)
+def test_manifest_that_cannot_be_read_is_named(tmp_path: Path, name: str, complaint: str) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=f"{complaint}") as refusal:
+        load(tmp_path / name)
+    assert str(refusal.value).startswith(f"manifest {tmp_path / name}: ")
+
+
+def test_program_that_may_not_be_started_is_named_with_the_remedy(manifest: Path, program: Path) -> None:
+    manifest.write_text(f'{GOOD}[program]\npath = "{program.name}"')
+    program.chmod(0o644)
+    with pytest.raises(UsageError) as refusal:
+        load(manifest)
+    assert str(refusal.value) == f"manifest {manifest}: {program} is not executable: chmod +x {program}"
+
+
+def test_manifest_says_how_the_program_is_started(manifest: Path, program: Path) -> None:
+    manifest.write_text(f'{GOOD}[program]\npath = "program"\ncommand = ["nice", "{{program}}", "--on={{interface}}"]')
+    mine = load(manifest)
+    assert mine.argv("wg7") == ["nice", str(program), "--on=wg7"]
+    assert mine.version() == "1.2.3-rc1"
+    assert mine.why_unavailable() is None
+
+
+@pytest.mark.parametrize("text", ["nothing", "exit 1", "sleep"])
+def test_version_is_unknown_where_the_program_says_none(program: Path, text: str) -> None:
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    assert Manifest(name="mine", kind="uapi", program=program).version() == "unknown"
+
+
+def test_implementation_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    newest = Registry().get("wireguard-go")
+    assert newest.why_unavailable() == "wireguard-go is not installed; to install it: wg-interop install wireguard-go"
+    with pytest.raises(Unavailable):
+        newest.argv("wg0")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nope", "unknown implementation 'nope'; there are: kernel, "),
+        ("mine=/nowhere", "--impl mine=/nowhere: no program /nowhere"),
+        ("mine=/etc/passwd", "--impl mine=/etc/passwd: /etc/passwd is not executable: chmod +x /etc/passwd"),
+        ("mine=/tmp", "--impl mine=/tmp: no program /tmp"),
+        ("Mine=/bin/true", "--impl Mine=/bin/true: a name is lower-case letters, digits and . _ + -"),
+        ("=/bin/true", "--impl =/bin/true: a name is lower-case letters, digits and . _ + -"),
+        ("kernel=/bin/true", "--impl kernel=/bin/true: kernel is no program; for another kernel use --kernel"),
+    ],
+)
+def test_mistake_in_a_choice_is_named_in_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        Registry().choose(text)
+    assert str(refusal.value).startswith(complaint)
+
+
+def test_unknown_name_with_a_program_is_started_as_wireguard_go_is(program: Path) -> None:
+    registry = Registry()
+    mine = registry.choose(f"mine={program}")
+    assert mine.argv("wg0") == [str(program), "-f", "wg0"]
+    assert mine.capabilities == set(CAPABILITIES)
+    assert registry.get("mine") is mine
+
+
+def test_known_name_with_a_program_keeps_what_its_manifest_says(program: Path) -> None:
+    registry = Registry()
+    before = registry.get("wireguard-go")
+    chosen = registry.choose(f"wireguard-go={program}")
+    assert chosen.find_program() == program
+    assert (chosen.capabilities, chosen.env) == (before.capabilities, before.env)
+
+
+def test_what_was_asked_for_is_kept_in_order_and_once(manifest: Path) -> None:
+    registry = Registry()
+    manifest.write_text(GOOD)
+    registry.choose("wireguard-go")
+    registry.add(manifest)
+    registry.choose("wireguard-go")
+    assert registry.asked == ["wireguard-go", "mine"]
+
+
+def test_manifests_of_the_project_can_be_read() -> None:
+    known: dict[str, Any] = Registry().known
+    assert {"kernel", "wireguard-go", "wireguard-go-debian"} <= known.keys()
