@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
+VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
 PATIENCE: Final = 15  # seconds for a gate to clean up after Ctrl-C
 PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
 NAMED: Final = 5  # failed tests that the table names
@@ -53,6 +54,14 @@ class Gate:
 # The directories that have a gate of their own; all else below selftests/ is unit tests.
 _ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "interop"))
 _NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
+_VM_FAULTS: Final = "selftests/faults/test_vm.py"
+_FAULTS: Final = ("selftests/faults", "-n", "2", f"--ignore={_VM_FAULTS}")
+_VM: Final = ("selftests/netns", "--lane", "vm", *(f"--pair={pair}" for pair in VM_PAIRS))
+
+
+def _results(name: str) -> tuple[str, str]:
+    """Options that keep a gate's results and evidence apart from those of the others."""
+    return "--results", str(ROOT / "report" / name / "results.json")
 
 
 def all_gates() -> tuple[Gate, ...]:
@@ -63,7 +72,9 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="mypy", command=("mypy",)),
         *_unit_gates(_fully_covered()),
         Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR)),
-        Gate(name="fault tests", command=("pytest", "selftests/faults"), lane="netns", quick=None),
+        Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
+        Gate(name="vm tests", command=("pytest", *_VM, *_results("vm")), lane="vm", quick=None),
+        Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None),
     )
 
 
