@@ -12,16 +12,20 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness import install
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.process import program_environment
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MANIFESTS: Final = Path(__file__).parent / "implementations"
 KINDS: Final = ("kernel", "uapi")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 _VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
+_KERNEL_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
 # What a program may declare that it can do beyond the core of the protocol. Tests that need one carry the marker
 # `capability(NAME)` and are reported as unsupported for a program that does not declare it.
@@ -155,13 +159,14 @@ class _Reader:
 
     def manifest(self) -> Manifest:
         data = dict(self._data)
+        kind = self._kind(data)
         program = self._take(data, "program", dict, {})
         watch = self._take(data, "watch", dict, {})
         manifest = Manifest(
             name=self._name(data),
-            kind=self._kind(data),
+            kind=kind,
             title=self._take(data, "title", str, ""),
-            capabilities=self._capabilities(data),
+            capabilities=self._capabilities(data) | self._capabilities_since(data, kind),
             install=self._install(data),
             program=self._program(program),
             command=self._command(program, "command", Manifest(name="-", kind="uapi").command),
@@ -190,11 +195,28 @@ class _Reader:
         return "kernel" if kind == "kernel" else "uapi"
 
     def _capabilities(self, data: dict[str, Any]) -> frozenset[str]:
-        names = self._words(data, "capabilities", ())
-        for name in names:
-            if name not in CAPABILITIES:
-                raise self._wrong(f"unknown capability {name!r}; there are: {', '.join(sorted(CAPABILITIES))}")
-        return frozenset(names)
+        return self._known_capabilities(self._words(data, "capabilities", ()))
+
+    def _capabilities_since(self, data: dict[str, Any], kind: str) -> frozenset[str]:
+        """What the running kernel is new enough for; a program comes with its version, its manifest knows it."""
+        since = self._take(data, "capabilities_since", dict, {})
+        if since and kind != "kernel":
+            raise self._wrong('capabilities_since is for kind "kernel": a program\'s go into capabilities')
+        names = self._known_capabilities(since)
+        return frozenset(name for name in names if self._is_reached(name, since[name]))
+
+    def _is_reached(self, name: str, version: object) -> bool:
+        wanted = _KERNEL_VERSION.fullmatch(version) if isinstance(version, str) else None
+        if wanted is None:
+            raise self._wrong(f'capabilities_since.{name} must be a kernel version such as "6.16", not {version!r}')
+        running = _KERNEL_VERSION.match(os.uname().release)
+        return running is not None and _numbers(running) >= _numbers(wanted)
+
+    def _known_capabilities(self, names: Iterable[str]) -> frozenset[str]:
+        known = frozenset(names)
+        for name in sorted(known - CAPABILITIES.keys()):
+            raise self._wrong(f"unknown capability {name!r}; there are: {', '.join(sorted(CAPABILITIES))}")
+        return known
 
     def _command(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
         words = self._words(table, key, default)
@@ -234,6 +256,10 @@ class _Reader:
             except re.error as error:
                 raise self._wrong(f"watch.complaints: {pattern!r}: {error}") from error
         return patterns
+
+
+def _numbers(version: re.Match[str]) -> tuple[int, int]:
+    return int(version[1]), int(version[2])
 
 
 def executable(path: Path, what: str) -> Path:

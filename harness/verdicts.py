@@ -50,10 +50,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if lane_of(item) == "netns" or state_of_run(item.config).used:
         facts = _facts(item)
+        if report.when == "call":
+            _judge_expectation(item, report)
         if report.when == "call" or (report.when == "setup" and report.failed):
             facts["artifacts"] = _keep_evidence(item, report)
         _describe(report, facts)
     return report
+
+
+def _judge_expectation(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Turn a failure that is expected into an xfail, and a success where one was expected into a failure."""
+    from harness import expectations
+    from harness.results import message_of
+
+    directory = item.config.rootpath / "selftests" / "expectations"
+    expected = expectations.find(directory, item.nodeid, _sides(item)) if not report.skipped else None
+    if expected is None:
+        return
+    if report.failed and expectations.matches(expected, message_of(report)):
+        report.outcome = "skipped"
+        report.wasxfail = str(expected)
+    elif report.passed and expected.always:
+        report.outcome = "failed"
+        report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {expected}"
 
 
 def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:

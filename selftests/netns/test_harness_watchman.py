@@ -111,8 +111,10 @@ def test_program_that_is_unwell_turns_the_test_red(
 ) -> None:
     run = run_wrapped(pytester, wrapper(real, on_demand), TEST.format(awaited=awaited))
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}".replace("[", "[[]"))
+    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")
     assert leftover_nodes() == []
+    # The evidence shows the node as it was at that time.
+    assert list((pytester.path / "report").rglob("here.txt"))
 
 
 @pytest.mark.parametrize(

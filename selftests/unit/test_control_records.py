@@ -18,10 +18,15 @@ def test_public_key_is_the_one_that_wg_derives() -> None:
     assert str(Key.parse(PRIVATE).public()) == PUBLIC
 
 
-def test_generated_key_is_clamped_and_new() -> None:
+@pytest.mark.parametrize("drawn", [b"\x00", b"\xff"])
+def test_generated_key_is_clamped_whatever_was_drawn(drawn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.urandom", lambda size: drawn * size)
     raw = Key.generate().raw
-    assert (raw[0] & 7, raw[31] & 0xC0) == (0, 0x40)
-    assert Key.generate().raw != raw
+    assert (raw[0] & 7, raw[31] & 0xC0, raw[1:31]) == (0, 0x40, drawn * 30)
+
+
+def test_generated_keys_differ() -> None:
+    assert Key.generate() != Key.generate()
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ def names(**options: bool) -> set[str]:
     return {gate.name for gate in chosen(quick=options.get("quick", False), lanes=[])}
 
 
-def test_quick_leaves_out_the_fault_tests_only() -> None:
-    assert names() - names(quick=True) == {"fault tests"}
+def test_quick_leaves_out_faults_and_guests_only() -> None:
+    assert names() - names(quick=True) == {"fault tests", "vm tests", "vm fault tests"}
 
 
 @pytest.mark.parametrize(

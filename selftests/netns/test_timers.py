@@ -1,0 +1,115 @@
+"""Rekey, keepalive, retry and rejection by time, as seen on the wire (topology `loopback`)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, INITIATION, Capture
+from harness.timing import slack
+from harness.tunnel import V4_OF_A, V4_OF_B
+from harness.wait import let_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.capture import Message
+    from harness.tunnel import Tunnel
+
+pytestmark = pytest.mark.waiting
+
+SECOND = 1_000_000_000
+REKEY_AFTER_TIME = 120
+REJECT_AFTER_TIME = 180
+KEEPALIVE_TIMEOUT = 10
+REKEY_TIMEOUT = 5
+MAX_JITTER = 1 / 3
+INITIATIONS_OF_A_SERIES = 20
+DISCARD = 9
+PORT_OF_A, PORT_OF_B = 1, 2
+
+
+@pytest.fixture
+def wire(loopback: Tunnel) -> Iterator[Capture]:
+    """What both interfaces send, with a session that A has initiated."""
+    with Capture(loopback.nodes["ns0"], "lo") as capture:
+        traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+        yield capture
+
+
+def initiations(wire: Capture, port: int, after: int = 0) -> list[Message]:
+    return [message for message in wire.messages(kind=INITIATION, port=port) if message.time > after]
+
+
+def session_start(wire: Capture) -> int:
+    """When the first initiation left."""
+    return wire.messages(kind=INITIATION)[0].time
+
+
+def drop(loopback: Tunnel, condition: str) -> None:
+    """Let no datagram through that meets the condition."""
+    chain = f"type filter hook input priority 0\n{condition} counter drop"
+    loopback.nodes["ns0"].nft(f"table inet cut {{\nchain input {{\n{chain}\n}}\n}}\n")
+
+
+@pytest.mark.requirement("TM-07")
+def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire: Capture) -> None:
+    start = session_start(wire)
+    let_pass(REKEY_AFTER_TIME - 5, "the session is not old enough")
+    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    assert not initiations(wire, PORT_OF_A, after=start), "rekeyed too early"
+    let_pass(6, "now it is")
+    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    again = wire.wait_for(lambda m: m.kind == INITIATION and m.time > start, 2.0, "A to rekey when it has sent")
+    assert again.source[1] == PORT_OF_A
+    assert again.time - start >= REKEY_AFTER_TIME * SECOND
+
+
+@pytest.mark.requirement("TM-08")
+def test_responder_does_not_rekey_by_age(loopback: Tunnel, wire: Capture) -> None:
+    let_pass(REKEY_AFTER_TIME + 1, "the session grows old enough")
+    traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, DISCARD, b"old")
+    let_pass(REKEY_TIMEOUT, "it would have rekeyed at once")
+    assert [m for m in wire.messages(kind=DATA, port=PORT_OF_B) if len(m.payload) > 32][-1].time > session_start(wire)
+    assert not initiations(wire, PORT_OF_B)
+
+
+@pytest.mark.requirement("TM-10", "TM-11")
+def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Capture) -> None:
+    with traffic.udp_receiver(loopback.nodes["ns1"], V4_OF_A, 1111):
+        let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT), "the keepalive for the ping's answer has been sent")
+        traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, 1111, b"no answer to this")
+        data = [m for m in wire.messages(kind=DATA, port=PORT_OF_B) if not m.is_keepalive][-1]
+        let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT) + 5, "the keepalive's time, and more")
+    keepalives = [m for m in wire.messages(port=PORT_OF_A) if m.is_keepalive and m.time > data.time]
+    (late,) = [(m.time - data.time) / SECOND - KEEPALIVE_TIMEOUT for m in keepalives]
+    assert 0 <= late <= slack(KEEPALIVE_TIMEOUT)
+
+
+@pytest.mark.requirement("TM-01", "TM-03", "TM-04")
+def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel) -> None:
+    drop(loopback, f"udp dport {PORT_OF_B}")
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
+        let_pass((INITIATIONS_OF_A_SERIES + 6) * (REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)), "all retries")
+        sent = initiations(wire, PORT_OF_A)
+    assert len(sent) == INITIATIONS_OF_A_SERIES
+    gaps = [(b.time - a.time) / SECOND for a, b in pairwise(sent)]
+    assert min(gaps) >= REKEY_TIMEOUT
+    assert max(gaps) <= REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)
+
+
+@pytest.mark.requirement("DT-21")
+def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Capture) -> None:
+    start = session_start(wire)
+    drop(loopback, "udp length { 100, 156 }")
+    let_pass(REJECT_AFTER_TIME - 10, "the session is still good")
+    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    let_pass(12, "the session is past its end")
+    pings = traffic.ping(loopback.nodes["ns1"], V4_OF_B, count=2)
+    assert pings.lost == 2
+    late = [m for m in wire.messages(kind=DATA) if m.time - start > (REJECT_AFTER_TIME + 1) * SECOND]
+    assert not late, f"sent under an expired key: {late[0]}"
