@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
 VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
+WARP_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go")
 PATIENCE: Final = 15  # seconds for a gate to clean up after Ctrl-C
 PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
 NAMED: Final = 5  # failed tests that the table names
@@ -58,6 +59,8 @@ _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "-n", "2", f"--ignore={_VM_FAULTS}")
 _VM: Final = ("selftests/netns", "--lane", "vm", *(f"--pair={pair}" for pair in VM_PAIRS))
 
+_WARP: Final = ("selftests/netns", "--lane", "warp", *(f"--pair={pair}" for pair in WARP_PAIRS))
+
 
 def _results(name: str) -> tuple[str, str]:
     """Options that keep a gate's results and evidence apart from those of the others."""
@@ -74,6 +77,7 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR)),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
         Gate(name="vm tests", command=("pytest", *_VM, *_results("vm")), lane="vm", quick=None),
+        Gate(name="warp tests", command=("pytest", *_WARP, *_results("warp")), lane="warp", quick=None),
         Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None),
     )
 

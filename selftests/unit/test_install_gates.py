@@ -30,7 +30,7 @@ def names(**options: bool) -> set[str]:
 
 
 def test_quick_leaves_out_faults_and_guests_only() -> None:
-    assert names() - names(quick=True) == {"fault tests", "vm tests", "vm fault tests"}
+    assert names() - names(quick=True) == {"fault tests", "vm tests", "warp tests", "vm fault tests"}
 
 
 @pytest.mark.parametrize(
