@@ -13,6 +13,7 @@ import hashlib
 import marshal
 import os
 import re
+import resource
 import secrets
 import shutil
 import sys
@@ -23,7 +24,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from ci import vm_console, vm_image, vm_kernel, vm_modules, vm_qemu
+from ci import vm_compiled, vm_console, vm_image, vm_kernel, vm_modules, vm_qemu
 from ci.vm_cpio import Archive
 from harness.cache import cache_root
 from harness.errors import HarnessError, UsageError
@@ -88,7 +89,7 @@ class VmResult:
     directory: Path
     """Holds console.log, output.log and qemu.log."""
     durations: Mapping[str, float]
-    """Seconds by step: those named `wall ...` on our clock, those named `guest ...` on the guest's."""
+    """Seconds by step: `wall ...` on our clock, `guest ...` on the guest's, `cpu ...` computed: the same under load."""
     complaints: tuple[str, ...] = ()
 
     @property
@@ -204,7 +205,7 @@ def run(
             output.write(data)
             show(data)
 
-        image_done = time.monotonic()
+        image_done, cpu = time.monotonic(), cpu_of_children()
         append = kernel_arguments(debug=job.debug)
         with vm_qemu.start(
             hardware, image=kernel.image, append=append, initrd=initrd, console=console, nonce=job.nonce
@@ -215,6 +216,8 @@ def run(
     log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
     found = tuple(vm_console.complaints(log, vm_console.load_noise(NOISE_TABLE)))
     verdict, message = judge(received, found, in_time=in_time, warp=hardware.warp)
+    if verdict in {Verdict.HUNG, Verdict.OVERDUE}:
+        message += f" (deadline: {job.deadline:g} s)"
     if verdict is Verdict.LOST and received.ready is None:
         message += "".join(f"; {line}" for line in vm_console.excerpt(read_log(directory / "qemu.log"), (), 1))
     return VmResult(
@@ -224,7 +227,7 @@ def run(
         kernel=kernel.release,
         accelerator=hardware.name(),
         directory=directory,
-        durations=durations(received, log, begun=begun, started=image_done, warp=hardware.warp),
+        durations=durations(received, log, begun=begun, started=image_done, cpu=cpu, warp=hardware.warp),
         complaints=found,
     )
 
@@ -248,7 +251,9 @@ def judge(received: Received, found: Sequence[str], *, in_time: bool, warp: bool
     return Verdict.EXITED, ""
 
 
-def durations(received: Received, log: str, *, begun: float, started: float, warp: bool) -> dict[str, float]:
+def durations(
+    received: Received, log: str, *, begun: float, started: float, cpu: float, warp: bool
+) -> dict[str, float]:
     """Where the time went, as far as the run came."""
     steps = {"wall image": started - begun}
     if received.ready:
@@ -265,7 +270,13 @@ def durations(received: Received, log: str, *, begun: float, started: float, war
         steps["guest modules"] = marks["modules"] - marks["init"]
         steps["guest command"] = marks["command"] - marks["ready"]
     steps["wall total"] = time.monotonic() - begun
+    steps["cpu QEMU"] = cpu_of_children() - cpu
     return steps
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @contextmanager
@@ -281,8 +292,8 @@ def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Ite
                     shutil.copyfileobj(content, out, 1 << 20)
             with Archive(out) as archive:
                 archive.directory(order["environment"]["HOME"], permissions=0o700)
-                vm_image.write_project(archive, files)
-                archive.file("lab/init.pyc", vm_image.compiled(vm_image.HERE / "vm_guest.py"))
+                vm_image.write_project(archive, files, cache / "vm")
+                archive.file("lab/init.pyc", vm_compiled.program(vm_image.HERE / "vm_guest.py"))
                 archive.file("lab/order", marshal.dumps(dict(order)), permissions=0o600)
         yield memory
     finally:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import compileall
 import hashlib
 import importlib.metadata
-import importlib.util
-import marshal
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from packaging.requirements import Requirement
 
+from ci import vm_compiled
 from ci.vm_cpio import Archive
 from harness.errors import Unavailable
 
@@ -56,16 +54,15 @@ class Tree:
                 return
         self.members[path] = path
 
-    def add_python(self, path: Path) -> None:
-        """Add a source file with its compiled forms, also those that pytest rewrote, as far as they are up to date."""
+    def add_python(self, path: Path, prefix: Path) -> None:
+        """Add a source file, and beside it its compiled forms (vm_compiled)."""
         self.add(path)
-        for compiled in path.parent.glob(f"__pycache__/{path.stem}.{sys.implementation.cache_tag}*.pyc"):
-            if is_current(compiled, path):
-                self.add(compiled)
+        for compiled in vm_compiled.forms(path, prefix):
+            self.members[path.parent.resolve() / "__pycache__" / compiled.name] = compiled
 
     def add_libraries(self) -> None:
         """Add the shared libraries that the programs and extension modules so far need."""
-        programs = [str(path) for path, content in self.members.items() if isinstance(content, Path) and is_elf(path)]
+        programs = [str(file) for file in self.members.values() if isinstance(file, Path) and is_elf(file)]
         if not programs:
             return
         listing = subprocess.run(["ldd", *programs], capture_output=True, text=True, check=False).stdout
@@ -85,18 +82,6 @@ def is_elf(path: Path) -> bool:
         return content.read(4) == b"\x7fELF"
 
 
-def is_current(compiled: Path, source: Path) -> bool:
-    """Whether an import would take `compiled` as it is (PEP 552): it names the source's time and size, or no source."""
-    with compiled.open("rb") as content:
-        head = content.read(16)
-    if head[:4] != importlib.util.MAGIC_NUMBER:
-        return False
-    if int.from_bytes(head[4:8], "little"):
-        return True
-    found = source.stat()
-    return head[8:16] == struct.pack("<II", int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
-
-
 def base(cache: Path) -> Path:
     """The archive of everything that stays the same between runs; built now if anything in it has changed."""
     tools = find_tools()
@@ -105,7 +90,7 @@ def base(cache: Path) -> Path:
         os.utime(image)
         return image
     image.parent.mkdir(parents=True, exist_ok=True)
-    tree = base_tree(tools)
+    tree = base_tree(tools, cache / "pycache")
     partial = image.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as out, Archive(out) as archive:
         write_skeleton(archive)
@@ -135,7 +120,13 @@ def find_tools() -> list[Path]:
 def base_key(tools: Iterable[Path]) -> str:
     """A hash of all that decides what the base holds: the recipe, the interpreter, its packages, the tools."""
     key = hashlib.sha256()
-    for source in (__file__, HERE / "vm_cpio.py", HERE / "image.toml", PROJECT / "requirements.lock"):
+    for source in (
+        __file__,
+        HERE / "vm_compiled.py",
+        HERE / "vm_cpio.py",
+        HERE / "image.toml",
+        PROJECT / "requirements.lock",
+    ):
         key.update(Path(source).read_bytes())
     packages = Path(sysconfig.get_path("purelib"))
     key.update(f"{sys.version} {sys.prefix} {sys.base_prefix} {packages.stat().st_mtime_ns}".encode())
@@ -145,15 +136,17 @@ def base_key(tools: Iterable[Path]) -> str:
     return key.hexdigest()[:24]
 
 
-def base_tree(tools: Iterable[Path]) -> Tree:
-    # A package manager may have left the compiling to the first import, and the guest computes ten times slower.
+def base_tree(tools: Iterable[Path], prefix: Path) -> Tree:
+    # A package manager may have left the compiling to the first import.
     compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
+    # There is no test here: this is for pytest's plugins.
+    vm_compiled.collect([HERE], prefix, PROJECT)
     tree = Tree()
     for path in (*tools, Path(sys.executable), *interpreter_links()):
         tree.add(path)
     for path in (*standard_library(), *packages()):
         if path.suffix == ".py":
-            tree.add_python(path)
+            tree.add_python(path, prefix)
         else:
             tree.add(path)
     for path in map(Path, RECIPE["tools"]["files"]):
@@ -219,7 +212,7 @@ def find_libraries(names: Iterable[str]) -> Iterator[Path]:
 
 
 def write_skeleton(archive: Archive) -> None:
-    for folder in ("dev", "etc", "lab", "proc", "root", "run", "sys", "var"):
+    for folder in ("dev", "etc", "lab", "proc", "root", "run/netns", "run/wireguard", "sys", "var"):
         archive.directory(folder)
     archive.directory("tmp", permissions=0o1777)
     archive.symlink("var/run", "/run")
@@ -228,15 +221,16 @@ def write_skeleton(archive: Archive) -> None:
         archive.file(f"etc/{name}", text.encode())
 
 
-def write_project(archive: Archive, extra: Iterable[tuple[Path, str]]) -> None:
+def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Path) -> None:
     """The checkout as it is now, uncommitted and untracked files too, and each `(host path, guest path)` of `extra`."""
-    tree = Tree()
-    for path in project_files():
-        if path.suffix == ".py":
-            compileall.compile_file(path, quiet=2)
-            tree.add_python(path)
-        else:
-            tree.add(path)
+    tree, prefix, paths = Tree(), cache / "pycache", project_files()
+    sources = [path for path in paths if path.suffix == ".py"]
+    vm_compiled.compile_imports(sources, prefix)
+    vm_compiled.rewrite_tests(sources, prefix, PROJECT)
+    for path in paths:
+        tree.add(path)
+    for path in sources:
+        tree.add_python(path, prefix)
     tree.write(archive)
     added = Tree()
     for source, where in extra:
@@ -244,12 +238,6 @@ def write_project(archive: Archive, extra: Iterable[tuple[Path, str]]) -> None:
             if path.is_file():
                 added.members[Path(where, path.relative_to(source))] = path
     added.write(archive)
-
-
-def compiled(source: Path) -> bytes:
-    """A program as `python FILE.pyc` takes it (PEP 552; of the header it reads the magic number alone)."""
-    code = compile(source.read_bytes(), str(source), "exec", dont_inherit=True)
-    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
 def project_files() -> list[Path]:
