@@ -92,15 +92,11 @@ def _replace_process() -> NoReturn:
 
 
 def _silence(config: pytest.Config) -> None:
-    """Turn the standard descriptors, and the copies that pytest's capture keeps of them, to /dev/null."""
+    """Turn the standard descriptors to /dev/null, for good."""
     _stop_capturing(config)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
-    capture = config.pluginmanager.getplugin("capturemanager")
-    if capture is not None:
-        capture.start_global_capturing()
-        capture.suspend_global_capture()
 
 
 def _peek(config: pytest.Config) -> bool:
