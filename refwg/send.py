@@ -117,7 +117,7 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
         inner = staged.packet
         traffic_class = ip.encapsulated_ecn(ip.ecn(inner)) if inner else 0
         effects += _to_peer(peer, seal(keypair, counter, staged), traffic_class, carries_data=bool(inner))
-    return effects + _keep_key_fresh(peer, now)
+    return effects + _keep_key_fresh(peer, keypair, now)
 
 
 def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
@@ -149,11 +149,8 @@ def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
     return keypair.is_valid_for_sending
 
 
-def _keep_key_fresh(peer: Peer, now: int) -> list[Transmit[Peer]]:
+def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Peer]]:
     """After sending: time for a new session? By count either side asks for it, by age only who began this one."""
-    keypair = peer.keypairs.current
-    if keypair is None or not keypair.is_valid_for_sending:
-        return []
     is_worn = keypair.sending_counter > REKEY_AFTER_MESSAGES
     if is_worn or (keypair.i_am_the_initiator and keypair.has_expired(REKEY_AFTER_TIME, now)):
         return handshake_initiation(peer, now)
