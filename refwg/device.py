@@ -157,6 +157,10 @@ class Device:
             peer.timers.data_sent(now, self._shared.jitter)
             self._agenda.enter(peer, peer.timers.next_deadline())
 
+    def drop(self, reason: DropReason, peer: Peer, now: int) -> None:
+        """Count a packet that was lost outside."""
+        self._shared.drop(now, reason, peer)
+
     def not_sent(self, transmit: Transmit[Peer], now: int, why: str) -> None:
         """The network stack refused a datagram; it is lost, and nobody waits for an answer to it."""
         self._shared.drop(now, DropReason.NOT_SENT, transmit.peer)
@@ -333,7 +337,7 @@ class Device:
             self.remove_peer(peer, now)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
-        peer.learn_endpoint(endpoint, now)
+        peer.set_endpoint(endpoint, now)
 
     def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
         self._shared.allowedips.insert(prefix, peer)

@@ -73,6 +73,8 @@ class DropReason(Enum):
     INNER_LENGTH = "the packet inside claims more bytes than there are, or fewer than its header"
     SOURCE_NOT_ALLOWED = "the source address inside belongs to another peer or to none"
 
+    NOT_DELIVERED = "the interface did not take the packet"
+
     # Packets from the interface.
     NOT_IP = "a packet from the interface is neither IPv4 nor IPv6"
     NO_PEER = "no peer owns the destination address"

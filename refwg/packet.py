@@ -11,7 +11,7 @@ from typing import Final
 
 IPV4_HEADER_LENGTH: Final = 20
 IPV6_HEADER_LENGTH: Final = 40
-_ECN_MASK: Final = 0b11
+ECN_MASK: Final = 0b11
 ECT_1: Final = 1
 ECT_0: Final = 2
 CE: Final = 3
@@ -65,7 +65,7 @@ def claimed_length(packet: bytes) -> int:
 
 
 def ecn(packet: bytes) -> int:
-    return (packet[1] if packet[0] >> 4 == _IPV4 else packet[1] >> 4) & _ECN_MASK
+    return (packet[1] if packet[0] >> 4 == _IPV4 else packet[1] >> 4) & ECN_MASK
 
 
 def encapsulated_ecn(inner: int) -> int:
@@ -93,9 +93,9 @@ def _folded(total: int) -> int:
 def _with_ecn(packet: bytes, mark: int) -> bytes:
     marked = bytearray(packet)
     if packet[0] >> 4 != _IPV4:
-        marked[1] = marked[1] & ~(_ECN_MASK << 4) | mark << 4
+        marked[1] = marked[1] & ~(ECN_MASK << 4) | mark << 4
         return bytes(marked)
-    marked[1] = marked[1] & ~_ECN_MASK | mark
+    marked[1] = marked[1] & ~ECN_MASK | mark
     # RFC 1624: only the changed word enters the sum, so that a header checksum that was wrong stays wrong.
     checksum = _U16.unpack_from(packet, 10)[0] ^ 0xFFFF
     total = checksum + (_U16.unpack_from(packet)[0] ^ 0xFFFF) + _U16.unpack_from(marked)[0]

@@ -164,6 +164,9 @@ class Peer:
 
     def learn_endpoint(self, endpoint: Endpoint, now: int) -> None:
         """Something authentic came from there: answers go there, from the address it was sent to."""
+        self.set_endpoint(endpoint, now)
+
+    def set_endpoint(self, endpoint: Endpoint, now: int) -> None:
         if endpoint != self.endpoint:
             self.endpoint = endpoint
             self.shared.note(now, "endpoint", self, endpoint=endpoint)
