@@ -78,7 +78,7 @@ class Trie(Generic[Owner]):
             self._attach(parent, fresh)
             self._attach(fresh, node)
             return None
-        fork = Node[Owner](self._masked(bits, common), common)
+        fork: Node[Owner] = Node(self._masked(bits, common), common)
         self._attach(parent, fork)
         self._attach(fork, node)
         self._attach(fork, fresh)
@@ -98,9 +98,9 @@ class Trie(Generic[Owner]):
 
     def _find(self, bits: int, length: int) -> tuple[Node[Owner] | None, Node[Owner] | None]:
         """Last node that contains the prefix and is shorter, and what is below it on the way to the prefix."""
-        parent, node = None, self.root
-        while node is not None and node.length < length and self._masked(bits, node.length) == node.bits:
-            parent, node = node, node.children[self._side(node, bits)]
+        parent, node, width = None, self.root, self._width
+        while node is not None and node.length < length and (bits ^ node.bits) >> (width - node.length) == 0:
+            parent, node = node, node.children[bits >> (width - node.length - 1) & 1]
         return parent, node
 
     def _path(self, bits: int, length: int) -> list[Node[Owner]]:

@@ -32,7 +32,9 @@ def socket_path(name: str) -> Path:
 def listen(name: str) -> socket.socket:
     """Make the socket of an interface, for its owner only; one that a dead process has left behind is replaced."""
     with suppress(FileExistsError):
-        DIRECTORY.mkdir(mode=0o755, parents=True)
+        DIRECTORY.mkdir(parents=True)
+        # Others may look for interfaces, whatever umask we were started with.
+        DIRECTORY.chmod(0o755)
     path = socket_path(name)
     if _is_answered(path):
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(path))

@@ -90,6 +90,8 @@ class Loop:
             while self._is_running:
                 self._turn()
         self._device.down(boot_clock())
+        # The interface goes at once, however long it takes to clear up behind it.
+        self._tun.close()
 
     def stop_when_removed(self, path: Path) -> None:
         """End when this file is gone: it is how a user tells us to."""
