@@ -35,7 +35,10 @@ _PORT_ATTEMPTS: Final = 100
 # Room for what arrives while a large configuration is being read.
 _RECEIVE_BUFFER: Final = 1 << 22
 _FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
-_SOURCE_GONE: Final = frozenset({errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV})
+# What the stack says if the source address is not ours; it says some of it of destinations, too.
+_SOURCE_AT_FAULT: Final = frozenset(
+    {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
 
 Received = tuple[bytes, Endpoint, int]
 
@@ -103,7 +106,8 @@ class UdpSockets:
         If the local address to send from is gone, it is forgotten, and routing decides.
         """
         why = self._send(transmit, transmit.endpoint)
-        if why in _SOURCE_GONE and transmit.endpoint.source is not None:
+        source = transmit.endpoint.source
+        if why in _SOURCE_AT_FAULT and source is not None and (why == errno.EINVAL or not _is_ours(source)):
             if transmit.peer is not None:
                 transmit.peer.clear_endpoint_source()
             why = self._send(transmit, transmit.endpoint.without_source())
@@ -203,6 +207,16 @@ def forget_detoured_sources(peers: list[Peer], inquirer: Inquirer, fwmark: int) 
         route = inquirer.route(endpoint.address, source=endpoint.source.address, fwmark=fwmark)
         if route is None or route.interface != endpoint.source.interface:
             peer.clear_endpoint_source()
+
+
+def _is_ours(source: LocalAddress) -> bool:
+    family = socket.AF_INET if len(source.address) == _IPV4_BYTES else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((socket.inet_ntop(family, source.address), 0))
+        except OSError:
+            return False
+        return True
 
 
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | None:
