@@ -1,0 +1,82 @@
+"""Moves one packet at a time. Slow, and short enough to be the specification of all other engines.
+
+Mirrors what the driver's workers do in send.c and receive.c, without the workers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from refwg import packet as ip
+from refwg.boundary import Deliver, Transmit
+from refwg.errors import DropReason
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+
+    from refwg.device import Device, Effect
+    from refwg.socket import UdpSockets
+    from refwg.tun import Tun
+
+# How much is taken from one source before the others get their turn.
+_PACKETS_IN_TURN: Final = 64
+_DATAGRAMS_IN_TURN: Final = 256
+# Handshakes are dear: few at a time, so that data need not wait for a flood of them.
+_HANDSHAKES_IN_TURN: Final = 8
+
+
+class SimpleEngine:
+    """Carries packets in both directions; clock: the same that the device is told."""
+
+    def __init__(self, device: Device, sockets: UdpSockets, tun: Tun, clock: Callable[[], int]) -> None:
+        self._device = device
+        self._sockets = sockets
+        self._tun = tun
+        self._clock = clock
+
+    def packets_waiting(self) -> None:
+        """The interface has packets for us."""
+        for _ in range(_PACKETS_IN_TURN):
+            packet = self._tun.read()
+            if packet is None:
+                return
+            if self._device.is_up:
+                mtu = self._mtu_for(packet)
+                self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
+
+    def datagrams_waiting(self, one: socket.socket) -> None:
+        """A socket has datagrams for us."""
+        for _ in range(_DATAGRAMS_IN_TURN):
+            received = self._sockets.receive(one)
+            if received is None:
+                return
+            self.carry_out(self._device.receive_datagram(*received, self._clock()))
+
+    def time_passed(self) -> None:
+        """Do what is due; call it after everything else, and when `next_deadline` has come."""
+        if self._device.has_waiting_handshakes:
+            self.carry_out(self._device.process_handshakes(self._clock(), _HANDSHAKES_IN_TURN))
+        self.carry_out(self._device.expire_timers(self._clock()))
+
+    def next_deadline(self) -> int | None:
+        """When there is something to do even if nothing comes in; None: never."""
+        return 0 if self._device.has_waiting_handshakes else self._device.next_deadline()
+
+    def carry_out(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Transmit):
+                why = self._sockets.send(effect)
+                if why:
+                    self._device.not_sent(effect, self._clock(), why)
+                else:
+                    self._device.sent(effect, self._clock())
+            elif isinstance(effect, Deliver):
+                if not self._tun.write(effect.packet):
+                    self._device.drop(DropReason.NOT_DELIVERED, effect.peer, self._clock())
+            else:
+                self._tun.send_icmp(effect.error)
+
+    def _mtu_for(self, packet: bytes) -> int:
+        address = ip.destination(packet) if ip.version(packet) else b""
+        return self._tun.mtu_to(address) if address else self._tun.link.mtu

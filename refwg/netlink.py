@@ -1,0 +1,187 @@
+"""What routes and links are like, and when they change: the few rtnetlink messages that are needed, by hand.
+
+The driver asks the network stack directly (socket.c, device.c); a program has to ask by rtnetlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HEADER: Final = Struct("=LHHLL")
+_LINK: Final = Struct("=BxHlLL")
+_ROUTE: Final = Struct("=8BL")
+_ATTRIBUTE: Final = Struct("=HH")
+_U32: Final = Struct("=L")
+_ERRNO: Final = Struct("=l")
+
+_NLMSG_ERROR: Final = 2
+_RTM_NEWLINK: Final = 16
+_RTM_GETLINK: Final = 18
+_RTM_GETROUTE: Final = 26
+_NLM_F_REQUEST: Final = 1
+_NLM_F_ACK: Final = 4
+_IFLA_IFNAME: Final = 3
+_IFLA_MTU: Final = 4
+_RTA_DST: Final = 1
+_RTA_SRC: Final = 2
+_RTA_OIF: Final = 4
+_RTA_METRICS: Final = 8
+_RTA_MARK: Final = 16
+_RTAX_MTU: Final = 2
+_IFF_UP: Final = 1
+_GROUP_LINK: Final = 0x1
+_GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+_IPV4_BYTES: Final = 4
+_ANSWER_WITHIN: Final = 2.0
+_BUFFER: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface."""
+
+    index: int
+    name: str
+    mtu: int
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where packets to some address leave, and how long they may be (0: as long as the interface says)."""
+
+    interface: int
+    mtu: int
+
+
+class Inquirer:
+    """Asks the stack of the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        self._socket = _netlink_socket(0)
+        self._socket.settimeout(_ANSWER_WITHIN)
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def link(self, name: str) -> Link | None:
+        """An interface by name; None if there is none."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        answer = self._ask(_RTM_GETLINK, body)
+        return None if answer is None else _read_link(answer)
+
+    def set_down(self, link: Link) -> None:
+        """Take an interface down."""
+        self._ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
+
+    def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route | None:
+        """Route to an address, perhaps from an address, by an interface, or with a mark; None if there is none."""
+        is_ipv4 = len(destination) == _IPV4_BYTES
+        family = socket.AF_INET if is_ipv4 else socket.AF_INET6
+        body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
+        body += _attribute(_RTA_DST, destination)
+        body += _attribute(_RTA_SRC, source) if source else b""
+        body += _attribute(_RTA_OIF, _U32.pack(interface)) if interface else b""
+        body += _attribute(_RTA_MARK, _U32.pack(fwmark)) if fwmark else b""
+        answer = self._ask(_RTM_GETROUTE, body)
+        return None if answer is None else _read_route(answer)
+
+    def _ask(self, kind: int, body: bytes, flags: int = 0) -> bytes | None:
+        """Send one request and return the body of the answer; None if the stack refuses it."""
+        self._sequence += 1
+        header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
+        try:
+            self._socket.send(header + body)
+            while True:
+                for answer_kind, sequence, answer in _messages(self._socket.recv(_BUFFER)):
+                    if sequence == self._sequence:
+                        return None if answer_kind == _NLMSG_ERROR else answer
+        except OSError:
+            return None
+
+
+class Monitor:
+    """Is readable when something has changed in the network namespace in which it was made."""
+
+    def __init__(self, *, links: bool = False, routes: bool = False) -> None:
+        self._socket = _netlink_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
+        self._socket.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def drain(self) -> list[Link]:
+        """Forget what has come, and return what links were like meanwhile: one may have gone down and up again."""
+        links: list[Link] = []
+        while True:
+            try:
+                links += [
+                    _read_link(body) for kind, _, body in _messages(self._socket.recv(_BUFFER)) if kind == _RTM_NEWLINK
+                ]
+            except BlockingIOError:
+                return links
+            except OSError as error:
+                # Messages were lost because too many came at once; whoever asks now learns what has become of it.
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+
+def _netlink_socket(groups: int) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    made.bind((0, groups))
+    return made
+
+
+def _attribute(kind: int, payload: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(payload)
+    return (_ATTRIBUTE.pack(length, kind) + payload).ljust(_aligned(length), b"\0")
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    while len(data) >= _HEADER.size:
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+        if length < _HEADER.size:
+            return
+        yield kind, sequence, data[_HEADER.size : length]
+        data = data[_aligned(length) :]
+
+
+def _attributes(data: bytes) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            break
+        found[kind] = data[_ATTRIBUTE.size : length]
+        data = data[_aligned(length) :]
+    return found
+
+
+def _read_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    attributes = _attributes(body[_LINK.size :])
+    name = os.fsdecode(attributes[_IFLA_IFNAME].rstrip(b"\0"))
+    return Link(index, name, _U32.unpack(attributes[_IFLA_MTU])[0], bool(flags & _IFF_UP))
+
+
+def _read_route(body: bytes) -> Route:
+    attributes = _attributes(body[_ROUTE.size :])
+    metrics = _attributes(attributes.get(_RTA_METRICS, b""))
+    interface = _U32.unpack(attributes.get(_RTA_OIF, bytes(4)))[0]
+    return Route(interface, _U32.unpack(metrics.get(_RTAX_MTU, bytes(4)))[0])

@@ -1,0 +1,249 @@
+"""UDP sockets: one for each family on the same port, with the local address of every datagram, ECN and fwmark.
+
+Mirrors socket.c of the driver. A datagram leaves from the address at which its peer's last one arrived, as long as that
+is one of ours and, for IPv4, the route still uses the interface it came by.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from refwg.boundary import Endpoint, LocalAddress
+from refwg.errors import ConfigError
+from refwg.packet import ECN_MASK
+
+if TYPE_CHECKING:
+    from refwg.boundary import Transmit
+    from refwg.netlink import Inquirer
+    from refwg.peer import Peer
+
+_IP_PKTINFO: Final = 8
+_IP_MTU_DISCOVER: Final = 10
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DONT: Final = 0
+_SO_MARK: Final = 36
+_PKTINFO4: Final = Struct("=i4s4s")
+_PKTINFO6: Final = Struct("=16si")
+_INT: Final = Struct("=i")
+_IPV4_BYTES: Final = 4
+_LARGEST_DATAGRAM: Final = 65535
+_ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
+_PORT_ATTEMPTS: Final = 100
+# Room for what arrives while a large configuration is being read.
+_RECEIVE_BUFFER: Final = 1 << 22
+_FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
+# What the stack says if the source address is not ours; it says some of it of destinations, too.
+_SOURCE_AT_FAULT: Final = frozenset(
+    {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
+
+Received = tuple[bytes, Endpoint, int]
+
+
+class UdpSockets:
+    """Both sockets of a device. Either family may be missing on this machine, but not both."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[socket.AddressFamily, socket.socket] = {}
+        self._fwmark = 0
+        self._endpoints: dict[tuple[object, ...], Endpoint] = {}
+        # Replaced whenever sockets are opened or closed, so that a loop can see that it must look again.
+        self.generation = 0
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return list(self._sockets.values())
+
+    def open(self, port: int) -> int:
+        """Bind both families to `port` (0: any free one); what was open is closed only if that succeeds."""
+        opened = self._open_both(port)
+        self.close()
+        self._sockets = opened
+        return int(next(iter(opened.values())).getsockname()[1])
+
+    def close(self) -> None:
+        for one in self._sockets.values():
+            one.close()
+        self._sockets = {}
+        self._endpoints = {}
+        self.generation += 1
+
+    def set_fwmark(self, fwmark: int) -> None:
+        try:
+            for one in self._sockets.values():
+                one.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+        except OSError as error:
+            raise ConfigError(f"fwmark {fwmark}: {error.strerror}", error.errno or errno.EIO) from error
+        self._fwmark = fwmark
+
+    def interface_index(self, name: str) -> int:
+        try:
+            return socket.if_nametoindex(name)
+        except OSError as error:
+            raise ConfigError(f"interface {name}: {error.strerror}", errno.EINVAL) from error
+
+    def receive(self, one: socket.socket) -> Received | None:
+        """Next datagram of a socket, who sent it to which of our addresses, and its ECN; None if none is there."""
+        try:
+            datagram, ancillary, _, sender = one.recvmsg(_LARGEST_DATAGRAM, _ANCILLARY_ROOM)
+        except BlockingIOError:
+            return None
+        except OSError:
+            # An ICMP error about something sent before: it proves nothing and changes nothing.
+            return b"", Endpoint(bytes(4), 0), 0
+        key = (sender, *(data for _, _, data in ancillary))
+        endpoint = self._endpoints.get(key)
+        if endpoint is None:
+            endpoint = self._remember(key, one.family, sender, ancillary)
+        return datagram, endpoint, _ecn(ancillary)
+
+    def send(self, transmit: Transmit[Peer]) -> str:
+        """Send a datagram; returns what went wrong, or nothing.
+
+        If the local address to send from is gone, it is forgotten, and routing decides.
+        """
+        why = self._send(transmit, transmit.endpoint)
+        source = transmit.endpoint.source
+        if why in _SOURCE_AT_FAULT and source is not None and (why == errno.EINVAL or not _is_ours(source)):
+            if transmit.peer is not None:
+                transmit.peer.clear_endpoint_source()
+            why = self._send(transmit, transmit.endpoint.without_source())
+        return errno.errorcode.get(why, str(why)) if why else ""
+
+    def _open_both(self, port: int) -> dict[socket.AddressFamily, socket.socket]:
+        for attempt in range(_PORT_ATTEMPTS):
+            opened: dict[socket.AddressFamily, socket.socket] = {}
+            try:
+                chosen = port
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    one = self._open(family, chosen)
+                    if one is not None:
+                        opened[family] = one
+                        chosen = one.getsockname()[1]
+            except OSError as error:
+                for one in opened.values():
+                    one.close()
+                # A free port of one family may be taken in the other.
+                if port == 0 and error.errno == errno.EADDRINUSE and attempt < _PORT_ATTEMPTS - 1:
+                    continue
+                raise ConfigError(f"port {port}: {error.strerror}", error.errno or errno.EIO) from error
+            if opened:
+                return opened
+            break
+        raise ConfigError("neither IPv4 nor IPv6 is to be had here", errno.EAFNOSUPPORT)
+
+    def _open(self, family: socket.AddressFamily, port: int) -> socket.socket | None:
+        """One socket, bound; None if the machine lacks the family."""
+        try:
+            one = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            if error.errno in _FAMILY_MISSING:
+                return None
+            raise
+        try:
+            self._prepare(one)
+            one.bind(("", port))
+        except OSError as error:
+            one.close()
+            if family == socket.AF_INET6 and error.errno in _FAMILY_MISSING:
+                return None
+            raise
+        return one
+
+    def _prepare(self, one: socket.socket) -> None:
+        if one.family == socket.AF_INET:
+            one.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            one.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            # Routers may cut our datagrams: what is inside has its own idea of the path's MTU.
+            one.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+        else:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            one.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        if self._fwmark:
+            one.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._fwmark)
+
+    def _remember(
+        self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[tuple[int, int, bytes]]
+    ) -> Endpoint:
+        """Make the endpoint of a sender; the next datagram from there is spared the work."""
+        if len(self._endpoints) > _RECEIVE_BUFFER >> 10:
+            self._endpoints.clear()
+        host, port, *rest = sender
+        scope_id = int(str(rest[1])) if rest else 0
+        address = socket.inet_pton(family, str(host).partition("%")[0])
+        endpoint = Endpoint(address, int(str(port)), scope_id, _local_address(ancillary))
+        self._endpoints[key] = endpoint
+        return endpoint
+
+    def _send(self, transmit: Transmit[Peer], endpoint: Endpoint) -> int:
+        is_ipv4 = len(endpoint.address) == _IPV4_BYTES
+        one = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
+        if one is None:
+            return errno.EAFNOSUPPORT
+        family, host = one.family, socket.inet_ntop(one.family, endpoint.address)
+        to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
+        try:
+            one.sendmsg([transmit.datagram], _ancillary(family, endpoint.source, transmit.traffic_class), 0, to)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
+
+
+def forget_detoured_sources(peers: list[Peer], inquirer: Inquirer, fwmark: int) -> None:
+    """Routes or addresses have changed: who is reached by another interface now gets the address of that one.
+
+    Only IPv4 looks at the interface, as in the driver; an IPv6 address is kept as long as it is ours.
+    """
+    for peer in peers:
+        endpoint = peer.endpoint
+        if endpoint is None or endpoint.source is None or not endpoint.source.interface:
+            continue
+        route = inquirer.route(endpoint.address, source=endpoint.source.address, fwmark=fwmark)
+        if route is None or route.interface != endpoint.source.interface:
+            peer.clear_endpoint_source()
+
+
+def _is_ours(source: LocalAddress) -> bool:
+    family = socket.AF_INET if len(source.address) == _IPV4_BYTES else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((socket.inet_ntop(family, source.address), 0))
+        except OSError:
+            return False
+        return True
+
+
+def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | None:
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            interface, _, address = _PKTINFO4.unpack(data)
+            return LocalAddress(address, interface)
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            return LocalAddress(_PKTINFO6.unpack(data)[0])
+    return None
+
+
+def _ecn(ancillary: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, data in ancillary:
+        if (level, kind) in {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}:
+            return data[0] & ECN_MASK
+    return 0
+
+
+def _ancillary(family: int, source: LocalAddress | None, traffic_class: int) -> list[tuple[int, int, bytes]]:
+    is_ipv4 = family == socket.AF_INET
+    parts: list[tuple[int, int, bytes]] = []
+    if traffic_class:
+        level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if is_ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        parts.append((level, kind, _INT.pack(traffic_class)))
+    if source is not None and is_ipv4:
+        parts.append((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source.address, bytes(4))))
+    elif source is not None:
+        parts.append((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source.address, 0)))
+    return parts

@@ -1,0 +1,62 @@
+"""What a device decides, written down: a trace as JSON lines, and the keys in Wireshark's format.
+
+No kernel file has this; the driver's counterpart are its debug messages.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from dataclasses import asdict, is_dataclass
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, TextIO
+
+from refwg.boundary import Endpoint
+from refwg.uapi import format_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_KEY_NAMES: Final = (
+    "LOCAL_STATIC_PRIVATE_KEY",
+    "REMOTE_STATIC_PUBLIC_KEY",
+    "LOCAL_EPHEMERAL_PRIVATE_KEY",
+    "PRESHARED_KEY",
+)
+
+
+class FileWatcher:
+    """A watcher that writes to files and to the log; each line is out before the next thing happens."""
+
+    def __init__(self, trace: TextIO | None, keylog: TextIO | None, debug: Callable[[str], None] | None) -> None:
+        self._trace = trace
+        self._keylog = keylog
+        self._debug = debug
+
+    def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
+        name = b64encode(peer).decode()
+        values = {key: _plain(value) for key, value in details.items()}
+        if self._trace is not None:
+            record = {"time": now, "event": event, "peer": name or None, **values}
+            self._trace.write(json.dumps(record) + "\n")
+            self._trace.flush()
+        if self._debug is not None:
+            rest = " ".join(f"{key}={value}" for key, value in values.items())
+            self._debug(f"{event}{f' peer={name}' if name else ''}{f' {rest}' if rest else ''}")
+
+    def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
+        if self._keylog is None:
+            return
+        secrets = (static_private, remote_static, ephemeral_private, preshared)
+        for name, secret in zip(_KEY_NAMES, secrets, strict=True):
+            self._keylog.write(f"{name} = {b64encode(secret).decode()}\n")
+        self._keylog.flush()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Endpoint):
+        source = "" if value.source is None else f" from {ip_address(value.source.address)}"
+        return format_endpoint(value) + source
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value

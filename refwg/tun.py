@@ -1,0 +1,247 @@
+"""The network interface: /dev/net/tun, and what becomes of the interface in whatever namespace it is moved to.
+
+Mirrors the net_device part of device.c. The UDP sockets stay in the namespace where the process was started; MTU,
+routes, link state and ICMP errors belong where the interface is now.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from refwg.messages import DEFAULT_MTU
+from refwg.netlink import Inquirer, Monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from refwg.netlink import Link
+    from refwg.packet import IcmpError
+
+T = TypeVar("T")
+
+_TUNSETIFF: Final = 0x400454CA
+_TUNGETIFF: Final = 0x800454D2
+_TUNGETDEVNETNS: Final = 0x54E3
+_SIOCSIFMTU: Final = 0x8922
+_IFF_TUN: Final = 0x0001
+_IFF_NO_PI: Final = 0x1000
+_CLONE_NEWNET: Final = 0x40000000
+_INTERFACE_REQUEST: Final = Struct("=16sH22x")
+_INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
+_LARGEST_PACKET: Final = 65535 + 40
+_IPV4_BYTES: Final = 4
+_CACHED_ROUTES: Final = 4096
+
+
+class InterfaceGoneError(Exception):
+    """The interface was deleted, or its namespace was."""
+
+
+class Tun:
+    """An interface, and a view of the network namespace that it is in."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
+        self._place: _Place | None = None
+        self.link = self._look_up()
+
+    @classmethod
+    def create(cls, name: str) -> Tun:
+        """Make a new interface, down, with the MTU that fits into most paths."""
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            request = _INTERFACE_REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI)
+            fcntl.ioctl(descriptor, _TUNSETIFF, request)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                fcntl.ioctl(one, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(name.encode(), DEFAULT_MTU))
+            _quieten(name)
+            return cls(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def close(self) -> None:
+        if self._place is not None:
+            self._place.close()
+        os.close(self._descriptor)
+
+    @property
+    def monitor(self) -> Monitor:
+        """Readable when links or routes have changed where the interface is; see `refresh`."""
+        return self._where().monitor
+
+    def refresh(self) -> bool:
+        """Look again at the interface, wherever it is now; True if it was down meanwhile, or has moved."""
+        before = self._where()
+        was_down = any(link.index == self.link.index and not link.is_up for link in before.monitor.drain())
+        before.mtus.clear()
+        self.link = self._look_up()
+        return was_down or self._place is not before
+
+    def read(self) -> bytes | None:
+        """Next packet from the interface's network stack; None if none is there."""
+        try:
+            return os.read(self._descriptor, _LARGEST_PACKET)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            # EIO: the interface is down.
+            if error.errno == errno.EIO:
+                return None
+            raise InterfaceGoneError(self.link.name) from error
+
+    def write(self, packet: bytes) -> bool:
+        """Give a packet to the interface's network stack; False if it did not take it."""
+        try:
+            os.write(self._descriptor, packet)
+        except OSError:
+            return False
+        return True
+
+    def mtu_to(self, destination: bytes) -> int:
+        """MTU of the route by which a packet came here; of the interface if the route has none of its own."""
+        place = self._where()
+        mtu = place.mtus.get(destination)
+        if mtu is None:
+            if len(place.mtus) >= _CACHED_ROUTES:
+                place.mtus.clear()
+            route = place.inquirer.route(destination, interface=self.link.index)
+            mtu = min(self.link.mtu, route.mtu) if route is not None and route.mtu else self.link.mtu
+            place.mtus[destination] = mtu
+        return mtu
+
+    def set_down(self) -> None:
+        self._where().inquirer.set_down(self.link)
+
+    def send_icmp(self, error: IcmpError) -> bool:
+        """Send an ICMP error to an address where the interface is; False if that failed."""
+        try:
+            self._where().icmp_socket(error.destination).sendto(error.message, _host(error.destination))
+        except OSError:
+            return False
+        return True
+
+    def _look_up(self) -> Link:
+        """Find the interface by the name it has now, in the namespace it is in now."""
+        for _ in range(3):
+            link = self._where().inquirer.link(self._name())
+            if link is not None:
+                return link
+            self._leave()
+        raise InterfaceGoneError(self._name())
+
+    def _name(self) -> str:
+        try:
+            answer = fcntl.ioctl(self._descriptor, _TUNGETIFF, bytes(_INTERFACE_REQUEST.size))
+        except OSError as error:
+            raise InterfaceGoneError from error
+        return os.fsdecode(answer[:16].rstrip(b"\0"))
+
+    def _where(self) -> _Place:
+        if self._place is None:
+            self._place = self._in_namespace(_Place)
+        return self._place
+
+    def _leave(self) -> None:
+        if self._place is not None:
+            self._place.close()
+        self._place = None
+
+    def _in_namespace(self, make: Callable[[], T]) -> T:
+        """Call `make` in the interface's namespace: at once if that is ours, else in a thread that goes there."""
+        try:
+            namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
+        except OSError as error:
+            if error.errno in {errno.EBADFD, errno.EBADF}:
+                raise InterfaceGoneError from error
+            # A kernel before 5.10, or no right to look: then the interface had better stay where it was made.
+            return make()
+        try:
+            there, here = os.fstat(namespace), Path("/proc/thread-self/ns/net").stat()
+            if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+                return make()
+            return _call_in(namespace, make)
+        finally:
+            os.close(namespace)
+
+
+class _Place:
+    """Sockets in the namespace of the interface. They keep belonging to it, whoever uses them."""
+
+    def __init__(self) -> None:
+        self.inquirer = Inquirer()
+        self.monitor = Monitor(links=True, routes=True)
+        self.mtus: dict[bytes, int] = {}
+        self._icmp: dict[int, socket.socket] = {}
+        with suppress(OSError):
+            self._icmp[4] = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            self._icmp[16] = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        for one in self._icmp.values():
+            # These sockets only send; what comes in would fill their buffers to no purpose.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+
+    def icmp_socket(self, destination: bytes) -> socket.socket:
+        one = self._icmp.get(len(destination))
+        if one is None:
+            raise OSError(errno.EPERM, "no raw socket")
+        return one
+
+    def close(self) -> None:
+        self.inquirer.close()
+        self.monitor.close()
+        for one in self._icmp.values():
+            one.close()
+
+
+def _host(address: bytes) -> tuple[str, int]:
+    family = socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6
+    return socket.inet_ntop(family, address), 0
+
+
+def _quieten(name: str) -> None:
+    """No link-local address and no redirects, as the driver has it; where that cannot be set, nothing is lost."""
+    for setting, value in (
+        (f"ipv6/conf/{name}/addr_gen_mode", "1"),
+        (f"ipv4/conf/{name}/send_redirects", "0"),
+        ("ipv4/conf/all/send_redirects", "0"),
+    ):
+        with suppress(OSError):
+            Path("/proc/sys/net", setting).write_text(value)
+
+
+def _call_in(namespace: int, make: Callable[[], T]) -> T:
+    """Call a function in another network namespace. A thread goes there, because nobody can be sure to get back."""
+    # Imported late: an interface that stays where it was made does not need it.
+    import ctypes  # noqa: PLC0415
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    results: list[T] = []
+    failures: list[OSError] = []
+
+    def go() -> None:
+        if libc.setns(namespace, _CLONE_NEWNET):
+            failures.append(OSError(ctypes.get_errno(), "setns"))
+            return
+        try:
+            results.append(make())
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]

@@ -1,0 +1,307 @@
+"""The configuration entry point: the text protocol of the UAPI socket, as a function over a device.
+
+Mirrors netlink.c of the driver in what it does, and https://www.wireguard.com/xplatform/ in how it is said. Lines take
+effect one by one; the first that fails ends the request, and what was done before stays.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from refwg.allowedips import Prefix
+from refwg.boundary import Endpoint
+from refwg.errors import ConfigError
+from refwg.messages import KEY_LENGTH, SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from refwg.boundary import Sockets
+    from refwg.device import Device, Effect
+    from refwg.peer import Peer
+
+PROTOCOL_VERSION: Final = "1"
+
+_MAX_U16: Final = 2**16 - 1
+_MAX_U32: Final = 2**32 - 1
+_IPV4_BYTES: Final = 4
+_MAX_LINE: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to write back, what to carry out, and whether to close the connection then."""
+
+    reply: bytes = b""
+    effects: tuple[Effect, ...] = ()
+    is_over: bool = False
+
+
+class Conversation:
+    """One connection: bytes go in as they come, requests are answered once they are whole.
+
+    A request is carried out in one go, so that no other connection sees half of it.
+    """
+
+    def __init__(self, device: Device, sockets: Sockets) -> None:
+        self._device = device
+        self._sockets = sockets
+        self._rest = b""
+        self._operation = ""
+        self._lines: list[str] = []
+
+    def feed(self, data: bytes, now: int) -> Answer:
+        """Take what came in; several requests may follow one another."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        reply = b""
+        effects: list[Effect] = []
+        for line in lines:
+            answer = self._line(line.decode("latin-1"), now)
+            reply += answer.reply
+            effects += answer.effects
+            if answer.is_over:
+                return Answer(reply, tuple(effects), is_over=True)
+        if self._operation == "get=1" and self._rest:
+            return Answer(reply + _status(errno.EINVAL), tuple(effects), is_over=True)
+        return Answer(reply, tuple(effects), is_over=len(self._rest) > _MAX_LINE)
+
+    def _line(self, line: str, now: int) -> Answer:
+        if not self._operation:
+            self._operation = line
+            return Answer(is_over=line not in {"get=1", "set=1"})
+        if self._operation == "set=1" and line:
+            self._lines.append(line)
+            return Answer()
+        operation, self._operation = self._operation, ""
+        if operation == "get=1":
+            return Answer(_status(errno.EINVAL) if line else get(self._device) + _status(0))
+        lines, self._lines = self._lines, []
+        request = Request(self._device, self._sockets, now)
+        return Answer(_status(request.carry_out(lines)), tuple(request.effects))
+
+
+def get(device: Device) -> bytes:
+    """Everything about a device, as lines."""
+    return "".join(f"{key}={value}\n" for key, value in _description(device)).encode()
+
+
+class Request:
+    """A set request being carried out, line by line.
+
+    effects: what is to be sent because of it, also if it fails.
+    """
+
+    def __init__(self, device: Device, sockets: Sockets, now: int) -> None:
+        self.effects: list[Effect] = []
+        self._device = device
+        self._sockets = sockets
+        self._now = now
+        # The peer that the lines are about; None: the device, or a peer whose section is passed over.
+        self._peer: Peer | None = None
+        self._is_new = False
+        self._handle_line = self._device_line
+
+    def carry_out(self, lines: list[str]) -> int:
+        """Do what the lines say; returns the errno, 0 if all is done."""
+        try:
+            for line in lines:
+                self._handle_line(*_setting(line))
+            self._end_section()
+        except ConfigError as error:
+            return error.errno
+        return 0
+
+    def _device_line(self, key: str, value: str) -> None:
+        device, now = self._device, self._now
+        match key:
+            case "private_key":
+                self.effects += device.set_private_key(_key(value), now)
+            case "listen_port":
+                device.set_listen_port(_number(value, _MAX_U16))
+            case "fwmark":
+                device.set_fwmark(_number(value, _MAX_U32))
+            case "replace_peers":
+                _true(value)
+                device.remove_all_peers(now)
+            case "public_key":
+                self._begin_section(_key(value))
+            case _:
+                raise _invalid(f"{key}: no such setting of a device")
+
+    def _begin_section(self, public_key: bytes) -> None:
+        self._handle_line = self._peer_line
+        self._peer = self._device.peer(public_key)
+        self._is_new = self._peer is None
+        if self._is_new:
+            self._peer = self._device.add_peer(public_key, self._now)
+
+    def _end_section(self) -> None:
+        if self._peer is not None:
+            self.effects += self._device.peer_configured(self._peer, self._now)
+
+    def _peer_line(self, key: str, value: str) -> None:
+        if key == "public_key":
+            self._end_section()
+            self._begin_section(_key(value))
+            return
+        setting = self._PEER_SETTINGS.get(key)
+        if setting is None:
+            raise _invalid(f"{key}: no such setting of a peer")
+        setting(self, value)
+
+    def _remove(self, value: str) -> None:
+        _true(value)
+        if self._peer is not None:
+            self._device.remove_peer(self._peer, self._now)
+        self._peer = None
+
+    def _update_only(self, value: str) -> None:
+        _true(value)
+        if self._is_new:
+            self._remove(value)
+
+    def _protocol_version(self, value: str) -> None:
+        if value != PROTOCOL_VERSION:
+            raise _invalid(f"protocol_version={value}: only {PROTOCOL_VERSION} is spoken here")
+
+    def _preshared_key(self, value: str) -> None:
+        key = _key(value)
+        if self._peer is not None:
+            self._peer.handshake.preshared_key = key
+
+    def _endpoint(self, value: str) -> None:
+        endpoint = _parse_endpoint(value, self._sockets)
+        if self._peer is not None:
+            self._device.set_endpoint(self._peer, endpoint, self._now)
+
+    def _persistent_keepalive_interval(self, value: str) -> None:
+        seconds = _number(value, _MAX_U16)
+        if self._peer is not None:
+            self.effects += self._device.set_persistent_keepalive(self._peer, seconds, self._now)
+
+    def _replace_allowed_ips(self, value: str) -> None:
+        _true(value)
+        if self._peer is not None:
+            self._device.remove_allowed_ips(self._peer)
+
+    def _allowed_ip(self, value: str) -> None:
+        is_removal = value.startswith("-")
+        prefix = _parse_prefix(value[1:] if value[:1] in {"-", "+"} else value)
+        if self._peer is None:
+            return
+        if is_removal:
+            self._device.remove_allowed_ip(self._peer, prefix)
+        else:
+            self._device.insert_allowed_ip(self._peer, prefix)
+
+    _PEER_SETTINGS: ClassVar[dict[str, Callable[[Request, str], None]]] = {
+        "remove": _remove,
+        "update_only": _update_only,
+        "protocol_version": _protocol_version,
+        "preshared_key": _preshared_key,
+        "endpoint": _endpoint,
+        "persistent_keepalive_interval": _persistent_keepalive_interval,
+        "replace_allowed_ips": _replace_allowed_ips,
+        "allowed_ip": _allowed_ip,
+    }
+
+
+def _description(device: Device) -> Iterator[tuple[str, object]]:
+    if device.identity is not None:
+        yield "private_key", device.identity.private.hex()
+    if device.listen_port:
+        yield "listen_port", device.listen_port
+    if device.fwmark:
+        yield "fwmark", device.fwmark
+    for peer in device.peers:
+        yield from _peer_description(device, peer)
+
+
+def _peer_description(device: Device, peer: Peer) -> Iterator[tuple[str, object]]:
+    yield "public_key", peer.public_key.hex()
+    yield "preshared_key", peer.handshake.preshared_key.hex()
+    yield "protocol_version", PROTOCOL_VERSION
+    if peer.endpoint is not None:
+        yield "endpoint", format_endpoint(peer.endpoint)
+    seconds, nanoseconds = divmod(peer.latest_handshake, SECOND)
+    yield "last_handshake_time_sec", seconds
+    yield "last_handshake_time_nsec", nanoseconds
+    yield "tx_bytes", peer.statistics.tx_bytes
+    yield "rx_bytes", peer.statistics.rx_bytes
+    yield "persistent_keepalive_interval", peer.timers.persistent_keepalive_interval
+    for prefix in device.allowed_ips(peer):
+        yield "allowed_ip", prefix
+
+
+def format_endpoint(endpoint: Endpoint) -> str:
+    if len(endpoint.address) == _IPV4_BYTES:
+        return f"{IPv4Address(endpoint.address)}:{endpoint.port}"
+    scope = f"%{endpoint.scope_id}" if endpoint.scope_id else ""
+    return f"[{IPv6Address(endpoint.address)}{scope}]:{endpoint.port}"
+
+
+def _parse_endpoint(text: str, sockets: Sockets) -> Endpoint:
+    host, _, port = text.rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    address, percent, scope = host.strip("[]").partition("%")
+    scope_id = _scope_id(scope, sockets) if percent and is_ipv6 else 0
+    try:
+        packed = IPv6Address(address).packed if is_ipv6 else IPv4Address(host).packed
+    except AddressValueError as error:
+        raise _invalid(f"endpoint {text}: want ADDRESS:PORT or [ADDRESS]:PORT") from error
+    return Endpoint(packed, _number(port, _MAX_U16), scope_id)
+
+
+def _scope_id(scope: str, sockets: Sockets) -> int:
+    return int(scope) if scope.isdecimal() and scope.isascii() else sockets.interface_index(scope)
+
+
+def _parse_prefix(text: str) -> Prefix:
+    address, _, length = text.partition("/")
+    if "%" in address:
+        raise _invalid(f"allowed ip {text}: a prefix has no scope")
+    try:
+        packed = IPv6Address(address).packed if ":" in address else IPv4Address(address).packed
+    except AddressValueError as error:
+        raise _invalid(f"allowed ip {text}: want ADDRESS/LENGTH") from error
+    return Prefix(packed, _number(length, len(packed) * 8))
+
+
+def _setting(line: str) -> tuple[str, str]:
+    key, equals, value = line.partition("=")
+    if not equals:
+        raise ConfigError(f"line {line!r}: no '=' in it", errno.EPROTO)
+    return key, value
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_LENGTH or len(text) != 2 * KEY_LENGTH:
+        raise _invalid("a key is 64 hexadecimal digits")
+    return key
+
+
+def _number(text: str, maximum: int) -> int:
+    if not (text.isdecimal() and text.isascii()) or int(text) > maximum:
+        raise _invalid(f"{text!r}: want a decimal number up to {maximum}")
+    return int(text)
+
+
+def _true(text: str) -> None:
+    if text != "true":
+        raise _invalid(f"{text!r}: only 'true' makes sense")
+
+
+def _invalid(message: str) -> ConfigError:
+    return ConfigError(message, errno.EINVAL)
+
+
+def _status(number: int) -> bytes:
+    """The last lines of every answer; the number is positive, as in errno(3)."""
+    return f"errno={number}\n\n".encode()

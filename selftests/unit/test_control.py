@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import selectors
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from refwg import control
+from refwg.control import Control
+from selftests.unit.pair import Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from refwg.device import Effect
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the socket of wg0 is made."""
+    monkeypatch.setattr(control, "DIRECTORY", tmp_path / "run" / "wireguard")
+    return control.socket_path("wg0")
+
+
+class Server:
+    """A control socket of side A, and a loop for it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.side = Pair().a
+        self.effects: list[Effect] = []
+        self.selector = selectors.DefaultSelector()
+        self.listener = control.listen("wg0")
+        Control(
+            self.listener,
+            self.selector,
+            self.side.device,
+            self.side.sockets,
+            clock=lambda: 0,
+            carry_out=self.effects.extend,
+        )
+
+    def turn(self) -> None:
+        """Do everything that can be done now."""
+        while ready := self.selector.select(0):
+            for key, events in ready:
+                key.data(events)
+
+    def client(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(2)
+        made.connect(str(self.path))
+        return made
+
+    def close(self) -> None:
+        self.turn()
+        self.selector.close()
+        self.listener.close()
+
+
+@pytest.fixture
+def server(path: Path) -> Iterator[Server]:
+    made = Server(path)
+    yield made
+    made.close()
+
+
+@pytest.mark.requirement("CFG-40")
+def test_the_socket_is_for_its_owner_and_the_directory_for_all(server: Server) -> None:
+    assert server.path.stat().st_mode & 0o777 == 0o600
+    assert server.path.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_directory_that_is_there_stays_as_it_is(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.parent.chmod(0o700)
+    control.listen("wg0").close()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_socket_that_a_dead_process_left_is_replaced(path: Path) -> None:
+    control.listen("wg0").close()
+    assert path.exists()
+    control.listen("wg0").close()
+
+
+def test_a_socket_that_is_answered_is_left_alone(server: Server) -> None:
+    with pytest.raises(OSError, match="Address already in use"):
+        control.listen("wg0")
+    assert server.path.exists()
+
+
+@pytest.mark.requirement("CFG-53", "CFG-55")
+def test_clients_are_answered_side_by_side(server: Server) -> None:
+    with server.client() as first, server.client() as second:
+        first.sendall(b"set=1\nfwmark=7\n")
+        second.sendall(b"set=1\nfwmark=8\n\n")
+        server.turn()
+        assert second.recv(1000) == b"errno=0\n\n"
+        first.sendall(b"\nget=1\n\n")
+        server.turn()
+        assert b"\nfwmark=7\n" in first.recv(10000)
+
+
+@pytest.mark.requirement("CFG-53")
+def test_an_unknown_operation_closes_the_connection(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"get=2\n\n")
+        server.turn()
+        assert client.recv(1000) == b""
+
+
+def test_effects_of_a_request_are_carried_out(server: Server) -> None:
+    with server.client() as client:
+        key = server.side.peer.public_key.hex()
+        client.sendall(f"set=1\npublic_key={key}\npersistent_keepalive_interval=5\n\n".encode())
+        server.turn()
+    assert len(server.effects) == 1
+
+
+def test_a_client_that_goes_away_upsets_nobody(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"set=1\nfwm")
+    server.turn()
+    client = server.client()
+    client.sendall(b"get=1\n\n" * 100)
+    client.close()
+    server.turn()
+    assert server.side.device.fwmark == 0
+
+
+@pytest.mark.requirement("AIP-17")
+def test_a_slow_reader_gets_a_long_answer_in_pieces(server: Server) -> None:
+    prefixes = "".join(f"allowed_ip=10.{number >> 8}.{number & 255}.0/24\n" for number in range(5_000))
+    with server.client() as client:
+        client.setblocking(False)
+        request = f"set=1\npublic_key={'aa' * 32}\n{prefixes}\nget=1\n\n".encode()
+        received = b""
+        while not received.endswith(b"errno=0\n\n") or received.count(b"errno") < 2:
+            try:
+                request = request[client.send(request) :] if request else request
+                received += client.recv(1 << 16)
+            except BlockingIOError:
+                server.turn()
+    assert received.count(b"allowed_ip") == 5_002

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+
+from refwg.crypto import Aead, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
+from refwg.errors import LowOrderPoint, NotAuthentic
+
+KEY = bytes(range(32))
+
+
+@pytest.mark.requirement("CR-18")
+def test_clamping_sets_and_clears_the_bits_of_rfc_7748() -> None:
+    assert clamp(b"\xff" * 32).hex() == "f8" + "ff" * 30 + "7f"
+    assert clamp(bytes(32)).hex() == "00" * 31 + "40"
+    assert public_key_of(clamp(KEY)) == public_key_of(KEY)
+
+
+@pytest.mark.requirement("CR-09")
+@pytest.mark.parametrize("point", ["00" * 32, "01" + "00" * 31, "ed" + "ff" * 30 + "7f"])
+def test_a_point_of_low_order_is_refused(point: str) -> None:
+    with pytest.raises(LowOrderPoint):
+        dh(KEY, bytes.fromhex(point))
+
+
+@pytest.mark.requirement("CR-07", "CR-14")
+def test_the_counter_is_the_nonce_in_little_endian() -> None:
+    sealed = Aead(KEY).seal(1, b"text")
+    assert sealed != Aead(KEY).seal(1 << 56, b"text")
+    assert Aead(KEY).open(1, sealed) == b"text"
+    assert len(sealed) == 4 + 16
+
+
+@pytest.mark.requirement("DT-13")
+@pytest.mark.parametrize("at", [0, 3, 4, 19])
+def test_a_changed_bit_is_not_authentic(at: int) -> None:
+    sealed = bytearray(Aead(KEY).seal(7, b"text", b"data"))
+    sealed[at] ^= 1
+    with pytest.raises(NotAuthentic):
+        Aead(KEY).open(7, bytes(sealed), b"data")
+
+
+@pytest.mark.requirement("CR-08", "CK-11")
+def test_xaead_binds_nonce_and_associated_data() -> None:
+    sealed = xseal(KEY, bytes(24), b"cookie", b"mac1")
+    assert xopen(KEY, bytes(24), sealed, b"mac1") == b"cookie"
+    for nonce, data in ((bytes(23) + b"\1", b"mac1"), (b"\1" + bytes(23), b"mac1"), (bytes(24), b"mac2")):
+        with pytest.raises(NotAuthentic):
+            xopen(KEY, nonce, sealed, data)
+
+
+def test_a_nonce_of_another_length_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="nonce of 12 bytes"):
+        xseal(KEY, bytes(12), b"", b"")
+
+
+@pytest.mark.requirement("CR-05", "CR-06")
+def test_each_kdf_output_feeds_the_next() -> None:
+    secret = hmac_blake2s(KEY, b"input")
+    first = hmac_blake2s(secret, b"\1")
+    second = hmac_blake2s(secret, first + b"\2")
+    assert kdf(3, KEY, b"input") == (first, second, hmac_blake2s(secret, second + b"\3"))
+    assert kdf(1, KEY, b"input") == (first,)
+
+
+@pytest.mark.requirement("CR-04")
+def test_mac_takes_keys_of_16_and_32_bytes() -> None:
+    assert len(mac(KEY, b"a", b"b")) == len(mac(KEY[:16], b"ab")) == 16
+    assert mac(KEY, b"a", b"b") == mac(KEY, b"ab") != mac(KEY[:16], b"ab")
+
+
+@pytest.mark.requirement("CFG-15", "CFG-16")
+def test_zero_keys_are_told_from_others() -> None:
+    assert is_zero(bytes(32))
+    assert not is_zero(KEY)
+    assert same(KEY, bytes(KEY))

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from refwg.__main__ import main
+from selftests.unit.sandbox import ROOT, run_in_sandbox
+
+START = """
+        import os, resource, signal, subprocess, sys, time
+        from pathlib import Path
+        path = Path("/run/wireguard/wg0.sock")
+        def start(*options, **environment):
+            return subprocess.Popen([sys.executable, "-m", "refwg", *options, "wg0"], env={**os.environ, **environment})
+        def wait_for(condition):
+            while not condition():
+                time.sleep(0.01)
+        def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
+        def wg(text): return subprocess.run(["wg", *text.split()], capture_output=True, text=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a" * 16], ["a/b"], ["--engine", "none", "wg0"], ["--mutant", "no-clamp", "wg0"]]
+)
+def test_nonsense_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: refwg" in capsys.readouterr().err
+
+
+def test_an_unknown_mutant_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFWG_MUTANTS", "allowed")
+    with pytest.raises(SystemExit) as end:
+        main(["--mutant", "no-such-one", "wg0"])
+    assert end.value.code == 2
+
+
+def test_help_teaches_and_version_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("wg set wg0", "WG_TUN_FD", "LOG_LEVEL", "exit status"))
+    assert "mutant" not in text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("refwg ")
+
+
+def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_imported() -> None:
+    code = "import sys; before = set(sys.modules); import refwg.__main__; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert packages - sys.stdlib_module_names <= {"refwg", "cryptography", "_cffi_backend", "_openssl"}
+    assert not {"asyncio", "ctypes", "json", "importlib.metadata", "logging"} & set(done.stdout.split())
+
+
+@pytest.mark.requirement("CFG-40")
+def test_it_becomes_a_daemon_within_its_budget_of_time() -> None:
+    code = (
+        START
+        + """
+        subprocess.run([sys.executable, "-c", "import refwg.__main__"])
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(start().wait(), oct(path.stat().st_mode & 0o777))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(wg("show wg0 listen-port").stdout.strip())
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        print(spent < 0.15 * 3, file=sys.stdout)
+        path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    )
+    assert run_in_sandbox(code) == "0 0o600\n0\nTrue\n"
+
+
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize(
+    "end", ["process.terminate()", "process.send_signal(signal.SIGINT)", "path.unlink()", "ip('link delete wg0')"]
+)
+def test_it_ends_with_status_0_and_takes_interface_and_socket_along(end: str) -> None:
+    code = (
+        START
+        + f"""
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        time.sleep(0.2)
+        {end}
+        print(process.wait(5), path.exists(), ip("link show wg0").returncode)
+    """
+    )
+    assert run_in_sandbox(code) == "0 False 1\n"
+
+
+@pytest.mark.requirement("IF-08", "IF-05", "IF-06")
+def test_its_sockets_follow_the_link_state() -> None:
+    code = (
+        START
+        + """
+        import socket
+        process = start(WG_PROCESS_FOREGROUND="1", LOG_LEVEL="silent"); wait_for(path.exists)
+        def is_free():
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+                try:
+                    one.bind(("::", 7))
+                except OSError:
+                    return False
+                return True
+        def is_up(): return ",UP" in ip("link show wg0").stdout
+        wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        print(is_free()); ip("link set wg0 up"); wait_for(lambda: not is_free())
+        ip("link set wg0 down"); wait_for(is_free)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.bind(("::", 7)); ip("link set wg0 up"); wait_for(lambda: not is_up())
+        process.terminate(); print(process.wait(5))
+    """
+    )
+    assert run_in_sandbox(code) == "True\n0\n"
+
+
+@pytest.mark.requirement("CFG-42", "CFG-41")
+def test_an_unmodified_wg_configures_it_and_a_trace_tells(tmp_path: object) -> None:
+    code = (
+        START
+        + f"""
+        process = start("-f", "--trace", "{tmp_path}/trace", "--keylog", "{tmp_path}/keys"); wait_for(path.exists)
+        key = subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout
+        Path("/run/key").write_text(key)
+        peer = "ZhSqwJ0LZ1hEYIuTj2tBkYJ0MMTDFCQwnlTYfyp8Bkc="
+        wait_for(lambda: wg("show wg0").returncode == 0)
+        print(wg(f"set wg0 private-key /run/key peer {{peer}} endpoint 127.0.0.1:9 persistent-keepalive 25").returncode)
+        ip("link set wg0 up")
+        conf = wg("showconf wg0").stdout
+        Path("/run/conf").write_text(conf)
+        print(wg("setconf wg0 /run/conf").returncode, wg("syncconf wg0 /run/conf").returncode)
+        print(wg("showconf wg0").stdout == conf)
+        wait_for(lambda: "initiation" in Path("{tmp_path}/trace").read_text())
+        print(oct(Path("{tmp_path}/keys").stat().st_mode & 0o777), Path("{tmp_path}/keys").read_text().split()[0])
+        process.terminate(); print(process.wait(5))
+    """
+    )
+    assert run_in_sandbox(code).splitlines()[-2:] == ["0o600 LOCAL_STATIC_PRIVATE_KEY", "0"]
+
+
+def test_who_may_not_make_an_interface_is_told_so() -> None:
+    done = subprocess.run(
+        ["unshare", "--user", "--net", sys.executable, "-m", "refwg", "-f", "wg0"],
+        cwd=ROOT,
+        env={**os.environ, "LOG_LEVEL": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from refwg.netlink import Inquirer, Link, Monitor
+from selftests.unit.sandbox import run_in_sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def inquirer() -> Iterator[Inquirer]:
+    made = Inquirer()
+    yield made
+    made.close()
+
+
+def test_a_link_is_found_by_name(inquirer: Inquirer) -> None:
+    link = inquirer.link("lo")
+    assert link is not None
+    assert (link.index, link.name, link.mtu) == (1, "lo", 65536)
+    assert inquirer.link("no such link") is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_route_to_ourselves_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
+    packed = ip_address(address).packed
+    route = inquirer.route(packed, source=packed, fwmark=7)
+    assert route is not None
+    assert route.interface == 1
+
+
+def test_where_no_route_is_there_is_none(inquirer: Inquirer) -> None:
+    assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345) is None
+
+
+def test_a_quiet_monitor_has_nothing_to_say() -> None:
+    monitor = Monitor(links=True, routes=True)
+    assert monitor.drain() == []
+    monitor.close()
+
+
+@pytest.mark.requirement("MTU-04")
+def test_routes_links_and_their_changes_are_seen() -> None:
+    code = """
+        import subprocess
+        from refwg.netlink import Inquirer, Monitor
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        inquirer, monitor = Inquirer(), Monitor(links=True)
+        ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
+        ip("address add 10.0.0.1/24 dev v0"); ip("route add 10.0.9.0/24 dev v0 mtu 1299")
+        link = inquirer.link("v0")
+        print(inquirer.route(bytes([10, 0, 9, 1]), interface=link.index).mtu, inquirer.route(bytes([10, 0, 0, 9])).mtu)
+        inquirer.set_down(link)
+        print(inquirer.link("v0").is_up, {seen.is_up for seen in monitor.drain() if seen.name == "v0"})
+    """
+    assert run_in_sandbox(code) == "1299 0\nFalse {False, True}\n"
+
+
+def test_links_compare_by_what_they_say() -> None:
+    assert Link(1, "lo", 65536, is_up=True) == Link(1, "lo", 65536, is_up=True)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+
+from refwg.messages import SECOND
+from refwg.queueing import HandshakeQueue, StagedQueue
+
+
+@pytest.mark.requirement("Q-01", "Q-02")
+def test_129_single_packets_remain_and_the_oldest_go() -> None:
+    queue: StagedQueue[int] = StagedQueue()
+    dropped = sum(queue.stage([packet]) for packet in range(300))
+    assert dropped == 171
+    assert queue.take() == list(range(171, 300))
+
+
+@pytest.mark.requirement("Q-11")
+def test_a_batch_may_exceed_the_bound() -> None:
+    queue: StagedQueue[int] = StagedQueue()
+    assert queue.stage(range(200)) == 0
+    assert queue.stage([200]) == 72
+    assert len(queue) == 129
+
+
+@pytest.mark.requirement("Q-03", "Q-12")
+def test_restaged_packets_keep_their_place() -> None:
+    queue: StagedQueue[int] = StagedQueue()
+    queue.stage([1, 2])
+    taken = queue.take()
+    queue.stage([3])
+    queue.restage(taken)
+    assert queue.take() == [1, 2, 3]
+
+
+@pytest.mark.requirement("DOS-07")
+def test_handshake_number_4097_is_turned_away() -> None:
+    queue: HandshakeQueue[int] = HandshakeQueue()
+    assert [queue.put(number) for number in range(4097)].count(False) == 1
+    queue.clear()
+    assert len(queue) == 0
+
+
+@pytest.mark.requirement("DOS-01", "DOS-02")
+@pytest.mark.parametrize(
+    ("waiting", "pause", "is_under_load"),
+    [(511, 0, False), (512, 0, True), (512, SECOND - 1, True), (512, SECOND, False)],
+)
+def test_load_begins_at_512_and_is_remembered_for_a_second(waiting: int, pause: int, is_under_load: bool) -> None:
+    queue: HandshakeQueue[int] = HandshakeQueue()
+    for number in range(waiting):
+        queue.put(number)
+    assert queue.is_under_load(7) is (waiting >= 512)
+    queue.clear()
+    assert queue.is_under_load(7 + pause) is is_under_load
+
+
+def test_a_message_counts_until_it_is_done() -> None:
+    queue: HandshakeQueue[str] = HandshakeQueue()
+    queue.put("first")
+    assert queue.next_message() == "first"
+    assert len(queue) == 1
+    queue.done()
+    assert len(queue) == 0

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from refwg.messages import MILLISECOND, SECOND
+from refwg.ratelimiter import PACKET_COST, RateLimiter
+
+A = ip_address("10.0.0.1").packed
+B = ip_address("10.0.0.2").packed
+
+
+def burst(limiter: RateLimiter, source: bytes, now: int, attempts: int = 20) -> int:
+    """How many of some messages that come at once may pass."""
+    return sum(limiter.allow(source, now) for _ in range(attempts))
+
+
+@pytest.mark.requirement("RL-01", "RL-03", "RL-10")
+@pytest.mark.parametrize(
+    ("pause", "allowed"),
+    [(0, 0), (PACKET_COST - 1, 0), (PACKET_COST, 1), (2 * PACKET_COST, 2), (500 * MILLISECOND, 5), (999 * SECOND, 5)],
+)
+def test_tokens_come_back_one_in_fifty_milliseconds_and_no_more_than_five(pause: int, allowed: int) -> None:
+    limiter = RateLimiter()
+    assert burst(limiter, A, SECOND) == 5
+    assert burst(limiter, A, SECOND + pause) == allowed
+
+
+@pytest.mark.requirement("RL-04")
+def test_sources_are_independent() -> None:
+    limiter = RateLimiter()
+    burst(limiter, A, 0)
+    assert burst(limiter, B, 0) == 5
+
+
+@pytest.mark.requirement("RL-05")
+@pytest.mark.parametrize(("other", "allowed"), [("fd00::2", 0), ("fd00:0:0:1::1", 5)])
+def test_a_64_shares_one_bucket(other: str, allowed: int) -> None:
+    limiter = RateLimiter()
+    burst(limiter, ip_address("fd00::1").packed, 0)
+    assert burst(limiter, ip_address(other).packed, 0) == allowed
+
+
+@pytest.mark.requirement("RL-08")
+def test_a_full_table_takes_nobody_new() -> None:
+    limiter = RateLimiter(max_entries=2)
+    assert [limiter.allow(bytes([10, 0, 0, host]), 0) for host in (1, 2, 3, 1)] == [True, True, False, True]
+
+
+@pytest.mark.requirement("RL-09")
+@pytest.mark.parametrize(("pause", "is_allowed"), [(SECOND // 2, False), (SECOND, False), (SECOND + 1, True)])
+def test_who_is_idle_for_more_than_a_second_is_forgotten(pause: int, is_allowed: bool) -> None:
+    limiter = RateLimiter(max_entries=1)
+    assert limiter.allow(A, SECOND)
+    assert limiter.allow(B, SECOND + pause) is is_allowed
+
+
+@pytest.mark.requirement("NS-07")
+def test_namespaces_have_limiters_of_their_own() -> None:
+    first, second = RateLimiter(), RateLimiter()
+    burst(first, A, 0)
+    assert burst(second, A, 0) == 5

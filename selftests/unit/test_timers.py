@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from refwg.messages import MILLISECOND, SECOND
+from refwg.timers import Action, Agenda, PeerTimers, Timer, jitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def running(*, persistent_keepalive: int = 0) -> PeerTimers:
+    timers = PeerTimers(persistent_keepalive_interval=persistent_keepalive)
+    timers.start()
+    return timers
+
+
+def no_jitter() -> int:
+    return 0
+
+
+EVENTS: list[tuple[Callable[[PeerTimers], None], int, Action]] = [
+    (lambda timers: timers.handshake_initiated(0, 0), 5 * SECOND, Action.RETRY_HANDSHAKE),
+    (lambda timers: timers.handshake_initiated(0, 333), 5 * SECOND + 333, Action.RETRY_HANDSHAKE),
+    (lambda timers: timers.data_received(0), 10 * SECOND, Action.SEND_KEEPALIVE),
+    (lambda timers: timers.data_sent(0, no_jitter), 15 * SECOND, Action.NEW_HANDSHAKE),
+    (lambda timers: timers.data_sent(0, lambda: 7), 15 * SECOND + 7, Action.NEW_HANDSHAKE),
+    (lambda timers: timers.session_derived(0), 540 * SECOND, Action.ZERO_KEY_MATERIAL),
+    (lambda timers: timers.any_authenticated_packet_traversal(0), 25 * SECOND, Action.SEND_PERSISTENT_KEEPALIVE),
+]
+
+
+@pytest.mark.requirement("TM-01", "TM-10", "TM-16")
+@pytest.mark.parametrize(("event", "deadline", "action"), EVENTS)
+def test_each_event_sets_its_deadline_to_the_nanosecond(
+    event: Callable[[PeerTimers], None], deadline: int, action: Action
+) -> None:
+    timers = running(persistent_keepalive=25)
+    event(timers)
+    assert timers.next_deadline() == deadline
+    assert timers.expire(deadline - 1) is None
+    assert timers.expire(deadline) is action
+    assert timers.next_deadline() is None
+
+
+@pytest.mark.requirement("TM-28")
+@pytest.mark.parametrize(("event", "deadline", "action"), EVENTS)
+def test_stopped_timers_stay_silent(event: Callable[[PeerTimers], None], deadline: int, action: Action) -> None:
+    timers = running(persistent_keepalive=25)
+    event(timers)
+    timers.stop()
+    event(timers)
+    assert timers.expire(deadline) is not action
+    assert timers.next_deadline() is None
+
+
+CANCELLATIONS: list[tuple[Callable[[PeerTimers], None], Timer, Callable[[PeerTimers], None]]] = [
+    (lambda timers: timers.data_received(0), Timer.SEND_KEEPALIVE, PeerTimers.any_authenticated_packet_sent),
+    (lambda timers: timers.data_sent(0, no_jitter), Timer.NEW_HANDSHAKE, PeerTimers.any_authenticated_packet_received),
+    (lambda timers: timers.handshake_initiated(0, 0), Timer.RETRANSMIT_HANDSHAKE, PeerTimers.handshake_complete),
+]
+
+
+@pytest.mark.requirement("TM-12", "TM-18", "TM-33")
+@pytest.mark.parametrize(("begin", "timer", "end"), CANCELLATIONS)
+def test_each_event_cancels_what_it_answers(
+    begin: Callable[[PeerTimers], None], timer: Timer, end: Callable[[PeerTimers], None]
+) -> None:
+    timers = running()
+    begin(timers)
+    assert timers.is_pending(timer)
+    end(timers)
+    assert not timers.is_pending(timer)
+    end(timers)
+
+
+@pytest.mark.requirement("TM-03", "TM-05", "TM-27")
+def test_the_nineteenth_retry_is_the_last() -> None:
+    timers, actions = running(), []
+    timers.data_received(0)
+    for attempt in range(1, 21):
+        timers.handshake_initiated(attempt, 0)
+        actions.append(timers.expire(attempt + 5 * SECOND))
+    assert actions == [Action.RETRY_HANDSHAKE] * 19 + [Action.GIVE_UP]
+    assert not timers.is_pending(Timer.SEND_KEEPALIVE)
+    assert timers.next_deadline() == 20 + 545 * SECOND
+
+
+@pytest.mark.requirement("TM-27")
+def test_giving_up_does_not_put_off_an_erasure_that_is_due() -> None:
+    timers = running()
+    timers.session_derived(0)
+    timers.handshake_attempts = 19
+    timers.handshake_initiated(100 * SECOND, 0)
+    assert timers.expire(105 * SECOND) is Action.GIVE_UP
+    assert timers.next_deadline() == 540 * SECOND
+
+
+@pytest.mark.requirement("TM-33")
+def test_success_gives_the_next_series_a_full_count() -> None:
+    timers = running()
+    timers.handshake_attempts, timers.sent_lastminute_handshake = 10, True
+    timers.handshake_complete()
+    assert (timers.handshake_attempts, timers.sent_lastminute_handshake) == (0, False)
+
+
+@pytest.mark.requirement("TM-13", "TM-19")
+def test_further_packets_put_nothing_off() -> None:
+    timers = running()
+    for now in (0, 3 * SECOND, 9 * SECOND):
+        timers.data_received(now)
+        timers.data_sent(now, no_jitter)
+    assert timers.expire(10 * SECOND) is Action.SEND_KEEPALIVE
+    assert timers.expire(15 * SECOND) is Action.NEW_HANDSHAKE
+
+
+@pytest.mark.requirement("TM-15")
+def test_data_that_came_meanwhile_arms_the_keepalive_once_more() -> None:
+    timers = running()
+    timers.data_received(0)
+    timers.data_received(SECOND)
+    assert timers.expire(10 * SECOND) is Action.SEND_KEEPALIVE
+    assert timers.next_deadline() == 20 * SECOND
+    assert timers.expire(20 * SECOND) is Action.SEND_KEEPALIVE
+    assert timers.next_deadline() is None
+
+
+@pytest.mark.requirement("TM-20", "TM-21")
+def test_the_persistent_keepalive_counts_from_the_last_packet() -> None:
+    timers = running(persistent_keepalive=3)
+    timers.any_authenticated_packet_traversal(0)
+    timers.any_authenticated_packet_traversal(2 * SECOND)
+    assert timers.next_deadline() == 5 * SECOND
+
+
+@pytest.mark.requirement("TM-25")
+def test_a_persistent_keepalive_that_was_turned_off_does_nothing() -> None:
+    timers = running(persistent_keepalive=3)
+    timers.any_authenticated_packet_traversal(0)
+    timers.data_received(0)
+    timers.persistent_keepalive_interval = 0
+    timers.any_authenticated_packet_traversal(SECOND)
+    assert timers.expire(3 * SECOND) is None
+    assert timers.expire(10 * SECOND) is Action.SEND_KEEPALIVE
+
+
+@pytest.mark.requirement("TM-02")
+def test_jitter_lies_between_0_and_333_milliseconds() -> None:
+    assert jitter(bytes) == 0
+    assert jitter((333 * MILLISECOND).to_bytes) == 333 * MILLISECOND
+    assert jitter((333 * MILLISECOND + 1).to_bytes) == 0
+
+
+def test_the_agenda_wakes_everybody_in_order() -> None:
+    agenda: Agenda[str] = Agenda()
+    for owner, deadline in (("a", 30), ("b", 10), ("c", 20)):
+        agenda.enter(owner, deadline)
+    agenda.enter("d", None)
+    assert agenda.due(9) is None
+    assert [agenda.due(30) for _ in range(4)] == ["b", "c", "a", None]
+    assert agenda.next_deadline() is None
+
+
+def test_the_agenda_keeps_the_earliest_promise_only() -> None:
+    agenda: Agenda[str] = Agenda()
+    for deadline in (30, 10, 20, 10):
+        agenda.enter("a", deadline)
+    assert agenda.next_deadline() == 10
+    assert [agenda.due(30), agenda.due(30)] == ["a", None]
+
+
+def test_the_agenda_forgets_who_is_gone() -> None:
+    agenda: Agenda[str] = Agenda()
+    agenda.enter("a", 10)
+    agenda.enter("b", 20)
+    agenda.forget("a")
+    agenda.forget("nobody")
+    assert agenda.next_deadline() == 20

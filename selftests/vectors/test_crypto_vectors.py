@@ -1,0 +1,113 @@
+"""The primitives against vectors of other projects; README.md says where each comes from."""
+
+from __future__ import annotations
+
+from struct import pack, unpack
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.hashes import BLAKE2s
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from refwg.crypto import Aead, blake2s_hash, clamp, dh, hchacha20, kdf, mac, xopen, xseal
+from refwg.errors import LowOrderPoint, NotAuthentic
+from selftests.vectors import files
+
+X25519 = files.wycheproof("Protocol/wycheproof/x25519_test.json")
+XCHACHA = files.wycheproof("Cipher/wycheproof/xchacha20_poly1305_test.json")
+CHACHA = [
+    case
+    for case in files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json")
+    if case["iv"].startswith("00000000") and len(case["iv"]) == 24
+]
+
+
+def number(case: dict[str, Any]) -> str:
+    return str(case["tcId"])
+
+
+@pytest.mark.requirement("CR-09")
+@pytest.mark.parametrize("case", X25519, ids=number)
+def test_x25519_agrees_with_wycheproof_and_refuses_zero(case: dict[str, Any]) -> None:
+    private, public, shared = (bytes.fromhex(case[name]) for name in ("private", "public", "shared"))
+    if "ZeroSharedSecret" in case["flags"]:
+        with pytest.raises(LowOrderPoint):
+            dh(private, public)
+    else:
+        assert dh(private, public) == dh(clamp(private), public) == shared
+
+
+@pytest.mark.requirement("CR-09")
+@pytest.mark.parametrize(
+    "case", [case for case in files.nist("asymmetric/X25519/rfc7748.txt") if "INPUT_SCALAR" in case]
+)
+def test_x25519_agrees_with_rfc_7748(case: dict[str, str]) -> None:
+    assert dh(bytes.fromhex(case["INPUT_SCALAR"]), bytes.fromhex(case["INPUT_U"])).hex() == case["OUTPUT_U"]
+
+
+@pytest.mark.requirement("CR-08")
+@pytest.mark.parametrize("case", XCHACHA, ids=number)
+def test_xchacha20_poly1305_agrees_with_wycheproof(case: dict[str, Any]) -> None:
+    key, nonce, ad, message = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg"))
+    sealed = bytes.fromhex(case["ct"] + case["tag"])
+    if case["result"] == "valid":
+        assert xseal(key, nonce, message, ad) == sealed
+        assert xopen(key, nonce, sealed, ad) == message
+    else:
+        with pytest.raises((NotAuthentic, ValueError)):
+            xopen(key, nonce, sealed, ad)
+
+
+@pytest.mark.requirement("CR-07")
+@pytest.mark.parametrize("case", CHACHA, ids=number)
+def test_chacha20_poly1305_agrees_with_wycheproof(case: dict[str, Any]) -> None:
+    key, nonce, ad, message = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg"))
+    sealed, counter = bytes.fromhex(case["ct"] + case["tag"]), int.from_bytes(nonce[4:], "little")
+    if case["result"] == "valid":
+        assert Aead(key).seal(counter, message, ad) == sealed
+        assert Aead(key).open(counter, sealed, ad) == message
+    else:
+        with pytest.raises(NotAuthentic):
+            Aead(key).open(counter, sealed, ad)
+
+
+@pytest.mark.requirement("CR-07")
+@pytest.mark.parametrize("case", files.nist("ciphers/ChaCha20/rfc7539.txt"))
+def test_hchacha20_is_the_keystream_of_rfc_8439_without_the_initial_state(case: dict[str, str]) -> None:
+    start = int(case["INITIAL_BLOCK_COUNTER"]).to_bytes(4, "little") + bytes.fromhex(case["NONCE"])
+    plaintext, ciphertext = bytes.fromhex(case["PLAINTEXT"])[:64], bytes.fromhex(case["CIPHERTEXT"])[:64]
+    block = unpack("<16L", bytes(left ^ right for left, right in zip(plaintext, ciphertext, strict=True)))
+    initial = unpack("<8L", b"expand 32-byte k" + start)
+    words = [(word - begin) % 2**32 for word, begin in zip(block[:4] + block[12:], initial, strict=True)]
+    assert hchacha20(bytes.fromhex(case["KEY"]), start) == pack("<8L", *words)
+
+
+@pytest.mark.requirement("CR-08")
+def test_hchacha20_agrees_with_the_draft() -> None:
+    nonce = bytes.fromhex("000000090000004a0000000031415927")
+    assert hchacha20(bytes(range(32)), nonce).hex() == (
+        "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
+    )
+
+
+@pytest.mark.requirement("CR-03")
+@pytest.mark.parametrize("case", files.nist("hashes/blake2/blake2s.txt"))
+def test_blake2s_agrees_with_its_vectors(case: dict[str, str]) -> None:
+    message = bytes.fromhex(case["Msg"])[: int(case["Len"]) // 8]
+    assert blake2s_hash(message[:3], message[3:]).hex() == case["MD"]
+
+
+@pytest.mark.requirement("CR-04")
+@pytest.mark.parametrize("case", files.blake2_keyed()[:64])
+def test_mac_is_no_shortened_keyed_blake2s(case: dict[str, str]) -> None:
+    key, message = bytes.fromhex(case["key"]), bytes.fromhex(case["in"])
+    assert len(mac(key, message)) == 16
+    assert mac(key, message).hex() != case["hash"][:32]
+
+
+@pytest.mark.requirement("CR-05", "CR-06")
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+@pytest.mark.parametrize("data", [b"", b"input", bytes(32)])
+def test_kdf_is_hkdf_without_info(outputs: int, data: bytes) -> None:
+    expected = HKDF(BLAKE2s(32), length=32 * outputs, salt=b"key", info=None).derive(data)
+    assert b"".join(kdf(outputs, b"key", data)) == expected
