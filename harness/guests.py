@@ -121,7 +121,7 @@ class Guests:
 
     @staticmethod
     def _take(manifest: Manifest, files: list[tuple[Path, str]]) -> str:
-        if manifest.kind == "kernel":
+        if manifest.kind == "kernel" or not manifest.needs_program:
             return ""
         try:
             program = manifest.find_program()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -45,7 +46,8 @@ CAPABILITIES: Final = {
 class Manifest:
     """One implementation as its manifest describes it.
 
-    command: how to start it in the foreground; `{program}` and `{interface}` are filled in. version_command: prints its
+    command: how to start it in the foreground; `{program}`, `{interface}`, `{python}` (this interpreter) are filled in;
+    a command without `{program}` needs none. version_command: prints its
     version. complaints: patterns that its log must not match. descriptors, threads: by how many it may grow in a test.
     """
 
@@ -74,14 +76,22 @@ class Manifest:
 
     def argv(self, interface: str) -> list[str]:
         """The command that serves the interface in the foreground."""
-        program = str(self.find_program())
-        return [word.format(program=program, interface=interface) for word in self.command]
+        return self._fill(self.command, interface)
+
+    def _fill(self, words: tuple[str, ...], interface: str = "") -> list[str]:
+        program = str(self.find_program()) if self.needs_program else ""
+        return [word.format(program=program, interface=interface, python=sys.executable) for word in words]
+
+    @property
+    def needs_program(self) -> bool:
+        """Whether there is a file to find before it can be started."""
+        return any("{program}" in word for word in self.command)
 
     def why_unavailable(self) -> str | None:
         """Why it cannot be tested on this machine now; None if it can."""
         try:
             if self.kind == "uapi":
-                self.find_program()
+                self.argv("")
             elif not kernel_has_wireguard():
                 raise Unavailable(
                     "this kernel has no WireGuard; run where `modprobe wireguard` works, or in the vm lane"
@@ -94,7 +104,7 @@ class Manifest:
         """Its version: what the version command prints, or `unknown`."""
         if self.kind == "kernel":
             return os.uname().release
-        return _program_version(tuple(w.format(program=str(self.find_program())) for w in self.version_command))
+        return _program_version(tuple(self._fill(self.version_command)))
 
 
 @cache
@@ -122,6 +132,9 @@ def kernel_has_wireguard() -> bool:
             return False
         ip.link("del", ifname="wgprobe")
     return True
+
+
+_GENERIC: Final = Manifest(name="-", kind="uapi")
 
 
 def load(path: Path) -> Manifest:
@@ -169,8 +182,8 @@ class _Reader:
             capabilities=self._capabilities(data) | self._capabilities_since(data, kind),
             install=self._install(data),
             program=self._program(program),
-            command=self._command(program, "command", Manifest(name="-", kind="uapi").command),
-            version_command=self._command(program, "version", Manifest(name="-", kind="uapi").version_command),
+            command=self._command(program, "command", _GENERIC.command),
+            version_command=self._command(program, "version", _GENERIC.version_command),
             env=self._env(program),
             complaints=self._patterns(watch),
             descriptors=self._take(watch, "descriptors", int, 16),
@@ -223,9 +236,11 @@ class _Reader:
         if not words:
             raise self._wrong(f"program.{key} must not be empty")
         try:
-            [word.format(program="", interface="") for word in words]
+            [word.format(program="", interface="", python="") for word in words]
         except (AttributeError, KeyError, IndexError, ValueError) as error:
-            raise self._wrong(f"program.{key}: only {{program}} and {{interface}} are filled in: {error}") from error
+            raise self._wrong(
+                f"program.{key}: only {{program}}, {{interface}} and {{python}} are filled in: {error}"
+            ) from error
         return words
 
     def _env(self, table: dict[str, Any]) -> dict[str, str]:
@@ -296,6 +311,8 @@ class Registry:
             base = self.known.get(name) or Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
             if base.kind == "kernel":
                 raise UsageError(f"--impl {text}: {name} is no program; for another kernel use --kernel")
+            if not base.needs_program:
+                base = replace(base, command=_GENERIC.command, version_command=_GENERIC.version_command)
             self.known[name] = replace(base, program=path)
         return self._ask(name)
 
