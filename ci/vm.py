@@ -444,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"vm: {error}", file=sys.stderr)
         return 2
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         print(f"vm: {error}", file=sys.stderr)
         return 125
     except KeyboardInterrupt:

@@ -76,6 +76,7 @@ def serve() -> None:
     marks["command"] = boottime()
     interrupts = host_interrupts() - interrupts
     drifts.append(canary(order))
+    look_for_leaks()
     save_kernel_log()
     count = send_results(results, order["collect"])
     record = {"event": "verdict", "nonce": order["nonce"], "status": status, "results": count, "marks": marks}
@@ -265,19 +266,22 @@ def host_interrupts() -> int:
     return sum(int(field) for row in rows for field in row[1:] if field.isdigit())
 
 
-def save_kernel_log() -> None:
-    """Put the kernel's log, and where it has kmemleak what that finds, among the results."""
-    size = libc.klogctl(SYSLOG_SIZE_BUFFER, None, 0)
-    content = ctypes.create_string_buffer(size)
-    length = libc.klogctl(SYSLOG_READ_ALL, content, size)
-    with open(f"{RESULTS}/kernel.log", "wb") as log:
-        log.write(content.raw[:length])
+def look_for_leaks() -> None:
+    """Where the kernel has kmemleak, let it search; it tells of finds in the kernel's log, their stacks are results."""
     leaks = "/sys/kernel/debug/kmemleak"
     if os.path.exists(leaks):
         with open(leaks, "w") as trigger:
             trigger.write("scan")
         with open(leaks, "rb") as found, open(f"{RESULTS}/kmemleak.log", "wb") as log:
             log.write(found.read())
+
+
+def save_kernel_log() -> None:
+    size = libc.klogctl(SYSLOG_SIZE_BUFFER, None, 0)
+    content = ctypes.create_string_buffer(size)
+    length = libc.klogctl(SYSLOG_READ_ALL, content, size)
+    with open(f"{RESULTS}/kernel.log", "wb") as log:
+        log.write(content.raw[:length])
 
 
 def send_results(port: Port, folders: list[str]) -> int:
