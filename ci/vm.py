@@ -292,7 +292,8 @@ def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Ite
                     shutil.copyfileobj(content, out, 1 << 20)
             with Archive(out) as archive:
                 archive.directory(order["environment"]["HOME"], permissions=0o700)
-                vm_image.write_project(archive, files, cache / "vm")
+                tests = any("pytest" in word for word in order["command"])
+                vm_image.write_project(archive, files, cache / "vm", tests=tests)
                 archive.file("lab/init.pyc", vm_compiled.program(vm_image.HERE / "vm_guest.py"))
                 archive.file("lab/order", marshal.dumps(dict(order)), permissions=0o600)
         yield memory

@@ -53,7 +53,11 @@ def main() -> None:
     """Reap whatever is orphaned, as PID 1 must, while a child does the work; stop the machine when that has ended."""
     worker = os.fork()
     if worker == 0:
-        serve()
+        try:
+            serve()
+        except BaseException as error:
+            print(f"lab: guest failed: {error}", flush=True)
+            raise
         os._exit(0)
     while os.wait()[0] != worker:
         pass
@@ -142,13 +146,16 @@ class Port:
     """A way to the host, found by its name since no udev makes links here."""
 
     def __init__(self, name: str) -> None:
-        for device in os.listdir("/sys/class/virtio-ports"):
-            with open(f"/sys/class/virtio-ports/{device}/name") as content:
+        ports = "/sys/class/virtio-ports"
+        for device in os.listdir(ports) if os.path.isdir(ports) else ():
+            with open(f"{ports}/{device}/name") as content:
                 if content.read().strip() == f"lab.{name}":
                     # A blocking write would spin, interrupts off, until the host has read it.
                     self.file = os.open(f"/dev/{device}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                     return
-        raise OSError(errno.ENODEV, f"no virtio port lab.{name}")
+        raise OSError(
+            errno.ENODEV, f"no port lab.{name}: has the kernel VIRTIO_PCI and VIRTIO_CONSOLE (kernel.config)?"
+        )
 
     def tell(self, record: dict[str, object]) -> None:
         self.send(repr(record).encode() + b"\n")

@@ -221,12 +221,16 @@ def write_skeleton(archive: Archive) -> None:
         archive.file(f"etc/{name}", text.encode())
 
 
-def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Path) -> None:
-    """The checkout as it is now, uncommitted and untracked files too, and each `(host path, guest path)` of `extra`."""
+def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Path, *, tests: bool) -> None:
+    """The checkout as it is now, uncommitted and untracked files too, and each `(host path, guest path)` of `extra`.
+
+    tests: pytest is to run, so its rewritten tests are worth their making.
+    """
     tree, prefix, paths = Tree(), cache / "pycache", project_files()
     sources = [path for path in paths if path.suffix == ".py"]
     vm_compiled.compile_imports(sources, prefix)
-    vm_compiled.rewrite_tests(sources, prefix, PROJECT)
+    if tests:
+        vm_compiled.rewrite_tests(sources, prefix, PROJECT)
     for path in paths:
         tree.add(path)
     for path in sources:

@@ -35,9 +35,9 @@ class Kernel:
     """The modules built into it; None where nothing tells."""
 
     def identity(self) -> str:
-        """Changes whenever another kernel lies at the same path."""
+        """Changes whenever another kernel lies at the same path, or the same without its modules."""
         found = self.image.stat()
-        stamp = f"{self.image} {found.st_size} {found.st_mtime_ns}"
+        stamp = f"{self.image} {found.st_size} {found.st_mtime_ns} {self.modules}"
         return f"{self.release}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
 
 

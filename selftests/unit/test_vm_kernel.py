@@ -110,3 +110,9 @@ def test_missing_qemu_names_the_remedy(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setenv("PATH", "/nowhere")
     assert vm.main(["run", "--", "true"]) == 125
     assert "apt-get install --no-install-recommends qemu-system-x86" in capsys.readouterr().err
+
+
+def test_same_image_with_and_without_its_modules_are_two_kernels(tmp_path: Path) -> None:
+    image = bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
+    found = [vm_kernel.find(str(path), tmp_path) for path in (tmp_path, image)]
+    assert found[0].identity() != found[1].identity()
