@@ -53,10 +53,10 @@ class Gate:
 
 
 # The directories that have a gate of their own; all else below selftests/ is unit tests.
-_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "interop"))
+_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "interop", "mutants"))
 _NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
-_FAULTS: Final = ("selftests/faults", "-n", "2", f"--ignore={_VM_FAULTS}")
+_FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
 _VM: Final = ("selftests/netns", "--lane", "vm", *(f"--pair={pair}" for pair in VM_PAIRS))
 
 _WARP: Final = ("selftests/netns", "--lane", "warp", *(f"--pair={pair}" for pair in WARP_PAIRS))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import HarnessError
+from harness.session import state_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 PEERS: Final = "/peers"
 # Marks the lines of the guest's output that are events; the rest is what pytest prints there.
 RECORD: Final = b"\x1e"
+# The inode that Linux gives to its first PID namespace (include/linux/proc_ns.h).
+FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
+# Plugins whose import costs seconds under emulation, and that no test of a guest uses.
+UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 # Emulation is slow: deadlines of the guest's tests are longer.
 TIMEOUT_SCALE: Final = 4.0
 DEADLINES: Final = {"vm": 1200.0, "warp": 900.0}
@@ -89,14 +94,20 @@ class Guests:
         try:
             result = self._vm.boot(
                 kernel,
-                ["python", "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *arguments],
+                ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
                 warp=lane == "warp",
                 cpus=1 if lane == "warp" else 2,
                 deadline=DEADLINES[lane],
                 debug=True,
                 files=files,
                 collect=["report"],
-                environment={"WG_INTEROP_EVENTS": "stdout", "WG_INTEROP_LANE": lane, "PYTHONDONTWRITEBYTECODE": "1"},
+                environment={
+                    "WG_INTEROP_EVENTS": "stdout",
+                    "WG_INTEROP_LANE": lane,
+                    # The whole guest is a sandbox.
+                    "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
+                    "PYTHONDONTWRITEBYTECODE": "1",
+                },
                 folder=self._config.rootpath,
                 show=lambda data: told.take_all(stream.feed(data)),
             )
@@ -153,6 +164,9 @@ class _Told:
         if event.get("event") != "report":
             return
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
+        if isinstance(report.longrepr, list):
+            # JSON knows no tuples, which is what the reason of a skip is.
+            report.longrepr = tuple(report.longrepr)
         self._any = True
         self._failed += report.failed
         self._config.hook.pytest_runtest_logreport(report=report)
@@ -189,7 +203,10 @@ def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:
     scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
     arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}"]
     # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
-    return [*arguments, "--timeout", "0"] if lane == "warp" else [*arguments, "-n", "2"]
+    if lane == "warp":
+        return [*arguments, "--timeout", "0"]
+    workers = state_of_run(config).guest_workers
+    return [*arguments, "-n", str(workers)] if workers else arguments
 
 
 def load_vm(config: pytest.Config) -> Any:

@@ -63,6 +63,9 @@ class Manifest:
     descriptors: int = 16
     threads: int = 32
     install: dict[str, Any] = field(default_factory=dict)
+    variant: tuple[str, ...] = ()
+    """What is added to the command for a variant, `NAME+VARIANT`; `{variant}` is filled in. Empty: it has none."""
+    variant_env: dict[str, str] = field(default_factory=dict)
     source: Path | None = None
 
     def find_program(self) -> Path:
@@ -86,6 +89,13 @@ class Manifest:
     def needs_program(self) -> bool:
         """Whether there is a file to find before it can be started."""
         return any("{program}" in word for word in self.command)
+
+    def varied(self, variant: str) -> Manifest:
+        """This implementation as the variant of that name, `refwg+no-clamp`."""
+        words = [word.replace("{variant}", variant) for word in self.variant]
+        return replace(
+            self, name=f"{self.name}+{variant}", command=(*self.command, *words), env={**self.env, **self.variant_env}
+        )
 
     def why_unavailable(self) -> str | None:
         """Why it cannot be tested on this machine now; None if it can."""
@@ -175,6 +185,7 @@ class _Reader:
         kind = self._kind(data)
         program = self._take(data, "program", dict, {})
         watch = self._take(data, "watch", dict, {})
+        variant = self._take(data, "variant", dict, {})
         manifest = Manifest(
             name=self._name(data),
             kind=kind,
@@ -185,12 +196,14 @@ class _Reader:
             command=self._command(program, "command", _GENERIC.command),
             version_command=self._command(program, "version", _GENERIC.version_command),
             env=self._env(program),
+            variant=self._words(variant, "args", ()),
+            variant_env=self._env(variant),
             complaints=self._patterns(watch),
             descriptors=self._take(watch, "descriptors", int, 16),
             threads=self._take(watch, "threads", int, 32),
             source=self._path,
         )
-        for table, title in [(data, ""), (program, "program."), (watch, "watch.")]:
+        for table, title in [(data, ""), (program, "program."), (watch, "watch."), (variant, "variant.")]:
             for key in table:
                 raise self._wrong(f"unknown key {title}{key}")
         return manifest
@@ -301,6 +314,7 @@ class Registry:
         A name that no manifest has, with a program, is started as wireguard-go is: `PROGRAM -f INTERFACE`.
         """
         name, equals, program = text.partition("=")
+        self._derive(name)
         if not equals and name not in self.known:
             known = ", ".join(self.known)
             raise UsageError(f"unknown implementation {name!r}; there are: {known}; yours: --impl {name}=/path")
@@ -327,8 +341,15 @@ class Registry:
             self.asked.append(name)
         return self.known[name]
 
+    def _derive(self, name: str) -> None:
+        """Make the variant known that a name like `refwg+no-clamp` asks for."""
+        base, plus, variant = name.partition("+")
+        if plus and name not in self.known and base in self.known and self.known[base].variant:
+            self.known[name] = self.known[base].varied(variant)
+
     def get(self, name: str) -> Manifest:
         """A known implementation by name."""
+        self._derive(name)
         if name not in self.known:
             raise UsageError(f"unknown implementation {name!r}; there are: {', '.join(self.known)}")
         return self.known[name]

@@ -6,8 +6,10 @@ It has a birth node, where its process, UDP sockets and control socket are, and 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +19,7 @@ from harness.control.uapi import UapiControl
 from harness.errors import DeadlineExceeded, HarnessError, UsageError
 from harness.namespace import NamespaceThread, enter_network, enter_new_mounts
 from harness.process import Process, run
-from harness.wait import EitherOf, EntryAppears, wait_for
+from harness.wait import EitherOf, EntryAppears, let_pass, scaled, wait_for
 from harness.watchman import Watchman
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 CONTROL_SOCKETS: Final = Path("/run/wireguard")
 _START: Final = 5.0
 _CONTROL: Final = 10.0
+_LISTENS: Final = 2.0
+_LOOK_AGAIN: Final = 0.002
 _NAME_MAX: Final = 15
+_TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
 _NETLINK_GENERIC: Final = 16
 # Value of the sysctl addr_gen_mode: no link-local address, so that no router solicitation disturbs exact counts.
 _ADDRGENMODE_NONE: Final = 1
@@ -84,6 +89,10 @@ class Interface:
     def complaints(self) -> list[str]:
         """What the watchman has to say while the interface lives."""
         raise NotImplementedError
+
+    def complaints_in_log(self) -> list[str]:
+        """The last lines of its log, at most two, that speak of something it did not like; none without a log."""
+        return []
 
     def close(self) -> list[str]:
         """End the interface; returns the watchman's last complaints."""
@@ -164,11 +173,23 @@ class ProgramInterface(Interface):
             raise
         return connection
 
+    def up(self, *addresses: str, mtu: int | None = None) -> None:
+        """As for every interface; returns when the program listens, which it may begin a moment after the link is up."""
+        super().up(*addresses, mtu=mtu)
+        port = self.get().listen_port
+        end = time.monotonic() + scaled(_LISTENS)
+        while port and port not in self.birth.udp_ports() and time.monotonic() < end:
+            let_pass(_LOOK_AGAIN, "a new socket has no event")
+
     def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
 
     def complaints(self) -> list[str]:
         return self._watchman.complaints()
+
+    def complaints_in_log(self) -> list[str]:
+        lines = self.process.log.read_text(errors="replace").splitlines()
+        return [line.strip() for line in lines if _TELLING.search(line)][-2:]
 
     def close(self) -> list[str]:
         complaints = self._watchman.dismiss()

@@ -95,6 +95,12 @@ class NetNS:
         """Make a socket that lives here; it may be used from any thread."""
         return self.thread.call(socket.socket, family, kind, protocol)
 
+    def udp_ports(self) -> set[int]:
+        """The UDP ports that sockets of this node are bound to, of both families (proc(5), /proc/net/udp)."""
+        tables = [self.thread.call(Path(f"/proc/thread-self/net/{name}").read_text) for name in ("udp", "udp6")]
+        rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+        return {int(row[1].rpartition(":")[2], 16) for row in rows}
+
     # Links
 
     def index(self, device: str) -> int:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Less than REKEY_TIMEOUT (5 s): a lost initiation shows as a lost ping and is not hidden by its retry.
 PING_TIMEOUT: Final = 4.0
+# After a loss the rest of the requests goes out quickly, as `ping -f` sends them.
+PING_INTERVAL: Final = 0.2
 _CHUNK: Final = 1 << 16
 _SO_BINDTODEVICE: Final = 25
 
@@ -74,9 +76,10 @@ def ping(
     timeout: float = PING_TIMEOUT,
     device: str | None = None,
 ) -> Pings:
-    """Send echo requests as `ping -f` does, each as soon as the one before is answered or has timed out.
+    """Send echo requests one by one, each as soon as the one before is answered or lost.
 
-    size: data bytes of a request. timeout: seconds to wait for each, scaled. device: bind to this one.
+    size: data bytes of a request. timeout: seconds to wait for an answer, scaled; after the first loss
+    PING_INTERVAL is enough. device: bind to this one.
     """
     echo = _ECHO[ipaddress.ip_address(destination).version]
     outcome = Pings(destination)
@@ -92,7 +95,7 @@ def ping(
             expected = partial(_is_reply, echo, identifier + struct.pack(">H", sequence))
             answer = Datagram(raw, expected)
             with suppress(DeadlineExceeded):
-                wait_for(answer, timeout, "an echo reply")
+                wait_for(answer, min(timeout, PING_INTERVAL) if outcome.lost > 1 else timeout, "an echo reply")
                 outcome.answered[sequence] = time.monotonic() - started
     return outcome
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from harness import traffic
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.errors import HarnessError
 from harness.wait import let_pass, scaled
 
 if TYPE_CHECKING:
@@ -68,6 +70,26 @@ class Tunnel:
             if (a.rx_bytes, a.tx_bytes) == (b.tx_bytes, b.rx_bytes) or time.monotonic() > end:
                 return a, b
             let_pass(_LOOK_AGAIN, "the counters have no event")
+
+    def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
+        """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""
+        pings = traffic.ping(self.nodes[sender], address, count=count)
+        if pings.lost:
+            raise HarnessError(f"{sender}: ping {pings}; {self.diagnosis()}")
+
+    def diagnosis(self) -> str:
+        """What both sides know of a tunnel that does not work: handshakes, bytes, endpoints, complaints in the logs."""
+        said = []
+        ends = (("A", self.a, self.seen_by_a()), ("B", self.b, self.seen_by_b()))
+        for (name, side, peer), (other, its_side, _) in (ends, ends[::-1]):
+            handshake = "a handshake" if peer.latest_handshake else "no handshake"
+            traffic_seen = f"sent {peer.tx_bytes} and took {peer.rx_bytes} bytes"
+            said.append(f"{name} ({side.manifest.name}) has {handshake}, {traffic_seen}")
+            said.append(
+                f"{name} looks for {other} at {peer.endpoint}, and {other} listens on {its_side.get().listen_port}"
+            )
+            said += [f"{name} logs {line!r}" for line in side.complaints_in_log()]
+        return "; ".join(said)
 
     def _make(self, manifest: Manifest, side: int) -> Interface:
         birth = self.nodes[self.topology.birth[side]]

@@ -24,7 +24,7 @@ LONGER_THAN_THE_NAT_MAPPING = 3.0
 @pytest.mark.requirement("RT-03", "CFG-22")
 @pytest.mark.capability("listen-port-change")
 def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> None:
-    traffic.must_ping(loopback.nodes["ns1"], V6_OF_B)
+    loopback.must_ping("ns1", V6_OF_B)
     underlay = loopback.nodes["ns0"]
     underlay.delete_address("lo", "127.0.0.1/8")
     underlay.add_address("lo", "127.212.121.99/8")
@@ -32,7 +32,7 @@ def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> No
     port = loopback.a.get().listen_port
     assert port == 9999, f"A was told to listen on port 9999 and says that it listens on {port}"
     loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("127.0.0.1:2"))
-    traffic.must_ping(loopback.nodes["ns1"], V6_OF_B)
+    loopback.must_ping("ns1", V6_OF_B)
     endpoint = str(loopback.seen_by_b().endpoint)
     assert endpoint == "127.212.121.99:9999", f"B looks for A at {endpoint}, and A is at 127.212.121.99:9999"
     assert endpoint_by_wg(loopback.b) == endpoint
@@ -42,10 +42,10 @@ def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> No
 @pytest.mark.requirement("RT-05")
 @pytest.mark.capability("listen-port-change", "ipv6-underlay")
 def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
-    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.must_ping("ns1", V4_OF_B)
     loopback.a.set(DeviceConfig(listen_port=9998))
     loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("[::1]:2"))
-    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.must_ping("ns1", V4_OF_B)
     assert str(loopback.seen_by_b().endpoint) == "[::1]:9998"
     assert endpoint_by_wg(loopback.b) == "[::1]:9998"
 
@@ -55,8 +55,8 @@ def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
 @pytest.mark.capability("persistent-keepalive")
 def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel) -> None:
     nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
-    traffic.must_ping(nat.nodes["ns1"], V4_OF_B)
-    traffic.must_ping(nat.nodes["ns2"], V4_OF_A)
+    nat.must_ping("ns1", V4_OF_B)
+    nat.must_ping("ns2", V4_OF_A)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
     assert endpoint_by_wg(nat.b) == "10.0.0.1:1"
     assert nat.nodes["ns0"].nft_counters()["snat"] > 0, "nothing went through the NAT"

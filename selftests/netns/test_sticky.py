@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
 from harness.control.records import Endpoint
 from harness.tunnel import V4_OF_A
 
@@ -29,6 +28,6 @@ def test_answers_leave_from_the_address_that_was_addressed(direct: Tunnel, addre
     for address in addresses:
         endpoint = Endpoint(address, 1)
         direct.b.set_peer(direct.pub_a, endpoint=endpoint)
-        traffic.must_ping(direct.nodes["ns2"], V4_OF_A)
+        direct.must_ping("ns2", V4_OF_A)
         seen = direct.seen_by_b().endpoint
         assert seen == endpoint, f"B addressed A at {endpoint}, and the answer came from {seen}"

@@ -36,7 +36,7 @@ PORT_OF_A, PORT_OF_B = 1, 2
 def wire(loopback: Tunnel) -> Iterator[Capture]:
     """What both interfaces send, with a session that A has initiated."""
     with Capture(loopback.nodes["ns0"], "lo") as capture:
-        traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+        loopback.must_ping("ns1", V4_OF_B)
         yield capture
 
 
@@ -59,10 +59,10 @@ def drop(loopback: Tunnel, condition: str) -> None:
 def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire: Capture) -> None:
     start = session_start(wire)
     let_pass(REKEY_AFTER_TIME - 5, "the session is not old enough")
-    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.must_ping("ns1", V4_OF_B)
     assert not initiations(wire, PORT_OF_A, after=start), "rekeyed too early"
     let_pass(6, "now it is")
-    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.must_ping("ns1", V4_OF_B)
     again = wire.wait_for(lambda m: m.kind == INITIATION and m.time > start, 2.0, "A to rekey when it has sent")
     assert again.source[1] == PORT_OF_A
     assert again.time - start >= REKEY_AFTER_TIME * SECOND
@@ -108,7 +108,7 @@ def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Ca
     start = session_start(wire)
     drop(loopback, "udp length { 100, 156 }")
     let_pass(REJECT_AFTER_TIME - 10, "the session is still good")
-    traffic.must_ping(loopback.nodes["ns1"], V4_OF_B)
+    loopback.must_ping("ns1", V4_OF_B)
     let_pass(12, "the session is past its end")
     pings = traffic.ping(loopback.nodes["ns1"], V4_OF_B, count=2)
     assert pings.lost == 2

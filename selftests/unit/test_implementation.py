@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,9 @@ name = "mine"
 kind = "uapi"
 """
 NAMES = "name must be lower-case letters, digits and . _ + -, not"
-FILLED = "only {program} and {interface} are filled in:"
+FILLED = "only {program}, {interface} and {python} are filled in:"
+KERNEL = 'name = "mine"\nkind = "kernel"\n'
+SINCE = 'capabilities_since.roaming must be a kernel version such as "6.16", not'
 
 
 @pytest.fixture
@@ -62,6 +65,10 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
         (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, debian"),
+        (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
+        (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
+        (KERNEL + '[capabilities_since]\nroaming = "6.1-rc"', f"{SINCE} '6.1-rc'"),
+        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: fwmark, "),
     ],
 )
 def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
@@ -165,3 +172,34 @@ def test_what_was_asked_for_is_kept_in_order_and_once(manifest: Path) -> None:
 def test_manifests_of_the_project_can_be_read() -> None:
     known: dict[str, Any] = Registry().known
     assert {"kernel", "wireguard-go", "wireguard-go-debian"} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("release", "declared"),
+    [("6.1.0-56-cloud-amd64", False), ("6.15.9", False), ("6.16.0", True), ("7.0.0-rc1", True)],
+)
+def test_kernel_removes_allowed_ips_since_its_release(
+    monkeypatch: pytest.MonkeyPatch, release: str, declared: bool
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(release=release))
+    assert ("remove-allowed-ip" in Registry().get("kernel").capabilities) is declared
+
+
+def test_variant_adds_its_arguments_and_environment() -> None:
+    variant = Registry().get("refwg+no-clamp")
+    assert variant.argv("wg0")[-2:] == ["--mutant", "no-clamp"]
+    assert variant.env["REFWG_MUTANTS"] == "allowed"
+
+
+def test_variants_are_not_among_the_known_until_asked_for() -> None:
+    assert not [name for name in Registry().known if "+" in name]
+
+
+def test_variant_of_a_program_that_has_none_is_unknown() -> None:
+    with pytest.raises(UsageError, match=r"unknown implementation 'kernel\+fast'"):
+        Registry().get("kernel+fast")
+
+
+def test_command_without_a_program_gives_way_to_a_given_one(program: Path) -> None:
+    chosen = Registry().choose(f"refwg={program}")
+    assert chosen.argv("wg0") == [str(program), "-f", "wg0"]

@@ -1,0 +1,88 @@
+"""refwg broken on purpose in one way turns the scenario red that should notice, and the message says why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from harness.implementation import Registry
+from selftests.faults import host
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HONEST = "wireguard-go-debian"
+DEADLINE = 120.0
+HANDSHAKE, ROAMING = "selftests/netns/test_handshake.py", "selftests/netns/test_roaming.py"
+
+
+class Case(NamedTuple):
+    """A mutant, its role, the test that must turn red, and what its message must say."""
+
+    mutant: str
+    role: str
+    test: str
+    cause: str
+
+
+CASES = [
+    Case(
+        "no-clamp",
+        "alone",
+        "selftests/netns/test_configuration.py::test_private_key_is_clamped",
+        "AssertionError",
+    ),
+    Case(
+        "no-source-check",
+        "a",
+        "selftests/netns/test_allowedips.py::test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned",
+        "A let a datagram in whose source, 192.168.241.2, is another peer's allowed ip",
+    ),
+    Case(
+        "no-roaming",
+        "b",
+        f"{ROAMING}::test_peer_is_followed_to_a_new_ipv4_address_and_port",
+        "B looks for A at 127.0.0.1:1, and A listens on 9999",
+    ),
+    Case(
+        "no-keepalive",
+        "a",
+        f"{ROAMING}::test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive",
+        "of A's keepalives 0 bytes arrived at B",
+    ),
+    Case(
+        "stale-counters",
+        "a",
+        f"{HANDSHAKE}::test_ten_pings_are_counted_to_the_byte",
+        "A received 0 bytes, not 1428",
+    ),
+    Case("wrong-mac1", "a", f"{HANDSHAKE}::test_ten_pings_lose_none", "Received packet with invalid mac1"),
+]
+
+
+def run(case: Case, mutant: str, directory: Path) -> list[dict[str, Any]]:
+    """Run the case's test with this variant of refwg in its role; returns the results."""
+    pair = {"a": ["--pair", f"{mutant}~{HONEST}"], "b": ["--pair", f"{HONEST}~{mutant}"], "alone": ["--impl", mutant]}
+    path = directory / mutant / "results.json"
+    env = {"XDG_CACHE_HOME": str(directory / "cache")}
+    output = directory / f"{mutant}.output"
+    child = host.Run(host.pytest_command(case.test, *pair[case.role], "--results", str(path)), env=env, output=output)
+    try:
+        child.process.wait(DEADLINE)
+        assert path.exists(), child.output.read_text()
+        return list(json.loads(path.read_text())["results"])
+    finally:
+        child.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutant)
+def test_mutant_turns_its_scenario_red_and_refwg_does_not(tmp_path: Path, case: Case) -> None:
+    if reason := Registry().get(HONEST).why_unavailable():
+        pytest.skip(reason)
+    broken = run(case, f"refwg+{case.mutant}", tmp_path)
+    assert {entry["state"] for entry in broken} == {"failed"}
+    assert all(case.cause in entry["message"] for entry in broken)
+    whole = run(case, "refwg", tmp_path)
+    assert {entry["state"] for entry in whole} == {"passed"}

@@ -1,0 +1,185 @@
+"""What an interface is told is what it says, to our typed interface and to `wg` alike (no tunnel: one interface)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from harness import traffic
+from harness.control.genl import GenlControl
+from harness.control.records import ZERO_KEY, DeviceConfig, Endpoint, Key, PeerConfig, allowed_ips
+from harness.control.uapi import UapiControl
+from harness.errors import ControlError, DeadlineExceeded
+from harness.interface import CONTROL_SOCKETS
+from harness.wait import Datagram, wait_for
+
+if TYPE_CHECKING:
+    from harness.control.base import Control
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.lab import Lab
+
+LOCALHOST: Final = "127.0.0.1"
+PORT: Final = 1111
+NETLINK_GENERIC: Final = 16
+# All points of small order as a peer may spell them, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
+# 8, p-1, p and p+1. Whatever private key meets them, the shared secret is zero.
+LOW_ORDER: Final = tuple(
+    Key(bytes.fromhex(text))
+    for text in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+
+
+@pytest.fixture
+def wg0(lab: Lab, implementation: Manifest) -> Interface:
+    return lab.interface("wg0", implementation, lab.node("ns0"))
+
+
+@pytest.fixture
+def alice(lab: Lab) -> Key:
+    return lab.key("alice").public()
+
+
+def peers(wg0: Interface) -> set[Key]:
+    """The peers as `wg` lists them; our typed interface must read the same."""
+    by_wg = {Key.parse(line) for line in wg0.wg("show", "wg0", "peers").stdout.splitlines()}
+    assert by_wg == {peer.public_key for peer in wg0.get().peers}
+    return by_wg
+
+
+# Keys
+
+
+@pytest.mark.scenario("N35")
+@pytest.mark.requirement("CFG-15")
+@pytest.mark.parametrize("by_wg", [False, True], ids=["ours", "wg"])
+def test_private_key_is_read_back_and_cleared(lab: Lab, wg0: Interface, by_wg: bool) -> None:
+    own = lab.key("own")
+    for given, private, public in ((own, str(own), str(own.public())), (ZERO_KEY, "(none)", "(none)")):
+        if by_wg:
+            wg0.wg("set", "wg0", "private-key", "/dev/stdin", stdin=str(given))
+        else:
+            wg0.set(DeviceConfig(private_key=given))
+        assert wg0.get().private_key == (None if given == ZERO_KEY else given)
+        assert wg0.wg("show", "wg0", "private-key").stdout == f"{private}\n"
+        assert wg0.wg("show", "wg0", "public-key").stdout == f"{public}\n"
+
+
+@pytest.mark.scenario("N35")
+@pytest.mark.requirement("CFG-16")
+@pytest.mark.parametrize("by_wg", [False, True], ids=["ours", "wg"])
+def test_preshared_key_is_read_back_and_cleared(lab: Lab, wg0: Interface, alice: Key, by_wg: bool) -> None:
+    for given, text in ((lab.key("psk"), str(lab.key("psk"))), (ZERO_KEY, "(none)")):
+        if by_wg:
+            wg0.wg("set", "wg0", "peer", str(alice), "preshared-key", "/dev/stdin", stdin=str(given))
+        else:
+            wg0.set_peer(alice, preshared_key=given)
+        assert wg0.peer(alice).preshared_key == (None if given == ZERO_KEY else given)
+        assert wg0.wg("show", "wg0", "preshared-keys").stdout == f"{alice}\t{text}\n"
+
+
+@pytest.mark.scenario("N36")
+@pytest.mark.requirement("HS-32", "HS-33", "CFG-17")
+def test_interface_never_keeps_itself_as_a_peer(lab: Lab, wg0: Interface, alice: Key) -> None:
+    key1, key2 = lab.key("key1"), lab.key("key2")
+    wg0.set(DeviceConfig(private_key=key1, peers=(PeerConfig(public_key=alice), PeerConfig(public_key=key2.public()))))
+    assert peers(wg0) == {alice, key2.public()}
+    wg0.set(DeviceConfig(private_key=key2))
+    assert peers(wg0) == {alice}
+    wg0.set_peer(key2.public(), allowed_ips=allowed_ips("10.0.0.0/8"))
+    assert peers(wg0) == {alice}
+    # The private key comes first in one request, so the peer is no longer oneself.
+    wg0.set(DeviceConfig(private_key=key1, peers=(PeerConfig(public_key=key2.public()),)))
+    assert peers(wg0) == {alice, key2.public()}
+
+
+@pytest.mark.scenario("N37")
+@pytest.mark.requirement("CR-18")
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        pytest.param(f"/{'A' * 40}EA=", f"+{'A' * 40}EA=", id="low-bits"),
+        pytest.param(f"{'/' * 42}8=", f"+P{'/' * 39}38=", id="all-ones"),
+    ],
+)
+def test_private_key_is_clamped(wg0: Interface, given: str, stored: str) -> None:
+    wg0.wg("set", "wg0", "private-key", "/dev/stdin", stdin=given)
+    assert wg0.wg("show", "wg0", "private-key").stdout == f"{stored}\n"
+    wg0.set(DeviceConfig(private_key=ZERO_KEY))
+    wg0.set(DeviceConfig(private_key=Key.parse(given)))
+    assert str(wg0.get().private_key) == stored
+
+
+# Nobody to ask, nobody to talk to
+
+
+@pytest.mark.scenario("N34")
+@pytest.mark.requirement("CFG-03")
+def test_interface_that_does_not_exist_cannot_be_shown(lab: Lab, wg0: Interface) -> None:
+    answer = wg0.wg("show", "nowg0", check=False)
+    assert (answer.status, answer.stderr.partition(":")[0]) == (1, "Unable to access interface")
+    with pytest.raises(ControlError, match=r"^nowg0 ") as refusal:
+        control(lab, wg0, "nowg0").get()
+    # The kernel knows of no such device; over UAPI there is no socket, and so nobody to say that.
+    assert refusal.value.errno == (errno.ENODEV if wg0.manifest.kind == "kernel" else errno.ENOENT)
+    assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
+
+
+def control(lab: Lab, wg0: Interface, name: str) -> Control:
+    """Our typed way to an interface of this name where wg0 is, of the same kind."""
+    if wg0.manifest.kind == "kernel":
+        sock = wg0.place.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+        lab.undo(sock.close)
+        return GenlControl(sock).interface(name)
+
+    def connect() -> socket.socket:
+        sock.connect(f"{CONTROL_SOCKETS}/{name}.sock")
+        return sock
+
+    sock = wg0.place.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    lab.undo(sock.close)
+    return UapiControl(name, connect)
+
+
+@pytest.mark.parametrize("point", LOW_ORDER, ids=range(len(LOW_ORDER)))
+def test_every_low_order_point_makes_the_shared_secret_zero(point: Key) -> None:
+    with pytest.raises(ValueError, match="shared key"):
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(point.raw))
+
+
+@pytest.mark.scenario("N39")
+@pytest.mark.requirement("HS-34", "CR-09")
+def test_low_order_peers_are_listed_and_never_spoken_to(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(DeviceConfig(private_key=lab.key("own")))
+    assert spoken_to(wg0, alice), "nothing for an ordinary peer either"
+    assert not spoken_to(wg0, *LOW_ORDER), "a datagram for a peer without a secret"
+    assert peers(wg0) == set(LOW_ORDER)
+    assert {peer.tx_bytes for peer in wg0.get().peers} == {0}
+    assert spoken_to(wg0, alice), "the silence was no proof: nothing for an ordinary peer any more"
+
+
+def spoken_to(wg0: Interface, *keys: Key) -> bool:
+    """Bring the interface up with these peers and no others; whether their endpoint gets a datagram within 2 s."""
+    wg0.place.set_link(wg0.name, up=False)
+    wg0.set(DeviceConfig(replace_peers=True))
+    endpoint = Endpoint(LOCALHOST, PORT)
+    with traffic.udp_receiver(wg0.birth, LOCALHOST, PORT) as receiver, suppress(DeadlineExceeded):
+        speaking = [PeerConfig(public_key=key, endpoint=endpoint, persistent_keepalive=1) for key in keys]
+        # wireguard-go may speak at once, for it does not notice that the link is down (IF-08).
+        wg0.set(DeviceConfig(peers=tuple(speaking)))
+        wg0.up()
+        return bool(wait_for(Datagram(receiver), 2.0, "a datagram"))
+    return False
