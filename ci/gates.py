@@ -53,7 +53,7 @@ class Gate:
 
 
 # The directories that have a gate of their own; all else below selftests/ is unit tests.
-_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "interop", "mutants"))
+_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "mutants"))
 _NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")

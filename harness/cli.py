@@ -25,6 +25,7 @@ import click
 
 from harness import cache, install, rundir, show, toolchain
 from harness.errors import HarnessError, Unavailable, UsageError
+from harness.lanes import GUESTS
 from harness.sandbox import launcher_command
 from harness.show import COULD_NOT, FAILED, OK, USAGE
 
@@ -114,7 +115,8 @@ class _WithPytestArguments(click.Command):
 @click.option("--impl", multiple=True, metavar="NAME[=PROGRAM]", help="Test this implementation, or PROGRAM as it.")
 @click.option("--impl-manifest", multiple=True, metavar="FILE", help="Test what this manifest describes, too.")
 @click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1 with B in ns2. Default: all ordered pairs.")
-@click.option("--lane", multiple=True, metavar="LANE", help="Only the tests of this lane: core or netns.")
+@click.option("--lane", multiple=True, metavar="LANE", help="Only this lane: core, netns, vm or warp.")
+@click.option("--kernel", multiple=True, metavar="VERSION|PATH", help="The kernel of lanes vm and warp.")
 @click.option("-n", "workers", metavar="N", help="In so many processes at once, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
 @click.option("--results", type=click.Path(path_type=Path), metavar="FILE", help="Default: report/results.json.")
@@ -134,6 +136,7 @@ def run(context: click.Context, /, paths: tuple[str, ...], results: Path | None,
       wg-interop run --impl wireguard-go=/tmp/build/wireguard -k handshake
       wg-interop run --impl-manifest mine.toml --keep all
       wg-interop run --lane netns -- --random-order --maxfail=1
+      wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
     """  # noqa: D301
     root = find_root(paths)
     report = (results or root / "report" / "results.json").absolute()
@@ -201,7 +204,10 @@ class _Run:
         read_end, write_end = os.pipe()
         events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
         os.close(write_end)
-        command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-P", "-m", "pytest"]
+        # Kernels of guests are fetched first, which no sandbox could do; pytest enters one by itself afterwards.
+        guests = any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments)
+        sandbox = "--without" if guests else "--or-without"
+        command = [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]
         with self._open_log() as log, _signals_to(self._stop):
             # In a session of its own the child hears of Ctrl-C from us alone, and therefore once.
             self._child = subprocess.Popen(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import HarnessError
-from harness.session import state_of_run
+from harness.results import PROPERTY
+from harness.session import REPORTER, file_name, state_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,8 @@ class Guests:
 
     def run(self, lane: str, kernel: str) -> None:
         """Run the selected tests in a guest and tell this session's hooks what became of them."""
-        stream, told = Stream(), _Told(self._config)
+        place = file_name(f"{lane}-{kernel}")
+        stream, told = Stream(), _Told(self._config, place)
         files, implementations = self._implementations()
         arguments = [
             *self._selection,
@@ -114,7 +116,7 @@ class Guests:
         except HarnessError as error:
             told.failure(lane, kernel, str(error))
             return
-        self._bring_evidence(result.results)
+        self._bring_evidence(result.results, place)
         if result.verdict is not self._vm.Verdict.EXITED:
             told.failure(lane, result.kernel, self._vm.explain(result))
         elif result.status not in told.expected_statuses():
@@ -142,17 +144,19 @@ class Guests:
         files.append((program, there))
         return f"={there}"
 
-    def _bring_evidence(self, results: Path) -> None:
+    def _bring_evidence(self, results: Path, place: str) -> None:
         found = results / "report" / "evidence"
         if found.is_dir():
-            shutil.copytree(found, self._evidence, dirs_exist_ok=True)
+            shutil.copytree(found, self._evidence / place, dirs_exist_ok=True)
 
 
 class _Told:
     """Tells this session's hooks what a guest reports."""
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, place: str) -> None:
+        """Place: the directory in report/evidence/ for what this guest brings back."""
         self._config = config
+        self._place = place
         self._failed = 0
         self._any = False
 
@@ -161,15 +165,24 @@ class _Told:
             self.take(event)
 
     def take(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "collected":
+            self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
         if event.get("event") != "report":
             return
         report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
         if isinstance(report.longrepr, list):
             # JSON knows no tuples, which is what the reason of a skip is.
             report.longrepr = tuple(report.longrepr)
+        self._rename_artifacts(report)
         self._any = True
         self._failed += report.failed
         self._config.hook.pytest_runtest_logreport(report=report)
+
+    def _rename_artifacts(self, report: pytest.TestReport) -> None:
+        """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
+        facts = dict(report.user_properties).get(PROPERTY)
+        if isinstance(facts, dict) and facts.get("artifacts"):
+            facts["artifacts"] = facts["artifacts"].replace("evidence/", f"evidence/{self._place}/", 1)
 
     def expected_statuses(self) -> set[int]:
         """The exit statuses of pytest that the reports explain."""
@@ -179,8 +192,6 @@ class _Told:
 
     def failure(self, lane: str, kernel: str, text: str) -> None:
         """A failed result that belongs to the guest, not to one of its tests."""
-        from harness.results import PROPERTY
-
         report = pytest.TestReport(
             nodeid=f"{lane}::guest[{kernel}]",
             location=(lane, None, f"guest[{kernel}]"),

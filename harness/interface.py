@@ -174,7 +174,7 @@ class ProgramInterface(Interface):
         return connection
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
-        """As for every interface; returns when the program listens, which it may begin a moment after the link is up."""
+        """As for every interface; returns when the program listens, which may be a moment after the link is up."""
         super().up(*addresses, mtu=mtu)
         port = self.get().listen_port
         end = time.monotonic() + scaled(_LISTENS)

@@ -1,6 +1,6 @@
 """The launcher: runs one command in namespaces of its own and returns its exit status, as if it were not there.
 
-    python -I -S launcher.py [--die-with PID] [--or-without] -- COMMAND...
+    python -I -S launcher.py [--die-with PID] [--or-without|--without] -- COMMAND...
 
 Processes, seen from outside: launcher (the pid the caller knows) > init (pid 1 of the sandbox) > COMMAND.
 
@@ -306,11 +306,13 @@ def _expect(word: str, line: str) -> str:
 
 
 def main(arguments: list[str]) -> NoReturn:
-    or_without, parent = False, None
+    or_without, without, parent = False, False, None
     while arguments and arguments[0] != "--":
         option = arguments.pop(0)
         if option == "--or-without":
             or_without = True
+        elif option == "--without":
+            without = True
         elif option == "--die-with" and arguments:
             parent = int(arguments.pop(0))
         else:
@@ -318,10 +320,15 @@ def main(arguments: list[str]) -> NoReturn:
             sys.exit(USAGE)
     command = arguments[1:]
     if not command:
-        print("launcher: no command; usage: launcher.py [--die-with PID] [--or-without] -- COMMAND...", file=sys.stderr)
+        print(
+            "launcher: no command; usage: launcher.py [--die-with PID] [--or-without|--without] -- COMMAND...",
+            file=sys.stderr,
+        )
         sys.exit(USAGE)
     if parent is not None:
         die_with_parent(os.getppid() == parent)
+    if without:
+        run(command)
     try:
         launch(command)
     except (OSError, Refused) as error:

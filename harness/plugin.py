@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness import sandbox
+from harness.errors import HarnessError
+from harness.lanes import GUESTS, HERE, LANE
 from harness.session import (
-    GUESTS,
-    HERE,
-    LANE,
+    REPORTER,
     asked,
     guest_lanes,
     implementations,
@@ -111,6 +111,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         # Kernels come from the network, which no sandbox has.
         _guests(config).prepare(config.option.wg_kernel)
     if only_guests(config):
+        state_of_run(config).guest_workers = getattr(config.option, "numprocesses", None)
         undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
         for name, value in undistributed.items():
             setattr(config.option, name, value)
@@ -144,7 +145,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if not is_worker(config):
-        config.pluginmanager.register(Reporter(config, state_of_run(config)), "wg-interop-reporter")
+        config.pluginmanager.register(Reporter(config, state_of_run(config)), REPORTER)
     tx = getattr(config.option, "tx", None)
     if tx and sandbox.inside() and not is_worker(config):
         config.option.tx = [sandbox.worker_spec(spec) for spec in tx]
@@ -211,12 +212,17 @@ def pytest_configure_node(node: Any) -> None:
         node.workerinput["wg_run_directory"] = str(state.scratch())
 
 
+# What an event tells of a result.
+_TOLD: Final = ("id", "pair", "state", "seconds", "message", "lane", "kernel")
+
+
 class Reporter:
     """On the controller, or in a run without xdist: takes the reports and tells who listens."""
 
     def __init__(self, config: pytest.Config, state: State) -> None:
         self._config = config
         self._state = state
+        self._expected = 0
         # Not for the programs that tests start, pytest among them.
         target = os.environ.pop(EVENTS, None)
         self._whole = target == "stdout"
@@ -232,15 +238,23 @@ class Reporter:
             data.pop("node", None)
             self._tell({"event": "report", "data": data})
         elif report.when == "teardown" or (result.id.endswith("]") and "::guest[" in result.id):
-            facts = {name: getattr(result, name) for name in ("id", "pair", "state", "seconds", "message")}
+            facts = {name: getattr(result, name) for name in _TOLD}
             self._tell({"event": "result", **facts})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._tell({"event": "collected", "count": len(session.items)})
+        if not only_guests(self._config):
+            self.expect(len(session.items))
+
+    def expect(self, count: int) -> None:
+        """So many tests more are to come."""
+        self._expected += count
+        self._tell({"event": "collected", "count": self._expected})
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        self._tell({"event": "collected", "count": len(ids)})
+        # Every worker collects the same.
+        if not self._expected:
+            self.expect(len(ids))
 
     def _tell(self, event: dict[str, Any]) -> None:
         if self._events is not None:
@@ -271,10 +285,30 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(session.config, state.results)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
             session.config.stash[_SHORTCOMING] = shortcoming
+        # A guest's results are drawn where they are brought to.
+        if LANE not in os.environ:
+            session.config.stash[_REPORT] = _draw(session.config, exitstatus)
     state.close()
 
 
 _SHORTCOMING: Final = pytest.StashKey[str]()
+_REPORT: Final = pytest.StashKey[str]()
+
+
+def _draw(config: pytest.Config, exitstatus: int) -> str:
+    """Draw the report beside the results; returns its path, or why there is none."""
+    from harness.report import render
+
+    state = state_of_run(config)
+    ends: dict[int, str] = {
+        pytest.ExitCode.INTERRUPTED: "interrupted",
+        pytest.ExitCode.INTERNAL_ERROR: "pytest itself failed",
+    }
+    complaint = config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
+    try:
+        return str(render([state.results_path], state.report_directory, root=config.rootpath, complaint=complaint))
+    except (HarnessError, OSError) as error:
+        return f"none: {error}"
 
 
 def _shortcoming(config: pytest.Config, results: Results) -> str | None:
@@ -299,3 +333,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if _SHORTCOMING in config.stash:
         terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
     terminalreporter.write_line(f"results: {state.results_path}")
+    if _REPORT in config.stash:
+        terminalreporter.write_line(f"report: {config.stash[_REPORT]}")

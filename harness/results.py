@@ -67,7 +67,7 @@ class Results:
         state = state_of(report)
         if state is not None and result.state not in GATING:
             result.state = state
-            result.message = message_of(report)
+            result.message = "" if state == "passed" else message_of(report)
         return result
 
     def document(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from harness.errors import UsageError
+from harness.lanes import GUESTS, HERE, LANE
 
 if TYPE_CHECKING:
     from harness.implementation import Manifest, Registry
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     from harness.results import Results
     from harness.rundir import RunDirectory
 
-# Lanes of this kernel, and those of a guest with a kernel of one's choice.
-HERE: Final = ("core", "netns")
-GUESTS: Final = ("vm", "warp")
-# Set in a guest: the lane that its results belong to.
-LANE: Final = "WG_INTEROP_LANE"
+# The name of the plugin that takes the reports.
+REPORTER: Final = "wg-interop-reporter"
 FIXTURES: Final = "harness.fixtures"
 
 

@@ -52,6 +52,13 @@ class Outcome:
     seconds: float = 0.0
     message: str = ""
     artifacts: str = ""
+    lane: str = ""
+    kernel: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What tells it from the same test in another lane or on another kernel."""
+        return self.id, self.lane, self.kernel
 
     @property
     def name(self) -> str:
@@ -80,10 +87,10 @@ class Events:
 
 @dataclass(slots=True)
 class Tally:
-    """The outcomes so far, by test id, and how many tests there are; None until that is known."""
+    """The outcomes so far, by test, lane and kernel, and how many tests there are; None until that is known."""
 
     total: int | None = None
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
 
     def take(self, line: bytes) -> Outcome | None:
         """Take one event of harness.plugin.Reporter; returns the outcome if it is one. Other lines are passed over."""
@@ -96,7 +103,7 @@ class Tally:
             outcome = Outcome(**event)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
-        self.outcomes[outcome.id] = outcome
+        self.outcomes[outcome.identity] = outcome
         return outcome
 
     def replace(self, results: Iterable[dict[str, Any]]) -> None:
@@ -105,7 +112,8 @@ class Tally:
         One that reads passed, and of whose end no event told, was interrupted.
         """
         whole = [_from_result(result) for result in results]
-        self.outcomes = {each.id: each for each in whole if each.state != "passed" or each.id in self.outcomes}
+        told = self.outcomes
+        self.outcomes = {each.identity: each for each in whole if each.state != "passed" or each.identity in told}
 
     def counts(self) -> Counter[str]:
         return Counter(outcome.state for outcome in self.outcomes.values())
@@ -115,9 +123,12 @@ class Tally:
         return ", ".join([f"{len(self.outcomes)}{total} tests", *_counted(self.counts())])
 
 
+_KEPT: Final = ("id", "state", "seconds", "message", "artifacts", "lane", "kernel")
+
+
 def _from_result(result: dict[str, Any]) -> Outcome:
     pair = "~".join(side["impl"] for side in (result["a"], result["b"]) if side)
-    return Outcome(pair=pair, **{name: result[name] for name in ("id", "state", "seconds", "message", "artifacts")})
+    return Outcome(pair=pair, **{name: result[name] for name in _KEPT})
 
 
 def _counted(counts: Counter[str]) -> list[str]:

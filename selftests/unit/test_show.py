@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tally(*outcomes: Outcome) -> Tally:
-    return Tally(outcomes={outcome.id: outcome for outcome in outcomes})
+    return Tally(outcomes={outcome.identity: outcome for outcome in outcomes})
 
 
 def summary(*outcomes: Outcome) -> list[str]:
@@ -68,16 +69,25 @@ def test_half_a_line_waits_for_its_other_half() -> None:
 
 def test_results_know_the_pair_of_a_test() -> None:
     taken = Tally()
-    result = {"id": "t", "a": {"impl": "x"}, "b": {"impl": "y"}, "seconds": 1, "message": "", "artifacts": "e"}
+    result: dict[str, Any] = {
+        "id": "t",
+        "a": {"impl": "x"},
+        "b": {"impl": "y"},
+        "seconds": 1,
+        "message": "",
+        "artifacts": "e",
+    }
+    result |= {"lane": "vm", "kernel": "6.1"}
     taken.replace([result | {"state": "failed"}])
-    assert taken.outcomes["t"].pair == "x~y"
+    assert taken.outcomes["t", "vm", "6.1"].pair == "x~y"
 
 
 def test_test_that_was_interrupted_has_not_passed() -> None:
     taken = tally(GOOD)
-    facts = {"a": None, "b": None, "state": "passed", "seconds": 1, "message": "", "artifacts": ""}
+    facts: dict[str, Any] = {"a": None, "b": None, "state": "passed", "seconds": 1, "message": "", "artifacts": ""}
+    facts |= {"lane": "", "kernel": ""}
     taken.replace([facts | {"id": GOOD.id}, facts | {"id": "interrupted"}])
-    assert list(taken.outcomes) == [GOOD.id]
+    assert list(taken.outcomes) == [GOOD.identity]
 
 
 def test_matrix_has_a_downwards_and_b_across() -> None:

@@ -1,0 +1,82 @@
+"""Sets up what is missing, runs the interop matrix on this kernel and in a guest, and leaves a report."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from typing import Final
+
+from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, VENV, prepare, python_environment
+from harness.errors import HarnessError
+from harness.toolchain import exit_on_sigterm
+
+IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
+QUICK: Final = "test_handshake"
+REPORT: Final = ROOT / "report" / "index.html"
+
+HELP: Final = """\
+Run every implementation against every other, in both roles: on this kernel, and in a guest with kernel WireGuard.
+
+What is missing is installed first. The last line is the path of the report, which opens in a browser.
+"""
+EXAMPLES: Final = """\
+examples:
+  ci/interop                                kernel, refwg, wireguard-go
+  ci/interop --impl mine=/tmp/build/wg      yours with each of them, and with itself
+  ci/interop --quick                        handshakes, pings and streams only
+
+exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted
+"""
+
+
+def main() -> int:
+    """Prepare, run the lanes, name the report; the exit status."""
+    options = _parse_arguments()
+    exit_on_sigterm()
+    started = time.monotonic()
+    try:
+        for _ in prepare():
+            pass
+        _step("guest", "python", str(ROOT / "ci" / "vm.py"), "prepare")
+        status = _run(options)
+    except (HarnessError, OSError) as error:
+        print(f"ci/interop: {error}", file=sys.stderr)
+        return EXIT_COULD_NOT
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    print(f"{time.monotonic() - started:.0f} s in all; the report:")
+    print(REPORT)
+    return status
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ci/interop", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="handshakes, pings and streams only")
+    parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="this one too, or its PATH")
+    return parser.parse_args()
+
+
+def _step(name: str, *command: str) -> None:
+    """Run one step of the preparation and say how long it took."""
+    started = time.monotonic()
+    done = subprocess.run(command, check=False, env=python_environment(), cwd=ROOT)
+    word = "ok" if done.returncode == 0 else "FAILED"
+    print(f"{word:<10} {name:<20} {time.monotonic() - started:7.1f} s", flush=True)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """Run `wg-interop run` on both lanes."""
+    given = {text.partition("=")[0]: text for text in options.impl}
+    chosen = [given.pop(name, name) for name in IMPLEMENTATIONS] + list(given.values())
+    command = [str(VENV / "bin" / "wg-interop"), "run", "--lane", "netns", "--lane", "vm", "-n", "2"]
+    command += [word for name in chosen for word in ("--impl", name)]
+    command += ["-k", QUICK if options.quick else "not harness"]
+    return subprocess.run([*command, str(ROOT / "selftests" / "netns")], check=False, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
