@@ -1,0 +1,17 @@
+"""How long it takes from a command to its verdict from a guest with Debian's kernel."""
+
+from __future__ import annotations
+
+import time
+
+from ci import vm, vm_kernel
+from harness.errors import HarnessError
+
+
+def first_verdict() -> float:
+    """Seconds from the call to the exit status of `wg --version` in a guest."""
+    started = time.perf_counter()
+    result = vm.boot(str(vm_kernel.CATALOGUE["default"]), ["wg", "--version"])
+    if result.exit_status() != 0:
+        raise HarnessError(vm.explain(result))
+    return time.perf_counter() - started

@@ -1,0 +1,44 @@
+"""What an implementation does against itself: TCP throughput through a tunnel, and the time from start to readiness."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness import traffic
+from harness.lab import Lab
+from harness.topology import LOOPBACK
+from harness.tunnel import V4_OF_B, Tunnel
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+
+STREAM = 4 << 20
+
+
+def seconds_per_mebibyte(manifest: Manifest) -> float:
+    """Seconds that one TCP stream from A to B needs for a MiB, both ends this implementation."""
+    with tempfile.TemporaryDirectory() as directory:
+        lab = Lab(Path(directory))
+        try:
+            tunnel = Tunnel(lab, LOOPBACK, manifest, manifest)
+            tunnel.must_ping("ns1", V4_OF_B)
+            rate = traffic.tcp_stream(tunnel.nodes["ns1"], tunnel.nodes["ns2"], V4_OF_B, size=STREAM, deadline=60)
+            return (1 << 20) / rate
+        finally:
+            lab.close()
+
+
+def start_up(manifest: Manifest) -> float:
+    """Seconds from the start of the program until its control socket answers."""
+    with tempfile.TemporaryDirectory() as directory:
+        lab = Lab(Path(directory))
+        try:
+            node = lab.node("ns0")
+            started = time.perf_counter()
+            lab.interface("wg0", manifest, node).get()
+            return time.perf_counter() - started
+        finally:
+            lab.close()
