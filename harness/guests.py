@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from harness.implementation import Manifest, Registry
 
+KERNEL: Final = "kernel"
 # Where the guest has the programs under test, one directory each.
 PEERS: Final = "/peers"
 # Marks the lines of the guest's output that are events; the rest is what pytest prints there.
@@ -122,6 +123,14 @@ class Guests:
         elif result.status not in told.expected_statuses():
             text = "\n".join(stream.text[-40:])
             told.failure(lane, result.kernel, f"pytest in the guest ended with status {result.status}:\n{text}")
+
+    def _pairs(self) -> list[str]:
+        """Where lane netns runs too, it has the pairs of programs, and the guest runs those with the kernel."""
+        names = self._registry.asked or list(self._registry.known)
+        option = self._config.option
+        if option.wg_pair or "netns" not in option.wg_lane or KERNEL not in names:
+            return []
+        return [f"--pair={a}~{b}" for a in names for b in names if KERNEL in {a, b}]
 
     def _implementations(self) -> tuple[list[tuple[Path, str]], list[str]]:
         """The programs to take along, and the options that name them there."""
