@@ -324,6 +324,27 @@ def test_a_new_private_key_takes_effect_at_once() -> None:
     assert pair.b.device.statistics.drops[DropReason.UNKNOWN_PEER] == 1
 
 
+@pytest.mark.requirement("HS-29")
+def test_a_new_private_key_abandons_the_handshake_under_way() -> None:
+    pair = Pair()
+    pair.send(pair.a)
+    pair.a.device.set_private_key(private_key("other"), pair.now)
+    assert len(pair.a.peer.shared.indices) == 0
+    pair.settle()
+    assert pair.a.device.statistics.drops[DropReason.INVALID_MAC1] == 1
+
+
+@pytest.mark.requirement("HS-29", "CK-16")
+def test_a_new_identity_that_the_other_side_knows_gets_a_session() -> None:
+    pair = connected()
+    pair.a.device.set_private_key(private_key("other"), pair.now)
+    pair.b.device.remove_all_peers(pair.now)
+    pair.b.add_peer(pair.a, pair.now)
+    packet = pair.send(pair.a)
+    pair.settle()
+    assert pair.b.delivered == [packet]
+
+
 @pytest.mark.requirement("HS-31")
 def test_the_same_private_key_again_changes_nothing() -> None:
     pair = connected()
@@ -420,7 +441,7 @@ def test_a_configured_endpoint_is_used_for_the_next_datagram() -> None:
 
 
 @pytest.mark.requirement("TM-22")
-@pytest.mark.parametrize(("before", "after", "sends"), [(0, 2, True), (2, 5, False), (2, 0, False)])
+@pytest.mark.parametrize(("before", "after", "sends"), [(0, 1, True), (2, 5, False), (2, 0, False)])
 def test_turning_the_persistent_keepalive_on_sends_one(before: int, after: int, sends: bool) -> None:
     pair = connected()
     pair.a.peer.timers.persistent_keepalive_interval = before
