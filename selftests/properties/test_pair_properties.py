@@ -39,7 +39,7 @@ class TwoDevices(RuleBasedStateMachine):
             self.number += 1
             self.handed_over.append(self.pair.send(self.side(name), self.number.to_bytes(4)))
 
-    @rule(milliseconds=st.one_of(st.integers(1, 1000), st.integers(1, 200_000)))
+    @rule(milliseconds=st.one_of(st.integers(1, 1000), st.integers(4000, 6000), st.integers(1, 200_000)))
     def wait(self, milliseconds: int) -> None:
         self.pair.run(milliseconds * MILLISECOND)
 
@@ -106,7 +106,7 @@ class TwoDevices(RuleBasedStateMachine):
         return [sent for sent in self.pair.sent(side, MessageType.DATA) if sent.time >= time]
 
 
-TwoDevices.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+TwoDevices.TestCase.settings = settings(max_examples=250, stateful_step_count=30, deadline=None)
 
 
 TestTwoDevices = pytest.mark.requirement("DT-01", "DT-03", "DT-21")(TwoDevices.TestCase)
