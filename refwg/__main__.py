@@ -176,7 +176,7 @@ def _version() -> str:
 
 def _explained(error: Exception) -> str:
     if isinstance(error, InterfaceGoneError):
-        return "the interface is gone"
+        return str(error) or "the interface is gone"
     if isinstance(error, PermissionError):
         return f"{error}; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"
     return str(error)

@@ -10,7 +10,6 @@ import selectors
 import signal
 import socket
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from refwg.control import Control
@@ -85,10 +84,13 @@ class Loop:
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
         self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
         self._watch_link()
-        with suppress(InterfaceGoneError):
+        try:
             self._apply_link_state()
             while self._is_running:
                 self._turn()
+        except InterfaceGoneError as error:
+            if str(error):
+                self._log_error(str(error))
         self._device.down(boot_clock())
         # The interface goes at once, however long it takes to clear up behind it.
         self._tun.close()

@@ -42,7 +42,7 @@ _CACHED_ROUTES: Final = 4096
 
 
 class InterfaceGoneError(Exception):
-    """The interface was deleted, or its namespace was."""
+    """The interface was deleted, or its namespace was, or it is where we cannot go; then there is a message."""
 
 
 class Tun:
@@ -100,7 +100,7 @@ class Tun:
             # EIO: the interface is down.
             if error.errno == errno.EIO:
                 return None
-            raise InterfaceGoneError(self.link.name) from error
+            raise InterfaceGoneError from error
 
     def write(self, packet: bytes) -> bool:
         """Give a packet to the interface's network stack; False if it did not take it."""
@@ -140,7 +140,7 @@ class Tun:
             if link is not None:
                 return link
             self._leave()
-        raise InterfaceGoneError(self._name())
+        raise InterfaceGoneError
 
     def _name(self) -> str:
         try:
@@ -173,6 +173,8 @@ class Tun:
             if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
                 return make()
             return _call_in(namespace, make)
+        except OSError as error:
+            raise InterfaceGoneError(f"its network namespace cannot be entered: {error.strerror}") from error
         finally:
             os.close(namespace)
 

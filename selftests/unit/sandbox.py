@@ -14,12 +14,21 @@ _UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid",
 _PREPARE = 'mount -t tmpfs none /run && ip link set lo up && exec "$@"'
 
 
-def run_in_sandbox(code: str, *, timeout: float = 30) -> str:
-    """Run Python code there, and return what it prints; skips where this machine allows no sandbox."""
+def run_in_sandbox(setup: str, code: str, *, timeout: float = 30) -> str:
+    """Run two pieces of Python there, and return what they print; skips where this machine allows no sandbox."""
     probe = subprocess.run([*_UNSHARE, "sh", "-c", _PREPARE, "sh", "test", "-w", "/dev/net/tun"], check=False)
     if probe.returncode:
         pytest.skip("no user namespace or no /dev/net/tun here: allow kernel.unprivileged_userns_clone, modprobe tun")
-    command = [*_UNSHARE, "sh", "-c", _PREPARE, "sh", sys.executable, "-c", textwrap.dedent(code)]
+    command = [
+        *_UNSHARE,
+        "sh",
+        "-c",
+        _PREPARE,
+        "sh",
+        sys.executable,
+        "-c",
+        textwrap.dedent(setup) + textwrap.dedent(code),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -113,6 +113,14 @@ def test_an_owned_node_with_two_children_becomes_a_branch() -> None:
 
 
 @pytest.mark.requirement("AIP-15")
+@pytest.mark.parametrize("child", ["10.0.0.0/25", "10.0.0.128/25"])
+def test_an_only_child_takes_the_place_of_its_parent(child: str) -> None:
+    allowed = table(a="10.0.0.0/24", b=child, c="0.0.0.0/0")
+    allowed.remove_by_peer("a")
+    assert allowed.draw() == f"0.0.0.0/0  c\n  {child}  b"
+
+
+@pytest.mark.requirement("AIP-15")
 def test_a_branch_gets_an_owner_when_its_prefix_is_added() -> None:
     allowed = table(a="10.0.0.0/25 10.0.0.128/25", b="10.0.0.0/24", c="0.0.0.0/0")
     assert allowed.draw().splitlines()[:2] == ["0.0.0.0/0  c", "  10.0.0.0/24  b"]

@@ -92,6 +92,14 @@ def test_the_secret_lives_for_two_minutes(now: int, state: MacState) -> None:
     assert state_of(issuer, message, now=now) is state
 
 
+@pytest.mark.requirement("CK-07")
+def test_a_renewed_secret_lives_for_two_minutes_as_well() -> None:
+    issuer = checker()
+    message = with_cookie(issuer, CookieJar(KEY), now=200 * SECOND)
+    assert state_of(issuer, message, now=320 * SECOND - 1) is MacState.VALID_MAC_WITH_COOKIE
+    assert state_of(issuer, message, now=320 * SECOND) is MacState.VALID_MAC_BUT_NO_COOKIE
+
+
 @pytest.mark.requirement("CK-08", "CK-09")
 @pytest.mark.parametrize(("age", "is_used"), [(115 * SECOND - 1, True), (115 * SECOND, False)])
 def test_a_cookie_is_used_for_115_seconds(age: int, is_used: bool) -> None:

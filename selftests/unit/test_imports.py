@@ -21,8 +21,15 @@ ROWS = [
     ["send", "receive"],
     ["device"],
     ["uapi"],
+    # From here on modules may touch the world.
+    ["netlink", "inotify"],
+    ["socket", "tun", "control", "trace", "mutants"],
+    ["engine/simple"],
+    ["loop"],
+    ["__main__"],
 ]
-CORE = [module for row in ROWS for module in row]
+CORE = [module for row in ROWS[:8] for module in row]
+MODULES = [module for row in ROWS for module in row]
 WORLD = {
     "socket",
     "time",
@@ -56,10 +63,15 @@ def imported(module: str) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", CORE)
+def test_the_table_names_every_module() -> None:
+    there = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.py") if path.stem != "__init__"}
+    assert there == set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
     below = {other for row in ROWS[: next(i for i, row in enumerate(ROWS) if module in row)] for other in row}
-    ours = {name.removeprefix("refwg.") for name in imported(module) if name.startswith("refwg.")}
+    ours = {name.removeprefix("refwg.").replace(".", "/") for name in imported(module) if name.startswith("refwg.")}
     assert ours <= below
 
 
@@ -68,7 +80,7 @@ def test_the_core_knows_no_clock_no_chance_and_no_network(module: str) -> None:
     assert not {name.partition(".")[0] for name in imported(module)} & WORLD
 
 
-@pytest.mark.parametrize("module", CORE)
+@pytest.mark.parametrize("module", MODULES)
 def test_only_crypto_imports_cryptography(module: str) -> None:
     imports_it = any(name.partition(".")[0] == "cryptography" for name in imported(module))
     assert imports_it == (module in IMPORTERS_OF_CRYPTOGRAPHY)

@@ -58,7 +58,7 @@ def test_routes_links_and_their_changes_are_seen() -> None:
         inquirer.set_down(link)
         print(inquirer.link("v0").is_up, {seen.is_up for seen in monitor.drain() if seen.name == "v0"})
     """
-    assert run_in_sandbox(code) == "1299 0\nFalse {False, True}\n"
+    assert run_in_sandbox("", code) == "1299 0\nFalse {False, True}\n"
 
 
 def test_links_compare_by_what_they_say() -> None:

@@ -84,6 +84,32 @@ def test_stopping_leaves_no_index_no_key_and_no_packet() -> None:
     assert peer.statistics.drops[DropReason.QUEUE_PURGED] == 2
 
 
+class Notes:
+    """A watcher that keeps events and whom they are about."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, bytes]] = []
+
+    def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
+        del now, details
+        self.events.append((event, peer))
+
+    def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
+        """Not wanted here."""
+
+
+def test_a_watcher_is_told_what_happens_and_to_whom() -> None:
+    pair, notes = Pair(), Notes()
+    key = pair.a.peer.public_key
+    pair.a.peer.shared.watcher = notes
+    pair.a.device.forget_keys(0)
+    pair.a.device.distrust_sessions(0)
+    pair.a.device.remove_peer(pair.a.peer, 0)
+    pair.a.device.down(0)
+    quiet = [("keys forgotten", b""), ("sessions distrusted", b"")]
+    assert notes.events == [*quiet, ("peer removed", key), ("down", b"")]
+
+
 def test_a_peer_is_named_after_its_key() -> None:
     peer = Pair().a.peer
     assert str(peer) == f"peer {peer.public_key.hex()[:8]}"

@@ -56,6 +56,15 @@ def test_who_is_idle_for_more_than_a_second_is_forgotten(pause: int, is_allowed:
     assert limiter.allow(B, SECOND + pause) is is_allowed
 
 
+@pytest.mark.requirement("RL-09")
+@pytest.mark.parametrize(("now", "is_allowed"), [(19, False), (20, True)])
+def test_the_table_is_swept_once_a_second(now: int, is_allowed: bool) -> None:
+    limiter, tenth = RateLimiter(max_entries=1), SECOND // 10
+    assert limiter.allow(A, 10 * tenth - tenth * 2)
+    assert not limiter.allow(B, 10 * tenth)
+    assert limiter.allow(B, now * tenth) is is_allowed
+
+
 @pytest.mark.requirement("NS-07")
 def test_namespaces_have_limiters_of_their_own() -> None:
     first, second = RateLimiter(), RateLimiter()

@@ -364,6 +364,18 @@ def test_who_began_the_session_asks_for_the_next_when_it_receives_late(side: str
     assert len(pair.sent(receiver, INITIATION)) == int(asks)
 
 
+@pytest.mark.requirement("TM-09")
+def test_a_late_session_is_renewed_once_for_all_that_is_received() -> None:
+    pair = connected()
+    pair.run(LAST_MINUTE_REKEY)
+    pair.forget()
+    pair.wire.filter = lambda _: False
+    for _ in range(2):
+        pair.inject(pair.a, sealed(pair.b.peer, b""))
+        pair.a.peer.last_sent_handshake = None
+    assert len(pair.sent(pair.a, INITIATION)) == 1
+
+
 @pytest.mark.requirement("RT-03", "RT-05", "RT-07")
 @pytest.mark.parametrize(
     "elsewhere", [ELSEWHERE, Endpoint(bytes(15) + b"\1", 5), Endpoint(b"\xfe\x80" + bytes(14), 5, 7)]

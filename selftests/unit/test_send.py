@@ -124,6 +124,13 @@ def test_the_outer_traffic_class_has_only_ecn() -> None:
     assert [sent.traffic_class for sent in pair.sent(pair.a, DATA)] == [0, 1, 2, 2, 0]
 
 
+@pytest.mark.requirement("MSG-13", "MSG-17")
+def test_a_keepalive_is_empty_and_has_no_traffic_class() -> None:
+    pair = connected()
+    (effect,) = send.keepalive(pair.a.peer, pair.now)
+    assert (len(effect.datagram), effect.traffic_class, effect.carries_data) == (32, 0, False)
+
+
 @pytest.mark.requirement("DT-11")
 def test_the_last_counter_is_used_and_none_beyond() -> None:
     pair = connected()

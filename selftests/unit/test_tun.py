@@ -15,21 +15,16 @@ SETUP = """
 
 @pytest.mark.requirement("MTU-01", "IF-10", "IF-03")
 def test_a_new_interface_is_down_and_has_the_default_mtu() -> None:
-    code = (
-        SETUP
-        + """
+    code = """
         print(tun.link.name, tun.link.mtu, tun.link.is_up, tun.read())
         print(open("/proc/sys/net/ipv6/conf/wg0/addr_gen_mode").read().strip())
     """
-    )
-    assert run_in_sandbox(code) == "wg0 1420 False None\n1\n"
+    assert run_in_sandbox(SETUP, code) == "wg0 1420 False None\n1\n"
 
 
 @pytest.mark.requirement("IF-17", "MTU-12", "IF-08")
 def test_packets_cross_it_bare_and_changes_are_seen() -> None:
-    code = (
-        SETUP
-        + """
+    code = """
         ip("address add 10.0.0.1/24 dev wg0"); ip("link set wg0 mtu 1300 up")
         tun.refresh(); print(tun.write(b"rubbish"), tun.refresh(), tun.link.mtu, tun.link.is_up)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
@@ -40,16 +35,13 @@ def test_packets_cross_it_bare_and_changes_are_seen() -> None:
         ip("route add 10.0.0.2/32 dev wg0 mtu 1299"); tun.refresh(); print(tun.mtu_to(bytes([10, 0, 0, 2])))
         ip("link set wg0 down"); ip("link set wg0 up"); print(tun.refresh(), tun.link.is_up)
     """
-    )
     expected = "False False 1300 True\n4 b'hello'\n1300\n1299\nTrue True\n"
-    assert run_in_sandbox(code) == expected
+    assert run_in_sandbox(SETUP, code) == expected
 
 
 @pytest.mark.requirement("NS-01", "NS-09", "ERR-02")
 def test_it_is_followed_into_another_namespace_under_another_name() -> None:
-    code = (
-        SETUP
-        + """
+    code = """
         ip("netns add other"); ip("link set wg0 name wg9"); ip("link set wg9 netns other")
         for text in ("link set lo up", "address add 10.0.0.1/24 dev wg9", "link set wg9 mtu 1280 up"):
             ip("-n other " + text)
@@ -60,34 +52,27 @@ def test_it_is_followed_into_another_namespace_under_another_name() -> None:
         tun.set_down(); tun.refresh(); print(tun.link.is_up)
         tun.close()
     """
-    )
-    assert run_in_sandbox(code) == "True wg9 1280 True None\nTrue\nFalse\nFalse\n"
+    assert run_in_sandbox(SETUP, code) == "True wg9 1280 True None\nTrue\nFalse\nFalse\n"
 
 
 @pytest.mark.requirement("CFG-54", "IF-16")
 @pytest.mark.parametrize("question", ["tun.read()", "tun.refresh()"])
 def test_an_interface_that_is_gone_says_so(question: str) -> None:
-    code = (
-        SETUP
-        + f"""
+    code = f"""
         ip("link delete wg0")
         try:
             {question}
         except InterfaceGoneError as error:
             print("gone")
     """
-    )
-    assert run_in_sandbox(code) == "gone\n"
+    assert run_in_sandbox(SETUP, code) == "gone\n"
 
 
 def test_a_name_that_is_taken_is_an_error() -> None:
-    code = (
-        SETUP
-        + """
+    code = """
         try:
             Tun.create("wg0")
         except OSError as error:
             print(error.strerror)
     """
-    )
-    assert run_in_sandbox(code) == "Device or resource busy\n"
+    assert run_in_sandbox(SETUP, code) == "Device or resource busy\n"

@@ -42,25 +42,15 @@ def state(side: Side) -> list[str]:
 @pytest.mark.requirement("CFG-41", "CFG-51")
 def test_get_describes_device_and_peer_in_the_fixed_order() -> None:
     side = one_side()
-    settings = ["preshared_key=" + "bb" * 32, "endpoint=10.0.0.7:5", "persistent_keepalive_interval=25"]
-    assert apply(side, "fwmark=7", PEER, *settings, "allowed_ip=10.0.0.0/8", "allowed_ip=fd00::/16") == 0
-    peer = ["protocol_version=1", "endpoint=10.0.0.7:5", "last_handshake_time_sec=0", "last_handshake_time_nsec=0"]
+    preshared, endpoint = "preshared_key=" + "bb" * 32, "endpoint=10.0.0.7:5"
+    interval = "persistent_keepalive_interval=25"
+    prefixes = ["allowed_ip=10.0.0.0/8", "allowed_ip=fd00::/16"]
+    assert apply(side, "fwmark=7", PEER, preshared, endpoint, interval, *prefixes) == 0
     assert side.device.identity is not None
-    assert state(side) == [
-        f"private_key={side.device.identity.private.hex()}",
-        "listen_port=1",
-        "fwmark=7",
-        PEER,
-        "preshared_key=" + "bb" * 32,
-        *peer,
-        "tx_bytes=0",
-        "rx_bytes=0",
-        "persistent_keepalive_interval=25",
-        "allowed_ip=10.0.0.0/8",
-        "allowed_ip=fd00::/16",
-        "errno=0",
-        "",
-    ]
+    device = [f"private_key={side.device.identity.private.hex()}", "listen_port=1", "fwmark=7"]
+    latest = ["last_handshake_time_sec=0", "last_handshake_time_nsec=0"]
+    peer = [PEER, preshared, "protocol_version=1", endpoint, *latest, "tx_bytes=0", "rx_bytes=0", interval]
+    assert state(side) == [*device, *peer, *prefixes, "errno=0", ""]
 
 
 @pytest.mark.requirement("CFG-51", "CFG-15", "CFG-16")
