@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from harness.balance import imbalance
 from harness.errors import HarnessError
 from harness.results import PROPERTY
 from harness.session import REPORTER, file_name, state_of_run
@@ -120,7 +121,9 @@ class Guests:
         self._bring_evidence(result.results, place)
         if result.verdict is not self._vm.Verdict.EXITED:
             told.failure(lane, result.kernel, self._vm.explain(result))
-        elif result.status not in told.expected_statuses():
+        else:
+            told.objects(lane, result.kernel, (result.results / "kernel.log").read_text(errors="replace"))
+        if result.verdict is self._vm.Verdict.EXITED and result.status not in told.expected_statuses():
             text = "\n".join(stream.text[-40:])
             told.failure(lane, result.kernel, f"pytest in the guest ended with status {result.status}:\n{text}")
 
@@ -168,6 +171,7 @@ class _Told:
         self._place = place
         self._failed = 0
         self._any = False
+        self._used_kernel = False
 
     def take_all(self, events: Iterator[dict[str, Any]]) -> None:
         for event in events:
@@ -183,6 +187,7 @@ class _Told:
             # JSON knows no tuples, which is what the reason of a skip is.
             report.longrepr = tuple(report.longrepr)
         self._rename_artifacts(report)
+        self._used_kernel |= report.passed and KERNEL in report.nodeid
         self._any = True
         self._failed += report.failed
         self._config.hook.pytest_runtest_logreport(report=report)
@@ -199,19 +204,26 @@ class _Told:
             return {pytest.ExitCode.NO_TESTS_COLLECTED}
         return {pytest.ExitCode.TESTS_FAILED} if self._failed else {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
 
+    def objects(self, lane: str, kernel: str, log: str) -> None:
+        """The result of scenario N41: all that the driver created in this guest, it has destroyed."""
+        if self._used_kernel:
+            wrong = imbalance(log)
+            self._tell(f"{lane}::objects[{kernel}]", lane, kernel, "; ".join(wrong), scenarios=["N41"])
+
     def failure(self, lane: str, kernel: str, text: str) -> None:
         """A failed result that belongs to the guest, not to one of its tests."""
+        self._tell(f"{lane}::guest[{kernel}]", lane, kernel, text)
+
+    def _tell(self, nodeid: str, lane: str, kernel: str, wrong: str, **facts: object) -> None:
         report = pytest.TestReport(
-            nodeid=f"{lane}::guest[{kernel}]",
-            location=(lane, None, f"guest[{kernel}]"),
+            nodeid=nodeid,
+            location=(lane, None, nodeid.partition("::")[2]),
             keywords={},
-            outcome="failed",
-            longrepr=text,
+            outcome="failed" if wrong else "passed",
+            longrepr=wrong or None,
             when="call",
         )
-        # No test has this phase; who listens for the end of a test knows by it that nothing follows.
-        report.when = None  # type: ignore[assignment]
-        report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel}))
+        report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
         self._config.hook.pytest_runtest_logreport(report=report)
 
 

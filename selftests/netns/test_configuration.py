@@ -117,10 +117,12 @@ def test_interface_never_keeps_itself_as_a_peer(lab: Lab, wg0: Interface, alice:
 )
 def test_private_key_is_clamped(wg0: Interface, given: str, stored: str) -> None:
     wg0.wg("set", "wg0", "private-key", "/dev/stdin", stdin=given)
-    assert wg0.wg("show", "wg0", "private-key").stdout == f"{stored}\n"
+    by_wg = wg0.wg("show", "wg0", "private-key").stdout.strip()
+    assert by_wg == stored, f"given {given} it keeps {by_wg}, not clamped to {stored}"
     wg0.set(DeviceConfig(private_key=ZERO_KEY))
     wg0.set(DeviceConfig(private_key=Key.parse(given)))
-    assert str(wg0.get().private_key) == stored
+    kept = str(wg0.get().private_key)
+    assert kept == stored, f"given {given} it keeps {kept}, not clamped to {stored}"
 
 
 # Nobody to ask, nobody to talk to
