@@ -144,11 +144,16 @@ def pairs(config: pytest.Config) -> list[Pair]:
 
 
 def implementations(config: pytest.Config) -> list[Manifest]:
-    """The implementations under test one by one: those asked for, else those of the pairs asked for, else all."""
+    """The implementations under test one by one: those of the pairs asked for, else those asked for, else all.
+
+    In a guest only the kernel, if it is among them: the others are the same there as here.
+    """
     registry = state_of_run(config).registry
-    if config.option.wg_pair and not registry.asked:
-        return list(dict.fromkeys(manifest for pair in pairs(config) for manifest in pair))
-    return [registry.get(name) for name in registry.asked or registry.known]
+    chosen = [registry.get(name) for name in registry.asked or registry.known]
+    if config.option.wg_pair:
+        chosen = list(dict.fromkeys(manifest for pair in pairs(config) for manifest in pair))
+    kernels = [manifest for manifest in chosen if manifest.kind == "kernel"]
+    return kernels or chosen if os.environ.get(LANE) in GUESTS else chosen
 
 
 def _pair(registry: Registry, text: str) -> Pair:
