@@ -324,7 +324,8 @@ def kernel_arguments(*, debug: bool) -> str:
         "nokaslr",
         # Making and deleting interfaces and namespaces waits for RCU: a third less under emulation.
         "rcupdate.rcu_expedited=1",
-        *(["wireguard.dyndbg=+p"] if debug else []),
+        # Without its usual limit on the rate, or lines would be missing.
+        *(["wireguard.dyndbg=+p", "sysctl.net.core.message_cost=0"] if debug else []),
         f"rdinit={os.path.realpath(sys.executable)}",
         "--",
         "-IS",
