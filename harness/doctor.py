@@ -300,7 +300,7 @@ def _implementation(manifest: Manifest, bench: Bench) -> str:
         taken = time.monotonic() - start
     finally:
         lab.close()
-    where = f"{manifest.find_program()}, " if manifest.kind == "uapi" else ""
+    where = f"{manifest.find_program()}, " if manifest.kind == "uapi" and manifest.needs_program else ""
     return f"{manifest.version()}, {where}up in {taken * 1000:.0f} ms"
 
 
