@@ -182,10 +182,7 @@ class _Told:
             self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
         if event.get("event") != "report":
             return
-        report = self._config.hook.pytest_report_from_serializable(config=self._config, data=event["data"])
-        if isinstance(report.longrepr, list):
-            # JSON knows no tuples, which is what the reason of a skip is.
-            report.longrepr = tuple(report.longrepr)
+        report = revive(self._config, event["data"])
         self._rename_artifacts(report)
         self._used_kernel |= report.passed and KERNEL in report.nodeid
         self._any = True
@@ -225,6 +222,16 @@ class _Told:
         )
         report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
         self._config.hook.pytest_runtest_logreport(report=report)
+
+
+def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
+    """The report that a guest has sent as JSON."""
+    report: Any = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if isinstance(report.longrepr, list):
+        # JSON knows no tuples, which is what the reason of a skip is.
+        report.longrepr = tuple(report.longrepr)
+    revived: pytest.TestReport = report
+    return revived
 
 
 def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:

@@ -37,7 +37,7 @@ _K = TypeVar("_K")
 _RANK: Final = (
     "failed", "error", "xpassed", "flaky", "blocked", "differs", "xfailed", "passed", "unsupported", "skipped",
 )  # fmt: skip
-_BAD: Final = GATING | {"flaky", "blocked"}
+_BAD: Final = GATING | {"flaky"}
 _KNOWN: Final = frozenset({"differs", "xfailed"})
 _DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked"})
 _ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")

@@ -9,15 +9,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pytest
 
 SCHEMA: Final = 1
 UNSUPPORTED: Final = "unsupported: "
+# How pytest words the outcomes that harness.verdicts raises.
+DIFFERS: Final = "Differs: "
+BLOCKED: Final = "Blocked: "
 # The user property of a report that carries what the plugin knows of the test.
 PROPERTY: Final = "wg-interop"
-GATING: Final = frozenset({"failed", "error", "xpassed"})
+GATING: Final = frozenset({"failed", "error", "xpassed", "blocked"})
 STATES: Final = (
     "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "flaky", "skipped",
 )  # fmt: skip
@@ -67,7 +71,8 @@ class Results:
         state = state_of(report)
         if state is not None and result.state not in GATING:
             result.state = state
-            result.message = "" if state == "passed" else message_of(report)
+            # The state says it already.
+            result.message = "" if state == "passed" else message_of(report).removeprefix(DIFFERS).removeprefix(BLOCKED)
         return result
 
     def document(self) -> dict[str, Any]:
@@ -97,17 +102,21 @@ def state_of(report: pytest.TestReport) -> str | None:
     """The state that this phase of a test decides; None if it decides nothing."""
     expected = hasattr(report, "wasxfail")
     if report.skipped:
-        if expected:
-            return "xfailed"
-        return "unsupported" if message_of(report).startswith(UNSUPPORTED) else "skipped"
+        states = {DIFFERS: "differs", UNSUPPORTED: "unsupported"}
+        return "xfailed" if expected else _worded(message_of(report), states, "skipped")
     if report.failed:
         # A text and no exception: pytest's own word for a strict xfail that passed.
         if isinstance(report.longrepr, str) and report.longrepr.startswith("[XPASS(strict)]"):
             return "xpassed"
-        return "failed" if report.when == "call" else "error"
+        return _worded(message_of(report), {BLOCKED: "blocked"}, "failed" if report.when == "call" else "error")
     if report.when == "call":
         return "xpassed" if expected else "passed"
     return None
+
+
+def _worded(message: str, states: Mapping[str, str], otherwise: str) -> str:
+    """The state that the beginning of a message stands for."""
+    return next((state for beginning, state in states.items() if message.startswith(beginning)), otherwise)
 
 
 def message_of(report: pytest.TestReport) -> str:

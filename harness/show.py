@@ -38,8 +38,10 @@ RECENT: Final = 3  # finished tests that the live view names
 MESSAGE_LINES: Final = 6  # of a failure's message: the first and, after a gap, the last, where programs say why
 WIDTH: Final = 200  # where there is no terminal: nothing is folded that someone may want to grep
 ALONE: Final = "(alone)"  # the column of tests with one implementation
-_STYLES: Final = {"passed": "green", "failed": "bold red", "error": "bold red", "xpassed": "bold red", "skipped": "dim"}
+_STYLES: Final = {"passed": "green", "skipped": "dim"} | dict.fromkeys(GATING, "bold red")
 _OTHER_STYLE: Final = "yellow"
+# Not passed, not failed: why, is told once for all tests with the same reason.
+_WITH_REASON: Final = frozenset({"differs", "unsupported", "skipped"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +259,7 @@ def summary(out: Console, tally: Tally, report: Path) -> None:
     for outcome in outcomes:
         if outcome.state in GATING:
             _show_failure(out, outcome, report)
-    _show_reasons(out, [outcome for outcome in outcomes if outcome.state in {"skipped", "unsupported"}])
+    _show_reasons(out, [outcome for outcome in outcomes if outcome.state in _WITH_REASON])
 
 
 def _show_failure(out: Console, outcome: Outcome, report: Path) -> None:

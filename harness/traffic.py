@@ -136,9 +136,11 @@ def udp_receiver(node: NetNS, address: str, port: int) -> socket.socket:
     return receiver
 
 
-def udp_message(node: NetNS, address: str, port: int, data: bytes) -> None:
-    """Send one UDP datagram from the node."""
+def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: str | None = None) -> None:
+    """Send one UDP datagram from the node; source: from this one of its addresses."""
     with node.socket(_family(address), socket.SOCK_DGRAM) as sender:
+        if source is not None:
+            sender.bind((source, 0))
         sender.sendto(data, (address, port))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from harness import traffic
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
@@ -11,11 +11,15 @@ from harness.errors import HarnessError
 from harness.wait import let_pass, scaled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.control.records import AllowedIP, Key, PeerState
     from harness.implementation import Manifest
     from harness.interface import Interface
     from harness.lab import Lab
     from harness.topology import Topology
+
+T = TypeVar("T")
 
 V4_OF_A: Final = "192.168.241.1"
 V4_OF_B: Final = "192.168.241.2"
@@ -64,12 +68,22 @@ class Tunnel:
         A program counts a datagram a moment after it has sent it, and tells nobody; so this looks until the two agree,
         or the deadline is over, and returns what was seen last.
         """
+        return self.until(
+            lambda: (self.seen_by_a(), self.seen_by_b()),
+            lambda seen: (seen[0].rx_bytes, seen[0].tx_bytes) == (seen[1].tx_bytes, seen[1].rx_bytes),
+            deadline,
+        )
+
+    @staticmethod
+    def until(look: Callable[[], T], accept: Callable[[T], bool], deadline: float = 1.0) -> T:
+        """Look at what a program tells of itself until it is acceptable, or the deadline is over; what was seen last.
+
+        For the caller to judge. Programs tell nobody when their state changes, so that there is no event to wait for.
+        """
         end = time.monotonic() + scaled(deadline)
-        while True:
-            a, b = self.seen_by_a(), self.seen_by_b()
-            if (a.rx_bytes, a.tx_bytes) == (b.tx_bytes, b.rx_bytes) or time.monotonic() > end:
-                return a, b
-            let_pass(_LOOK_AGAIN, "the counters have no event")
+        while not accept(seen := look()) and time.monotonic() < end:
+            let_pass(_LOOK_AGAIN, "the state of a program has no event")
+        return seen
 
     def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
         """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""

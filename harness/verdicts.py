@@ -1,22 +1,63 @@
-"""The plugin's verdicts: what counts towards a test's outcome beside its assertions, and what is reported of it."""
+"""The plugin's verdicts: what counts towards a test's outcome beside its assertions, and what is reported of it.
+
+`differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
+other shows what a refusal is measured against.
+"""
 
 from __future__ import annotations
 
 import platform
 import shutil
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from _pytest.outcomes import Failed, Skipped
 
 from harness.errors import HarnessError
 from harness.session import LAB, file_name, label_of, lane_of, state_of_run, uses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from harness.implementation import Manifest
     from harness.lab import Lab
+
+
+class Differs(Skipped):
+    """The program does something else than the kernel, and may: the result is `differs`, which fails no run."""
+
+    # As for pytest's own outcomes: the reports name it without a module.
+    __module__ = "builtins"
+
+
+class Blocked(Failed):
+    """A refusal means nothing, for its positive twin was not shown: the result is `blocked`, which fails the run."""
+
+    __module__ = "builtins"
+
+
+def differs(how: str) -> NoReturn:
+    """End the test: what the program does is legitimate, and not what the kernel does. `how`: with what was measured.
+
+    The watchman still looks at every process, and the lab is still undone; what they find fails the test.
+    """
+    raise Differs(how)
+
+
+@contextmanager
+def twin(shows: str) -> Iterator[None]:
+    """Around the positive twin of a refusal, in the refusal's own test: what must happen wherever it is not refused.
+
+    shows: a sentence, such as "a datagram from an allowed address arrives". Where it fails, nothing is said about the
+    refusal, which is `blocked`. Without a twin, a tunnel that is simply dead would refuse everything.
+    """
+    try:
+        yield
+    except (Exception, Failed) as error:
+        if isinstance(error, Blocked):
+            raise
+        raise Blocked(f"its positive twin was not shown, {shows}: {type(error).__name__}: {error}") from error
 
 
 @pytest.hookimpl(wrapper=True)
@@ -25,8 +66,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     made = item.stash.get(LAB, None)
     if made is None:
         return (yield)
+    different: Differs | None = None
+    answer: object = None
     try:
-        answer = yield
+        try:
+            answer = yield
+        except Differs as found:
+            different = found
         made.watch()
     except BaseException as error:
         made.snapshot()
@@ -35,6 +81,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             _close_after(made, error)
         raise
     made.close()
+    if different is not None:
+        raise different
     return answer
 
 
@@ -125,3 +173,22 @@ def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
         shutil.rmtree(target)
     shutil.copytree(made.directory, target)
     return str(target.relative_to(target.parent.parent))
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    if not report.skipped or not state_of_run(config).used:
+        return None
+    from harness.results import state_of
+
+    return ("differs", "d", "DIFFERS") if state_of(report) == "differs" else None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name every difference with its reason, whatever `-r` says: there are few, and each is worth knowing."""
+    different = terminalreporter.stats.get("differs", ())
+    if different:
+        from harness.results import DIFFERS, message_of
+
+        terminalreporter.section("differs from the kernel, and may")
+        for report in different:
+            terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report).removeprefix(DIFFERS)}")

@@ -142,6 +142,19 @@ def test_program_that_is_well_is_no_matter(pytester: pytest.Pytester, real: str)
 
 
 @pytest.mark.parametrize(
+    ("on_demand", "outcomes"), [("print('all is well')", {}), ("print('panic: oops')", {"failed": 1})]
+)
+def test_difference_is_no_excuse_for_a_program_that_is_unwell(
+    pytester: pytest.Pytester, real: str, on_demand: str, outcomes: dict[str, int]
+) -> None:
+    test = f"from harness.verdicts import differs\n{TEST.format(awaited=DONE)}\n    differs('it hums')"
+    run = run_wrapped(pytester, wrapper(real, on_demand), test)
+    run.assert_outcomes(**outcomes)
+    assert ("DIFFERS test_difference" in run.stdout.str()) == (not outcomes)
+    assert leftover_nodes() == []
+
+
+@pytest.mark.parametrize(
     ("script", "complaint"),
     [
         ("#!/bin/sh\necho no tun; exit 1\n", ["E *HarnessError: mine: * -f wg0: ended at its start:", "E *no tun"]),

@@ -9,6 +9,7 @@ import pytest
 from harness import traffic
 from harness.control.records import DeviceConfig, Endpoint
 from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
+from harness.verdicts import twin
 from harness.wait import let_pass
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel
     arrived = f"{nat.seen_by_b().rx_bytes - before} bytes arrived at B in {LONGER_THAN_THE_NAT_MAPPING:g} s"
     pings = traffic.ping(nat.nodes["ns2"], V4_OF_A)
     assert pings.lost == 0, f"the NAT mapping expired; of A's keepalives {arrived}: {pings}"
+
+
+@pytest.mark.scenario("N20")
+@pytest.mark.requirement("RT-19")
+def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunnel) -> None:
+    with twin("B reaches A while the mapping lives"):
+        nat.must_ping("ns1", V4_OF_B)
+        nat.must_ping("ns2", V4_OF_A)
+    let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping expires")
+    pings = traffic.ping(nat.nodes["ns2"], V4_OF_A, timeout=0.5)
+    assert pings.lost == 1, "the mapping outlived its two seconds, or A has sent without being told to"
+    with twin("the tunnel still works when A begins"):
+        nat.must_ping("ns1", V4_OF_B)
 
 
 def endpoint_by_wg(side: Interface) -> str:

@@ -246,3 +246,18 @@ def test_undeclared_capability_is_unsupported(pytester: pytest.Pytester, declare
         entry["id"]: entry["state"] for entry in json.loads((pytester.path / "results.json").read_text())["results"]
     }
     assert states["test_it.py::test[mine]"] == state
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_difference_is_named_and_fails_no_run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    pytester.makepyfile(f"from harness.verdicts import differs\n{LAB}\ndef test_it(): differs('1360 bytes, not 1359')")
+    run = pytester.runpytest_subprocess("--lane", "core", "--results", "results.json", *workers)
+    assert run.ret == OK
+    assert {"passed": 1, "differs": 1}.items() <= run.parseoutcomes().items()
+    run.stdout.fnmatch_lines("DIFFERS *.py::test_it - 1360 bytes, not 1359")
+    found = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert {entry["state"]: entry["message"] for entry in found} == {"passed": "", "differs": "1360 bytes, not 1359"}

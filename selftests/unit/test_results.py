@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.guests import revive
 from harness.launcher import REFUSED
 from harness.results import STATES, Result, Results
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
+NOT_SHOWN = "its positive twin was not shown, it lives: AssertionError: assert not 'dead'"
 # A module with one test, the state that its reports add up to, and the message.
 CASES = [
     ("def test(): pass", "passed", ""),
@@ -34,9 +36,24 @@ CASES = [
     ("@pytest.mark.skip(reason='no net')\ndef test(): pass", "skipped", "no net"),
     ("def test(): pytest.skip('unsupported: roaming')", "unsupported", "unsupported: roaming"),
     ("def test(refused): pass", "unsupported", "unsupported: roaming"),
+    ("def test(): differs('1360 bytes, not 1359')", "differs", "1360 bytes, not 1359"),
+    ("def test(not_undone): differs('1360 bytes, not 1359')", "error", "OSError: undo"),
+    (
+        "def test():\n  with twin('it lives'): assert not 'dead'",
+        "blocked",
+        NOT_SHOWN,
+    ),
+    ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "its positive twin was not shown, x: Failed: y"),
+    ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
+    (
+        "def test():\n  with twin('it lives'): pass\n  assert not 'refused'",
+        "failed",
+        "AssertionError: assert not 'refused'",
+    ),
 ]
 MODULE = """
 import pytest
+from harness.verdicts import differs, twin
 
 known = pytest.mark.xfail(reason="known")
 
@@ -81,6 +98,18 @@ def test_reports_of_a_test_add_up_to_a_state(pytester: pytest.Pytester, results:
     ]
     assert states == CASES
     assert {state for _, state, _ in states} <= set(STATES)
+
+
+def test_state_survives_the_way_from_a_guest(pytester: pytest.Pytester, results: Results) -> None:
+    pytester.makepyfile(
+        "".join(f"{MODULE}{test.replace('test', f'test_{n}', 1)}\n" for n, (test, _, _) in enumerate(CASES))
+    )
+    config, there = pytester.parseconfig(), Results(7)
+    for report in pytester.inline_run("-q").getreports("pytest_runtest_logreport"):
+        there.add(report)
+        data = config.hook.pytest_report_to_serializable(config=config, report=report)
+        results.add(revive(config, json.loads(json.dumps(data))))
+    assert results.by_id == there.by_id
 
 
 def test_properties_of_a_report_are_the_facts_of_the_result(pytester: pytest.Pytester, results: Results) -> None:
