@@ -124,7 +124,7 @@ class KernelInterface(Interface):
 
     def close(self) -> list[str]:
         self._socket.close()
-        if self.name in self.place.links():
+        if self.place.has_link(self.name):
             self.place.delete_link(self.name)
         return []
 

@@ -31,7 +31,7 @@ class Veth:
     def close(self) -> None:
         """Delete the pair, unless its end has gone already with its namespace."""
         node, device = self.a
-        if device in node.links():
+        if node.has_link(device):
             node.delete_link(device)
 
 

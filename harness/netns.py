@@ -10,7 +10,7 @@ import json
 import os
 import socket
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -19,6 +19,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from harness.errors import HarnessError, UsageError
 from harness.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
+from harness.netdevice import Devices
 from harness.process import Process, run
 from harness.wait import wait_for
 
@@ -34,7 +35,7 @@ HANDLES: Final = Path("/run/netns")
 _IFA_F_NODAD: Final = 2
 _IPV6_READY: Final = 5.0
 _RTMGRP_IPV6_ROUTE: Final = 0x400
-_RTN_LOCAL: Final = 2
+_RTF_LOCAL: Final = 0x80000000
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
 
 
@@ -56,8 +57,8 @@ class NetNS:
         if self.handle.exists():
             raise UsageError(f"node {name}: there is one of that name already")
         self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
-        self._ip: IPRoute = self.thread.call(IPRoute)
-        self.set_link("lo", up=True)
+        self._devices = Devices(self.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._devices.set_up("lo", True)
 
     def __enter__(self) -> Self:
         return self
@@ -67,13 +68,20 @@ class NetNS:
 
     def close(self) -> None:
         """Give up the namespace; the kernel removes it when no process or socket is in it any more."""
-        self.thread.call(self._ip.close)
+        if "_ip" in vars(self):
+            self.thread.call(self._ip.close)
+        self._devices.close()
         self.thread.close()
         unmount(self.handle)
         self.handle.unlink()
 
     def __repr__(self) -> str:
         return f"NetNS({self.name!r})"
+
+    @cached_property
+    def _ip(self) -> IPRoute:
+        # Made when it is needed, because not every node needs it.
+        return self.thread.call(IPRoute)
 
     # Programs and sockets
 
@@ -97,35 +105,46 @@ class NetNS:
 
     def udp_ports(self) -> set[int]:
         """The UDP ports that sockets of this node are bound to, of both families (proc(5), /proc/net/udp)."""
-        tables = [self.thread.call(Path(f"/proc/thread-self/net/{name}").read_text) for name in ("udp", "udp6")]
-        rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+        rows = [row for name in ("udp", "udp6") for row in self._table(name)[1:]]
         return {int(row[1].rpartition(":")[2], 16) for row in rows}
+
+    def _table(self, name: str) -> list[list[str]]:
+        """The rows of a file in /proc/net, split into words."""
+        text = self.thread.call(Path(f"/proc/thread-self/net/{name}").read_text)
+        return [row.split() for row in text.splitlines()]
 
     # Links
 
     def index(self, device: str) -> int:
         """The interface index of a device; raises UsageError if there is none of that name."""
-        found = self._netlink("link", "lookup", self._ip.link_lookup, ifname=device)
-        if not found:
+        found = self._devices.index(device)
+        if found is None:
             raise UsageError(f"{self.name}: no device {device}; there are: {', '.join(self.links()) or 'none'}")
-        return int(found[0])
+        return found
+
+    def has_link(self, device: str) -> bool:
+        return self._devices.index(device) is not None
 
     def links(self) -> dict[str, dict[str, Any]]:
         """All devices by name: `index`, `mtu`, `up`, `kind` (None for loopback), `rx_bytes`, `tx_bytes`."""
-        answer = self._netlink("link", "dump", lambda: list(self._ip.get_links()))
+        dump = self._ip.get_links
+        answer = self._netlink("link", "dump", lambda: list(dump()))
         return {link.get_attr("IFLA_IFNAME"): _link_facts(link) for link in answer}
 
     def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
         """Change a device: `up`, `mtu`, `name`; None leaves it as it is."""
-        changes: dict[str, object] = {}
-        if up is not None:
-            changes["state"] = "up" if up else "down"
-        if mtu is not None:
-            changes["mtu"] = mtu
-        if name is not None:
-            changes["ifname"] = name
         index = self.index(device)
-        self._netlink("link", f"set {device}", self._ip.link, "set", index=index, **changes)
+        try:
+            if up is False:
+                self._devices.set_up(device, False)
+            if mtu is not None:
+                self._devices.set_mtu(device, mtu)
+            if name is not None:
+                self._devices.rename(device, name)
+            if up:
+                self._devices.set_up(name or device, True)
+        except OSError as error:
+            raise HarnessError(f"{self.name}: ip link set {device}: {error.strerror}") from error
         if up:
             self._await_ipv6(index)
 
@@ -149,10 +168,11 @@ class NetNS:
 
     def add_address(self, device: str, *addresses: str) -> None:
         """Give a device addresses, each as ADDRESS/LENGTH, usable at once: IPv6 without duplicate address detection."""
+        index = self.index(device)
         for address in addresses:
             self._address("add", device, address, flags=_IFA_F_NODAD if ":" in address else 0)
-        if any(":" in address for address in addresses) and self.links()[device]["up"]:
-            self._await_ipv6(self.index(device))
+        if any(":" in address for address in addresses) and self._devices.is_up(device):
+            self._await_ipv6(index)
 
     def delete_address(self, device: str, *addresses: str) -> None:
         for address in addresses:
@@ -168,22 +188,22 @@ class NetNS:
 
     def _await_ipv6(self, index: int) -> None:
         """Wait until our IPv6 addresses of a device are in use: a kernel thread adds their routes a little later."""
-        dump = partial(self._ip.get_addr, family=socket.AF_INET6, index=index)
-        answer = self._netlink("address", "dump", lambda: list(dump()))
-        # Others are the kernel's own link-local ones, in the midst of duplicate address detection.
-        ours = [message for message in answer if message["flags"] & _IFA_F_NODAD]
-        addresses = [message.get_attr("IFA_ADDRESS") for message in ours]
-        if addresses:
+        # Address, interface index, prefix length, scope, flags and device, all but the last in hexadecimal. Those
+        # without the flag are the kernel's own link-local ones, in the midst of duplicate address detection.
+        ours = [
+            row[0] for row in self._table("if_inet6") if int(row[1], 16) == index and int(row[4], 16) & _IFA_F_NODAD
+        ]
+        missing = [address for address in ours if not self._is_local(address)]
+        if missing:
             with self.thread.call(_RouteMonitor) as monitor:
-                for address in addresses:
+                for address in missing:
                     event = _IsLocal(monitor, partial(self._is_local, address), address)
                     wait_for(event, _IPV6_READY, f"{self.name} to take {address} for its own")
 
     def _is_local(self, address: str) -> bool:
-        with suppress(HarnessError):
-            answer = self._netlink("route", f"get {address}", lambda: list(self._ip.route("get", dst=address)))
-            return any(message["type"] == _RTN_LOCAL for message in answer)
-        return False
+        """Whether there is a local route to an IPv6 address, given in 32 hexadecimal digits."""
+        rows = self._table("ipv6_route")
+        return any(row[0] == address and row[1] == "80" and int(row[8], 16) & _RTF_LOCAL for row in rows)
 
     def add_route(
         self,
@@ -247,9 +267,7 @@ class NetNS:
         """
         path = Path("/proc/sys") / name.translate(str.maketrans("./", "/."))
         try:
-            if value is not None:
-                self.thread.call(path.write_text, f"{value}\n")
-            return self.thread.call(path.read_text).strip()
+            return self.thread.call(_read_setting, path, value)
         except OSError as error:
             raise HarnessError(f"{self.name}: sysctl {name}: {error.strerror}") from error
 
@@ -269,6 +287,12 @@ class NetNS:
                 if isinstance(expression.get("counter"), dict) and "comment" in item["rule"]:
                     counted[item["rule"]["comment"]] = expression["counter"]["packets"]
         return counted
+
+
+def _read_setting(path: Path, value: int | str | None) -> str:
+    if value is not None:
+        path.write_text(f"{value}\n")
+    return path.read_text().strip()
 
 
 class _RouteMonitor:

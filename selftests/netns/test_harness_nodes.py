@@ -91,6 +91,15 @@ def test_routes_and_rules_are_as_ip_shows_them(left: NetNS, right: NetNS) -> Non
     assert traffic.ping(right, "10.0.0.1").lost == 0
 
 
+def test_link_is_set_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
+    left.set_link("to-right", up=False, mtu=1300, name="renamed")
+    (shown,) = left.run_json(["ip", "-j", "link", "show", "renamed"])
+    assert (shown["mtu"], "UP" in shown["flags"], left.has_link("to-right")) == (1300, False, False)
+    left.set_link("renamed", up=True)
+    assert "UP" in left.run_json(["ip", "-j", "link", "show", "renamed"])[0]["flags"]
+    traffic.must_ping(right, "10.0.0.1")
+
+
 def test_link_moves_with_its_name(left: NetNS, right: NetNS) -> None:
     left.add_link("veth7", kind="veth", peer={"ifname": "veth8"})
     left.set_link("veth7", mtu=1234, name="moved")
@@ -136,6 +145,7 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
         (lambda node: node.index("eth7"), UsageError, "left: no device eth7; there are: lo"),
         (lambda node: node.add_address("lo", "10.0.0.1"), UsageError, "left: address '10.0.0.1': want ADDRESS/LENGTH"),
         (lambda node: node.add_address("lo", "10.0.0.1/99"), HarnessError, "left: ip address add 10.0.0.1/99 dev lo: "),
+        (lambda node: node.set_link("lo", mtu=-1), HarnessError, "left: ip link set lo: Invalid argument"),
         (lambda node: node.add_link("lo", kind="veth"), HarnessError, "left: ip link add lo type veth: File exists"),
         (lambda node: node.add_link("x", kind="nope"), HarnessError, "left: ip link add x type nope: "),
         (lambda node: node.add_route("10.0.0.0/8", via="10.0.0.1"), HarnessError, "left: ip route add 10.0.0.0/8: "),
