@@ -24,7 +24,7 @@ from refwg.errors import ConfigError, DropReason, MalformedMessage
 from refwg.messages import MAX_PEERS_PER_DEVICE, CookieReply, Data, Initiation, Response, parse
 from refwg.noise import StaticIdentity
 from refwg.peer import Peer, Shared, StagedPacket
-from refwg.queueing import HandshakeQueue
+from refwg.queueing import HandshakeQueue, LoadMemory
 from refwg.ratelimiter import RateLimiter
 from refwg.receive import CookieRequired, Dropped, FollowUp
 from refwg.timers import Action, Agenda
@@ -51,7 +51,8 @@ _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] 
 class Device:
     """A WireGuard interface.
 
-    ratelimiter: to be shared by all devices of a network namespace. watcher: is told what happens.
+    ratelimiter: to be shared by all devices of a network namespace. load: by all devices of the system. watcher: is
+    told what happens.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Device:
         *,
         now: int,
         ratelimiter: RateLimiter | None = None,
+        load: LoadMemory | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         self._shared = Shared(
@@ -70,7 +72,7 @@ class Device:
             watcher=watcher,
         )
         self._sockets = sockets
-        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue()
+        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(load or LoadMemory())
         self._agenda: Agenda[Peer] = Agenda()
         self.is_up = False
         self.listen_port = 0
@@ -104,6 +106,8 @@ class Device:
 
     def send_packet(self, packet: bytes, mtu: int, now: int) -> list[Effect]:
         """Take a packet from the interface; mtu: of its route, or of the interface if that is all one knows."""
+        if not self.is_up:
+            return self._refuse(now, DropReason.INTERFACE_DOWN)
         if not ip.version(packet):
             return self._refuse(now, DropReason.NOT_IP)
         peer = self._shared.allowedips.lookup(ip.destination(packet))
@@ -267,6 +271,7 @@ class Device:
         """The machine was asleep: nobody knows who has read its memory meanwhile."""
         for peer in self._shared.peers:
             peer.clear_keys()
+            peer.timers.keys_forgotten()
         self._shared.note(now, "keys forgotten", None)
 
     def distrust_sessions(self, now: int) -> None:

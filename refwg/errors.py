@@ -46,9 +46,11 @@ class LowOrderPoint(RefwgError):
 class DropReason(Enum):
     """Why a packet went no further; the value is what logs and traces say."""
 
+    # From either side.
+    INTERFACE_DOWN = "the interface is down"
+
     # Datagrams from the network, before anything is decrypted.
     MALFORMED = "not a message: unknown type, reserved bytes set, or wrong length"
-    INTERFACE_DOWN = "the interface is down"
     HANDSHAKE_QUEUE_FULL = "too many handshake messages are waiting"
     INVALID_MAC1 = "mac1 is wrong: the sender does not know our public key"
     COOKIE_REQUIRED = "under load, and mac2 is wrong: a cookie was sent instead"

@@ -24,13 +24,16 @@ _U16: Final = Struct(">H")
 _PORTS: Final = Struct(">HH")
 _FRAGMENT_OFFSET: Final = 0x1FFF
 _IPV6_FRAGMENT_OFFSET: Final = 0xFFF8
-_IPV6_FRAGMENT_HEADER_LENGTH: Final = 8
+_IPV6_SHORTEST_EXTENSION: Final = 8
 _IPPROTO_ICMP: Final = 1
 _IPPROTO_UDP: Final = 17
 _IPPROTO_FRAGMENT: Final = 44
+_IPPROTO_AH: Final = 51
 _IPPROTO_ICMPV6: Final = 58
-# Echo, timestamp and their replies are questions and answers; every other ICMP type may be an error.
-_ICMP_NO_ERRORS: Final = frozenset({0, 8, 13, 14})
+# Hop-by-hop options, routing, fragment, authentication, destination options: what may stand before the payload.
+_IPV6_EXTENSIONS: Final = frozenset({0, 43, _IPPROTO_FRAGMENT, _IPPROTO_AH, 60})
+# Questions and answers: echo, timestamp, information, address mask. Every other ICMP type may be an error.
+_ICMP_NO_ERRORS: Final = frozenset({0, 8, 13, 14, 15, 16, 17, 18})
 _ICMPV6_FIRST_NO_ERROR: Final = 128
 _ICMP_HOST_UNREACHABLE: Final = bytes([3, 1])
 _ICMPV6_ADDRESS_UNREACHABLE: Final = bytes([1, 3])
@@ -133,12 +136,12 @@ class IcmpError:
 
 
 def unreachable(packet: bytes) -> IcmpError | None:
-    """Tell the sender of a packet that nobody is there; None if the packet must not be answered (RFC 1122, 3.2.2).
+    """Tell the sender of a packet that nobody is there; None if the packet must not be answered.
 
-    Never answered are errors, fragments but the first, and packets from or to more than one host.
+    Never answered are errors, packets from or to more than one host, and of IPv4 all fragments but the first (RFC 1122,
+    3.2.2; RFC 4443, 2.4, which knows no such rule for fragments).
     """
-    protocol, payload = _payload(packet)
-    if protocol is None or _is_icmp_error(protocol, payload):
+    if _is_icmp_error(*_payload(packet)) or _is_later_ipv4_fragment(packet):
         return None
     if not _is_one_host(source(packet)) or not _is_one_host(destination(packet)):
         return None
@@ -151,18 +154,33 @@ def unreachable(packet: bytes) -> IcmpError | None:
 
 
 def _payload(packet: bytes) -> tuple[int | None, bytes]:
-    """Protocol and payload of a packet; the protocol is None for a fragment that is not the first."""
+    """Protocol and payload behind all headers; the protocol is None if the packet does not tell."""
     if packet[0] >> 4 == _IPV4:
-        is_later_fragment = _U16.unpack_from(packet, 6)[0] & _FRAGMENT_OFFSET
-        return None if is_later_fragment else packet[9], packet[(packet[0] & 0xF) * 4 :]
-    if packet[6] != _IPPROTO_FRAGMENT:
-        return packet[6], packet[IPV6_HEADER_LENGTH:]
-    header = packet[IPV6_HEADER_LENGTH : IPV6_HEADER_LENGTH + _IPV6_FRAGMENT_HEADER_LENGTH].ljust(8, b"\xff")
-    is_later_fragment = _U16.unpack_from(header, 2)[0] & _IPV6_FRAGMENT_OFFSET
-    return None if is_later_fragment else header[0], packet[IPV6_HEADER_LENGTH + _IPV6_FRAGMENT_HEADER_LENGTH :]
+        return None if _is_later_ipv4_fragment(packet) else packet[9], packet[(packet[0] & 0xF) * 4 :]
+    protocol, rest = packet[6], packet[IPV6_HEADER_LENGTH:]
+    while protocol in _IPV6_EXTENSIONS:
+        if len(rest) < _IPV6_SHORTEST_EXTENSION or _is_later_ipv6_fragment(protocol, rest):
+            return None, b""
+        protocol, rest = rest[0], rest[_extension_length(protocol, rest) :]
+    return protocol, rest
 
 
-def _is_icmp_error(protocol: int, payload: bytes) -> bool:
+def _extension_length(protocol: int, header: bytes) -> int:
+    """Extension headers count their length in 8 bytes without the first 8, but for two of them (RFC 4302, RFC 8200)."""
+    if protocol == _IPPROTO_FRAGMENT:
+        return _IPV6_SHORTEST_EXTENSION
+    return (header[1] + 2) * 4 if protocol == _IPPROTO_AH else (header[1] + 1) * 8
+
+
+def _is_later_ipv4_fragment(packet: bytes) -> bool:
+    return packet[0] >> 4 == _IPV4 and _U16.unpack_from(packet, 6)[0] & _FRAGMENT_OFFSET > 0
+
+
+def _is_later_ipv6_fragment(protocol: int, header: bytes) -> bool:
+    return protocol == _IPPROTO_FRAGMENT and _U16.unpack_from(header, 2)[0] & _IPV6_FRAGMENT_OFFSET > 0
+
+
+def _is_icmp_error(protocol: int | None, payload: bytes) -> bool:
     if protocol == _IPPROTO_ICMP:
         return payload[:1] == b"" or payload[0] not in _ICMP_NO_ERRORS
     return protocol == _IPPROTO_ICMPV6 and (payload[:1] == b"" or payload[0] < _ICMPV6_FIRST_NO_ERROR)

@@ -28,12 +28,8 @@ if TYPE_CHECKING:
 
 _FRAME_ERRORS: Final = (DropReason.INNER_PROTOCOL, DropReason.SOURCE_NOT_ALLOWED)
 _LENGTH_ERRORS: Final = (DropReason.INNER_LENGTH,)
-_TRANSMIT_ERRORS: Final = (
-    DropReason.NOT_IP,
-    DropReason.NO_PEER,
-    DropReason.NO_ENDPOINT,
-    DropReason.ROUTING_LOOP,
-)
+# A routing loop is none: the driver finds it only when the datagram is to be routed, and counts nothing then.
+_TRANSMIT_ERRORS: Final = (DropReason.NOT_IP, DropReason.NO_PEER, DropReason.NO_ENDPOINT)
 _TRANSMIT_DROPS: Final = (DropReason.QUEUE_OVERFLOW, DropReason.QUEUE_PURGED)
 
 

@@ -55,12 +55,21 @@ class StagedQueue(Generic[T]):
         self._packets.extend(later)
 
 
+class LoadMemory:
+    """When somebody was last under load. As in the driver one for all devices: one flood concerns them all."""
+
+    __slots__ = ("last_under_load",)
+
+    def __init__(self) -> None:
+        self.last_under_load: int | None = None
+
+
 class HandshakeQueue(Generic[T]):
     """Handshake messages not yet looked at; its length says whether the device is under load."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: LoadMemory) -> None:
         self._messages: deque[T] = deque()
-        self._last_under_load: int | None = None
+        self._memory = memory
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -83,7 +92,8 @@ class HandshakeQueue(Generic[T]):
         self._messages.clear()
 
     def is_under_load(self, now: int) -> bool:
-        """An eighth of the queue is taken, or was within the last second."""
+        """An eighth of the queue is taken, or an eighth of somebody's queue was within the last second."""
+        memory = self._memory
         if len(self._messages) >= UNDER_LOAD_THRESHOLD:
-            self._last_under_load = now
-        return self._last_under_load is not None and now < self._last_under_load + UNDER_LOAD_MEMORY
+            memory.last_under_load = now
+        return memory.last_under_load is not None and now < memory.last_under_load + UNDER_LOAD_MEMORY

@@ -288,6 +288,25 @@ def test_the_greatest_timestamp_survives_down_and_up() -> None:
     assert pair.b.peer.statistics.drops[DropReason.OLD_TIMESTAMP] == 1
 
 
+@pytest.mark.requirement("IF-07", "Q-08")
+def test_a_device_that_is_down_takes_no_packets() -> None:
+    pair = Pair(up=False)
+    pair.send(pair.a)
+    assert (pair.log, pair.a.icmp, len(pair.a.peer.staged)) == ([], [], 0)
+    assert (pair.a.device.statistics.tx_errors, pair.a.device.statistics.tx_dropped) == (0, 0)
+
+
+@pytest.mark.requirement("TM-32", "TM-27")
+def test_after_sleep_the_age_of_the_old_sessions_erases_nothing() -> None:
+    pair = connected()
+    pair.a.device.forget_keys(pair.now)
+    pair.run(538 * SECOND)
+    pair.wire.filter = lambda _: False
+    pair.send(pair.a)
+    pair.run(4 * SECOND)
+    assert pair.a.peer.handshake.local_index is not None
+
+
 @pytest.mark.requirement("TM-32")
 def test_sleep_ends_all_sessions() -> None:
     pair = connected()

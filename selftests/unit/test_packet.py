@@ -9,7 +9,7 @@ from selftests.unit.packets import ip_packet, udp
 
 V4 = ip_packet("10.0.0.1", "10.0.0.2")
 V6 = ip_packet("fd00::1", "fd00::2")
-ICMP, ICMPV6, FRAGMENT = 1, 58, 44
+ICMP, ICMPV6, FRAGMENT, AH = 1, 58, 44, 51
 
 
 @pytest.mark.requirement("DT-25", "DT-26", "ERR-05")
@@ -75,6 +75,12 @@ def fragment(offset: int, protocol: int = 17, payload: bytes = b"\0\1\0\2abcd") 
     return ip_packet("fd00::1", "fd00::2", bytes([protocol, 0]) + offset.to_bytes(2) + bytes(4) + payload, protocol=44)
 
 
+def behind(extension: int, length: int, payload: bytes) -> bytes:
+    """An extension header in front of an ICMPv6 message; length: as the header itself says it."""
+    size = (length + 2) * 4 if extension == AH else (length + 1) * 8
+    return bytes([ICMPV6, length]).ljust(size, b"\0") + payload
+
+
 LATER_V4 = V4[:6] + b"\x00\x01" + V4[8:]
 
 
@@ -86,6 +92,7 @@ LATER_V4 = V4[:6] + b"\x00\x01" + V4[8:]
         LATER_V4,
         fragment(8),
         V6[:6] + b"\x2c" + V6[7:40],
+        ip_packet("fd00::1", "fd00::2", behind(0, 0, udp(1, 2)), protocol=0),
     ],
 )
 def test_what_is_no_first_udp_fragment_has_no_ports(packet: bytes) -> None:
@@ -131,7 +138,10 @@ def test_icmpv6_address_unreachable_quotes_the_packet() -> None:
         ip_packet("::", "fd00::2"),
         ip_packet("fd00::1", "fd00::2", bytes([1, 3]), protocol=ICMPV6),
         ip_packet("fd00::1", "fd00::2", b"", protocol=ICMPV6),
-        fragment(8),
+        fragment(1, ICMPV6, bytes([1, 3])),
+        ip_packet("fd00::1", "fd00::2", behind(0, 1, bytes([1, 3])), protocol=0),
+        ip_packet("fd00::1", "fd00::2", bytes([60, 0]) + bytes(6) + behind(60, 0, bytes([1, 3])), protocol=43),
+        ip_packet("fd00::1", "fd00::2", behind(51, 2, bytes([1, 3])), protocol=51),
     ],
 )
 def test_errors_fragments_and_groups_are_not_answered(packet: bytes) -> None:
@@ -143,7 +153,11 @@ def test_errors_fragments_and_groups_are_not_answered(packet: bytes) -> None:
     [
         ip_packet("10.0.0.1", "10.0.0.2", bytes([8, 0]), protocol=ICMP),
         ip_packet("fd00::1", "fd00::2", bytes([128, 0]), protocol=ICMPV6),
+        *(ip_packet("10.0.0.1", "10.0.0.2", bytes([query, 0]), protocol=ICMP) for query in (13, 14, 15, 16, 17, 18)),
+        fragment(8),
+        fragment(8, ICMPV6, bytes([1, 3])),
+        ip_packet("fd00::1", "fd00::2", bytes([ICMPV6, 0]), protocol=0),
     ],
 )
-def test_echo_requests_are_answered(packet: bytes) -> None:
+def test_all_else_is_answered(packet: bytes) -> None:
     assert ip.unreachable(packet) is not None

@@ -25,6 +25,8 @@ from selftests.unit.pair import START, Pair
         (DropReason.QUEUE_PURGED, ["tx_dropped"]),
         (DropReason.REPLAY, []),
         (DropReason.MALFORMED, []),
+        (DropReason.ROUTING_LOOP, []),
+        (DropReason.NOT_SENT, []),
     ],
 )
 def test_drops_count_where_the_driver_counts_them(reason: DropReason, counters: list[str]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from refwg.messages import SECOND
-from refwg.queueing import HandshakeQueue, StagedQueue
+from refwg.queueing import HandshakeQueue, LoadMemory, StagedQueue
 
 
 @pytest.mark.requirement("Q-01", "Q-02")
@@ -34,7 +34,7 @@ def test_restaged_packets_keep_their_place() -> None:
 
 @pytest.mark.requirement("DOS-07")
 def test_handshake_number_4097_is_turned_away() -> None:
-    queue: HandshakeQueue[int] = HandshakeQueue()
+    queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
     assert [queue.put(number) for number in range(4097)].count(False) == 1
     queue.clear()
     assert len(queue) == 0
@@ -46,7 +46,7 @@ def test_handshake_number_4097_is_turned_away() -> None:
     [(511, 0, False), (512, 0, True), (512, SECOND - 1, True), (512, SECOND, False)],
 )
 def test_load_begins_at_512_and_is_remembered_for_a_second(waiting: int, pause: int, is_under_load: bool) -> None:
-    queue: HandshakeQueue[int] = HandshakeQueue()
+    queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
     for number in range(waiting):
         queue.put(number)
     assert queue.is_under_load(7) is (waiting >= 512)
@@ -55,9 +55,22 @@ def test_load_begins_at_512_and_is_remembered_for_a_second(waiting: int, pause: 
 
 
 def test_a_message_counts_until_it_is_done() -> None:
-    queue: HandshakeQueue[str] = HandshakeQueue()
+    queue: HandshakeQueue[str] = HandshakeQueue(LoadMemory())
     queue.put("first")
     assert queue.next_message() == "first"
     assert len(queue) == 1
     queue.done()
     assert len(queue) == 0
+
+
+@pytest.mark.requirement("DOS-09")
+def test_load_concerns_all_devices_that_share_its_memory() -> None:
+    memory = LoadMemory()
+    flooded: HandshakeQueue[int] = HandshakeQueue(memory)
+    idle: HandshakeQueue[int] = HandshakeQueue(memory)
+    for number in range(512):
+        flooded.put(number)
+    assert not idle.is_under_load(7)
+    assert flooded.is_under_load(7)
+    assert idle.is_under_load(7 + SECOND - 1)
+    assert not idle.is_under_load(7 + SECOND)
