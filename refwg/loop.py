@@ -18,7 +18,7 @@ from refwg.engine.simple import SimpleEngine
 from refwg.errors import ConfigError
 from refwg.messages import MILLISECOND, SECOND
 from refwg.netlink import Inquirer, Monitor
-from refwg.socket import UdpSockets, forget_detoured_sources
+from refwg.socket import UdpSockets
 from refwg.tun import InterfaceGoneError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Loop:
     def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
         self._tun = tun
         self._log_error = log_error
-        self._sockets = UdpSockets()
+        self._sockets = UdpSockets(Inquirer())
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
         self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock)
         self._selector = selectors.DefaultSelector()
@@ -70,7 +70,6 @@ class Loop:
             carry_out=self._engine.carry_out,
         )
         self._routes = Monitor(routes=True)
-        self._inquirer = Inquirer()
         self._link_monitor: Monitor | None = None
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._udp: list[socket.socket] = []
@@ -167,7 +166,7 @@ class Loop:
 
     def _routes_changed(self, _: int) -> None:
         self._routes.drain()
-        forget_detoured_sources(list(self._device.peers), self._inquirer, self._device.fwmark)
+        self._sockets.routes_changed()
 
     def _notice_sleep(self) -> None:
         asleep = _time_asleep()

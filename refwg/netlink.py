@@ -38,7 +38,8 @@ _RTA_MARK: Final = 16
 _RTAX_MTU: Final = 2
 _IFF_UP: Final = 1
 _GROUP_LINK: Final = 0x1
-_GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+# Addresses, routes and rules of IPv4, then of IPv6: what decides where a datagram leaves, and from which address.
+_GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 _IPV4_BYTES: Final = 4
 _ANSWER_WITHIN: Final = 2.0
 _BUFFER: Final = 1 << 16
@@ -56,10 +57,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where packets to some address leave, and how long they may be (0: as long as the interface says)."""
+    """Where packets to some address leave, and how long they may be (0: as long as the interface says).
 
-    interface: int
-    mtu: int
+    error: why there is no such route (errno(3)); 0 if there is one.
+    """
+
+    interface: int = 0
+    mtu: int = 0
+    error: int = 0
 
 
 class Inquirer:
@@ -76,15 +81,15 @@ class Inquirer:
     def link(self, name: str) -> Link | None:
         """An interface by name; None if there is none."""
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
-        answer = self._ask(_RTM_GETLINK, body)
-        return None if answer is None else _read_link(answer)
+        failure, answer = self._ask(_RTM_GETLINK, body)
+        return None if failure else _read_link(answer)
 
     def set_down(self, link: Link) -> None:
         """Take an interface down."""
         self._ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
 
-    def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route | None:
-        """Route to an address, perhaps from an address, by an interface, or with a mark; None if there is none."""
+    def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
+        """Route to an address, perhaps from an address, by an interface, or with a mark."""
         is_ipv4 = len(destination) == _IPV4_BYTES
         family = socket.AF_INET if is_ipv4 else socket.AF_INET6
         body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
@@ -92,11 +97,11 @@ class Inquirer:
         body += _attribute(_RTA_SRC, source) if source else b""
         body += _attribute(_RTA_OIF, _U32.pack(interface)) if interface else b""
         body += _attribute(_RTA_MARK, _U32.pack(fwmark)) if fwmark else b""
-        answer = self._ask(_RTM_GETROUTE, body)
-        return None if answer is None else _read_route(answer)
+        failure, answer = self._ask(_RTM_GETROUTE, body)
+        return Route(error=failure) if failure else _read_route(answer)
 
-    def _ask(self, kind: int, body: bytes, flags: int = 0) -> bytes | None:
-        """Send one request and return the body of the answer; None if the stack refuses it."""
+    def _ask(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
+        """Send one request; returns 0 and the body of the answer, or the errno with which the stack refuses it."""
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
         try:
@@ -104,9 +109,9 @@ class Inquirer:
             while True:
                 for answer_kind, sequence, answer in _messages(self._socket.recv(_BUFFER)):
                     if sequence == self._sequence:
-                        return None if answer_kind == _NLMSG_ERROR else answer
-        except OSError:
-            return None
+                        return (_refusal(answer), b"") if answer_kind == _NLMSG_ERROR else (0, answer)
+        except OSError as error:
+            return error.errno or errno.ETIMEDOUT, b""
 
 
 class Monitor:
@@ -142,6 +147,11 @@ def _netlink_socket(groups: int) -> socket.socket:
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     made.bind((0, groups))
     return made
+
+
+def _refusal(body: bytes) -> int:
+    """The errno in an error message; 0 in one that says that all is well."""
+    return -int(_ERRNO.unpack_from(body)[0])
 
 
 def _attribute(kind: int, payload: bytes) -> bytes:

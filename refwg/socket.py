@@ -1,7 +1,8 @@
 """UDP sockets: one for each family on the same port, with the local address of every datagram, ECN and fwmark.
 
 Mirrors socket.c of the driver. A datagram leaves from the address at which its peer's last one arrived, as long as that
-is one of ours and, for IPv4, the route still uses the interface it came by.
+is one of ours and, for IPv4, the route still uses the interface it came by. As in the driver both are looked at when
+something is to be sent, and once only until a route or an address changes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_
 _PORT_ATTEMPTS: Final = 100
 # Room for what arrives while a large configuration is being read.
 _RECEIVE_BUFFER: Final = 1 << 22
+# Senders, and routes to them, of which no more than this is kept in mind: anybody may send.
+_REMEMBERED: Final = 4096
 _FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
 # What the stack says if the source address is not ours; it says some of it of destinations, too.
 _SOURCE_AT_FAULT: Final = frozenset(
@@ -46,7 +49,11 @@ Received = tuple[bytes, Endpoint, int]
 class UdpSockets:
     """Both sockets of a device. Either family may be missing on this machine, but not both."""
 
-    def __init__(self) -> None:
+    def __init__(self, inquirer: Inquirer) -> None:
+        """Inquirer: asks about routes in the namespace of the sockets."""
+        self._inquirer = inquirer
+        # Peer's address and our own, where the route was found to use the interface that it should.
+        self._confirmed: set[tuple[bytes, LocalAddress]] = set()
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
         self._endpoints: dict[tuple[object, ...], Endpoint] = {}
@@ -78,22 +85,26 @@ class UdpSockets:
         except OSError as error:
             raise ConfigError(f"fwmark {fwmark}: {error.strerror}", error.errno or errno.EIO) from error
         self._fwmark = fwmark
+        self._confirmed.clear()
+
+    def routes_changed(self) -> None:
+        """Routes, rules or addresses have changed; what follows from that is found out when something is sent."""
+        self._confirmed.clear()
 
     def interface_index(self, name: str) -> int:
         try:
             return socket.if_nametoindex(name)
-        except OSError as error:
-            raise ConfigError(f"interface {name}: {error.strerror}", errno.EINVAL) from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"interface {name!r}: there is none of that name", errno.EINVAL) from error
 
     def receive(self, one: socket.socket) -> Received | None:
         """Next datagram of a socket, who sent it to which of our addresses, and its ECN; None if none is there."""
         try:
             datagram, ancillary, _, sender = one.recvmsg(_LARGEST_DATAGRAM, _ANCILLARY_ROOM)
-        except BlockingIOError:
-            return None
         except OSError:
-            # An ICMP error about something sent before: it proves nothing and changes nothing.
-            return b"", Endpoint(bytes(4), 0), 0
+            # None waits, or an ICMP error about something sent before, which proves nothing and changes nothing. What
+            # waits behind it keeps the socket readable.
+            return None
         key = (sender, *(data for _, _, data in ancillary))
         endpoint = self._endpoints.get(key)
         if endpoint is None:
@@ -105,13 +116,32 @@ class UdpSockets:
 
         If the local address to send from is gone, it is forgotten, and routing decides.
         """
-        why = self._send(transmit, transmit.endpoint)
-        source = transmit.endpoint.source
+        endpoint = transmit.endpoint
+        if self._is_detoured(endpoint):
+            endpoint = _forget_source(transmit)
+        why = self._send(transmit, endpoint)
+        source = endpoint.source
         if why in _SOURCE_AT_FAULT and source is not None and (why == errno.EINVAL or not _is_ours(source)):
-            if transmit.peer is not None:
-                transmit.peer.clear_endpoint_source()
-            why = self._send(transmit, transmit.endpoint.without_source())
+            why = self._send(transmit, _forget_source(transmit))
         return errno.errorcode.get(why, str(why)) if why else ""
+
+    def _is_detoured(self, endpoint: Endpoint) -> bool:
+        """Whether the route from a remembered address leaves by another interface than the one it was learned at.
+
+        Only IPv4 remembers the interface. No route at all is no reason to forget anything: there may be one again.
+        """
+        source = endpoint.source
+        if source is None or not source.interface or (endpoint.address, source) in self._confirmed:
+            return False
+        route = self._inquirer.route(endpoint.address, source=source.address, fwmark=self._fwmark)
+        if route.error:
+            return route.error == errno.EINVAL
+        if route.interface != source.interface:
+            return True
+        if len(self._confirmed) >= _REMEMBERED:
+            self._confirmed.clear()
+        self._confirmed.add((endpoint.address, source))
+        return False
 
     def _open_both(self, port: int) -> dict[socket.AddressFamily, socket.socket]:
         for attempt in range(_PORT_ATTEMPTS):
@@ -172,7 +202,7 @@ class UdpSockets:
         self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[tuple[int, int, bytes]]
     ) -> Endpoint:
         """Make the endpoint of a sender; the next datagram from there is spared the work."""
-        if len(self._endpoints) > _RECEIVE_BUFFER >> 10:
+        if len(self._endpoints) >= _REMEMBERED:
             self._endpoints.clear()
         host, port, *rest = sender
         scope_id = int(str(rest[1])) if rest else 0
@@ -195,28 +225,22 @@ class UdpSockets:
         return 0
 
 
-def forget_detoured_sources(peers: list[Peer], inquirer: Inquirer, fwmark: int) -> None:
-    """Routes or addresses have changed: who is reached by another interface now gets the address of that one.
-
-    Only IPv4 looks at the interface, as in the driver; an IPv6 address is kept as long as it is ours.
-    """
-    for peer in peers:
-        endpoint = peer.endpoint
-        if endpoint is None or endpoint.source is None or not endpoint.source.interface:
-            continue
-        route = inquirer.route(endpoint.address, source=endpoint.source.address, fwmark=fwmark)
-        if route is None or route.interface != endpoint.source.interface:
-            peer.clear_endpoint_source()
+def _forget_source(transmit: Transmit[Peer]) -> Endpoint:
+    """Let routing choose the source, for this datagram and all that follow."""
+    if transmit.peer is not None:
+        transmit.peer.clear_endpoint_source()
+    return transmit.endpoint.without_source()
 
 
 def _is_ours(source: LocalAddress) -> bool:
     family = socket.AF_INET if len(source.address) == _IPV4_BYTES else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             probe.bind((socket.inet_ntop(family, source.address), 0))
-        except OSError:
-            return False
-        return True
+    except OSError as error:
+        # Anything else, such as too many open files, says nothing about the address.
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | None:

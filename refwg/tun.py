@@ -16,6 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from refwg.icmp import IcmpSender
 from refwg.messages import DEFAULT_MTU
 from refwg.netlink import Inquirer, Monitor
 
@@ -37,7 +38,6 @@ _CLONE_NEWNET: Final = 0x40000000
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
 _LARGEST_PACKET: Final = 65535 + 40
-_IPV4_BYTES: Final = 4
 _CACHED_ROUTES: Final = 4096
 
 
@@ -118,20 +118,16 @@ class Tun:
             if len(place.mtus) >= _CACHED_ROUTES:
                 place.mtus.clear()
             route = place.inquirer.route(destination, interface=self.link.index)
-            mtu = min(self.link.mtu, route.mtu) if route is not None and route.mtu else self.link.mtu
+            mtu = min(self.link.mtu, route.mtu) if route.mtu else self.link.mtu
             place.mtus[destination] = mtu
         return mtu
 
     def set_down(self) -> None:
         self._where().inquirer.set_down(self.link)
 
-    def send_icmp(self, error: IcmpError) -> bool:
-        """Send an ICMP error to an address where the interface is; False if that failed."""
-        try:
-            self._where().icmp_socket(error.destination).sendto(error.message, _host(error.destination))
-        except OSError:
-            return False
-        return True
+    def send_icmp(self, error: IcmpError, now: int) -> bool:
+        """Send an ICMP error to an address where the interface is; False if that failed, or there were too many."""
+        return self._where().icmp.send(error, now)
 
     def _look_up(self) -> Link:
         """Find the interface by the name it has now, in the namespace it is in now."""
@@ -186,30 +182,12 @@ class _Place:
         self.inquirer = Inquirer()
         self.monitor = Monitor(links=True, routes=True)
         self.mtus: dict[bytes, int] = {}
-        self._icmp: dict[int, socket.socket] = {}
-        with suppress(OSError):
-            self._icmp[4] = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-            self._icmp[16] = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-        for one in self._icmp.values():
-            # These sockets only send; what comes in would fill their buffers to no purpose.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-
-    def icmp_socket(self, destination: bytes) -> socket.socket:
-        one = self._icmp.get(len(destination))
-        if one is None:
-            raise OSError(errno.EPERM, "no raw socket")
-        return one
+        self.icmp = IcmpSender(self.inquirer)
 
     def close(self) -> None:
         self.inquirer.close()
         self.monitor.close()
-        for one in self._icmp.values():
-            one.close()
-
-
-def _host(address: bytes) -> tuple[str, int]:
-    family = socket.AF_INET if len(address) == _IPV4_BYTES else socket.AF_INET6
-    return socket.inet_ntop(family, address), 0
+        self.icmp.close()
 
 
 def _quieten(name: str) -> None:

@@ -75,7 +75,7 @@ class SimpleEngine:
                 if not self._tun.write(effect.packet):
                     self._device.drop(DropReason.NOT_DELIVERED, effect.peer, self._clock())
             else:
-                self._tun.send_icmp(effect.error)
+                self._tun.send_icmp(effect.error, self._clock())
 
     def _mtu_for(self, packet: bytes) -> int:
         address = ip.destination(packet) if ip.version(packet) else b""

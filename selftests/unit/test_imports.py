@@ -23,6 +23,7 @@ ROWS = [
     ["uapi"],
     # From here on modules may touch the world.
     ["netlink", "inotify"],
+    ["icmp"],
     ["socket", "tun", "control", "trace", "mutants"],
     ["engine/simple"],
     ["loop"],

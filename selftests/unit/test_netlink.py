@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,11 @@ def test_a_link_is_found_by_name(inquirer: Inquirer) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_the_route_to_ourselves_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
     packed = ip_address(address).packed
-    route = inquirer.route(packed, source=packed, fwmark=7)
-    assert route is not None
-    assert route.interface == 1
+    assert inquirer.route(packed, source=packed, fwmark=7).interface == 1
 
 
-def test_where_no_route_is_there_is_none(inquirer: Inquirer) -> None:
-    assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345) is None
+def test_where_there_is_no_route_the_stack_says_why(inquirer: Inquirer) -> None:
+    assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
 
 
 def test_a_quiet_monitor_has_nothing_to_say() -> None:

@@ -41,7 +41,8 @@ class FakeTun:
     def mtu_to(self, destination: bytes) -> int:
         return 1300 if len(destination) == 4 else 1420
 
-    def send_icmp(self, error: IcmpError) -> bool:
+    def send_icmp(self, error: IcmpError, now: int) -> bool:
+        del now
         self.errors.append(error)
         return True
 

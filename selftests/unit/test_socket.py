@@ -10,8 +10,9 @@ import pytest
 from refwg.boundary import Endpoint, LocalAddress, Transmit
 from refwg.errors import ConfigError
 from refwg.netlink import Inquirer
-from refwg.socket import UdpSockets, forget_detoured_sources
+from refwg.socket import UdpSockets
 from selftests.unit.pair import Pair
+from selftests.unit.sandbox import run_in_sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,9 +34,11 @@ def listener(version: int, sockets: UdpSockets) -> socket.socket:
 
 @pytest.fixture
 def sockets() -> Iterator[UdpSockets]:
-    made = UdpSockets()
+    inquirer = Inquirer()
+    made = UdpSockets(inquirer)
     yield made
     made.close()
+    inquirer.close()
 
 
 @pytest.mark.requirement("IF-04", "MSG-19")
@@ -95,15 +98,12 @@ def test_a_source_address_that_is_gone_is_forgotten(sockets: UdpSockets, version
 @pytest.mark.requirement("RT-13", "RT-14")
 @pytest.mark.parametrize(("version", "interface", "is_kept"), [(4, 1, True), (4, 99, False), (6, 0, True)])
 def test_a_source_is_forgotten_when_the_route_uses_another_interface(
-    version: int, interface: int, is_kept: bool
+    sockets: UdpSockets, version: int, interface: int, is_kept: bool
 ) -> None:
-    pair = Pair()
-    source = LocalAddress(endpoint(version, 0).address, interface)
-    pair.a.peer.endpoint = endpoint(version, 1, source)
-    inquirer = Inquirer()
-    forget_detoured_sources([pair.a.peer, pair.b.peer], inquirer, 0)
-    inquirer.close()
-    assert (pair.a.peer.endpoint.source is not None) is is_kept
+    port, peer = sockets.open(0), Pair().a.peer
+    peer.endpoint = endpoint(version, port, LocalAddress(endpoint(version, 0).address, interface))
+    assert sockets.send(Transmit(b"x", peer.endpoint, 0, peer)) == ""
+    assert (peer.endpoint.source is not None) is is_kept
 
 
 def test_errors_are_told_and_never_raised(sockets: UdpSockets) -> None:
@@ -115,24 +115,34 @@ def test_errors_are_told_and_never_raised(sockets: UdpSockets) -> None:
 
 
 @pytest.mark.requirement("MTU-15")
-def test_an_icmp_error_about_our_datagram_is_an_empty_datagram(sockets: UdpSockets) -> None:
-    sockets.open(0)
+def test_an_icmp_error_about_our_datagram_is_passed_over(sockets: UdpSockets) -> None:
+    port = sockets.open(0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
-        port = other.getsockname()[1]
-    one = listener(4, sockets)
-    one.connect(("127.0.0.1", port))
+        nobody = other.getsockname()[1]
+        one = listener(4, sockets)
+        one.connect(("127.0.0.1", nobody))
+        other.sendto(b"real", ("127.0.0.1", port))
     one.send(b"to nobody")
+    assert sockets.receive(one) is None
     received = sockets.receive(one)
     assert received is not None
-    assert received[0] == b""
+    assert received[0] == b"real"
+
+
+def test_a_socket_that_was_closed_has_nothing_to_say(sockets: UdpSockets) -> None:
+    sockets.open(0)
+    one = listener(4, sockets)
+    sockets.close()
+    assert sockets.receive(one) is None
 
 
 def test_interfaces_are_found_by_name(sockets: UdpSockets) -> None:
     assert sockets.interface_index("lo") == 1
-    with pytest.raises(ConfigError) as error:
-        sockets.interface_index("no such one")
-    assert error.value.errno == errno.EINVAL
+    for name in ("no such one", "nul\0", "\xff", "a" * 5000):
+        with pytest.raises(ConfigError) as error:
+            sockets.interface_index(name)
+        assert error.value.errno == errno.EINVAL
 
 
 def test_a_machine_without_ipv6_has_one_socket(sockets: UdpSockets, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,3 +156,55 @@ def test_a_machine_without_ipv6_has_one_socket(sockets: UdpSockets, monkeypatch:
     monkeypatch.setattr(socket, "socket", without_ipv6)
     assert sockets.open(0) > 0
     assert [one.family for one in sockets.sockets] == [socket.AF_INET]
+
+
+DETOUR = """
+        import subprocess
+        from ipaddress import ip_address
+        from refwg.boundary import Endpoint, LocalAddress, Transmit
+        from refwg.netlink import Inquirer
+        from refwg.socket import UdpSockets
+        from selftests.unit.pair import Pair
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        for number in (1, 2):
+            ip(f"link add v{number} type veth peer name w{number}"); ip(f"link set v{number} up")
+            ip(f"link set w{number} up"); ip(f"address add 10.0.{number}.1/24 dev v{number}")
+        ip("address add 10.0.1.9/24 dev v1")
+        ip("route add 10.9.0.0/16 dev v1 metric 5")
+        sockets, peer = UdpSockets(Inquirer()), Pair().a.peer
+        sockets.open(5)
+        source = LocalAddress(bytes([10, 0, 1, 9]), sockets.interface_index("v1"))
+        peer.endpoint = Endpoint(bytes([10, 9, 0, 1]), 5, 0, source)
+        def send():
+            why = sockets.send(Transmit(b"x", peer.endpoint, 0, peer))
+            return why or "sent", peer.endpoint.source == source
+"""
+
+
+@pytest.mark.requirement("RT-13", "RT-12")
+def test_a_source_is_looked_at_again_when_something_is_sent_after_a_change() -> None:
+    code = """
+        print(send()); ip("route add 10.9.0.0/16 dev v2 metric 1"); print(peer.endpoint.source == source)
+        ip("route delete 10.9.0.0/16 dev v2 metric 1"); sockets.routes_changed(); print(send())
+        ip("route add 10.9.0.0/16 dev v2 metric 1"); sockets.routes_changed(); print(send())
+    """
+    assert run_in_sandbox(DETOUR, code) == "('sent', True)\nTrue\n('sent', True)\n('sent', False)\n"
+
+
+@pytest.mark.requirement("RT-12", "ERR-07")
+def test_without_a_route_a_source_is_kept_and_without_the_address_it_is_not() -> None:
+    code = """
+        ip("route delete 10.9.0.0/16 dev v1"); print(send())
+        ip("route add 10.9.0.0/16 dev v1"); sockets.routes_changed(); print(send())
+        ip("address delete 10.0.1.9/24 dev v1"); sockets.routes_changed(); print(send())
+    """
+    assert run_in_sandbox(DETOUR, code) == "('ENETUNREACH', True)\n('sent', True)\n('sent', False)\n"
+
+
+@pytest.mark.requirement("RT-17", "RT-16")
+def test_the_mark_decides_about_the_route_that_a_source_is_measured_by() -> None:
+    code = """
+        ip("route add 10.9.0.0/16 dev v2 table 7"); ip("rule add fwmark 7 table 7")
+        print(send()); sockets.set_fwmark(7); print(send())
+    """
+    assert run_in_sandbox(DETOUR, code) == "('sent', True)\n('sent', False)\n"

@@ -47,8 +47,8 @@ def test_it_is_followed_into_another_namespace_under_another_name() -> None:
             ip("-n other " + text)
         print(tun.refresh(), tun.link.name, tun.link.mtu, tun.link.is_up, Inquirer().link("wg9"))
         from refwg.packet import IcmpError
-        print(tun.send_icmp(IcmpError(destination=bytes([10, 0, 0, 1]), message=bytes(8))))
-        print(tun.send_icmp(IcmpError(destination=bytes([99, 0, 0, 1]), message=bytes(8))))
+        print(tun.send_icmp(IcmpError(destination=bytes([10, 0, 0, 1]), message=bytes(8)), 0))
+        print(tun.send_icmp(IcmpError(destination=bytes([99, 0, 0, 1]), message=bytes(8)), 0))
         tun.set_down(); tun.refresh(); print(tun.link.is_up)
         tun.close()
     """

@@ -1,0 +1,106 @@
+"""ICMP errors for senders whose packets nobody takes: by raw sockets, and no more often than the stack sends its own.
+
+Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: there is a limit for all errors
+together, and for each destination that is not this host a rate with a small burst. Left out is the higher rate that
+IPv6 allows to destinations behind a short prefix.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from refwg.messages import MILLISECOND, SECOND
+
+if TYPE_CHECKING:
+    from refwg.netlink import Inquirer
+    from refwg.packet import IcmpError
+
+_IPV4_BYTES: Final = 4
+_LOOPBACK: Final = 1
+# How many errors a destination may get at once that has not had any for a while (net/ipv4/inetpeer.c).
+_BURST: Final = 6
+_DESTINATIONS: Final = 4096
+# Where the stack keeps its limits, and what they are if it does not show them (icmp(7)).
+_ERRORS_PER_SECOND: Final = ("ipv4/icmp_msgs_per_sec", 1000)
+_ERRORS_AT_ONCE: Final = ("ipv4/icmp_msgs_burst", 50)
+_MILLISECONDS_APART: Final = {4: ("ipv4/icmp_ratelimit", 1000), 16: ("ipv6/icmp/ratelimit", 1000)}
+
+
+class Bucket:
+    """Lets one thing happen per `interval` nanoseconds, and `burst` at once after a pause; interval 0: all."""
+
+    __slots__ = ("_credit", "_interval", "_last", "_limit")
+
+    def __init__(self, interval: int, burst: int) -> None:
+        self._interval = interval
+        self._limit = self._credit = interval * burst
+        self._last: int | None = None
+
+    def allow(self, now: int) -> bool:
+        self._credit = min(self._limit, self._credit + now - (now if self._last is None else self._last))
+        self._last = now
+        if self._credit < self._interval:
+            return False
+        self._credit -= self._interval
+        return True
+
+
+class IcmpSender:
+    """Sends ICMP errors in the network namespace in which it was made.
+
+    inquirer: of the same namespace.
+    """
+
+    def __init__(self, inquirer: Inquirer) -> None:
+        self._inquirer = inquirer
+        self._sockets: dict[int, socket.socket] = {}
+        with suppress(OSError):
+            self._sockets[4] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
+            self._sockets[16] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+        self._apart = {length: _sysctl(*limit) * MILLISECOND for length, limit in _MILLISECONDS_APART.items()}
+        rate = _sysctl(*_ERRORS_PER_SECOND)
+        self._all = Bucket(SECOND // rate if rate else 0, _sysctl(*_ERRORS_AT_ONCE))
+        self._destinations: dict[bytes, Bucket] = {}
+
+    def send(self, error: IcmpError, now: int) -> bool:
+        """Send it; False if there were too many lately, or the stack does not take it."""
+        one = self._sockets.get(len(error.destination))
+        if one is None or not self._all.allow(now) or not self._bucket(error.destination).allow(now):
+            return False
+        try:
+            one.sendto(error.message, (socket.inet_ntop(one.family, error.destination), 0))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        for one in self._sockets.values():
+            one.close()
+
+    def _bucket(self, destination: bytes) -> Bucket:
+        found = self._destinations.get(destination)
+        if found is None:
+            if len(self._destinations) >= _DESTINATIONS:
+                self._destinations.clear()
+            # This host may hear of its own mistakes as often as it makes them.
+            is_local = self._inquirer.route(destination).interface == _LOOPBACK
+            found = Bucket(0 if is_local else self._apart[len(destination)], _BURST)
+            self._destinations[destination] = found
+        return found
+
+
+def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
+    one = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    # It only sends; what comes in would fill its buffer to no purpose.
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+    return one
+
+
+def _sysctl(name: str, default: int) -> int:
+    try:
+        return int(Path("/proc/sys/net", name).read_text())
+    except (OSError, ValueError):
+        return default
