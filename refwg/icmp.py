@@ -76,6 +76,10 @@ class IcmpSender:
             return False
         return True
 
+    def routes_changed(self) -> None:
+        """Who was this host may be another now."""
+        self._destinations.clear()
+
     def close(self) -> None:
         for one in self._sockets.values():
             one.close()

@@ -87,6 +87,7 @@ class Tun:
         before = self._where()
         was_down = any(link.index == self.link.index and not link.is_up for link in before.monitor.drain())
         before.mtus.clear()
+        before.icmp.routes_changed()
         self.link = self._look_up()
         return was_down or self._place is not before
 

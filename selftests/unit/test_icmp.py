@@ -16,6 +16,8 @@ SETUP = """
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("address add fd00::1/64 dev v0 nodad")
+        while Inquirer().route(ip_address("fd00::1").packed).interface != 1:
+            pass  # a kernel thread makes the route a moment later
         def sent(sender, address, count, now=0):
             error = IcmpError(destination=ip_address(address).packed, message=bytes([3, 1, 0, 0, 0, 0, 0, 0]))
             return sum(sender.send(error, now) for _ in range(count))
@@ -36,8 +38,8 @@ def test_a_bucket_without_an_interval_never_refuses() -> None:
 @pytest.mark.requirement("ERR-02")
 def test_each_destination_has_six_errors_at_once_and_then_one_a_second() -> None:
     code = """
-        sender = IcmpSender(Inquirer())
         Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("1000")
+        sender = IcmpSender(Inquirer())
         for second in range(3):
             print(*(sent(sender, address, 9, second * 10**9) for address in ("10.0.0.7", "10.0.0.8", "fd00::7")))
     """
@@ -51,6 +53,15 @@ def test_a_sender_on_this_host_is_bound_by_the_limit_for_all_errors_only(address
         print(sent(IcmpSender(Inquirer()), "{address}", 60))
     """
     assert run_in_sandbox(SETUP, code) == "50\n"
+
+
+def test_after_a_change_of_routes_a_sender_may_be_another() -> None:
+    code = """
+        sender = IcmpSender(Inquirer())
+        print(sent(sender, "10.0.0.7", 9)); ip("address add 10.0.0.7/24 dev v0")
+        sender.routes_changed(); print(sent(sender, "10.0.0.7", 9))
+    """
+    assert run_in_sandbox(SETUP, code) == "6\n9\n"
 
 
 def test_the_limits_are_those_of_the_stack() -> None:
