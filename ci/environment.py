@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.cache import cache_root, wait_for_lock
+from harness.debian import apt_install
 from harness.errors import HarnessError, Unavailable
-from harness.install import apt_install, installed, recipes
+from harness.install import installed, on_request, recipes
 from harness.progress import Step, step_line
 from harness.toolchain import ToolFailed, ended, exit_on_sigterm, run_tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from harness.progress import Report
 
@@ -45,9 +46,11 @@ Make this checkout ready to test with: run it after cloning and after pulling.
 
   1. Debian packages named in ci/packages.txt, those that are missing, by apt-get (as root, or through sudo)
   2. .venv: the packages of requirements.lock, checked against its hashes, and this project, editable
-  3. the programs under test, in {cache_root()} (XDG_CACHE_HOME moves it)
+  3. the programs under test, in {cache_root()} (XDG_CACHE_HOME moves it);
+     those in Rust take minutes to build and are installed only if you name them
 
-Variables of pip, Go and apt that name registries, proxies or certificates are honoured (PIP_INDEX_URL, GOPROXY, ...).
+Variables of pip, Go, cargo and apt that name registries, proxies or certificates are honoured (PIP_INDEX_URL,
+GOPROXY, ...).
 To start over: rm -r .venv
 exit status: 0 ready, 2 wrong usage, 125 something is missing and could not be installed
 """
@@ -74,11 +77,14 @@ class Outcome:
         return step_line(self.state, self.name, self.seconds, self.note)
 
 
-def prepare() -> Iterator[Outcome]:
-    """Do all steps; raise Unavailable where nothing can go on, but a missing peer is only told."""
+def prepare(peers: Collection[str] = ()) -> Iterator[Outcome]:
+    """Do all steps; raise Unavailable where nothing can go on, but a missing peer is only told.
+
+    peers: to be installed beside those that always are.
+    """
     yield _step("packages", ensure_packages)
     yield _step("virtual environment", ensure_venv)
-    yield ensure_peers()
+    yield ensure_peers(peers)
 
 
 def ensure_packages(step: Step) -> None:
@@ -126,11 +132,12 @@ def ensure_venv(step: Step) -> None:
         step.outcome = "installed requirements.lock and the project"
 
 
-def ensure_peers() -> Outcome:
+def ensure_peers(asked: Collection[str] = ()) -> Outcome:
     """Install the programs under test; the tests of one that cannot be had are skipped, so the others go on."""
     started = time.monotonic()
     try:
-        missing = [name for name, table in recipes().items() if installed(name, table) is None]
+        wanted = {name: table for name, table in recipes().items() if name in asked or not on_request(table)}
+        missing = [name for name, table in wanted.items() if installed(name, table) is None]
         # The Python of the virtual environment has a pip, to fetch toolchains with; the system's may have none.
         status = _run_install(missing) if missing else 0
     except HarnessError as error:
@@ -155,10 +162,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="ci/setup", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.parse_args()
+    parser.add_argument("peers", nargs="*", metavar="NAME", help="a program under test to install as well")
+    peers = parser.parse_args().peers
+    if unknown := set(peers) - recipes().keys():
+        parser.error(f"{', '.join(sorted(unknown))}: cannot be installed; there are: {', '.join(recipes())}")
     exit_on_sigterm()
     try:
-        outcomes = list(prepare())
+        outcomes = list(prepare(peers))
     except HarnessError as error:
         print(f"ci/setup: {error}", file=sys.stderr)
         return EXIT_COULD_NOT

@@ -27,6 +27,7 @@ EXAMPLES: Final = """\
 examples:
   ci/interop                                kernel, refwg, wireguard-go
   ci/interop --impl mine=/tmp/build/wg      yours with each of them, and with itself
+  ci/interop --impl boringtun --impl gotatun          those two as well, which take minutes to build the first time
   ci/interop --quick                        handshakes, pings and streams only
 
 exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted
@@ -39,7 +40,7 @@ def main() -> int:
     exit_on_sigterm()
     started = time.monotonic()
     try:
-        for _ in prepare():
+        for _ in prepare(options.impl):
             pass
         _step("guest", "python", str(ROOT / "ci" / "vm.py"), "prepare")
         status = _run(options)

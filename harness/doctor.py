@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from harness import show, toolchain, traffic
+from harness import rust, show, toolchain, traffic
 from harness.errors import HarnessError, ProgramFailed, Unavailable
 from harness.implementation import Registry
 from harness.lab import Lab
@@ -276,12 +276,25 @@ def _tshark(bench: Bench) -> str:
 
 
 def _go(_: Bench) -> str:
-    tables = [manifest.install for manifest in Registry().known.values() if manifest.install.get("kind") == "go"]
-    wanted = max((toolchain.parse_version(str(table["go"])) for table in tables), default=())
+    wanted = _newest_wanted("go")
     found = toolchain.find_go(wanted)
     if found is None:
         raise Missing(f"none of {'.'.join(map(str, wanted))} or newer on PATH or in the cache")
     return f"{found} {'.'.join(map(str, toolchain.go_version(found) or ()))}"
+
+
+def _rust(_: Bench) -> str:
+    wanted = _newest_wanted("rust")
+    found = rust.find_rust(wanted)
+    if found is None:
+        raise Missing(f"none of {'.'.join(map(str, wanted))} or newer on PATH or in the cache")
+    return f"{found.rustc} {'.'.join(map(str, found.version() or ()))}"
+
+
+def _newest_wanted(language: str) -> toolchain.Version:
+    """The newest version of a compiler that one of the implementations needs."""
+    tables = [manifest.install for manifest in Registry().known.values()]
+    return max((toolchain.parse_version(str(table[language])) for table in tables if language in table), default=())
 
 
 # Implementations
@@ -290,8 +303,8 @@ def _go(_: Bench) -> str:
 def _implementation(manifest: Manifest, bench: Bench) -> str:
     reason = manifest.why_unavailable()
     if reason is not None:
-        detail, _, remedy = reason.partition("; ")
-        raise Missing(detail, remedy.removeprefix("to install it: "))
+        detail, _, remedy = reason.rpartition("; ")
+        raise Missing(detail, remedy.removeprefix("to install it: ").removeprefix("to try again: "))
     lab = Lab(bench.directory / manifest.name)
     try:
         node = lab.node("doctor3")
@@ -327,6 +340,12 @@ _PROBES: Final = (
     _program("qemu-system-x86_64", "qemu-system-x86", _qemu, "the vm and warp lanes"),
     _program("tshark", "tshark", _tshark, "the comparison of captures with Wireshark"),
     Probe(name="go", attempt=_go, disables="nothing: wg-interop install fetches a Go when it needs one", needed=False),
+    Probe(
+        name="rust",
+        attempt=_rust,
+        disables="nothing: wg-interop install fetches Debian's when it needs one",
+        needed=False,
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from harness import install
+from harness import install, recipes
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.process import program_environment
 
@@ -74,7 +74,10 @@ class Manifest:
             return self.program
         found = install.installed(self.name, self.install) if self.install else None
         if found is None:
-            raise Unavailable(f"{self.name} is not installed; to install it: wg-interop install {self.name}")
+            why = install.why_not_installed(self.name)
+            said = f"could not be installed ({why})" if why else "is not installed"
+            again = "to try again" if why else "to install it"
+            raise Unavailable(f"{self.name} {said}; {again}: wg-interop install {self.name}")
         return found
 
     def argv(self, interface: str) -> list[str]:
@@ -267,7 +270,7 @@ class _Reader:
         table: dict[str, Any] = self._take(data, "install", dict, {})
         try:
             if table:
-                install.parse("-", table)
+                recipes.parse("-", table)
         except UsageError as error:
             raise self._wrong(str(error).removeprefix("-: ")) from error
         return table

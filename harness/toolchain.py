@@ -121,7 +121,7 @@ def run_tool(
 def reason(lines: Sequence[str]) -> str:
     """The line of a failed program's output that says why: its last error, else its last line."""
     said = [line for line in lines if line]
-    errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "dpkg-deb: error"))]
+    errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "error: ", "dpkg-deb: error"))]
     # Without a network pip ends with "No matching distribution", and says only in passing that it reached no one.
     unreached = [found.group() for line in said if (found := _UNREACHED.search(line))]
     return " ".join([*(errors or said or [""])[-1:], *(f"({cause})" for cause in unreached[-1:])])

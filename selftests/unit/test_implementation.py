@@ -64,7 +64,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[program]\nversion = ["{program.name}"]', f"program.version: {FILLED} 'str' object"),
         (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
-        (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, debian"),
+        (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, cargo, debian"),
         (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
         (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
         (KERNEL + '[capabilities_since]\nroaming = "6.1-rc"', f"{SINCE} '6.1-rc'"),
@@ -126,10 +126,19 @@ def test_implementation_that_is_not_installed_says_how_to_get_it(
         newest.argv("wg0")
 
 
+def test_implementation_that_could_not_be_installed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "wg-interop" / "peers" / "boringtun").mkdir(parents=True)
+    (tmp_path / "wg-interop" / "peers" / "boringtun" / "why-not").write_text("no network")
+    assert Registry().get("boringtun").why_unavailable() == (
+        "boringtun could not be installed (no network); to try again: wg-interop install boringtun"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("nope", "unknown implementation 'nope'; there are: kernel, "),
+        ("nope", "unknown implementation 'nope'; there are: boringtun, "),
         ("mine=/nowhere", "--impl mine=/nowhere: no program /nowhere"),
         ("mine=/etc/passwd", "--impl mine=/etc/passwd: /etc/passwd is not executable: chmod +x /etc/passwd"),
         ("mine=/tmp", "--impl mine=/tmp: no program /tmp"),

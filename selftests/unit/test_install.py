@@ -13,7 +13,8 @@ import pytest
 
 from harness import install as installer
 from harness.errors import Unavailable, UsageError
-from harness.install import install, installed, main, parse, recipes
+from harness.install import install, installed, main, on_request, recipes, why_not_installed
+from harness.recipes import parse
 from harness.toolchain import find_go, go_environment, go_version, parse_version, reason
 
 if TYPE_CHECKING:
@@ -33,11 +34,22 @@ env > $GOBIN/env
 echo $@ > $GOBIN/arguments
 """
 APT = """#!/bin/sh
-[ $1 = download ] && : > some-wg_1_amd64.deb
+for word; do case $word in Dir::Cache::archives=*) : > "${word#*=}/some-wg_1_amd64.deb";; esac; done
 """
 DPKG = """#!/bin/sh
 mkdir -p $3/usr/bin
 cp /bin/true $3/usr/bin/some-wg-that-is-not-there
+"""
+CARGO = {"kind": "cargo", "crate": "some-wg", "version": "1.2.3", "binary": "wg", "rust": "1.85"}
+RUSTC = """#!/bin/sh
+echo "rustc 1.95.0 (59807616e 2026-04-14)"
+"""
+WORKING_CARGO = """#!/bin/sh
+for word; do [ "$before" = --root ] && root=$word; before=$word; done
+mkdir -p $root/bin $CARGO_HOME/registry
+cp /bin/true $root/bin/wg
+env > $root/env
+echo $@ > $root/arguments
 """
 
 
@@ -64,9 +76,9 @@ def write_program(path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ({}, "kind: None is not one of go, debian"),
-        (GO | {"kind": "snap"}, "kind: 'snap' is not one of go, debian"),
-        (GO | {"kind": ["go"]}, "kind: ['go'] is not one of go, debian"),
+        ({}, "kind: None is not one of go, cargo, debian"),
+        (GO | {"kind": "snap"}, "kind: 'snap' is not one of go, cargo, debian"),
+        (GO | {"kind": ["go"]}, "kind: ['go'] is not one of go, cargo, debian"),
         (GO | {"flavour": "sweet"}, "unknown key: flavour"),
         ({"kind": "go", "module": "m"}, "missing: binary, go, version"),
         (GO | {"version": 1}, "version: 1 is not a string"),
@@ -74,6 +86,10 @@ def write_program(path: Path, text: str) -> None:
         (GO | {"version": "v1/../../x"}, "version: 'v1/../../x' is not a fixed version such as v1.2.3"),
         (GO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
         (GO | {"go": "new"}, "go: 'new' is not a Go version such as 1.23.1"),
+        (CARGO | {"crate": "--git"}, "crate: '--git' is not the name of a crate"),
+        (CARGO | {"version": "1.2"}, "version: '1.2' is not a fixed version such as 1.2.3"),
+        (CARGO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
+        (CARGO | {"rust": "stable"}, "rust: 'stable' is not a Rust version such as 1.85"),
         (DEBIAN | {"package": "-o evil"}, "package: '-o evil' is not the name of a Debian package"),
         (DEBIAN | {"binary": "wg"}, "binary: 'wg' is not an absolute path"),
         (DEBIAN | {"binary": "/usr/../wg"}, "binary: '/usr/../wg' is not an absolute path"),
@@ -87,7 +103,7 @@ def test_bad_install_table_is_refused_with_the_key_named(table: Mapping[str, obj
 
 def test_manifests_of_the_project_can_be_parsed() -> None:
     tables = recipes()
-    assert {"wireguard-go", "wireguard-go-debian"} <= tables.keys()
+    assert {"wireguard-go", "wireguard-go-debian", "boringtun", "gotatun"} <= tables.keys()
     for name, table in tables.items():
         parse(name, table)
 
@@ -132,6 +148,33 @@ def test_go_program_is_built_with_checks_on_and_without_the_builders_paths(cache
     assert {"GOTOOLCHAIN=local", "CGO_ENABLED=0"} <= set(environment.split("\n"))
 
 
+def test_rust_program_is_built_into_the_cache_with_its_own_lock_file(cache: Path, programs: Path) -> None:
+    write_program(programs / "rustc", RUSTC)
+    write_program(programs / "cargo", WORKING_CARGO)
+    built = install("peer", CARGO)
+    target = cache / "peers" / "peer" / "1.2.3"
+    assert built == installed("peer", CARGO) == target / "bin" / "wg"
+    said = (target / "arguments").read_text()
+    assert re.search(r"install --locked --root \S+ --target-dir \S+ some-wg@1\.2\.3\n$", said)
+    # Nothing that was fetched or compiled on the way is left.
+    assert {path.name for path in target.iterdir()} == {"bin", "env", "arguments"}
+
+
+def test_rust_program_is_refused_without_a_compiler_to_link_with(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(programs))
+    write_program(programs / "rustc", RUSTC)
+    write_program(programs / "cargo", WORKING_CARGO)
+    with pytest.raises(Unavailable, match="no C compiler to link with: as root: apt-get install -y gcc libc6-dev"):
+        install("peer", CARGO)
+
+
+def test_rust_programs_are_installed_only_if_named() -> None:
+    assert {name for name, table in recipes().items() if on_request(table)} == {"boringtun", "gotatun"}
+
+
 def test_build_leaves_no_fetched_modules(programs: Path) -> None:
     write_program(programs / "go", WORKING_GO + "mkdir -p $GOMODCACHE/some@v1; chmod 500 $GOMODCACHE/some@v1\n")
     assert {path.name for path in install("peer", GO).parent.iterdir()} == {"wg", "env", "arguments"}
@@ -143,7 +186,17 @@ def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, progra
         Unavailable, match=r"^peer could not be installed: no net; check the network .*--impl peer=PATH$"
     ):
         install("peer", GO)
-    assert list((cache / "peers" / "peer").glob("*")) == [cache / "peers" / "peer" / ".v1.2.3.lock"]
+    assert {path.name for path in (cache / "peers" / "peer").iterdir()} == {".v1.2.3.lock", "why-not"}
+
+
+def test_failure_is_remembered_until_an_installation_succeeds(programs: Path) -> None:
+    write_program(programs / "go", FAILING_GO)
+    with pytest.raises(Unavailable):
+        install("peer", GO)
+    assert why_not_installed("peer") == "no net"
+    write_program(programs / "go", WORKING_GO)
+    install("peer", GO)
+    assert why_not_installed("peer") is None
 
 
 def test_program_that_the_module_does_not_build_is_named(programs: Path) -> None:
@@ -222,6 +275,7 @@ def test_users_own_go_caches_and_checks_are_respected(cache: Path, monkeypatch: 
     ("lines", "expected"),
     [
         (["E: Unable to locate package x", "trailing chatter"], "E: Unable to locate package x"),
+        (["error: failed to compile `x`", "Caused by:", "  z"], "error: failed to compile `x`"),
         (["one", "two", ""], "two"),
         (
             ["WARNING: Retrying: 'Failed to establish a new connection: [Errno -3] no name')'", "ERROR: No matching x"],
