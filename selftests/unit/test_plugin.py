@@ -112,10 +112,10 @@ def test_looking_at_what_there_is_enters_no_sandbox(pytester: pytest.Pytester, o
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--impl", "nope"], "unknown implementation 'nope'; there are: kernel, *; yours: --impl nope=/path"),
+        (["--impl", "nope"], "unknown implementation 'nope'; there are: boringtun, *; yours: --impl nope=/path"),
         (["--impl", "mine=/nowhere"], "--impl mine=/nowhere: no program /nowhere"),
         (["--impl-manifest", "/nowhere"], "manifest /nowhere: No such file or directory"),
-        (["--pair", "nope~kernel"], "unknown implementation 'nope'; there are: kernel, *"),
+        (["--pair", "nope~kernel"], "unknown implementation 'nope'; there are: boringtun, *"),
         (["--pair", ONE], f"--pair {ONE}: want A~B, two implementations with a tilde between"),
         (["--pair", f"{ONE}~{TWO}~kernel"], "--pair *: want A~B, two implementations with a tilde between"),
         (["--lane", "fast"], "argument --lane: invalid choice: 'fast' (choose from *"),
