@@ -83,7 +83,7 @@ def dh(private_key: bytes, public_key: bytes) -> bytes:
 
 
 class Aead:
-    """ChaCha20-Poly1305 under one key; the nonce is four zero bytes and the counter."""
+    """ChaCha20-Poly1305 under one key; for all but cookies the nonce is four zero bytes and the counter."""
 
     __slots__ = ("_cipher",)
 
@@ -91,11 +91,17 @@ class Aead:
         self._cipher = ChaCha20Poly1305(key)
 
     def seal(self, counter: int, plaintext: bytes, associated_data: bytes | None = None) -> bytes:
-        return self._cipher.encrypt(_NONCE.pack(0, counter), plaintext, associated_data)
+        return self.seal_with(_NONCE.pack(0, counter), plaintext, associated_data)
 
     def open(self, counter: int, ciphertext: bytes, associated_data: bytes | None = None) -> bytes:
+        return self.open_with(_NONCE.pack(0, counter), ciphertext, associated_data)
+
+    def seal_with(self, nonce: bytes, plaintext: bytes, associated_data: bytes | None) -> bytes:
+        return self._cipher.encrypt(nonce, plaintext, associated_data)
+
+    def open_with(self, nonce: bytes, ciphertext: bytes, associated_data: bytes | None) -> bytes:
         try:
-            return self._cipher.decrypt(_NONCE.pack(0, counter), ciphertext, associated_data)
+            return self._cipher.decrypt(nonce, ciphertext, associated_data)
         except InvalidTag as error:
             raise NotAuthentic("the tag does not verify") from error
 
@@ -116,15 +122,12 @@ def hchacha20(key: bytes, nonce: bytes) -> bytes:
 def xseal(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
     """XAEAD of the paper: XChaCha20-Poly1305, whose 24 bytes of nonce may be drawn at random."""
     subkey, inner_nonce = _extended(key, nonce)
-    return ChaCha20Poly1305(subkey).encrypt(inner_nonce, plaintext, associated_data)
+    return Aead(subkey).seal_with(inner_nonce, plaintext, associated_data)
 
 
 def xopen(key: bytes, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
     subkey, inner_nonce = _extended(key, nonce)
-    try:
-        return ChaCha20Poly1305(subkey).decrypt(inner_nonce, ciphertext, associated_data)
-    except InvalidTag as error:
-        raise NotAuthentic("the tag does not verify") from error
+    return Aead(subkey).open_with(inner_nonce, ciphertext, associated_data)
 
 
 def _extended(key: bytes, nonce: bytes) -> tuple[bytes, bytes]:

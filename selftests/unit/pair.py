@@ -21,6 +21,7 @@ from refwg.boundary import Deliver, Endpoint, LocalAddress, Transmit, Unreachabl
 from refwg.device import Device
 from refwg.errors import ConfigError
 from refwg.messages import MILLISECOND, SECOND, MessageType
+from refwg.queueing import LoadMemory
 from selftests.unit.packets import ip_packet
 
 if TYPE_CHECKING:
@@ -92,19 +93,31 @@ def private_key(name: str) -> bytes:
 
 
 class Side:
-    """A device with all it needs, and everything it has let out."""
+    """A device with all it needs, and everything it has let out.
+
+    ephemerals: the private ones of all handshakes, in order.
+    """
 
     def __init__(self, name: str, number: int, clock: Callable[[], int], seed: int) -> None:
         self.name = name
         self.environment = SeededEnvironment(seed, clock)
         self.sockets = FakeSockets()
-        self.device = Device(self.environment, self.sockets, now=clock())
+        self.load = LoadMemory()
+        self.ephemerals: list[bytes] = []
+        self.device = Device(self.environment, self.sockets, now=clock(), load=self.load, watcher=self)
         self.device.set_listen_port(number)
         self.device.set_private_key(private_key(name), clock())
         self.endpoint = Endpoint(ip_address(f"10.0.0.{number}").packed, number)
         self.inner = {4: f"192.168.241.{number}", 6: f"fd00::{number}"}
         self.delivered: list[bytes] = []
         self.icmp: list[IcmpError] = []
+
+    def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
+        """As a watcher we are interested in keys alone."""
+
+    def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
+        del static_private, remote_static, preshared
+        self.ephemerals.append(ephemeral_private)
 
     @property
     def public_key(self) -> bytes:

