@@ -1,0 +1,179 @@
+"""Many devices in virtual time: a ring lattice, in which each knows its eight nearest neighbours.
+
+    python -m bench.lattice [--devices N]...
+
+Every device sends a packet to its four neighbours ahead, and each of them answers: so every link needs one handshake
+and carries a packet each way. Nothing is real but the code of refwg's core; time and memory per link must not depend on
+the number of devices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import tracemalloc
+from collections import Counter
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from refwg.allowedips import Prefix
+from refwg.boundary import Deliver, Endpoint, Transmit
+from refwg.device import Device
+from refwg.messages import MILLISECOND, SECOND, MessageType
+from refwg.noise import StaticIdentity
+from refwg.queueing import LoadMemory
+from refwg.ratelimiter import RateLimiter
+from refwg.timers import Agenda
+from selftests.unit.packets import ip_packet
+from selftests.unit.pair import FakeSockets, SeededEnvironment, private_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from refwg.device import Effect
+    from refwg.peer import Peer
+
+NEIGHBOURS_AHEAD: Final = 4
+LATENCY: Final = 10 * MILLISECOND
+PORT: Final = 51820
+SIZES: Final = (250, 500, 1000)
+
+
+def inner(number: int) -> str:
+    return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+
+
+class Node:
+    """A device and what it was given; its outer address is its number."""
+
+    def __init__(self, number: int, lattice: Lattice) -> None:
+        self.number = number
+        environment = SeededEnvironment(number, lambda: lattice.now)
+        self.device = Device(environment, FakeSockets(), now=0, ratelimiter=lattice.ratelimiter, load=lattice.load)
+        identity = StaticIdentity.from_private(private_key(str(number)))
+        self.public_key = identity.public
+        self.device.set_private_key(identity.private, 0)
+        self.endpoint = Endpoint(number.to_bytes(4), PORT)
+        self.delivered: Counter[str] = Counter()
+
+    def add_peer(self, other: Node) -> None:
+        peer = self.device.add_peer(other.public_key, 0)
+        if peer is None:
+            raise AssertionError(f"device {self.number} would be its own neighbour")
+        self.device.set_endpoint(peer, other.endpoint, 0)
+        self.device.insert_allowed_ip(peer, Prefix(other.inner_address, 32))
+
+    @property
+    def inner_address(self) -> bytes:
+        return bytes(int(byte) for byte in inner(self.number).split("."))
+
+
+class UnderWay(NamedTuple):
+    """A datagram on the wire."""
+
+    arrival: int
+    order: int
+    receiver: Node
+    datagram: bytes
+    sender: Endpoint
+
+
+class Lattice:
+    """All devices, the wire between them, and the time."""
+
+    def __init__(self, devices: int) -> None:
+        self.now = 0
+        self.ratelimiter, self.load = RateLimiter(), LoadMemory()
+        self.messages: Counter[MessageType] = Counter()
+        self._wire: list[UnderWay] = []
+        self._agenda: Agenda[Node] = Agenda()
+        self.nodes = [Node(number, self) for number in range(devices)]
+        self.links = [
+            (node, self.nodes[(node.number + distance) % devices])
+            for node in self.nodes
+            for distance in range(1, NEIGHBOURS_AHEAD + 1)
+        ]
+        for one, other in self.links:
+            one.add_peer(other)
+            other.add_peer(one)
+        for node in self.nodes:
+            self._carry_out(node, node.device.up(0))
+
+    def talk(self) -> None:
+        """Let everybody send to the neighbours ahead, and let time pass until the last keepalive was sent."""
+        for one, other in self.links:
+            self._send(one, other.number, b"ping")
+        self.run(12 * SECOND)
+
+    def run(self, duration: int) -> None:
+        end = self.now + duration
+        while (moment := self._next_moment()) is not None and moment <= end:
+            self.now = max(moment, self.now)
+            while self._wire and self._wire[0].arrival <= self.now:
+                self._arrive(heappop(self._wire))
+            while (node := self._agenda.due(self.now)) is not None:
+                self._carry_out(node, node.device.expire_timers(self.now))
+        self.now = end
+
+    def _next_moment(self) -> int | None:
+        moments = [self._agenda.next_deadline(), self._wire[0].arrival if self._wire else None]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def _send(self, node: Node, receiver: int, payload: bytes) -> None:
+        packet = ip_packet(inner(node.number), inner(receiver), payload)
+        self._carry_out(node, node.device.send_packet(packet, 1420, self.now))
+
+    def _arrive(self, message: UnderWay) -> None:
+        node = message.receiver
+        self._carry_out(node, node.device.receive_datagram(message.datagram, message.sender, 0, self.now))
+        self._carry_out(node, node.device.process_handshakes(self.now))
+
+    def _carry_out(self, node: Node, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Transmit):
+                self._transmit(node, effect)
+            elif isinstance(effect, Deliver):
+                payload = effect.packet[20:]
+                node.delivered[payload.decode()] += 1
+                if payload == b"ping":
+                    self._send(node, int.from_bytes(effect.packet[13:16]), b"pong")
+        self._agenda.enter(node, node.device.next_deadline())
+
+    def _transmit(self, node: Node, effect: Transmit[Peer]) -> None:
+        self.messages[MessageType(effect.datagram[0])] += 1
+        node.device.sent(effect, self.now)
+        receiver = self.nodes[int.from_bytes(effect.endpoint.address)]
+        order = sum(self.messages.values())
+        heappush(self._wire, UnderWay(self.now + LATENCY, order, receiver, effect.datagram, node.endpoint))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.lattice", description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--devices", type=int, action="append", help=f"how many; by default {SIZES} one after another")
+    print("devices  links  messages  seconds  ms/link  MiB   KiB/link")
+    for devices in parser.parse_args().devices or SIZES:
+        print(measured(devices), flush=True)
+    return 0
+
+
+def measured(devices: int) -> str:
+    """A line of figures: first the time, then, in a second run because it costs time itself, the memory."""
+    start = time.process_time()
+    lattice = Lattice(devices)
+    lattice.talk()
+    seconds = time.process_time() - start
+    links, messages = len(lattice.links), sum(lattice.messages.values())
+    tracemalloc.start()
+    lattice = Lattice(devices)
+    lattice.talk()
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return (
+        f"{devices:7}  {links:5}  {messages:8}  {seconds:7.1f}  {seconds / links * 1000:7.2f}"
+        f"  {memory / 2**20:4.0f}  {memory / links / 1024:8.1f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
