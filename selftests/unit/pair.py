@@ -95,7 +95,8 @@ def private_key(name: str) -> bytes:
 class Side:
     """A device with all it needs, and everything it has let out.
 
-    ephemerals: the private ones of all handshakes, in order.
+    ephemerals: the private ones of all handshakes, in order. births: when each session was derived, by the index that
+    the side puts into its messages.
     """
 
     def __init__(self, name: str, number: int, clock: Callable[[], int], seed: int) -> None:
@@ -104,6 +105,7 @@ class Side:
         self.sockets = FakeSockets()
         self.load = LoadMemory()
         self.ephemerals: list[bytes] = []
+        self.births: dict[int, int] = {}
         self.device = Device(self.environment, self.sockets, now=clock(), load=self.load, watcher=self)
         self.device.set_listen_port(number)
         self.device.set_private_key(private_key(name), clock())
@@ -113,7 +115,13 @@ class Side:
         self.icmp: list[IcmpError] = []
 
     def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
-        """As a watcher we are interested in keys alone."""
+        """We watch our own device for what cannot be seen on the wire."""
+        del details
+        known = self.device.peer(peer) if event == "session derived" else None
+        if known is not None:
+            newest = known.keypairs.next or known.keypairs.current
+            assert newest is not None
+            self.births[newest.remote_index] = now
 
     def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
         del static_private, remote_static, preshared
@@ -148,6 +156,7 @@ class Wire:
 
     latency: int = 10 * MILLISECOND
     loss: float = 0
+    duplication: float = 0
     reordering: int = 0
     filter: Callable[[Sent], bool] = field(default=lambda _: True)
 
@@ -161,6 +170,7 @@ class Pair:
         self.log: list[Sent] = []
         self._fate = random.Random(seed)  # noqa: S311 - not a secret
         self._under_way: list[tuple[int, int, Side, Sent]] = []
+        self._order = 0
         self.a, self.b = (Side(name, number, lambda: self.now, seed + number) for name, number in (("A", 1), ("B", 2)))
         for side, other in ((self.a, self.b), (self.b, self.a)):
             peer = side.add_peer(other, self.now)
@@ -245,8 +255,14 @@ class Pair:
         is_lost = self._fate.random() < self.wire.loss
         to_other = (effect.endpoint.address, effect.endpoint.port) == (other.endpoint.address, other.endpoint.port)
         if to_other and not is_lost and self.wire.filter(sent):
-            delay = self.wire.latency + self._fate.randint(0, self.wire.reordering)
-            heappush(self._under_way, (self.now + delay, len(self.log), other, sent))
+            self._deliver_later(other, sent)
+            if self.wire.duplication and self._fate.random() < self.wire.duplication:
+                self._deliver_later(other, sent)
+
+    def _deliver_later(self, other: Side, sent: Sent) -> None:
+        delay = self.wire.latency + self._fate.randint(0, self.wire.reordering)
+        self._order += 1
+        heappush(self._under_way, (self.now + delay, self._order, other, sent))
 
 
 def arrived_at(sender: Endpoint, side: Side) -> Endpoint:
