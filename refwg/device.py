@@ -194,8 +194,8 @@ class Device:
             self._shared.drop(now, outcome.reason, outcome.peer)
             return []
         effects: list[Effect] = []
-        for follow_up in outcome.follow_ups:
-            effects += _FOLLOW_UPS[follow_up](outcome.peer, now)
+        if outcome.follow_up is not None:
+            effects += _FOLLOW_UPS[outcome.follow_up](outcome.peer, now)
         if outcome.dropped is not None:
             self._shared.drop(now, outcome.dropped, outcome.peer)
         if outcome.packet is not None:

@@ -49,7 +49,7 @@ class Consumed:
     """Something authentic was received from `peer`; packet: what to deliver; dropped: why there is nothing."""
 
     peer: Peer
-    follow_ups: tuple[FollowUp, ...] = ()
+    follow_up: FollowUp | None = None
     packet: bytes | None = None
     dropped: DropReason | None = None
 
@@ -126,17 +126,17 @@ def data(shared: Shared, message: Data, endpoint: Endpoint, outer_ecn: int, now:
         plaintext = open_data(entry.keypair, message, now)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
-    follow_ups = _authenticated(peer, entry.keypair, endpoint, now)
+    follow_up = _authenticated(peer, entry.keypair, endpoint, now)
     if not plaintext:
         peer.count_received(MINIMUM_DATA_LENGTH)
-        return Consumed(peer, follow_ups)
+        return Consumed(peer, follow_up)
     peer.timers.data_received(now)
     try:
         packet = inner_packet(shared, peer, plaintext, outer_ecn)
     except Refused as refusal:
-        return Consumed(peer, follow_ups, dropped=refusal.reason)
+        return Consumed(peer, follow_up, dropped=refusal.reason)
     peer.count_received(MINIMUM_DATA_LENGTH + len(plaintext))
-    return Consumed(peer, follow_ups, packet)
+    return Consumed(peer, follow_up, packet)
 
 
 def open_data(keypair: Keypair, message: Data, now: int) -> bytes:
@@ -184,7 +184,7 @@ def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: in
     peer.learn_endpoint(endpoint, now)
     peer.count_received(INITIATION_LENGTH)
     peer.any_authenticated_packet_received(now)
-    return Consumed(peer, (FollowUp.RESPONSE,))
+    return Consumed(peer, FollowUp.RESPONSE)
 
 
 def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -> Consumed | Dropped:
@@ -201,21 +201,21 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
     peer.handshake_complete(now)
     peer.count_received(RESPONSE_LENGTH)
     peer.any_authenticated_packet_received(now)
-    return Consumed(peer, (FollowUp.CONFIRMATION,))
+    return Consumed(peer, FollowUp.CONFIRMATION)
 
 
-def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> tuple[FollowUp, ...]:
+def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> FollowUp | None:
     """What every authentic data message does, whatever is in it."""
-    follow_ups: tuple[FollowUp, ...] = ()
+    follow_up = None
     peer.learn_endpoint(endpoint, now)
     if peer.received_with(keypair):
         peer.handshake_complete(now)
-        follow_ups += (FollowUp.STAGED_PACKETS,)
-    if _is_last_minute(peer, now):
+        follow_up = FollowUp.STAGED_PACKETS
+    elif _is_last_minute(peer, now):
         peer.timers.sent_lastminute_handshake = True
-        follow_ups += (FollowUp.INITIATION,)
+        follow_up = FollowUp.INITIATION
     peer.any_authenticated_packet_received(now)
-    return follow_ups
+    return follow_up
 
 
 def _is_last_minute(peer: Peer, now: int) -> bool:

@@ -171,6 +171,25 @@ def test_a_cookie_is_kept_and_has_no_other_effect(kind: MessageType) -> None:
     assert sender.peer.cookie.add_macs(bytes(148), pair.now)[-16:] != bytes(16)
 
 
+@pytest.mark.requirement("CK-11", "DT-13", "HS-18")
+def test_who_is_known_is_told_apart_in_the_count_of_drops() -> None:
+    pair = Pair()
+    pair.wire.filter = lambda sent: sent.type is not RESPONSE
+    pair.send(pair.a)
+    pair.settle()
+    index = pair.a.peer.handshake.local_index
+    assert index is not None
+    response = Response(sender_index=1, receiver_index=index, ephemeral=bytes(32), encrypted_nothing=bytes(16))
+    pair.inject(pair.a, pair.b.peer.cookie.add_macs(response.to_bytes(), 0))
+    reply = CookieReply(receiver_index=index, nonce=bytes(24), encrypted_cookie=bytes(32))
+    pair.inject(pair.a, reply.to_bytes())
+    pair.inject(pair.a, pair.sent(pair.b, RESPONSE)[0].datagram)
+    session = pair.a.peer.keypairs.current
+    assert session is not None
+    pair.inject(pair.a, Data(receiver_index=session.local_index, counter=0, ciphertext=bytes(16)).to_bytes())
+    assert pair.a.peer.statistics.drops == {DropReason.LOW_ORDER_POINT: 1, DropReason.INVALID_TAG: 2}
+
+
 @pytest.mark.requirement("CK-11")
 def test_cookie_replies_that_nobody_waits_for_are_counted() -> None:
     pair = connected()
@@ -296,6 +315,26 @@ def test_unacceptable_inner_packets_are_dropped_but_still_authenticate(plaintext
     assert pair.b.peer.endpoint == arrived_at(ELSEWHERE, pair.b)
     assert pair.b.peer.timers.is_pending(Timer.SEND_KEEPALIVE)
     assert pair.b.peer.statistics.rx_bytes == before
+
+
+@pytest.mark.requirement("DT-27", "DT-16", "HS-24")
+def test_an_unacceptable_inner_packet_confirms_the_session_all_the_same() -> None:
+    pair = Pair()
+    pair.wire.filter = lambda sent: sent.type is not DATA
+    pair.send(pair.a)
+    pair.settle()
+    pair.send(pair.b)
+    pair.inject(pair.b, sealed(pair.a.peer, bytes(16)))
+    assert drops(pair.b) == [DropReason.INNER_PROTOCOL]
+    assert len(pair.sent(pair.b, DATA)) == 1
+
+
+@pytest.mark.requirement("IF-11", "IF-13")
+def test_a_delivered_packet_counts_with_its_padding() -> None:
+    pair = connected()
+    before = pair.b.peer.statistics.rx_bytes
+    pair.inject(pair.b, sealed(pair.a.peer, PACKET + bytes(16)))
+    assert pair.b.peer.statistics.rx_bytes == before + 32 + len(PACKET) + 16
 
 
 @pytest.mark.requirement("AIP-02", "AIP-03", "AIP-08")

@@ -98,6 +98,25 @@ def test_giving_up_does_not_put_off_an_erasure_that_is_due() -> None:
     assert timers.next_deadline() == 540 * SECOND
 
 
+@pytest.mark.requirement("TM-32", "TM-27")
+def test_forgotten_keys_need_no_date_of_erasure() -> None:
+    timers = running()
+    timers.keys_forgotten()
+    timers.session_derived(0)
+    timers.keys_forgotten()
+    assert timers.next_deadline() is None
+
+
+@pytest.mark.requirement("TM-27", "TM-05")
+def test_giving_up_sets_a_date_for_what_is_left_of_the_handshake() -> None:
+    timers = running()
+    timers.handshake_attempts = 19
+    timers.handshake_initiated(0, 0)
+    assert timers.expire(5 * SECOND) is Action.GIVE_UP
+    assert timers.expire(545 * SECOND - 1) is None
+    assert timers.expire(545 * SECOND) is Action.ZERO_KEY_MATERIAL
+
+
 @pytest.mark.requirement("TM-33")
 def test_success_gives_the_next_series_a_full_count() -> None:
     timers = running()
