@@ -6,21 +6,22 @@ Mirrors main.c of the driver in place, and wireguard-go in how it is started.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from refwg import control
 from refwg.loop import Loop
-from refwg.tun import InterfaceGoneError, Tun
+from refwg.tun import TUN_DEVICE, InterfaceGoneError, Tun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from refwg.boundary import Watcher
+    from refwg.control import SocketFile
 
 _HELP: Final = """\
 A WireGuard interface in userspace, written to be read: it does what the Linux driver does, one packet at a time.
@@ -34,10 +35,17 @@ configure the driver's. Then it goes into the background. A tunnel, by hand:
   ip link set wg0 up
 
 or with a configuration file: WG_QUICK_USERSPACE_IMPLEMENTATION=refwg wg-quick up wg0
+
+"refwg selftest" makes no interface: it checks the parts that all else rests on, and ends with status 0 if all are well.
 """
 _EPILOG: Final = """\
-The process ends, and takes the interface with it, on SIGTERM and SIGINT, and when the interface or the socket file is
-removed.
+Once the command has come back, or in the foreground once the socket file is there, wg(8) is answered. The process ends,
+and takes interface and socket with it, on SIGTERM and SIGINT, and when the interface or the socket file is removed. An
+interface that is moved to another network namespace is followed; the UDP sockets stay where the process was started.
+
+--drop-privileges USER keeps of root's rights CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE: keys, peers, ports,
+marks and the link may change as before. Only to follow an interface to another namespace takes more, so do not move it.
+A helper of a few lines stays root until the end, to remove the socket file then.
 
 environment:
   LOG_LEVEL              verbose (or debug), error (the default) or silent; logs go to standard error
@@ -45,85 +53,135 @@ environment:
   WG_TUN_FD              use this descriptor of a TUN interface (IFF_NO_PI) instead of making one
   WG_UAPI_FD             use this descriptor of a listening socket instead of making one
 
-exit status: 0 ended as it was told to, 1 could not start, 2 usage
+exit status: 0 ended as it was told to, or is ready in the background; 1 could not start, or a self-test failed; 2 usage
 """
 _LEVELS: Final = {"verbose": 2, "debug": 2, "info": 1, "error": 1, "silent": 0}
 _MAX_NAME: Final = 15
+_SELFTEST: Final = "selftest"
+_READY: Final = b"+"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    _occupy_standard_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.version:
         sys.stdout.write(f"refwg {_version()}\n")
         return 0
-    if not options.name or len(options.name) > _MAX_NAME or "/" in options.name:
-        parser.error(f"NAME must be that of an interface, at most {_MAX_NAME} characters")
+    if options.name == _SELFTEST:
+        from refwg import selftest  # noqa: PLC0415 - no interface needs it
+
+        return selftest.main()
+    if not options.name or len(os.fsencode(options.name)) > _MAX_NAME or "/" in options.name:
+        parser.error(f"NAME must be that of an interface, at most {_MAX_NAME} bytes without a slash")
     if options.mutant is not None:
         _break(parser, options.mutant)
     try:
-        loop = _start(options)
-    except (OSError, InterfaceGoneError) as error:
+        return _run(options)
+    except (OSError, LookupError, InterfaceGoneError) as error:
         sys.stderr.write(f"refwg: {options.name}: {_explained(error)}\n")
         return 1
-    if loop is not None:
-        loop.run()
-        control.socket_path(options.name).unlink(missing_ok=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refwg", description=_HELP, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the interface")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the interface, or selftest")
     parser.add_argument("-f", "--foreground", action="store_true", help="do not go into the background")
     parser.add_argument("--engine", choices=["simple"], default="simple", help="how packets are moved")
     parser.add_argument("--trace", metavar="FILE", help="append every decision, timer and drop as JSON lines")
     parser.add_argument("--keylog", metavar="FILE", help="append the keys of all handshakes, for Wireshark: not safe")
+    parser.add_argument("--drop-privileges", metavar="USER", help="become this user, with the rights that are needed")
     parser.add_argument("--version", action="store_true", help="print the version and end")
     parser.add_argument("--mutant", metavar="NAME", help=argparse.SUPPRESS)
     return parser
 
 
-def _start(options: argparse.Namespace) -> Loop | None:
-    """Make everything that can fail, then let the shell have its prompt back; None in the process that ends."""
-    level = _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1)
-    watcher = _watcher(options, _logger("DEBUG", options.name) if level > 1 else None)
+def _run(options: argparse.Namespace) -> int:
+    """Make what can fail, and go into the background if that is wanted; the exit status, in either process."""
+    log = _Log(options.name, _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1))
+    watcher = _watcher(options, log)
     tun = _tun(options.name)
+    listener, file = _listener(tun.link.name)
     try:
-        listener = _listener(options.name)
+        loop = Loop(tun, listener, watcher=watcher, log_error=log.error)
+        if options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
+            _serve(loop, file, options.drop_privileges, lambda: None)
+            return 0
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child:
+            os.close(writer)
+            return 0 if os.read(reader, 1) == _READY else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
+        os.close(reader)
+        _leave_session()
+        _serve(loop, file, options.drop_privileges, lambda: _let_go(writer, keeps_errors=log.level > 1))
     except BaseException:
-        tun.close()
+        file.remove()
         raise
-    loop = Loop(tun, listener, watcher=watcher, log_error=_logger("ERROR", options.name) if level else _ignore)
-    if not options.foreground and os.environ.get("WG_PROCESS_FOREGROUND") != "1":
-        if os.fork():
-            return None
-        _detach(keeps_errors=level > 1)
-    path = Path(listener.getsockname())
-    if path.exists():
-        loop.stop_when_removed(path)
-    return loop
+    return 0
+
+
+def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[[], None]) -> None:
+    """Run the loop to its end, as another user if one is given."""
+    loop.stop_when_removed(file)
+    if user is not None:
+        from refwg import privileges  # noqa: PLC0415 - who stays root need not wait for it
+
+        privileges.at_our_end(file.remove)
+        privileges.drop(user)
+    loop.start()
+    tell_ready()
+    loop.run()
+    file.remove()
+
+
+def _occupy_standard_streams() -> None:
+    """If we were started without one of the first three descriptors, none of our own may take its place."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # noqa: PLR2004 - 0, 1, 2
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as long as the process lives
 
 
 def _tun(name: str) -> Tun:
-    given = os.environ.get("WG_TUN_FD")
-    return Tun(int(given)) if given else Tun.create(name)
+    given = _descriptor("WG_TUN_FD")
+    if given is None:
+        return Tun.create(name)
+    try:
+        return Tun(given)
+    except InterfaceGoneError as error:
+        raise LookupError(f"WG_TUN_FD={given}: that is no TUN interface") from error
 
 
-def _listener(name: str) -> socket.socket:
-    given = os.environ.get("WG_UAPI_FD")
-    return socket.socket(fileno=int(given)) if given else control.listen(name)
+def _listener(name: str) -> tuple[socket.socket, SocketFile]:
+    given = _descriptor("WG_UAPI_FD")
+    listener = control.listen(name) if given is None else socket.socket(fileno=given)
+    return listener, control.SocketFile(listener)
 
 
-def _watcher(options: argparse.Namespace, debug: Callable[[str], None] | None) -> Watcher | None:
-    if not options.trace and not options.keylog and debug is None:
+def _descriptor(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not (text.isdecimal() and text.isascii()):
+        raise LookupError(f"{variable}={text}: want the number of an open descriptor")
+    return int(text)
+
+
+def _watcher(options: argparse.Namespace, log: _Log) -> Watcher | None:
+    if not options.trace and not options.keylog and log.level <= 1:
         return None
     # Imported late: whoever wants no trace need not wait for the JSON module.
     from refwg.trace import FileWatcher  # noqa: PLC0415
 
-    return FileWatcher(_appended(options.trace), _appended(options.keylog), debug)
+    debug = log.debug if log.level > 1 else None
+    return FileWatcher(_appended(options.trace), _appended(options.keylog), debug, log.error)
 
 
 def _appended(name: str | None) -> TextIO | None:
@@ -134,26 +192,40 @@ def _appended(name: str | None) -> TextIO | None:
     return os.fdopen(descriptor, "a")
 
 
-def _detach(*, keeps_errors: bool) -> None:
-    """Leave terminal, session and directory of whoever started us."""
+def _leave_session() -> None:
+    """Leave terminal and directory of whoever started us."""
     os.setsid()
     os.chdir("/")
+
+
+def _let_go(writer: int, *, keeps_errors: bool) -> None:
+    """Tell whoever started us that we are ready, and hold on to none of its files."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1) if keeps_errors else (0, 1, 2):
         os.dup2(nothing, descriptor)
+    os.close(nothing)
+    os.write(writer, _READY)
+    os.close(writer)
 
 
-def _logger(level: str, name: str) -> Callable[[str], None]:
-    def log(message: str) -> None:
-        with suppress(OSError):
-            sys.stderr.write(f"{level}: ({name}) {message}\n")
+class _Log:
+    """Lines on standard error, as far as they are wanted; where that cannot be written, nothing is lost but they."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self.level = level
+        self._name = name
+
+    def debug(self, message: str) -> None:
+        self._write("DEBUG", message)
+
+    def error(self, message: str) -> None:
+        if self.level:
+            self._write("ERROR", message)
+
+    def _write(self, kind: str, message: str) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{kind}: ({self._name}) {message}\n")
             sys.stderr.flush()
-
-    return log
-
-
-def _ignore(_: str) -> None:
-    pass
 
 
 def _break(parser: argparse.ArgumentParser, name: str) -> None:
@@ -179,6 +251,10 @@ def _explained(error: Exception) -> str:
         return str(error) or "the interface is gone"
     if isinstance(error, PermissionError):
         return f"{error}; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"
+    if isinstance(error, FileNotFoundError) and error.filename == TUN_DEVICE:
+        return f"{error}: the kernel has no TUN interfaces here; modprobe tun"
+    if isinstance(error, OSError) and error.errno == errno.EBUSY:
+        return f"{error}: there is an interface of that name already"
     return str(error)
 
 

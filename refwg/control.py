@@ -23,10 +23,38 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = Path("/var/run/wireguard")
 _CHUNK: Final = 1 << 18
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def socket_path(name: str) -> Path:
     return DIRECTORY / f"{name}.sock"
+
+
+class SocketFile:
+    """The file of a listening socket, as long as it is that and not another one of the same name."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        name = listener.getsockname()
+        # A socket that was given to us may have no name, or none in the file system.
+        self.path = Path(name) if isinstance(name, str) and name.startswith("/") else None
+        self._identity = self._look()
+
+    @property
+    def is_there(self) -> bool:
+        return self._identity is not None and self._look() == self._identity
+
+    def remove(self) -> None:
+        """Remove it, unless somebody has made another one meanwhile."""
+        if self.path is not None and self.is_there:
+            with suppress(OSError):
+                self.path.unlink()
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = None if self.path is None else self.path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_dev, found.st_ino)
 
 
 def listen(name: str) -> socket.socket:
@@ -77,14 +105,26 @@ class Control:
         self._sockets = sockets
         self._clock = clock
         self._carry_out = carry_out
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, _: int) -> None:
-        with suppress(OSError):
+        try:
             connection, _ = self._listener.accept()
-            connection.setblocking(False)
-            _Connection(self, connection)
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                self._turn_away()
+            return
+        connection.setblocking(False)
+        _Connection(self, connection)
+
+    def _turn_away(self) -> None:
+        """Too many files are open: one kept in reserve allows to hang up, where the caller would be heard for ever."""
+        os.close(self._reserve)
+        with suppress(OSError):
+            self._listener.accept()[0].close()
+        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self, connection: socket.socket, handler: Callable[[int], None], events: int) -> None:
         """Call `handler` when a connection is ready."""

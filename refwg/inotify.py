@@ -1,9 +1,10 @@
-"""Notices when a file is removed, by inotify(7), for which the standard library has no function."""
+"""Notices when files go from a directory, by inotify(7), for which the standard library has no function."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -18,32 +19,20 @@ _BUFFER: Final = 1 << 16
 
 
 class RemovalWatch:
-    """Readable when something has happened beside the file; then ask `is_removed`."""
+    """Readable when a file of the directory was removed or renamed."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._identity = _identity(path)
+    def __init__(self, directory: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor: int = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        directory = os.fsencode(path.parent)
-        if (
-            self._descriptor < 0
-            or libc.inotify_add_watch(self._descriptor, directory, _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO) < 0
-        ):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path.parent))
+        events = _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO
+        if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, os.fsencode(directory), events) < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"inotify: {os.strerror(number)}", str(directory))
 
     def fileno(self) -> int:
         return self._descriptor
 
-    def is_removed(self) -> bool:
-        """Whether the file is gone, or another one has its name."""
-        os.read(self._descriptor, _BUFFER)
-        return _identity(self._path) != self._identity
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    def drain(self) -> None:
+        """Forget what has happened so far."""
+        with suppress(BlockingIOError):
+            os.read(self._descriptor, _BUFFER)

@@ -5,6 +5,7 @@ Mirrors what work queues, timers and notifiers are for the driver. With __main__
 
 from __future__ import annotations
 
+import gc
 import os
 import selectors
 import signal
@@ -23,9 +24,9 @@ from refwg.tun import InterfaceGoneError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from refwg.boundary import Watcher
+    from refwg.control import SocketFile
     from refwg.tun import Tun
 
     Handler = Callable[[int], None]
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Clocks that differ by this much more than before: the machine was asleep.
 _ASLEEP: Final = 500 * MILLISECOND
+# So many new objects before the first look for garbage in cycles.
+_GARBAGE: Final = 100_000
 _STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -77,14 +80,20 @@ class Loop:
         self._is_running = True
         self._sleep_seen = _time_asleep()
 
-    def run(self) -> None:
-        """Work until a signal comes, or the interface or the socket file is gone."""
+    def start(self) -> None:
+        """Do the last things that can fail; then whoever waits for us may go on."""
         self._watch_signals()
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
         self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
         self._watch_link()
+        self._apply_link_state()
+        # Next to nothing here is garbage in a cycle, and a large configuration is long to search for it.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE)
+
+    def run(self) -> None:
+        """Work until a signal comes, or the interface or the socket file is gone."""
         try:
-            self._apply_link_state()
             while self._is_running:
                 self._turn()
         except InterfaceGoneError as error:
@@ -94,13 +103,21 @@ class Loop:
         # The interface goes at once, however long it takes to clear up behind it.
         self._tun.close()
 
-    def stop_when_removed(self, path: Path) -> None:
+    def stop_when_removed(self, file: SocketFile) -> None:
         """End when this file is gone: it is how a user tells us to."""
+        if file.path is None:
+            return
         # Imported late: it takes time, and nobody removes the file before it is there.
         from refwg.inotify import RemovalWatch  # noqa: PLC0415
 
-        watch = RemovalWatch(path)
-        self._selector.register(watch, selectors.EVENT_READ, lambda _: self._stop() if watch.is_removed() else None)
+        watch = RemovalWatch(file.path.parent)
+
+        def look(_: int) -> None:
+            watch.drain()
+            if not file.is_there:
+                self._stop()
+
+        self._selector.register(watch, selectors.EVENT_READ, look)
 
     def _turn(self) -> None:
         self._watch_udp()

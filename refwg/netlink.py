@@ -80,7 +80,7 @@ class Inquirer:
 
     def link(self, name: str) -> Link | None:
         """An interface by name; None if there is none."""
-        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
         failure, answer = self._ask(_RTM_GETLINK, body)
         return None if failure else _read_link(answer)
 

@@ -28,7 +28,14 @@ _KEY_NAMES: Final = (
 class FileWatcher:
     """A watcher that writes to files and to the log; each line is out before the next thing happens."""
 
-    def __init__(self, trace: TextIO | None, keylog: TextIO | None, debug: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        trace: TextIO | None,
+        keylog: TextIO | None,
+        debug: Callable[[str], None] | None,
+        complain: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._complain = complain
         self._trace = trace
         self._keylog = keylog
         self._debug = debug
@@ -38,8 +45,7 @@ class FileWatcher:
         values = {key: _plain(value) for key, value in details.items()}
         if self._trace is not None:
             record = {"time": now, "event": event, "peer": name or None, **values}
-            self._trace.write(json.dumps(record) + "\n")
-            self._trace.flush()
+            self._trace = self._append(self._trace, json.dumps(record) + "\n")
         if self._debug is not None:
             rest = " ".join(f"{key}={value}" for key, value in values.items())
             self._debug(f"{event}{f' peer={name}' if name else ''}{f' {rest}' if rest else ''}")
@@ -48,9 +54,18 @@ class FileWatcher:
         if self._keylog is None:
             return
         secrets = (static_private, remote_static, ephemeral_private, preshared)
-        for name, secret in zip(_KEY_NAMES, secrets, strict=True):
-            self._keylog.write(f"{name} = {b64encode(secret).decode()}\n")
-        self._keylog.flush()
+        lines = (f"{name} = {b64encode(secret).decode()}\n" for name, secret in zip(_KEY_NAMES, secrets, strict=True))
+        self._keylog = self._append(self._keylog, "".join(lines))
+
+    def _append(self, file: TextIO, text: str) -> TextIO | None:
+        """Write to a file; one that cannot be written, because the disk is full perhaps, is given up."""
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            self._complain(f"{file.name}: {error.strerror}; nothing more is written there")
+            return None
+        return file
 
 
 def _plain(value: object) -> object:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TUN_DEVICE: Final = "/dev/net/tun"
 _TUNSETIFF: Final = 0x400454CA
 _TUNGETIFF: Final = 0x800454D2
 _TUNGETDEVNETNS: Final = 0x54E3
@@ -35,6 +36,8 @@ _SIOCSIFMTU: Final = 0x8922
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _CLONE_NEWNET: Final = 0x40000000
+# A kernel before 5.10, or no right to look: then the interface had better stay where it was made.
+_CANNOT_LOOK: Final = frozenset({errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
 _LARGEST_PACKET: Final = 65535 + 40
@@ -57,12 +60,12 @@ class Tun:
     @classmethod
     def create(cls, name: str) -> Tun:
         """Make a new interface, down, with the MTU that fits into most paths."""
-        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
-            request = _INTERFACE_REQUEST.pack(name.encode(), _IFF_TUN | _IFF_NO_PI)
+            request = _INTERFACE_REQUEST.pack(os.fsencode(name), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(descriptor, _TUNSETIFF, request)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-                fcntl.ioctl(one, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(name.encode(), DEFAULT_MTU))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
+                fcntl.ioctl(one, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(os.fsencode(name), DEFAULT_MTU))
             _quieten(name)
             return cls(descriptor)
         except BaseException:
@@ -161,10 +164,10 @@ class Tun:
         try:
             namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
         except OSError as error:
-            if error.errno in {errno.EBADFD, errno.EBADF}:
-                raise InterfaceGoneError from error
-            # A kernel before 5.10, or no right to look: then the interface had better stay where it was made.
-            return make()
+            if error.errno in _CANNOT_LOOK:
+                return make()
+            why = "" if error.errno in {errno.EBADFD, errno.EBADF} else f"no network namespace: {error.strerror}"
+            raise InterfaceGoneError(why) from error
         try:
             there, here = os.fstat(namespace), Path("/proc/thread-self/ns/net").stat()
             if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from refwg.address import IPV4_BYTES, format_address, parse_address
 from refwg.allowedips import Prefix
 from refwg.boundary import Endpoint
 from refwg.errors import ConfigError
@@ -27,7 +27,8 @@ PROTOCOL_VERSION: Final = "1"
 
 _MAX_U16: Final = 2**16 - 1
 _MAX_U32: Final = 2**32 - 1
-_IPV4_BYTES: Final = 4
+_MAX_DIGITS: Final = 20
+# No setting is as long; who sends more without an end of line is not talking to us.
 _MAX_LINE: Final = 4096
 
 
@@ -38,6 +39,9 @@ class Answer:
     reply: bytes = b""
     effects: tuple[Effect, ...] = ()
     is_over: bool = False
+
+
+_NOTHING_YET: Final = Answer()
 
 
 class Conversation:
@@ -60,21 +64,24 @@ class Conversation:
         effects: list[Effect] = []
         for line in lines:
             answer = self._line(line.decode("latin-1"), now)
+            if answer is _NOTHING_YET:
+                continue
             reply += answer.reply
             effects += answer.effects
             if answer.is_over:
                 return Answer(reply, tuple(effects), is_over=True)
-        if self._operation == "get=1" and self._rest:
-            return Answer(reply + _status(errno.EINVAL), tuple(effects), is_over=True)
-        return Answer(reply, tuple(effects), is_over=len(self._rest) > _MAX_LINE)
+        if len(self._rest) <= _MAX_LINE and not (self._operation == "get=1" and self._rest):
+            return Answer(reply, tuple(effects))
+        # An operation that has begun is answered, even if what follows makes no sense.
+        return Answer(reply + (_status(errno.EINVAL) if self._operation else b""), tuple(effects), is_over=True)
 
     def _line(self, line: str, now: int) -> Answer:
         if not self._operation:
             self._operation = line
-            return Answer(is_over=line not in {"get=1", "set=1"})
+            return _NOTHING_YET if line in {"get=1", "set=1"} else Answer(is_over=True)
         if self._operation == "set=1" and line:
             self._lines.append(line)
-            return Answer()
+            return _NOTHING_YET
         operation, self._operation = self._operation, ""
         if operation == "get=1":
             return Answer(_status(errno.EINVAL) if line else get(self._device) + _status(0))
@@ -233,39 +240,39 @@ def _peer_description(device: Device, peer: Peer) -> Iterator[tuple[str, object]
     yield "rx_bytes", peer.statistics.rx_bytes
     yield "persistent_keepalive_interval", peer.timers.persistent_keepalive_interval
     for prefix in device.allowed_ips(peer):
-        yield "allowed_ip", prefix
+        yield "allowed_ip", f"{format_address(prefix.address)}/{prefix.length}"
 
 
 def format_endpoint(endpoint: Endpoint) -> str:
-    if len(endpoint.address) == _IPV4_BYTES:
-        return f"{IPv4Address(endpoint.address)}:{endpoint.port}"
+    host = format_address(endpoint.address)
+    if len(endpoint.address) == IPV4_BYTES:
+        return f"{host}:{endpoint.port}"
     scope = f"%{endpoint.scope_id}" if endpoint.scope_id else ""
-    return f"[{IPv6Address(endpoint.address)}{scope}]:{endpoint.port}"
+    return f"[{host}{scope}]:{endpoint.port}"
 
 
 def _parse_endpoint(text: str, sockets: Sockets) -> Endpoint:
     host, _, port = text.rpartition(":")
     is_ipv6 = host.startswith("[") and host.endswith("]")
-    address, percent, scope = host.strip("[]").partition("%")
-    scope_id = _scope_id(scope, sockets) if percent and is_ipv6 else 0
+    address, percent, scope = host[1:-1].partition("%") if is_ipv6 else (host, "", "")
     try:
-        packed = IPv6Address(address).packed if is_ipv6 else IPv4Address(host).packed
-    except AddressValueError as error:
+        packed = parse_address(address)
+    except ValueError as error:
         raise _invalid(f"endpoint {text}: want ADDRESS:PORT or [ADDRESS]:PORT") from error
-    return Endpoint(packed, _number(port, _MAX_U16), scope_id)
+    if is_ipv6 is (len(packed) == IPV4_BYTES):
+        raise _invalid(f"endpoint {text}: brackets are for IPv6, and for nothing else")
+    return Endpoint(packed, _number(port, _MAX_U16), _scope_id(scope, sockets) if percent else 0)
 
 
 def _scope_id(scope: str, sockets: Sockets) -> int:
-    return int(scope) if scope.isdecimal() and scope.isascii() else sockets.interface_index(scope)
+    return _number(scope, _MAX_U32) if scope.isdecimal() and scope.isascii() else sockets.interface_index(scope)
 
 
 def _parse_prefix(text: str) -> Prefix:
     address, _, length = text.partition("/")
-    if "%" in address:
-        raise _invalid(f"allowed ip {text}: a prefix has no scope")
     try:
-        packed = IPv6Address(address).packed if ":" in address else IPv4Address(address).packed
-    except AddressValueError as error:
+        packed = parse_address(address)
+    except ValueError as error:
         raise _invalid(f"allowed ip {text}: want ADDRESS/LENGTH") from error
     return Prefix(packed, _number(length, len(packed) * 8))
 
@@ -288,7 +295,7 @@ def _key(text: str) -> bytes:
 
 
 def _number(text: str, maximum: int) -> int:
-    if not (text.isdecimal() and text.isascii()) or int(text) > maximum:
+    if not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS) or int(text) > maximum:
         raise _invalid(f"{text!r}: want a decimal number up to {maximum}")
     return int(text)
 

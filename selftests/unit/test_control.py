@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import selectors
 import socket
 from typing import TYPE_CHECKING
@@ -90,6 +91,42 @@ def test_a_socket_that_is_answered_is_left_alone(server: Server) -> None:
     with pytest.raises(OSError, match="Address already in use"):
         control.listen("wg0")
     assert server.path.exists()
+
+
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_a_socket_is_removed_unless_another_has_taken_its_place(path: Path, is_replaced: bool) -> None:
+    listener = control.listen("wg0")
+    file = control.SocketFile(listener)
+    assert file.is_there
+    if is_replaced:
+        path.rename(path.with_name("away"))
+        control.listen("wg0").close()
+    assert file.is_there is not is_replaced
+    file.remove()
+    file.remove()
+    assert path.exists() is is_replaced
+    listener.close()
+
+
+def test_a_socket_without_a_file_has_nothing_to_remove() -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        file = control.SocketFile(one)
+        file.remove()
+    assert (file.path, file.is_there) == (None, False)
+
+
+def test_when_too_many_files_are_open_callers_are_turned_away_until_there_are_less(server: Server) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with server.client() as client, server.client() as late, socket.socket() as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), before[1]))
+        server.turn()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert [client.recv(1), late.recv(1)] == [b"", b""]
+    with server.client() as client:
+        client.sendall(b"get=1\n\n")
+        server.turn()
+        assert client.recv(100000).endswith(b"errno=0\n\n")
 
 
 @pytest.mark.requirement("CFG-53", "CFG-55")

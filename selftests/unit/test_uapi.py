@@ -83,6 +83,8 @@ def test_get_splits_the_latest_handshake() -> None:
         ("listen_port=0x10", errno.EINVAL),
         ("listen_port=", errno.EINVAL),
         ("listen_port=\u0664", errno.EINVAL),
+        ("listen_port=" + "9" * 5000, errno.EINVAL),
+        ("fwmark=00000000000000000007", 0),
         ("fwmark=4294967295", 0),
         ("fwmark=4294967296", errno.EINVAL),
         ("replace_peers=true", 0),
@@ -112,7 +114,14 @@ def test_device_lines_are_checked(line: str, number: int) -> None:
         ("endpoint=[fe80::1%3]:77", 0),
         ("endpoint=[fe80::1%eth0]:77", 0),
         ("endpoint=[fe80::1%nope]:77", errno.EINVAL),
+        ("endpoint=[fe80::1%4294967296]:77", errno.EINVAL),
+        ("endpoint=[fe80::1%" + "9" * 5000 + "]:77", errno.EINVAL),
+        ("endpoint=[fe80::1%]:77", errno.EINVAL),
         ("endpoint=host:1", errno.EINVAL),
+        ("endpoint=[[::1]]:1", errno.EINVAL),
+        ("endpoint=", errno.EINVAL),
+        ("endpoint=1.2.3.4\0:1", errno.EINVAL),
+        ("endpoint=010.0.0.1:1", errno.EINVAL),
         ("endpoint=::1:77", errno.EINVAL),
         ("endpoint=1.2.3.4", errno.EINVAL),
         ("endpoint=1.2.3.4%1:5", errno.EINVAL),
@@ -130,6 +139,8 @@ def test_device_lines_are_checked(line: str, number: int) -> None:
         ("allowed_ip=::/129", errno.EINVAL),
         ("allowed_ip=fe80::1%3/64", errno.EINVAL),
         ("allowed_ip=nonsense/8", errno.EINVAL),
+        ("allowed_ip=::\xff/8", errno.EINVAL),
+        ("allowed_ip=\0/8", errno.EINVAL),
         ("protocol_version=1", 0),
         ("protocol_version=2", errno.EINVAL),
         ("listen_port=1", errno.EINVAL),
@@ -224,6 +235,11 @@ def test_an_unknown_operation_ends_the_conversation(text: str) -> None:
 
 
 @pytest.mark.requirement("CFG-53", "CFG-45")
+def test_a_line_that_never_ends_is_an_error() -> None:
+    answer = ask(one_side(), "set=1\nfwmark=7" + "7" * 5000)
+    assert (answer.reply, answer.is_over) == (f"errno={errno.EINVAL}\n\n".encode(), True)
+
+
 @pytest.mark.parametrize(("text", "is_over"), [("get=1\nX", True), ("get=1\nX\n", False)])
 def test_something_after_get_is_an_error(text: str, is_over: bool) -> None:
     answer = ask(one_side(), text)

@@ -1,0 +1,100 @@
+"""Gives up being root: another user, and of the capabilities only those that a running interface needs.
+
+No kernel file has this; the driver is the kernel. By prctl(2), capset(2) and capabilities(7), for which the standard
+library has no functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import signal
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# For ports below 1024; for fwmark, and setting the interface down; for ICMP errors where the interface is.
+_CAP_NET_BIND_SERVICE: Final = 10
+_CAP_NET_ADMIN: Final = 12
+_CAP_NET_RAW: Final = 13
+KEPT: Final = 1 << _CAP_NET_BIND_SERVICE | 1 << _CAP_NET_ADMIN | 1 << _CAP_NET_RAW
+
+_PR_SET_KEEPCAPS: Final = 8
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAPABILITY_HEADER: Final = Struct("=LL")
+# Effective, permitted, inheritable: first the lower, then the upper 32 capabilities.
+_CAPABILITY_DATA: Final = Struct("=6L")
+_LOWER: Final = 0xFFFFFFFF
+
+
+def drop(user: str) -> None:
+    """Become this user, for good; raises OSError, or LookupError if there is no such user."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError as error:
+        raise LookupError(f"--drop-privileges {user}: there is no such user") from error
+    libc = ctypes.CDLL(None, use_errno=True)
+    kept = KEPT & _permitted()
+    for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
+        if not kept >> capability & 1:
+            _call("prctl(PR_CAPBSET_DROP)", libc.prctl, _PR_CAPBSET_DROP, capability, 0, 0, 0)
+    _call("prctl(PR_SET_KEEPCAPS)", libc.prctl, _PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    _change_groups(user, entry.pw_gid)
+    os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+    os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+    header = _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0)
+    data = _CAPABILITY_DATA.pack(kept & _LOWER, kept & _LOWER, 0, kept >> 32, kept >> 32, 0)
+    _call("capset", libc.capset, header, data)
+    _call("prctl(PR_CAP_AMBIENT)", libc.prctl, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _call("prctl(PR_SET_NO_NEW_PRIVS)", libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def at_our_end(task: Callable[[], None]) -> None:
+    """Let `task` be done, with the rights of now, when this process ends, however it ends."""
+    reader, _ = os.pipe()
+    if os.fork():
+        # The other end stays open until the kernel closes it.
+        os.close(reader)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    os.chdir("/")
+    # What is open here would stay open when the interface is to go.
+    os.closerange(0, reader)
+    os.closerange(reader + 1, os.sysconf("SC_OPEN_MAX"))
+    try:
+        os.read(reader, 1)
+        with suppress(OSError):
+            task()
+    finally:
+        os._exit(0)
+
+
+def _change_groups(user: str, group: int) -> None:
+    try:
+        os.initgroups(user, group)
+    except PermissionError:
+        # In a user namespace of an ordinary user groups cannot be changed at all.
+        if Path("/proc/self/setgroups").read_text().strip() != "deny":
+            raise
+
+
+def _permitted() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 16) for line in lines if line.startswith("CapPrm:"))
+
+
+def _call(name: str, function: Callable[..., int], *arguments: int | bytes) -> None:
+    if function(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")

@@ -1,0 +1,194 @@
+"""Checks of what all else rests on, as the driver has them at load in debug builds: `refwg selftest`.
+
+Mirrors selftest/allowedips.c, selftest/counter.c and selftest/ratelimiter.c, and of lib/crypto the known answers; their
+sources are named beside them. They need no network, no privilege and no test suite.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+from refwg import crypto
+from refwg.allowedips import AllowedIPs, Prefix
+from refwg.counter import ReplayWindow
+from refwg.errors import LowOrderPoint, NotAuthentic
+from refwg.messages import REJECT_AFTER_MESSAGES, SECOND
+from refwg.noise import INITIAL_HASH
+from refwg.ratelimiter import RateLimiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PREFIXES: Final = 400
+_LOOKUPS: Final = 4000
+
+
+class CheckFailed(Exception):
+    """A check has found something; says what."""
+
+
+def main() -> int:
+    """Run all checks and print what became of each; the exit status."""
+    failed = 0
+    for name, check in CHECKS.items():
+        started = time.perf_counter()
+        try:
+            check()
+            verdict = "ok"
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the checks after it are to be run
+            verdict = f"FAILED: {type(error).__name__}: {error}"
+            failed += 1
+        sys.stdout.write(f"{name:<44} {time.perf_counter() - started:6.3f} s  {verdict}\n")
+    sys.stdout.write(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed\n")
+    return 1 if failed else 0
+
+
+def _expect(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise CheckFailed(f"{what}: {found!r} instead of {wanted!r}")
+
+
+# allowedips: the trie against a list that is searched from end to end.
+
+
+def _trie_agrees_with_a_list(width: int) -> None:
+    chance = random.Random(width)  # noqa: S311 - the same prefixes in every run
+    table: AllowedIPs[int] = AllowedIPs()
+    listed: dict[tuple[int, int], int] = {}
+    for number in range(_PREFIXES):
+        length = chance.randint(0, width)
+        # Few distinct beginnings, so that prefixes contain one another.
+        bits = (chance.getrandbits(6) << width - 6 | chance.getrandbits(width - 6)) >> width - length << width - length
+        table.insert(Prefix(bits.to_bytes(width // 8), length), number % 7)
+        listed[bits, length] = number % 7
+        if number % 5 == 0:
+            gone = chance.choice(list(listed))
+            table.remove(Prefix(gone[0].to_bytes(width // 8), gone[1]), listed.pop(gone))
+    for _ in range(_LOOKUPS):
+        address = chance.choice(list(listed))[0] ^ chance.getrandbits(width) >> chance.randint(0, width - 1)
+        owners = [(length, owner) for (bits, length), owner in listed.items() if _is_in(address, bits, length, width)]
+        wanted = max(owners, default=(0, None))[1]
+        _expect(f"owner of {address:#x}", table.lookup(address.to_bytes(width // 8)), wanted)
+
+
+def _is_in(address: int, bits: int, length: int, width: int) -> bool:
+    return (address ^ bits) >> width - length == 0
+
+
+# counter: input and verdict, one after the other on one window.
+
+_WINDOW: Final = 8192 - 64
+_COUNTERS: Final = (
+    (0, True), (0, False), (1, True), (9, True), (8, True), (7, True), (7, False), (_WINDOW, True), (_WINDOW - 1, True),
+    (_WINDOW - 1, False), (2, True), (2, False), (_WINDOW + 16, True), (3, False), (_WINDOW + 16, False),
+    (_WINDOW * 4, True), (_WINDOW * 4 - (_WINDOW - 1), True), (10, False), (_WINDOW * 4 - _WINDOW, True),
+    (_WINDOW * 4 - (_WINDOW + 1), False), (_WINDOW * 4 - (_WINDOW - 2), True), (_WINDOW * 4 + 1 - _WINDOW, False),
+    (0, False), (REJECT_AFTER_MESSAGES, False), (REJECT_AFTER_MESSAGES - 1, True), (REJECT_AFTER_MESSAGES, False),
+    (REJECT_AFTER_MESSAGES - 1, False), (REJECT_AFTER_MESSAGES - 2, True), (REJECT_AFTER_MESSAGES + 1, False),
+    (REJECT_AFTER_MESSAGES + 2, False), (REJECT_AFTER_MESSAGES - 2, False), (REJECT_AFTER_MESSAGES - 3, True),
+    (0, False),
+)  # fmt: skip
+
+
+def _replay_window() -> None:
+    counter = ReplayWindow()
+    for step, (number, wanted) in enumerate(_COUNTERS):
+        found = counter.is_fresh(number)
+        _expect(f"step {step}, counter {number}", found, wanted)
+        if found:
+            counter.accept(number)
+
+
+# ratelimiter: how long after the one before, and whether it may pass.
+
+_ARRIVALS: Final = (
+    (0, True), (0, True), (0, True), (0, True), (0, True), (0, False), (50, True), (25, False), (25, True), (100, True),
+    (0, True), (0, False), (1000, True), (0, True), (0, True), (0, True), (0, True), (0, False),
+)  # fmt: skip
+
+
+def _rate_limiter() -> None:
+    limiter, now = RateLimiter(), SECOND
+    for step, (milliseconds, wanted) in enumerate(_ARRIVALS):
+        now += milliseconds * SECOND // 1000
+        for source in (bytes([10, 0, 0, 1]), bytes(15) + b"\1"):
+            _expect(f"step {step} of {len(source)} bytes", limiter.allow(source, now), wanted)
+
+
+# crypto: known answers, of RFC 7748 (5.2), RFC 7693 (appendix B) and of a handshake with fixed keys that the driver and
+# wireguard-go agree about (selftests/vectors/wireguard.json).
+
+_SCALAR: Final = "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4"
+_POINT: Final = "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c"
+_SHARED: Final = "c3da55379de9c6908e94ea4df28d084f32eccf03491c71f754b4075577a28552"
+_DIGEST_OF_ABC: Final = "508c5e8c327c14e2e1a72ba34eeb452f37458b209ed63a294d999b4c86675982"
+_INITIAL_HASH: Final = "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3"
+_SESSION_KEY: Final = "a007faf842d83f5bd3be20a14e0ffcec34c84867b78b051980602713205922de"
+_SEALED_NOTHING: Final = "f1bce9fd9651b3f6b50c00179cbd1e01"
+_RESPONDER: Final = bytes([0x22] * 32)
+_INITIATION_UP_TO_MAC2: Final = (
+    "01000000040302017b0d47d93427f8311160781c7c733fd89f88970aef490d8aa0ee19a4cb8a1b1481e498317da959fba46669572516a5e6c021"
+    "bfa620bb6c56ca0082e1feae14988c2c64d024c617734a263f76a008df04d0f94bad8ee75ec8e1c26955d72d5dc0a3c87d5e6db7cf66723bf09d"
+    "cbc0595bbe37451384922dda1f532802"
+)
+_COOKIE: Final = bytes(range(0xA0, 0xB0))
+_MAC2: Final = "fa71dc882ebfcec6f2558f0ffaa0b6c9"
+_SEALED_COOKIE: Final = "ba9041de2f6ecf7c7426c20b9219bb846cba5efda47c2433e046b3b3ae285036"
+
+
+def _x25519() -> None:
+    _expect("shared secret", crypto.dh(bytes.fromhex(_SCALAR), bytes.fromhex(_POINT)).hex(), _SHARED)
+    try:
+        crypto.dh(bytes.fromhex(_SCALAR), bytes(32))
+    except LowOrderPoint:
+        return
+    raise CheckFailed("a point of low order was taken")
+
+
+def _blake2s() -> None:
+    _expect("digest of 'abc'", crypto.blake2s_hash(b"a", b"bc").hex(), _DIGEST_OF_ABC)
+    _expect("initial hash", INITIAL_HASH.hex(), _INITIAL_HASH)
+
+
+def _keyed_blake2s() -> None:
+    initiation = bytes.fromhex(_INITIATION_UP_TO_MAC2)
+    key = crypto.blake2s_hash(b"mac1----", crypto.public_key_of(_RESPONDER))
+    _expect("mac1", crypto.mac(key, initiation[:-16]), initiation[-16:])
+    _expect("mac2", crypto.mac(_COOKIE, initiation).hex(), _MAC2)
+
+
+def _aead() -> None:
+    cipher = crypto.Aead(bytes.fromhex(_SESSION_KEY))
+    _expect("keepalive", cipher.seal(0, b"").hex(), _SEALED_NOTHING)
+    _expect("its content", cipher.open(0, bytes.fromhex(_SEALED_NOTHING)), b"")
+    for counter, change in ((1, 0), (0, 1)):
+        forged = bytearray.fromhex(_SEALED_NOTHING)
+        forged[0] ^= change
+        try:
+            cipher.open(counter, bytes(forged))
+        except NotAuthentic:
+            continue
+        raise CheckFailed("a forged message was taken")
+
+
+def _xaead() -> None:
+    key = crypto.blake2s_hash(b"cookie--", crypto.public_key_of(_RESPONDER))
+    mac1 = bytes.fromhex(_INITIATION_UP_TO_MAC2)[-16:]
+    _expect("sealed cookie", crypto.xseal(key, bytes(range(24)), _COOKIE, mac1).hex(), _SEALED_COOKIE)
+    _expect("opened cookie", crypto.xopen(key, bytes(range(24)), bytes.fromhex(_SEALED_COOKIE), mac1), _COOKIE)
+
+
+CHECKS: Final[dict[str, Callable[[], None]]] = {
+    "allowed-ips: IPv4 trie against a list": lambda: _trie_agrees_with_a_list(32),
+    "allowed-ips: IPv6 trie against a list": lambda: _trie_agrees_with_a_list(128),
+    "replay window": _replay_window,
+    "rate limiter": _rate_limiter,
+    "X25519": _x25519,
+    "BLAKE2s": _blake2s,
+    "keyed BLAKE2s: mac1 and mac2": _keyed_blake2s,
+    "ChaCha20-Poly1305": _aead,
+    "XChaCha20-Poly1305": _xaead,
+}
