@@ -188,8 +188,7 @@ def _appended(name: str | None) -> TextIO | None:
     """Open a file for its owner only: there may be keys in it."""
     if not name:
         return None
-    descriptor = os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    return os.fdopen(descriptor, "a")
+    return open(name, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 def _leave_session() -> None:

@@ -84,8 +84,9 @@ _WINDOW: Final = 8192 - 64
 _COUNTERS: Final = (
     (0, True), (0, False), (1, True), (9, True), (8, True), (7, True), (7, False), (_WINDOW, True), (_WINDOW - 1, True),
     (_WINDOW - 1, False), (2, True), (2, False), (_WINDOW + 16, True), (3, False), (_WINDOW + 16, False),
-    (_WINDOW * 4, True), (_WINDOW * 4 - (_WINDOW - 1), True), (10, False), (_WINDOW * 4 - _WINDOW, True),
-    (_WINDOW * 4 - (_WINDOW + 1), False), (_WINDOW * 4 - (_WINDOW - 2), True), (_WINDOW * 4 + 1 - _WINDOW, False),
+    (_WINDOW * 4, True), (9 + 3 * 8192, True), (_WINDOW * 4 - (_WINDOW - 1), True), (10, False),
+    (_WINDOW * 4 - _WINDOW, True), (_WINDOW * 4 - (_WINDOW + 1), False), (_WINDOW * 4 - (_WINDOW - 2), True),
+    (_WINDOW * 4 + 1 - _WINDOW, False),
     (0, False), (REJECT_AFTER_MESSAGES, False), (REJECT_AFTER_MESSAGES - 1, True), (REJECT_AFTER_MESSAGES, False),
     (REJECT_AFTER_MESSAGES - 1, False), (REJECT_AFTER_MESSAGES - 2, True), (REJECT_AFTER_MESSAGES + 1, False),
     (REJECT_AFTER_MESSAGES + 2, False), (REJECT_AFTER_MESSAGES - 2, False), (REJECT_AFTER_MESSAGES - 3, True),

@@ -52,7 +52,8 @@ def test_help_teaches_and_version_tells(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(word in text for word in ("wg set wg0", "WG_TUN_FD", "LOG_LEVEL", "exit status"))
+    words = ("wg set wg0", "wg-quick up", "selftest", "--drop-privileges", "WG_TUN_FD", "LOG_LEVEL", "exit status")
+    assert all(word in text for word in words)
     assert "mutant" not in text
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("refwg ")
@@ -68,7 +69,9 @@ def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_import
     )
     packages = {name.partition(".")[0] for name in done.stdout.split()}
     assert packages - sys.stdlib_module_names <= {"refwg", "cryptography", "_cffi_backend", "_openssl"}
+    late = {"refwg.selftest", "refwg.privileges", "refwg.trace", "refwg.inotify", "refwg.mutants"}
     assert not {"asyncio", "ctypes", "json", "importlib.metadata", "logging"} & set(done.stdout.split())
+    assert not late & set(done.stdout.split())
 
 
 @pytest.mark.requirement("CFG-40")
@@ -78,6 +81,134 @@ def test_it_goes_into_the_background_once_it_can_be_configured() -> None:
         path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
     """
     assert run_in_sandbox(START, code) == "0 0o600 0\n"
+
+
+@pytest.mark.requirement("CFG-40")
+def test_when_the_command_has_come_back_wg_is_answered_at_once() -> None:
+    code = """
+        for _ in range(5):
+            print(start().wait(), wg("show wg0 fwmark").stdout.strip())
+            path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0 off\n" * 5
+
+
+@pytest.mark.parametrize("options", ["'-f'", "'--trace', '/run/trace'"])
+def test_a_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> None:
+    code = f"""
+        Path("/proc/sys/user/max_inotify_instances").write_text("0")
+        process = subprocess.run([sys.executable, "-m", "refwg", {options}, "wg0"], capture_output=True, text=True)
+        print(process.returncode, path.exists(), ip("link show wg0").returncode, process.stderr)
+    """
+    reason = "refwg: wg0: [Errno 24] inotify: Too many open files: '/var/run/wireguard'\n\n"
+    assert run_in_sandbox(START, code) == "1 False 1 " + reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ("WG_TUN_FD='none'", "WG_TUN_FD=none: want the number of an open descriptor"),
+        ("WG_TUN_FD='1'", "WG_TUN_FD=1: that is no TUN interface"),
+        ("WG_TUN_FD='99'", "Bad file descriptor"),
+        ("WG_UAPI_FD='-1'", "WG_UAPI_FD=-1: want the number of an open descriptor"),
+        ("WG_UAPI_FD='1'", "Socket operation on non-socket"),
+    ],
+)
+def test_descriptors_that_are_none_are_told(environment: str, words: str) -> None:
+    code = f"""
+        env = {{**os.environ, **dict({environment})}}
+        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], env=env, capture_output=True, text=True)
+        print(done.returncode, {words!r} in done.stderr, "Traceback" in done.stderr)
+    """
+    assert run_in_sandbox(START, code) == "1 True False\n"
+
+
+def test_a_name_that_is_taken_is_told() -> None:
+    code = """
+        ip("link add wg0 type veth peer name other")
+        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
+        print(done.returncode, done.stderr, end="")
+    """
+    words = "refwg: wg0: [Errno 16] Device or resource busy: there is an interface of that name already\n"
+    assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_without_standard_streams_it_works_as_well(closed: str) -> None:
+    code = f"""
+        print(subprocess.run(["sh", "-c", f"exec {{sys.executable}} -m refwg wg0 {closed}"]).returncode)
+        print(wg("show wg0 fwmark").stdout.strip(), wg("set wg0 listen-port 7").returncode)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+        path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0\noff 0\n"
+
+
+def test_a_trace_on_a_full_disk_is_given_up() -> None:
+    code = """
+        errors = open("/run/errors", "w")
+        process = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "--trace", "/dev/full", "wg0"], stderr=errors)
+        wait_for(path.exists); wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+        ip("link set wg0 down"); wait_for(lambda: is_free(7)); process.terminate()
+        print(process.wait(5), Path("/run/errors").read_text(), end="")
+    """
+    words = "ERROR: (wg0) /dev/full: No space left on device; nothing more is written there\n"
+    assert run_in_sandbox(START, code) == f"0 {words}"
+
+
+def test_whoever_made_another_socket_meanwhile_keeps_it() -> None:
+    code = """
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        path.rename("/run/wireguard/away"); path.touch(); print(process.wait(5), path.exists())
+    """
+    assert run_in_sandbox(START, code) == "0 True\n"
+
+
+RIGHTS = """
+        subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+        def status(pid, name):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            return next(line.split()[1] for line in lines if line.startswith(name + ":"))
+"""
+
+
+@pytest.mark.requirement("CFG-54")
+def test_it_keeps_three_rights_of_root_and_can_get_none_back() -> None:
+    code = """
+        process = start("-f", "--drop-privileges", "root"); wait_for(path.exists)
+        wait_for(lambda: wg("show wg0").returncode == 0)
+        print({name: int(status(process.pid, name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")})
+        print(status(process.pid, "NoNewPrivs"), wg("set wg0 listen-port 7 fwmark 9").returncode)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7)); print(wg("set wg0 listen-port 8").returncode)
+        ip("link set wg0 down"); wait_for(lambda: is_free(8))
+        process.terminate(); print(process.wait(5)); wait_for(lambda: not path.exists())
+    """
+    kept = 1 << 10 | 1 << 12 | 1 << 13
+    capabilities = {"CapEff": kept, "CapPrm": kept, "CapInh": 0, "CapBnd": kept, "CapAmb": 0}
+    assert run_in_sandbox(START + RIGHTS, code) == f"{capabilities}\n1 0\n0\n0\n"
+
+
+@pytest.mark.parametrize("end", ["os.kill(pid, signal.SIGKILL)", "os.kill(pid, signal.SIGTERM)", "path.unlink()"])
+def test_its_socket_goes_with_it_although_it_may_not_remove_it_any_more(end: str) -> None:
+    code = f"""
+        print(start("--drop-privileges", "root").wait())
+        others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+        (pid,) = [one for one in others if status(one, "NoNewPrivs") == "1"]
+        {end}
+        wait_for(lambda: not path.exists()); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START + RIGHTS, code) == "0\n"
+
+
+def test_a_user_that_does_not_exist_is_told() -> None:
+    code = """
+        done = subprocess.run([sys.executable, "-m", "refwg", "--drop-privileges", "nobody-at-all", "wg0"],
+                              capture_output=True, text=True)
+        print(done.returncode, done.stderr, path.exists(), ip("link show wg0").returncode)
+    """
+    words = "refwg: wg0: --drop-privileges nobody-at-all: there is no such user"
+    assert run_in_sandbox(START, code) == f"1 {words}\n False 1\n"
 
 
 def test_interface_and_socket_may_be_given_as_descriptors() -> None:
