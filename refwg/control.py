@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DIRECTORY: Final = Path("/var/run/wireguard")
 _CHUNK: Final = 1 << 18
+_HANGS_UP_WITHIN: Final = 1.0
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -78,12 +79,17 @@ def listen(name: str) -> socket.socket:
 
 
 def _is_answered(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    """Whether a process serves this socket, and goes on doing so: one whose interface was just deleted hangs up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(_HANGS_UP_WITHIN)
         try:
             probe.connect(str(path))
+            probe.recv(1)
+        except TimeoutError:
+            return True
         except OSError:
             return False
-        return True
+        return False
 
 
 class Control:

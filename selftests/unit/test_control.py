@@ -3,6 +3,7 @@ from __future__ import annotations
 import resource
 import selectors
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -127,6 +128,15 @@ def test_when_too_many_files_are_open_callers_are_turned_away_until_there_are_le
         client.sendall(b"get=1\n\n")
         server.turn()
         assert client.recv(100000).endswith(b"errno=0\n\n")
+
+
+def test_a_process_that_is_about_to_end_is_waited_for(path: Path) -> None:
+    dying = control.listen("wg0")
+    closes = threading.Timer(0.2, dying.close)
+    closes.start()
+    control.listen("wg0").close()
+    closes.join()
+    assert path.exists()
 
 
 @pytest.mark.requirement("CFG-53", "CFG-55")
