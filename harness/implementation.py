@@ -38,6 +38,7 @@ CAPABILITIES: Final = {
     "persistent-keepalive": "keeps a NAT mapping open",
     "remove-allowed-ip": "removes a single allowed ip on request (Linux 6.16, wireguard-go of May 2025)",
     "icmp-unreachable": "answers packets that no peer owns with ICMP",
+    "icmp-through-nat": "these ICMP errors find their way back through a NAT that the packet came by",
     "fwmark": "marks its datagrams",
 }
 

@@ -69,10 +69,19 @@ class Lab:
         log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
         made = interface.create(name, manifest, birth, log)
         self.interfaces.append(made)
-        self.undo(self._dismiss, made)
+        self.undo(self.dismiss, made)
         if place is not None and place is not birth:
             made.move(place)
         return made
+
+    def dismiss(self, made: Interface) -> None:
+        """End an interface, unless that was done already; raises Complaint if its program does not end well."""
+        if made not in self.interfaces:
+            return
+        self.interfaces.remove(made)
+        complaints = made.close()
+        if complaints:
+            raise Complaint("; ".join(complaints))
 
     def key(self, name: str) -> Key:
         """The private key of this name, the same in every run with the same seed; clamped as `wg genkey` does."""
@@ -104,12 +113,6 @@ class Lab:
         except (HarnessError, OSError) as error:
             text = f"{error}\n"
         self.note(name, f"$ {shlex.join(argv)}\n{text}\n")
-
-    def _dismiss(self, made: Interface) -> None:
-        self.interfaces.remove(made)
-        complaints = made.close()
-        if complaints:
-            raise Complaint("; ".join(complaints))
 
     def _note_command(self, node: str, argv: Sequence[str]) -> None:
         self.note("commands.txt", f"{time.monotonic() - self._start:8.3f} {node}: {shlex.join(argv)}\n")

@@ -1,4 +1,4 @@
-"""Answers leave from the address that was addressed (topology `direct`)."""
+"""Datagrams leave from the address that was addressed, as long as it is ours and the way is the same (`direct`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.control.records import Endpoint
-from harness.tunnel import V4_OF_A
+from harness.link import add_veth
+from harness.tunnel import V4_OF_A, V4_OF_B
 
 if TYPE_CHECKING:
     from harness.tunnel import Tunnel
@@ -16,6 +17,8 @@ V4 = ("10.0.0.1", "10.0.0.2")
 V6 = ("fd00:aa::1", "fd00:aa::2")
 # Back and forth, because a program may go wrong at a change of family only now and then.
 ALTERNATING = (V4[0], V6[0], V4[1], V6[1]) * 3
+# Where B is, A's address, and the one that replaces it.
+CHANGES = (("10.0.0.2", "10.0.0.1/24", "10.0.0.10/24"), ("fd00:aa::2", "fd00:aa::1/96", "fd00:aa::10/96"))
 
 
 @pytest.mark.scenario("N26")
@@ -31,3 +34,64 @@ def test_answers_leave_from_the_address_that_was_addressed(direct: Tunnel, addre
         direct.must_ping("ns2", V4_OF_A)
         seen = direct.seen_by_b().endpoint
         assert seen == endpoint, f"B addressed A at {endpoint}, and the answer came from {seen}"
+
+
+@pytest.mark.scenario("N25")
+@pytest.mark.requirement("RT-12")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.parametrize("changes", [CHANGES, CHANGES[1:]], ids=["v4-then-v6", "v6"])
+def test_source_address_follows_when_it_is_removed(direct: Tunnel, changes: tuple[tuple[str, str, str], ...]) -> None:
+    ns1 = direct.nodes["ns1"]
+    ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
+    for host, before, after in changes:
+        direct.a.set_peer(direct.pub_b, endpoint=Endpoint(host, 2))
+        direct.must_ping("ns1", V4_OF_B)
+        assert direct.seen_by_b().endpoint == Endpoint(before.partition("/")[0], 1)
+        ns1.add_address("veth1", after)
+        ns1.delete_address("veth1", before)
+        direct.must_ping("ns1", V4_OF_B)
+        assert direct.seen_by_b().endpoint == Endpoint(after.partition("/")[0], 1)
+
+
+@pytest.mark.scenario("N27")
+@pytest.mark.requirement("RT-11")
+@pytest.mark.capability("sticky-source", "ipv6-underlay")
+@pytest.mark.parametrize(
+    ("elsewhere", "network"), [("10.50.0.1/24", "10.50.0.0/24"), ("fd00:50::1/96", "fd00:50::/96")], ids=["v4", "v6"]
+)
+def test_address_on_another_interface_is_answered_from(direct: Tunnel, elsewhere: str, network: str) -> None:
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
+    ns2.add_address("veth2", "10.0.0.3/24", "fd00:aa::3/96")
+    add_veth(ns1, "unused1", ns1, "unused2")
+    ns1.add_address("unused1", elsewhere)
+    # For IPv6 by way of its neighbour, which answers for the addresses of one interface only.
+    ns2.add_route(network, dev="veth2", via="fd00:aa::1" if ":" in network else None)
+    endpoint = Endpoint(elsewhere.partition("/")[0], 1)
+    direct.b.set_peer(direct.pub_a, endpoint=endpoint)
+    direct.must_ping("ns2", V4_OF_A)
+    seen = direct.seen_by_b().endpoint
+    assert seen == endpoint, f"B addressed A at {endpoint}, and the answer came from {seen}"
+
+
+@pytest.mark.scenario("N28")
+@pytest.mark.requirement("RT-13")
+def test_better_route_takes_over_with_its_address(direct: Tunnel) -> None:
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    add_veth(ns1, "veth3", ns2, "veth4")
+    for node, *devices in ((ns1, "veth1", "veth3"), (ns2, "veth2", "veth4")):
+        for device in ("all", *devices):
+            node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
+    # Single addresses, so that no route comes with them.
+    ns1.add_address("veth1", "10.0.0.1/32")
+    ns1.add_address("veth3", "10.0.0.3/32")
+    ns2.add_address("veth2", "10.0.0.2/24")
+    ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=2)
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    direct.must_ping("ns1", V4_OF_B)
+    assert str(direct.seen_by_b().endpoint) == "10.0.0.1:1"
+    ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=1)
+    direct.must_ping("ns1", V4_OF_B)
+    seen = str(direct.seen_by_b().endpoint)
+    assert seen == "10.0.0.3:1", f"the better route leads by veth3 from 10.0.0.3, and A's datagrams come from {seen}"

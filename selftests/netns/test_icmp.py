@@ -1,0 +1,226 @@
+"""Who hears that nobody is there, and who hears nothing: errors of ICMP around the tunnel (`nat`, `direct`, alone)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, Capture
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.errors import DeadlineExceeded
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
+from harness.verdicts import differs, twin
+from harness.wait import let_pass, wait_for
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.lab import Lab
+    from harness.netns import NetNS
+    from harness.tunnel import Tunnel
+
+DISCARD: Final = 9
+AT_ONCE: Final = 1.0
+AN_ANSWER: Final = 0.2
+PORT: Final = 1
+OTHER_OF_B: Final = "192.168.241.77"
+# Of no type, of each type with its length and nothing in it, and as much as fits.
+GARBAGE: Final = (
+    b"", b"?", bytes(32), *(bytes([kind]).ljust(size, b"\0") for kind, size in ((1, 148), (2, 92), (3, 64), (4, 32))),
+    bytes([4]).ljust(65507, b"\0"),
+)  # fmt: skip
+NOBODY: Final = ("192.168.241.99", "fd00::99")
+PEER: Final = ("192.168.241.2", "fd00::2")
+HOST_UNREACHABLE, ADDRESS_UNREACHABLE = (3, 1), (1, 3)
+IP_RECVERR, IPV6_RECVERR = 11, 25
+# The kernel says more to a local sender than ICMP can: a key or a destination is missing.
+LOCAL_ERRORS: Final = (errno.ENOKEY, errno.EDESTADDRREQ)
+TRANSLATING = """\
+table ip translating {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        ip saddr 10.0.0.0/24 ip daddr 192.168.241.0/24 counter snat to 192.168.241.2 comment "translated"
+    }
+}
+"""
+GUARDING = """\
+table ip guarding {
+    chain prerouting {
+        type filter hook prerouting priority raw
+        iifname "vethrs" ip saddr != 10.0.0.0/24 counter drop comment "strangers"
+    }
+}
+"""
+
+
+class Error(NamedTuple):
+    """What the error queue of a socket tells (ip(7)): errno, ICMP type and code, and who sent the ICMP error."""
+
+    errno: int
+    icmp: tuple[int, int]
+    offender: str
+
+
+class QueuedError:
+    """The error queue of a socket has an entry."""
+
+    def __init__(self, sender: socket.socket) -> None:
+        self._sender = sender
+
+    def fileno(self) -> int:
+        return self._sender.fileno()
+
+    def look(self) -> Error | None:
+        try:
+            _, ((_, _, data),), _, _ = self._sender.recvmsg(2048, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        number, _, kind, code, family = struct.unpack_from("=IBBB9xH", data)
+        address = data[20:24] if family == socket.AF_INET else data[24:40]
+        offender = socket.inet_ntop(family, address) if family else ""
+        return Error(number, (kind, code), offender)
+
+    def seen(self) -> str:
+        return "no error"
+
+
+def error_for(node: NetNS, address: str, *, source: str = "", hops: int = 64) -> tuple[int, Error]:
+    """Send a datagram and wait for the error about it: what send(2) said at once, and what came by ICMP."""
+    is_v6 = ":" in address
+    with node.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        level = socket.IPPROTO_IPV6 if is_v6 else socket.IPPROTO_IP
+        sender.setsockopt(level, IPV6_RECVERR if is_v6 else IP_RECVERR, 1)
+        sender.setsockopt(level, socket.IPV6_UNICAST_HOPS if is_v6 else socket.IP_TTL, hops)
+        if source:
+            sender.bind((source, 0))
+        sender.connect((address, DISCARD))
+        said = 0
+        try:
+            sender.send(b"is there anybody?")
+        except OSError as error:
+            said = error.errno or 0
+        return said, wait_for(QueuedError(sender), AT_ONCE, f"an ICMP error about a datagram to {address}")
+
+
+# From the interface
+
+
+@pytest.mark.scenario("N24b")
+@pytest.mark.requirement("ERR-02", "ERR-03", "ERR-04")
+@pytest.mark.parametrize("family", [0, 1], ids=["v4", "v6"])
+def test_local_sender_learns_at_once_that_nobody_is_there(lab: Lab, implementation: Manifest, family: int) -> None:
+    ns1 = lab.node("ns1")
+    wg0 = lab.interface("wg0", implementation, ns1)
+    without_endpoint = PeerConfig(public_key=lab.key("peer").public(), allowed_ips=allowed_ips(*PEER))
+    wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(without_endpoint,)))
+    own = ("192.168.241.1", "fd00::1")[family]
+    wg0.up(f"{own}/{(24, 112)[family]}")
+    for address, local in zip((NOBODY[family], PEER[family]), LOCAL_ERRORS, strict=True):
+        try:
+            said, error = error_for(ns1, address)
+        except DeadlineExceeded:
+            if "icmp-unreachable" in implementation.capabilities:
+                raise
+            differs(
+                f"a datagram to {address}, without a peer or endpoint, vanishes and no error comes within {AT_ONCE:g} s"
+            )
+        expected = (HOST_UNREACHABLE, ADDRESS_UNREACHABLE)[family]
+        assert error == Error(errno.EHOSTUNREACH, expected, own)
+        assert said == (local if implementation.kind == "kernel" else 0)
+
+
+@pytest.mark.scenario("N24")
+@pytest.mark.requirement("ERR-02")
+def test_icmp_error_goes_back_through_the_nat_it_came_by(nat: Tunnel) -> None:
+    ns0, ns2 = nat.nodes["ns0"], nat.nodes["ns2"]
+    ns2.sysctl("net.ipv4.ip_forward", 1)
+    ns2.nft(TRANSLATING)
+    ns0.add_route(f"{V4_OF_A}/32", via="10.0.0.100")
+    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
+    with twin("ns0 reaches A through B, and the guard lets no other network in"):
+        nat.must_ping("ns1", V4_OF_B)
+        nat.must_ping("ns0", V4_OF_A)
+        assert ns2.nft_counters()["translated"] == 1
+        ns0.nft(GUARDING)
+        traffic.udp_message(ns2, "10.0.0.1", DISCARD, b"let me in", source=V4_OF_B)
+        assert nat.until(lambda: ns0.nft_counters()["strangers"], lambda packets: packets > 0) == 1
+    nat.b.set_peer(nat.pub_a, remove=True)
+    try:
+        _, error = error_for(ns0, V4_OF_A)
+    except DeadlineExceeded:
+        if "icmp-through-nat" in nat.b.manifest.capabilities:
+            raise
+        pytest.skip(f"unsupported: {nat.b.manifest.name} does not declare the capability icmp-through-nat")
+    assert error == Error(errno.EHOSTUNREACH, HOST_UNREACHABLE, "10.0.0.100")
+
+
+# From behind the tunnel
+
+
+@pytest.mark.requirement("ERR-09")
+@pytest.mark.parametrize(
+    ("address", "beyond"), [(V4_OF_B, "10.9.9.9/32"), (V6_OF_B, "fd00:99::9/128")], ids=["v4", "v6"]
+)
+def test_closed_port_and_hop_limit_are_told_through_the_tunnel(direct: Tunnel, address: str, beyond: str) -> None:
+    ns1, ns2 = connect(direct)
+    is_v6 = ":" in address
+    ns2.sysctl("net.ipv6.conf.all.forwarding" if is_v6 else "net.ipv4.ip_forward", 1)
+    ns2.add_route(beyond, dev="veth2")
+    ns1.add_route(beyond, dev="wg0")
+    direct.a.set_peer(direct.pub_b, allowed_ips=allowed_ips(beyond))
+    direct.must_ping("ns1", address)
+    closed, exceeded = ((1, 4), (3, 0)) if is_v6 else ((3, 3), (11, 0))
+    assert error_for(ns1, address) == (0, Error(errno.ECONNREFUSED, closed, address))
+    host = beyond.partition("/")[0]
+    assert error_for(ns1, host, hops=1) == (0, Error(errno.EHOSTUNREACH, exceeded, address))
+
+
+@pytest.mark.requirement("ERR-06")
+def test_nothing_goes_back_for_an_inner_packet_that_is_refused(direct: Tunnel) -> None:
+    ns1, ns2 = connect(direct)
+    direct.must_ping("ns1", V4_OF_B)
+    ns2.add_address("wg0", f"{OTHER_OF_B}/24")
+    direct.a.set_peer(direct.pub_b, allowed_ips=allowed_ips(f"{OTHER_OF_B}/32"))
+    with twin("A's stack tells a source that is allowed of the closed port"):
+        assert error_for(ns2, V4_OF_A, source=OTHER_OF_B)[1].errno == errno.ECONNREFUSED
+    direct.a.set_peer(direct.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips(f"{V4_OF_B}/32"))
+    with Capture(ns1, "veth1") as wire:
+        traffic.udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
+        # Its answer comes behind whatever else there is.
+        direct.must_ping("ns2", V4_OF_A)
+        back = [str(message) for message in wire.messages(kind=DATA) if not message.is_keepalive]
+    assert len(back) == 1, f"beside the answer to a ping A sent {back}"
+
+
+def connect(direct: Tunnel) -> tuple[NetNS, NetNS]:
+    """Give both nodes an address, and B's to A."""
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    ns1.add_address("veth1", "10.0.0.1/24")
+    ns2.add_address("veth2", "10.0.0.2/24")
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    return ns1, ns2
+
+
+# From the listen port
+
+
+@pytest.mark.requirement("ERR-01", "ROB-08")
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_garbage_is_never_answered(lab: Lab, implementation: Manifest, host: str) -> None:
+    ns1 = lab.node("ns1")
+    wg0 = lab.interface("wg0", implementation, ns1)
+    wg0.set(DeviceConfig(private_key=lab.key("own"), listen_port=PORT))
+    wg0.up()
+    with twin("a port that is closed answers"):
+        assert error_for(ns1, host)[1].errno == errno.ECONNREFUSED
+    with ns1.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect((host, PORT))
+        for garbage in GARBAGE:
+            sender.send(garbage)
+        let_pass(AN_ANSWER, "an answer would come at once, and nothing tells that none will")
+        with pytest.raises(BlockingIOError):
+            sender.recv(65535, socket.MSG_DONTWAIT)

@@ -1,0 +1,87 @@
+"""A peer behind a peer of the same interface, and what happens when it is behind itself (topology `nat`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.interface import ProgramInterface
+from harness.tunnel import V4_OF_B
+from harness.verdicts import differs, twin
+from harness.wait import let_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.interface import Interface
+    from harness.tunnel import Tunnel
+
+INNER_OF_A, INNER_OF_B = "192.168.242.1", "192.168.242.2"
+PORT = 5
+# The kernel's own test calls more than this much too much.
+BOUNDED = 70_000
+LOOPING = 0.25
+AT_REST = 0.2
+CLOCK_TICKS = 100
+
+
+def wrap_once_more(nat: Tunnel) -> Interface:
+    """A second interface in ns2, whose peer is A's wg0 through its own tunnel."""
+    key3 = nat.lab.key("key3")
+    wg1 = nat.lab.interface("wg1", nat.b.manifest, nat.nodes["ns2"])
+    peer = PeerConfig(public_key=nat.pub_a, allowed_ips=allowed_ips(f"{INNER_OF_A}/32"))
+    wg1.set(DeviceConfig(private_key=key3, listen_port=PORT, peers=(peer,)))
+    wg1.up(f"{INNER_OF_B}/24")
+    nat.nodes["ns1"].add_address("wg0", f"{INNER_OF_A}/24")
+    nat.a.set_peer(key3.public(), endpoint=Endpoint(V4_OF_B, PORT), allowed_ips=allowed_ips(f"{INNER_OF_B}/32"))
+    return wg1
+
+
+@pytest.mark.scenario("N22")
+def test_peer_is_reached_through_another_peer_of_the_same_interface(nat: Tunnel) -> None:
+    wg1 = wrap_once_more(nat)
+    nat.must_ping("ns1", INNER_OF_B)
+    assert str(wg1.peer(nat.pub_a).endpoint) == "192.168.241.1:1", "B's second interface was not reached by the tunnel"
+
+
+@pytest.mark.scenario("N22")
+@pytest.mark.requirement("ROB-04")
+def test_peer_behind_itself_loops_only_so_far(nat: Tunnel, record_property: Callable[[str, object], None]) -> None:
+    ns1, pub3 = nat.nodes["ns1"], nat.lab.key("key3").public()
+    with twin("the peer answers as long as it is behind the other one"):
+        wg1 = wrap_once_more(nat)
+        nat.must_ping("ns1", INNER_OF_B)
+    nat.lab.dismiss(wg1)
+    nat.a.set_peer(pub3, endpoint=Endpoint(INNER_OF_B, PORT))
+    before, busy = ns1.links()["wg0"]["tx_bytes"], cpu_seconds(nat.a)
+    try:
+        pings = traffic.ping(ns1, INNER_OF_B, timeout=LOOPING)
+    finally:
+        nat.a.set_peer(pub3, remove=True)
+    sent, busy = ns1.links()["wg0"]["tx_bytes"] - before, cpu_seconds(nat.a) - busy
+    record_property("looped_bytes", sent)
+    record_property("looped_cpu_seconds", round(busy, 2))
+    assert pings.lost == 1, "somebody answers who is not there"
+    nat.must_ping("ns1", V4_OF_B)
+    assert rests(nat.a), "A is still busy although the loop was cut"
+    if sent > BOUNDED:
+        differs(f"one ping became {sent} bytes, until the loop was cut {LOOPING:g} s later, more than {BOUNDED}")
+
+
+def cpu_seconds(side: Interface) -> float:
+    """The processor time that a program has taken so far; nobody can tell for the kernel."""
+    if not isinstance(side, ProgramInterface):
+        return 0.0
+    # After the name, which may contain anything: utime and stime are fields 14 and 15 (proc(5)).
+    fields = Path(f"/proc/{side.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
+
+
+def rests(side: Interface) -> bool:
+    before = cpu_seconds(side)
+    let_pass(AT_REST, "a program that is still in the loop would work all the time")
+    return cpu_seconds(side) - before < AT_REST / 2

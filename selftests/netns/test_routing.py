@@ -1,0 +1,121 @@
+"""Packets go the way that sockets, marks and rules bend them, and the tunnel's own datagrams with them."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.link import add_veth
+from harness.tunnel import V4_OF_B, V6_OF_B
+
+if TYPE_CHECKING:
+    from harness.netns import NetNS
+    from harness.tunnel import Tunnel
+
+MARK = 51820
+# The flag FIB_RULE_INVERT of include/uapi/linux/fib_rules.h: `ip rule add not ...`.
+NOT = 2
+# A chain of type route has the kernel look for a new route when a rule has changed the mark.
+MARKING = """\
+table inet marking {
+    chain output {
+        type route hook output priority mangle
+        oifname "wg0" counter comment "inner"
+        oifname "vethc" udp dport 2 counter comment "outer"
+        counter meta mark set 1 comment "marked"
+    }
+}
+"""
+WATCHING = f"""\
+table inet watching {{
+    chain output {{
+        type filter hook output priority 0
+        oifname "vethc" udp dport 2 meta mark {MARK} counter comment "marked"
+        oifname "vethc" udp dport 2 meta mark != {MARK} counter comment "unmarked"
+        oifname "wg0" udp dport 2 counter comment "looped"
+    }}
+}}
+"""
+
+
+@pytest.mark.scenario("N21")
+def test_socket_bound_to_the_device_gets_through_rerouted_or_not(nat: Tunnel) -> None:
+    ns1 = nat.nodes["ns1"]
+    for address in (V4_OF_B, V6_OF_B):
+        traffic.must_ping(ns1, address, device="wg0")
+    ns1.nft(MARKING)
+    for address in (V4_OF_B, V6_OF_B):
+        traffic.must_ping(ns1, address)
+        traffic.must_ping(ns1, address, device="wg0")
+    counted = ns1.nft_counters()
+    assert min(counted["inner"], counted["outer"]) >= 4, f"not every packet was rerouted: {counted}"
+    assert counted["marked"] >= counted["inner"] + counted["outer"]
+
+
+@pytest.mark.scenario("N23")
+@pytest.mark.requirement("RT-17")
+@pytest.mark.capability("fwmark")
+def test_marked_datagrams_bypass_the_default_route_through_the_tunnel(nat: Tunnel) -> None:
+    ns1 = nat.nodes["ns1"]
+    ns1.add_address("vethc", "fc00::9/96")
+    ns1.add_route("::/0", via="fc00::1")
+    ns1.nft(WATCHING)
+    owned = ("192.168.99.7/32", "abab::1111/128")
+    nat.nodes["ns2"].add_address("wg0", *owned)
+    peer = PeerConfig(public_key=nat.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips(*owned))
+    nat.a.set(DeviceConfig(fwmark=MARK, peers=(peer,)))
+    route_all_but_marked_into_the_tunnel(ns1)
+    nat.must_ping("ns1", "192.168.99.7", count=100)
+    nat.must_ping("ns1", "abab::1111", count=100)
+    counted = ns1.nft_counters()
+    assert (counted["unmarked"], counted["looped"]) == (0, 0), f"of A's datagrams: {counted}"
+    assert counted["marked"] > 200, f"the pings did not go through the tunnel: {counted}"
+
+
+def route_all_but_marked_into_the_tunnel(node: NetNS) -> None:
+    """What wg-quick(8) sets up for a peer that owns every address."""
+    for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
+        node.add_route(everything, dev="wg0", table=MARK)
+        node.add_rule(family, fwmark=MARK, flags=NOT, table=MARK, priority=32765)
+        # All routes of the main table but the default one.
+        node.add_rule(family, table=254, suppress_prefixlen=0, priority=32764)
+    trust_every_way(node, "vethc")
+
+
+def trust_every_way(node: NetNS, *devices: str) -> None:
+    """Let packets in by whatever device they come; of this setting the strictest counts."""
+    for device in ("all", *devices):
+        node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
+
+
+@pytest.mark.requirement("RT-16", "RT-17")
+@pytest.mark.capability("fwmark", "ipv6-underlay")
+@pytest.mark.parametrize(
+    ("near", "detour", "length"),
+    [
+        pytest.param(("10.0.0.1", "10.0.0.2"), ("10.1.0.1", "10.1.0.2"), 24, id="v4"),
+        pytest.param(("fd00:aa::1", "fd00:aa::2"), ("fd00:bb::1", "fd00:bb::2"), 96, id="v6"),
+    ],
+)
+def test_mark_sends_datagrams_by_another_link_from_its_address(
+    direct: Tunnel, near: tuple[str, str], detour: tuple[str, str], length: int
+) -> None:
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    add_veth(ns1, "veth3", ns2, "veth4")
+    for node, devices, side in ((ns1, ("veth1", "veth3"), 0), (ns2, ("veth2", "veth4"), 1)):
+        node.add_address(devices[0], f"{near[side]}/{length}")
+        node.add_address(devices[1], f"{detour[side]}/{length}")
+        trust_every_way(node, *devices)
+    ns1.add_route(f"{near[1]}/{128 if ':' in near[1] else 32}", via=detour[1], table=7)
+    ns1.add_rule(socket.AF_INET6 if ":" in near[1] else socket.AF_INET, fwmark=7, table=7, priority=100)
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint(near[1], 2))
+    direct.must_ping("ns1", V4_OF_B)
+    assert direct.seen_by_b().endpoint == Endpoint(near[0], 1)
+    direct.a.set(DeviceConfig(fwmark=7))
+    direct.must_ping("ns1", V4_OF_B)
+    seen = direct.seen_by_b().endpoint
+    assert seen == Endpoint(detour[0], 1), f"A's datagrams, marked, leave from {seen} and not by the link of the mark"
