@@ -288,11 +288,23 @@ class NetNS:
                     counted[item["rule"]["comment"]] = expression["counter"]["packets"]
         return counted
 
+    def forget_connections(self) -> None:
+        """Empty the table of tracked connections: a NAT forgets every mapping it has."""
+        self._netlink("conntrack", "flush", _flush_connections)
+
 
 def _read_setting(path: Path, value: int | str | None) -> str:
     if value is not None:
         path.write_text(f"{value}\n")
     return path.read_text().strip()
+
+
+def _flush_connections() -> None:
+    # Imported late: few tests need it.
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket  # noqa: PLC0415
+
+    with NFCTSocket() as conntrack:
+        conntrack.flush()
 
 
 class _RouteMonitor:

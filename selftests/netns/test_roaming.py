@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.capability("roaming")
 
 LONGER_THAN_THE_NAT_MAPPING = 3.0
+# In the place of the topology's own rule, which keeps the port if it can.
+ANOTHER_PORT = """\
+flush table ip nat
+table ip nat {
+    chain postrouting {
+        ip saddr 192.168.1.0/24 meta l4proto udp counter snat to 10.0.0.1:4242 comment "moved"
+    }
+}
+"""
 
 
 @pytest.mark.scenario("N13")
@@ -79,6 +88,19 @@ def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunn
     assert pings.lost == 1, "the mapping outlived its two seconds, or A has sent without being told to"
     with twin("the tunnel still works when A begins"):
         nat.must_ping("ns1", V4_OF_B)
+
+
+@pytest.mark.scenario("N20")
+@pytest.mark.requirement("RT-19", "RT-06")
+def test_peer_is_followed_when_its_nat_gives_it_another_port(nat: Tunnel) -> None:
+    nat.must_ping("ns1", V4_OF_B)
+    assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
+    nat.nodes["ns0"].nft(ANOTHER_PORT)
+    nat.nodes["ns0"].forget_connections()
+    nat.must_ping("ns1", V6_OF_B)
+    assert nat.nodes["ns0"].nft_counters()["moved"] == 1, "the NAT has not made a new mapping"
+    assert str(nat.seen_by_b().endpoint) == "10.0.0.1:4242"
+    nat.must_ping("ns2", V4_OF_A)
 
 
 def endpoint_by_wg(side: Interface) -> str:
