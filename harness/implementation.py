@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MANIFESTS: Final = Path(__file__).parent / "implementations"
 KINDS: Final = ("kernel", "uapi")
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
+_MTU: Final = range(68, 65536)  # what a TUN device takes
 _VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
 _KERNEL_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
@@ -40,6 +41,8 @@ CAPABILITIES: Final = {
     "icmp-unreachable": "answers packets that no peer owns with ICMP",
     "icmp-through-nat": "these ICMP errors find their way back through a NAT that the packet came by",
     "fwmark": "marks its datagrams",
+    "update-peer": "changes a peer that it has already",
+    "peer-before-key": "takes peers before it has a private key",
 }
 
 
@@ -63,6 +66,8 @@ class Manifest:
     complaints: tuple[str, ...] = ()
     descriptors: int = 16
     threads: int = 32
+    mtu: int | None = None
+    """What the lab sets the interface's MTU to, for a program that leaves it at the 1500 of a TUN device."""
     install: dict[str, Any] = field(default_factory=dict)
     variant: tuple[str, ...] = ()
     """What is added to the command for a variant, `NAME+VARIANT`; `{variant}` is filled in. Empty: it has none."""
@@ -200,6 +205,7 @@ class _Reader:
             command=self._command(program, "command", _GENERIC.command),
             version_command=self._command(program, "version", _GENERIC.version_command),
             env=self._env(program),
+            mtu=self._mtu(program),
             variant=self._words(variant, "args", ()),
             variant_env=self._env(variant),
             complaints=self._patterns(watch),
@@ -266,6 +272,12 @@ class _Reader:
             if not isinstance(value, str):
                 raise self._wrong(f"program.env.{name} must be a str, not {value!r}")
         return env
+
+    def _mtu(self, table: dict[str, Any]) -> int | None:
+        mtu: int | None = self._take(table, "mtu", int, None)
+        if mtu is not None and mtu not in _MTU:
+            raise self._wrong(f"program.mtu must be from {_MTU.start} to {_MTU.stop - 1}, not {mtu}")
+        return mtu
 
     def _install(self, data: dict[str, Any]) -> dict[str, Any]:
         table: dict[str, Any] = self._take(data, "install", dict, {})

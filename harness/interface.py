@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
-from harness.errors import DeadlineExceeded, HarnessError, UsageError
+from harness.errors import DeadlineExceeded, HarnessError, Unsupported, UsageError
 from harness.namespace import NamespaceThread, enter_network, enter_new_mounts
 from harness.process import Process, run
 from harness.wait import EitherOf, EntryAppears, let_pass, scaled, wait_for
@@ -56,8 +56,26 @@ class Interface:
         return f"Interface({self.name!r}, {self.manifest.name}, born in {self.birth.name}, now in {self.place.name})"
 
     def set(self, config: DeviceConfig) -> None:
-        """Change the configuration; raises ControlError with the errno the implementation gave."""
+        """Change the configuration; raises ControlError with the errno the implementation gave.
+
+        What the implementation does not declare to survive is not tried: Unsupported.
+        """
+        self._require_declared(config)
         self.control.set(config)
+
+    def _require_declared(self, config: DeviceConfig) -> None:
+        lacking = {"update-peer", "peer-before-key"} - self.manifest.capabilities
+        given = {peer.public_key for peer in config.peers if not peer.remove}
+        if not given or not lacking:
+            return
+        now = self.control.get()
+        asked = set()
+        if not config.replace_peers and given & {peer.public_key for peer in now.peers}:
+            asked.add("update-peer")
+        if not (config.private_key or now.private_key or now.public_key):
+            asked.add("peer-before-key")
+        for capability in sorted(asked & lacking):
+            raise Unsupported(f"{self.manifest.name} does not declare the capability {capability}")
 
     def set_peer(self, public_key: Key, **changes: object) -> None:
         """Change one peer; the changes are PeerConfig's fields."""
@@ -145,6 +163,8 @@ class ProgramInterface(Interface):
             self._thread.close()
             raise
         super().__init__(name, manifest, birth, UapiControl(name, self._connect, scope_index=birth.index))
+        if manifest.mtu is not None:
+            birth.set_link(name, mtu=manifest.mtu)
 
     def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path) -> Process:
         env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}

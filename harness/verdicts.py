@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from _pytest.outcomes import Failed, Skipped
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Unsupported
 from harness.session import LAB, file_name, label_of, lane_of, state_of_run, uses
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def twin(shows: str) -> Iterator[None]:
     try:
         yield
     except (Exception, Failed) as error:
-        if isinstance(error, Blocked):
+        if isinstance(error, Blocked | Unsupported):
             raise
         raise Blocked(f"its positive twin was not shown, {shows}: {type(error).__name__}: {error}") from error
 
@@ -94,8 +94,12 @@ def _close_after(made: Lab, error: BaseException) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Unsupported):
+        _report_unsupported(item, report, call.excinfo.value)
     if lane_of(item) == "netns" or state_of_run(item.config).used:
         facts = _facts(item)
         if report.when == "call":
@@ -104,6 +108,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             facts["artifacts"] = _keep_evidence(item, report)
         _describe(report, facts)
     return report
+
+
+def _report_unsupported(item: pytest.Item, report: pytest.TestReport, reason: Unsupported) -> None:
+    """What the lab did not try, because the program does not declare it, is reported like a missing marker."""
+    path, line, _ = item.location
+    report.outcome = "skipped"
+    report.longrepr = (path, line or 0, f"Skipped: unsupported: {reason}")
 
 
 def _judge_expectation(item: pytest.Item, report: pytest.TestReport) -> None:

@@ -81,6 +81,7 @@ def test_private_key_is_read_back_and_cleared(lab: Lab, wg0: Interface, by_wg: b
 
 @pytest.mark.scenario("N35")
 @pytest.mark.requirement("CFG-16")
+@pytest.mark.capability("update-peer", "peer-before-key")
 @pytest.mark.parametrize("by_wg", [False, True], ids=["ours", "wg"])
 def test_preshared_key_is_read_back_and_cleared(lab: Lab, wg0: Interface, alice: Key, by_wg: bool) -> None:
     for given, text in ((lab.key("psk"), str(lab.key("psk"))), (ZERO_KEY, "(none)")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,18 @@ def test_wg_saves_what_the_interface_sets_and_restores_it(lab: Lab, wg0: Interfa
         *before.peer(alice).allowed_ips,
     )
     assert wg0.peer(alice).endpoint == Endpoint.parse("[fd00::9]:99")
+
+
+def test_interface_gets_the_mtu_that_its_manifest_says(lab: Lab, implementation: Manifest) -> None:
+    node = lab.node("ns0")
+    made = lab.interface("wg0", replace(implementation, mtu=1342), node)
+    assert node.links()["wg0"]["mtu"] == (1420 if made.manifest.kind == "kernel" else 1342)
+
+
+def test_interface_starts_with_the_mtu_of_wireguard(lab: Lab, implementation: Manifest) -> None:
+    node = lab.node("ns0")
+    lab.interface("wg0", implementation, node)
+    assert node.links()["wg0"]["mtu"] == 1420
 
 
 def comparable(side: Interface, peer: Key) -> tuple[object, ...]:

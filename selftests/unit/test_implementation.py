@@ -63,6 +63,8 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[program]\ncommand = ["{"]', f"program.command: {FILLED} Single '{{'"),
         (GOOD + '[program]\nversion = ["{program.name}"]', f"program.version: {FILLED} 'str' object"),
         (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
+        (GOOD + "[program]\nmtu = 67", "program.mtu must be from 68 to 65535, not 67"),
+        (GOOD + '[program]\nmtu = "1420"', "mtu must be a int, not '1420'"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
         (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, cargo, debian"),
         (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),

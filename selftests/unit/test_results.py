@@ -35,6 +35,8 @@ CASES = [
     ("def test(): pytest.skip('no net')", "skipped", "no net"),
     ("@pytest.mark.skip(reason='no net')\ndef test(): pass", "skipped", "no net"),
     ("def test(): pytest.skip('unsupported: roaming')", "unsupported", "unsupported: roaming"),
+    ("def test(): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
+    ("def test(undeclared): pass", "unsupported", "unsupported: roaming"),
     ("def test(refused): pass", "unsupported", "unsupported: roaming"),
     ("def test(): differs('1360 bytes, not 1359')", "differs", "1360 bytes, not 1359"),
     ("def test(not_undone): differs('1360 bytes, not 1359')", "error", "OSError: undo"),
@@ -45,6 +47,7 @@ CASES = [
     ),
     ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "its positive twin was not shown, x: Failed: y"),
     ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
+    ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
     (
         "def test():\n  with twin('it lives'): pass\n  assert not 'refused'",
         "failed",
@@ -53,6 +56,7 @@ CASES = [
 ]
 MODULE = """
 import pytest
+from harness.errors import Unsupported
 from harness.verdicts import differs, twin
 
 known = pytest.mark.xfail(reason="known")
@@ -62,6 +66,9 @@ def broken(): raise OSError("no way")
 
 @pytest.fixture
 def refused(): pytest.skip("unsupported: roaming")
+
+@pytest.fixture
+def undeclared(): raise Unsupported("roaming")
 
 @pytest.fixture
 def not_undone():

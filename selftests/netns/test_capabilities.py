@@ -1,0 +1,136 @@
+"""Declared capabilities are probed for honesty: what a program does not declare, it really cannot do.
+
+What the lab refuses to try on a program without the declaration is tried here all the same, on an interface that the
+watchman of the lab does not look after.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from harness import interface
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig
+from harness.errors import ControlError, Unsupported
+from harness.implementation import Registry
+from harness.topology import DIRECT
+from harness.tunnel import V4_OF_A, V4_OF_B, Tunnel
+from harness.wait import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness.control.records import Key
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.lab import Lab
+
+ELSEWHERE: Final = Endpoint.parse("127.0.0.1:9")
+ADDRESSED: Final = (Endpoint.parse("10.0.0.1:1"), Endpoint.parse("10.0.0.2:1"))
+# Seconds for an answer that comes at once where it comes at all.
+AT_ONCE: Final = 1.0
+IP_RECVERR: Final = 11  # linux/in.h: have ICMP errors reported that may pass
+# ICMP host unreachable, and what the driver tells a local sender besides (ERR-02, ERR-03).
+REFUSALS: Final = frozenset({errno.EHOSTUNREACH, errno.ENOKEY})
+
+
+@pytest.fixture
+def alice(lab: Lab) -> Key:
+    return lab.key("alice").public()
+
+
+@contextmanager
+def unwatched(lab: Lab, implementation: Manifest) -> Iterator[tuple[Interface, list[str]]]:
+    """An interface, and the list that gets the watchman's complaints when the block has ended."""
+    made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "probe.log")
+    complaints: list[str] = []
+    try:
+        yield made, complaints
+    finally:
+        complaints += made.close()
+
+
+def is_done(made: Interface, config: DeviceConfig, wanted: Callable[[], bool]) -> bool:
+    """Whether a configuration is taken, and is there afterwards."""
+    try:
+        made.control.set(config)
+        return wanted()
+    except ControlError:
+        return False
+
+
+@pytest.mark.requirement("CFG-44")
+@pytest.mark.bug("IB-61")
+def test_peer_is_changed_if_and_only_if_that_is_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
+    declared = "update-peer" in implementation.capabilities
+    change = DeviceConfig(peers=(PeerConfig(public_key=alice, endpoint=ELSEWHERE),))
+    with unwatched(lab, implementation) as (made, complaints):
+        made.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice),)))
+        done = is_done(made, change, lambda: made.peer(alice).endpoint == ELSEWHERE)
+    assert (done, not complaints) == (declared, declared), complaints
+
+
+@pytest.mark.requirement("CFG-44")
+@pytest.mark.bug("IB-61")
+def test_peer_is_taken_before_a_private_key_if_and_only_if_that_is_declared(
+    lab: Lab, implementation: Manifest, alice: Key
+) -> None:
+    declared = "peer-before-key" in implementation.capabilities
+    with unwatched(lab, implementation) as (made, complaints):
+        done = is_done(
+            made,
+            DeviceConfig(peers=(PeerConfig(public_key=alice),)),
+            lambda: [peer.public_key for peer in made.get().peers] == [alice],
+        )
+    assert (done, not complaints) == (declared, declared), complaints
+
+
+@pytest.mark.parametrize("capability", ["peer-before-key", "update-peer"])
+def test_lab_does_not_try_what_is_not_declared(lab: Lab, implementation: Manifest, alice: Key, capability: str) -> None:
+    if capability in implementation.capabilities:
+        pytest.skip(f"{implementation.name} declares {capability}")
+    wg0 = lab.interface("wg0", implementation, lab.node("ns0"))
+    if capability == "update-peer":
+        wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice),)))
+    with pytest.raises(Unsupported, match=f"{implementation.name} does not declare the capability {capability}"):
+        wg0.set_peer(alice, endpoint=ELSEWHERE)
+
+
+@pytest.mark.requirement("ERR-02", "ERR-03")
+def test_packet_that_no_peer_owns_is_answered_if_and_only_if_that_is_declared(
+    lab: Lab, implementation: Manifest
+) -> None:
+    wg0 = lab.interface("wg0", implementation, lab.node("ns0"))
+    wg0.set(DeviceConfig(private_key=lab.key("own")))
+    wg0.up(f"{V4_OF_A}/24")
+    with wg0.place.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect((V4_OF_B, 9))
+        sender.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sender.settimeout(scaled(AT_ONCE))
+        try:
+            sender.send(b"to nobody")
+            sender.recv(1)
+            answer = None
+        except OSError as error:
+            answer = error.errno
+    assert (answer in REFUSALS) == ("icmp-unreachable" in implementation.capabilities), answer
+
+
+@pytest.mark.requirement("RT-11")
+@pytest.mark.bug("IB-38")
+def test_source_that_is_not_declared_to_be_sticky_is_not(lab: Lab, implementation: Manifest) -> None:
+    if "sticky-source" in implementation.capabilities:
+        pytest.skip(f"{implementation.name} declares sticky-source, which test_sticky tests")
+    direct = Tunnel(lab, DIRECT, implementation, Registry().get("refwg"))
+    direct.nodes["ns1"].add_address("veth1", *(f"{endpoint.host}/24" for endpoint in ADDRESSED))
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.3/24")
+    answered = []
+    for endpoint in ADDRESSED:
+        direct.b.set_peer(direct.pub_a, endpoint=endpoint)
+        direct.must_ping("ns2", V4_OF_A)
+        answered.append(direct.seen_by_b().endpoint)
+    assert tuple(answered) != ADDRESSED
