@@ -1,78 +1,81 @@
-"""Captures: the WireGuard datagrams that leave a node by a device, each with the kernel's time stamp.
+"""Captures: what passes by a device, each frame with the kernel's time stamp; the WireGuard messages among it.
 
-Sources: packet(7), SO_TIMESTAMPNS in socket(7). The message types are those of the whitepaper, section 5.4.
+Until someone asks, the frames lie in the kernel, so that a capture costs next to nothing where nobody looks. Sources:
+packet(7), SO_TIMESTAMPNS in socket(7).
 """
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from harness import frames, pcapng
+from harness.messages import COOKIE_REPLY, DATA, INITIATION, KEEPALIVE_SIZE, NANOSECONDS, RESPONSE, Message
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from harness.netns import NetNS
 
-INITIATION, RESPONSE, COOKIE_REPLY, DATA = 1, 2, 3, 4
-NAMES: Final = {INITIATION: "initiation", RESPONSE: "response", COOKIE_REPLY: "cookie reply", DATA: "data"}
-KEEPALIVE_SIZE: Final = 32
+__all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "Capture", "Message"]
 
 _ETH_P_ALL: Final = 3
-_ETH_HEADER: Final = 14
-_IPV4, _IPV6 = 0x0800, 0x86DD
-_PACKET_OUTGOING: Final = 4
+_PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 8 << 20
-_IPV6_HEADER: Final = 40
-_UDP_HEADER: Final = 8
-_NANOSECONDS: Final = 1_000_000_000
+_ANCILLARY: Final = 128
+_FRAME: Final = 1 << 17
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One datagram: when it left (ns of wall time), from and to which address and port, and its UDP payload."""
+def tap(node: NetNS, device: str) -> socket.socket:
+    """A packet socket that hears all frames of a device, with their time stamps."""
+    # With a protocol from the start it would hear all devices, and the kernel would have to wait before it can be bound.
+    made = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    made.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
+    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    made.bind((device, _ETH_P_ALL))
+    made.setblocking(False)
+    return made
 
-    time: int
-    source: tuple[str, int]
-    destination: tuple[str, int]
-    payload: bytes
 
-    @property
-    def kind(self) -> int:
-        """Its message type; 0 if it is no WireGuard message."""
-        return self.payload[0] if self.payload[:1] and self.payload[1:4] == bytes(3) else 0
+def receive(tapped: socket.socket) -> tuple[bytes, int, bool]:
+    """The next frame as it would be on a cable, its time in ns, and whether it left the node."""
+    data, ancillary, _, address = tapped.recvmsg(_FRAME, _ANCILLARY)
+    return frames.finished(data, ancillary), _time(ancillary), address[2] == socket.PACKET_OUTGOING
 
-    @property
-    def is_keepalive(self) -> bool:
-        return self.kind == DATA and len(self.payload) == KEEPALIVE_SIZE
 
-    def __str__(self) -> str:
-        name = "keepalive" if self.is_keepalive else NAMES.get(self.kind, "no message of WireGuard's")
-        seconds = self.time / _NANOSECONDS
-        return f"{seconds:.3f} {self.source[1]}>{self.destination[1]} {name} ({len(self.payload)})"
+def missed(tapped: socket.socket) -> int:
+    """How many frames did not fit the buffer since this was last asked."""
+    answer = tapped.getsockopt(frames.SOL_PACKET, _PACKET_STATISTICS, 8)
+    return int(struct.unpack("II", answer)[1])
 
 
 class Capture:
-    """Takes every UDP datagram that leaves by a device, from the moment it is made; as a context manager."""
+    """Takes what passes by a device, from the moment it is made; as a context manager.
+
+    As messages it gives those that leave: on the loopback device each packet passes twice, once in each direction.
+    """
 
     def __init__(self, node: NetNS, device: str) -> None:
+        self.name = f"{node.name}-{device}"
+        self._is_loopback = device == "lo"
         self._messages: list[Message] = []
-        self._socket = node.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
-        self._socket.bind((device, _ETH_P_ALL))
-        self._socket.setblocking(False)
+        self._packets: list[pcapng.Packet] = []
+        self._missed = 0
+        self._socket = tap(node, device)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def fileno(self) -> int:
@@ -87,15 +90,25 @@ class Capture:
         """Wait for a message that `accept` takes, among those already seen too."""
         return wait_for(_Seen(self, accept), deadline, what)
 
+    def save(self, path: Path, *, keys: str = "") -> None:
+        """Write what has passed so far as pcapng, with the keys (`harness.keys`) inside."""
+        self._drain()
+        self._missed += missed(self._socket)
+        pcapng.save(path, [pcapng.End(self.name, missed=self._missed)], self._packets, keys=keys)
+
     def _drain(self) -> None:
         while True:
             try:
-                data, ancillary, _, address = self._socket.recvmsg(65535, 64)
+                whole, time, is_outbound = receive(self._socket)
             except BlockingIOError:
                 return
-            # On the loopback device each packet passes twice, once in each direction.
-            if address[2] == _PACKET_OUTGOING and (message := _parse(data, _time(ancillary))):
-                self._messages.append(message)
+            if not is_outbound and self._is_loopback:
+                continue
+            for frame in frames.segments(whole):
+                self._packets.append(pcapng.Packet(0, time, frame, is_outbound))
+                datagram = frames.udp(frame) if is_outbound else None
+                if datagram is not None:
+                    self._messages.append(frames.message(frame, datagram, time))
 
 
 class _Seen:
@@ -119,23 +132,5 @@ def _time(ancillary: list[tuple[int, int, bytes]]) -> int:
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", data[:16])
-            return int(seconds * _NANOSECONDS + nanoseconds)
+            return int(seconds * NANOSECONDS + nanoseconds)
     return 0
-
-
-def _parse(frame: bytes, time: int) -> Message | None:
-    (protocol,) = struct.unpack_from(">H", frame, 12)
-    packet = frame[_ETH_HEADER:]
-    if protocol == _IPV4 and packet[9] == socket.IPPROTO_UDP:
-        source, destination, udp = packet[12:16], packet[16:20], packet[(packet[0] & 15) * 4 :]
-    elif protocol == _IPV6 and packet[6] == socket.IPPROTO_UDP:
-        source, destination, udp = packet[8:24], packet[24:40], packet[_IPV6_HEADER:]
-    else:
-        return None
-    ports = struct.unpack_from(">HHH", udp)
-    return Message(
-        time=time,
-        source=(str(ipaddress.ip_address(source)), ports[0]),
-        destination=(str(ipaddress.ip_address(destination)), ports[1]),
-        payload=udp[_UDP_HEADER : ports[2]],
-    )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from harness.session import Pair
     from harness.topology import Topology
     from harness.tunnel import Tunnel
+    from harness.wire import Wire
 
 
 @pytest.fixture
@@ -95,3 +96,17 @@ def direct(lab: Lab, pair: Pair) -> Tunnel:
     from harness.topology import DIRECT
 
     return _tunnel(lab, DIRECT, pair)
+
+
+@pytest.fixture
+def wired(lab: Lab, pair: Pair) -> Tunnel:
+    """A and B with a wire between them (topology `wired`)."""
+    from harness.topology import WIRED
+
+    return _tunnel(lab, WIRED, pair)
+
+
+@pytest.fixture
+def wire(wired: Tunnel) -> Wire:
+    """The wire between A and B, with no faults yet."""
+    return wired.lab.wires[0]

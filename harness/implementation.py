@@ -72,6 +72,8 @@ class Manifest:
     variant: tuple[str, ...] = ()
     """What is added to the command for a variant, `NAME+VARIANT`; `{variant}` is filled in. Empty: it has none."""
     variant_env: dict[str, str] = field(default_factory=dict)
+    key_log: tuple[str, ...] = ()
+    """What is added to the command so that it reveals its keys; `{file}` is filled in. Empty: it does not."""
     source: Path | None = None
 
     def find_program(self) -> Path:
@@ -86,9 +88,10 @@ class Manifest:
             raise Unavailable(f"{self.name} {said}; {again}: wg-interop install {self.name}")
         return found
 
-    def argv(self, interface: str) -> list[str]:
-        """The command that serves the interface in the foreground."""
-        return self._fill(self.command, interface)
+    def argv(self, interface: str, key_log: Path | None = None) -> list[str]:
+        """The command that serves the interface in the foreground; it may be told to reveal its keys to a file."""
+        revealing = [word.replace("{file}", str(key_log)) for word in self.key_log] if key_log is not None else []
+        return self._fill(self.command, interface) + revealing
 
     def _fill(self, words: tuple[str, ...], interface: str = "") -> list[str]:
         program = str(self.find_program()) if self.needs_program else ""
@@ -208,6 +211,7 @@ class _Reader:
             mtu=self._mtu(program),
             variant=self._words(variant, "args", ()),
             variant_env=self._env(variant),
+            key_log=self._key_log(program),
             complaints=self._patterns(watch),
             descriptors=self._take(watch, "descriptors", int, 16),
             threads=self._take(watch, "threads", int, 32),
@@ -264,6 +268,12 @@ class _Reader:
             raise self._wrong(
                 f"program.{key}: only {{program}}, {{interface}} and {{python}} are filled in: {error}"
             ) from error
+        return words
+
+    def _key_log(self, table: dict[str, Any]) -> tuple[str, ...]:
+        words = self._words(table, "key_log", ())
+        if words and not any("{file}" in word for word in words):
+            raise self._wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
         return words
 
     def _env(self, table: dict[str, Any]) -> dict[str, str]:

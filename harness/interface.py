@@ -42,7 +42,9 @@ _ADDRGENMODE_NONE: Final = 1
 
 
 class Interface:
-    """What both kinds have in common; made by `create`."""
+    """What both kinds have in common; made by `create`. key_log: where it writes its keys, if it reveals them."""
+
+    key_log: Path | None = None
 
     def __init__(self, name: str, manifest: Manifest, birth: NetNS, control: Control) -> None:
         self.name = name
@@ -154,7 +156,9 @@ class ProgramInterface(Interface):
     """
 
     def __init__(self, name: str, manifest: Manifest, birth: NetNS, log: Path) -> None:
-        argv = manifest.argv(name)
+        if manifest.key_log:
+            self.key_log = log.with_suffix(".keys")
+        argv = manifest.argv(name, self.key_log)
         self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
         try:
             self.process = self._start(name, manifest, argv, log)

@@ -13,10 +13,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness import interface
+from harness import interface, keys
+from harness.capture import Capture
 from harness.control.records import Key
 from harness.errors import HarnessError
+from harness.faults import Script
 from harness.netns import NetNS
+from harness.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +43,8 @@ class Lab:
         self.random = random.Random(seed)  # noqa: S311 - reproducible on purpose
         self.nodes: dict[str, NetNS] = {}
         self.interfaces: list[Interface] = []
+        self.wires: list[Wire] = []
+        self.captures: list[Capture] = []
         self._undo = ExitStack()
         self._start = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
@@ -83,6 +88,21 @@ class Lab:
         if complaints:
             raise Complaint("; ".join(complaints))
 
+    def wire(self, a: tuple[NetNS, str], b: tuple[NetNS, str], script: Script | None = None) -> Wire:
+        """Connect two nodes by a wire; each end is (node, device), and the device is made."""
+        middle = self.node(f"wire{len(self.wires)}")
+        made = Wire(a, b, middle, seed=self.seed, script=script or Script())
+        self.wires.append(made)
+        self.undo(made.close)
+        return made
+
+    def capture(self, node: NetNS, device: str) -> Capture:
+        """Record what passes by a device; it becomes evidence if the test fails."""
+        made = Capture(node, device)
+        self.captures.append(made)
+        self.undo(made.close)
+        return made
+
     def key(self, name: str) -> Key:
         """The private key of this name, the same in every run with the same seed; clamped as `wg genkey` does."""
         raw = bytearray(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
@@ -105,6 +125,13 @@ class Lab:
         for made in self.interfaces:
             name = f"{made.place.name}-{made.name}.wg.txt"
             self._note_output(name, ["wg", "show"], partial(made.wg, "show", made.name, check=False))
+        self._save_captures()
+
+    def _save_captures(self) -> None:
+        """One file for each link that was recorded, with all keys inside that are known."""
+        known = keys.key_log(self.interfaces)
+        for recorded in (*self.wires, *self.captures):
+            recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
 
     def _note_output(self, name: str, argv: Sequence[str], start: Callable[[], Completed]) -> None:
         try:

@@ -36,7 +36,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Nodes, links between them, and for A and B the node of birth and the node where the link is afterwards.
+    """Nodes, links and wires between them, and for A and B the node of birth and the node where the link is afterwards.
 
     sysctls: per node, set before anything else. firewall: per node, rules for nft(8). endpoint_of_a and endpoint_of_b:
     where each is reached at first by the other; None where only it can start.
@@ -46,6 +46,7 @@ class Topology:
     drawing: str
     nodes: tuple[str, ...]
     links: tuple[tuple[End, End], ...] = ()
+    wires: tuple[tuple[End, End], ...] = ()
     routes: tuple[Route, ...] = ()
     sysctls: dict[str, dict[str, int]] = field(default_factory=dict)
     firewall: dict[str, str] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Topology:
         """Raise UsageError for a node that does not exist, two devices of one name in a node, or two equal nodes."""
         if len(set(self.nodes)) != len(self.nodes):
             raise UsageError(f"topology {self.name}: two nodes have the same name: {', '.join(self.nodes)}")
-        ends = [end for link in self.links for end in link]
+        ends = [end for link in (*self.links, *self.wires) for end in link]
         named = [end.node for end in ends] + [route.node for route in self.routes]
         for node in (*named, *self.sysctls, *self.firewall, *self.birth, *self.place):
             if node not in self.nodes:
@@ -77,6 +78,10 @@ class Topology:
                 nodes[name].sysctl(key, value)
         for a, b in self.links:
             add_veth(nodes[a.node], a.device, nodes[b.node], b.device)
+            lab.capture(nodes[a.node], a.device)
+        for a, b in self.wires:
+            lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
+        for a, b in (*self.links, *self.wires):
             for end in (a, b):
                 # What is set for `all` does not reach a device that has its own value already.
                 for key, value in self.sysctls.get(end.node, {}).items():
@@ -166,4 +171,21 @@ DIRECT: Final = Topology(
         "ns1": {"net.ipv6.conf.all.accept_dad": 0, "net.ipv4.conf.all.promote_secondaries": 1},
         "ns2": {"net.ipv6.conf.all.accept_dad": 0},
     },
+)
+
+WIRED: Final = Topology(
+    name="wired",
+    drawing="""\
+   ns1 (A)                            wire0                       ns2 (B)
+  +----------------+             +--------------+            +----------------+
+  | wg0            |             | carries what |            |            wg0 |
+  | veth1          |-------------| the script   |------------| veth2          |
+  | 192.168.1.1/24 |             | lets through |            | 192.168.1.2/24 |
+  | fd00:aa::1/96  |             +--------------+            | fd00:aa::2/96  |
+  +----------------+                                         +----------------+
+""",
+    nodes=("ns1", "ns2"),
+    wires=((End("ns1", "veth1", ("192.168.1.1/24", "fd00:aa::1/96")), End("ns2", "veth2", ("192.168.1.2/24", "fd00:aa::2/96"))),),
+    endpoint_of_a="192.168.1.1:1",
+    endpoint_of_b="192.168.1.2:2",
 )

@@ -1,0 +1,107 @@
+"""Captures as pcapng files: an interface block for each end, nanoseconds, comments, and the keys inside.
+
+Source: draft-ietf-opsawg-pcapng, sections 4.1 (section header), 4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7
+(decryption secrets).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+_SECTION, _INTERFACE, _STATISTICS, _PACKET, _SECRETS = 0x0A0D0D0A, 1, 5, 6, 10
+_MAGIC: Final = 0x1A2B3C4D
+_ETHERNET: Final = 1
+_WIREGUARD_KEY_LOG: Final = 0x57474B4C  # WGKL
+_WHOLE_SECTION: Final = 0xFFFF_FFFF_FFFF_FFFF
+# Options: of all blocks, of the section, of an interface, of a packet, of statistics.
+_END, _COMMENT = 0, 1
+_APPLICATION: Final = 4
+_NAME, _DESCRIPTION, _RESOLUTION = 2, 3, 9
+_FLAGS: Final = 2
+_MISSED: Final = 5
+_NANOSECONDS: Final = 9
+_INBOUND, _OUTBOUND = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """An interface that was captured. missed: frames that did not fit the buffer."""
+
+    name: str
+    description: str = ""
+    missed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A frame as an end has seen it: `end` by its place in the list, `time` in ns of wall time."""
+
+    end: int
+    time: int
+    frame: bytes
+    is_outbound: bool
+    comment: str = ""
+
+
+def save(path: Path, ends: Sequence[End], packets: Iterable[Packet], *, keys: str = "", comment: str = "") -> None:
+    """Write a file. keys: in Wireshark's key log format for WireGuard; they go before the packets that need them."""
+    latest = 0
+    with path.open("wb") as file:
+        file.write(_section(comment))
+        file.writelines(_interface(end) for end in ends)
+        if keys:
+            file.write(_secrets(keys.encode()))
+        for packet in packets:
+            latest = max(latest, packet.time)
+            file.write(_packet(packet))
+        file.writelines(_statistics(number, end, latest) for number, end in enumerate(ends))
+
+
+def _section(comment: str) -> bytes:
+    options = [(_COMMENT, comment.encode()), (_APPLICATION, b"wg-interop")]
+    return _block(_SECTION, struct.pack("<IHHQ", _MAGIC, 1, 0, _WHOLE_SECTION), options)
+
+
+def _interface(end: End) -> bytes:
+    options = [
+        (_NAME, end.name.encode()),
+        (_DESCRIPTION, end.description.encode()),
+        (_RESOLUTION, bytes([_NANOSECONDS])),
+    ]
+    return _block(_INTERFACE, struct.pack("<HHI", _ETHERNET, 0, 0), options)
+
+
+def _secrets(keys: bytes) -> bytes:
+    return _block(_SECRETS, struct.pack("<II", _WIREGUARD_KEY_LOG, len(keys)) + _padded(keys), [])
+
+
+def _packet(packet: Packet) -> bytes:
+    size = len(packet.frame)
+    fixed = struct.pack("<IIIII", packet.end, packet.time >> 32, packet.time & 0xFFFF_FFFF, size, size)
+    flags = struct.pack("<I", _OUTBOUND if packet.is_outbound else _INBOUND)
+    return _block(_PACKET, fixed + _padded(packet.frame), [(_COMMENT, packet.comment.encode()), (_FLAGS, flags)])
+
+
+def _statistics(number: int, end: End, time: int) -> bytes:
+    fixed = struct.pack("<III", number, time >> 32, time & 0xFFFF_FFFF)
+    return _block(_STATISTICS, fixed, [(_MISSED, struct.pack("<Q", end.missed))])
+
+
+def _block(kind: int, body: bytes, options: Sequence[tuple[int, bytes]]) -> bytes:
+    # A name, a description or a comment that is empty is left out.
+    told = [(code, value) for code, value in options if value]
+    body += b"".join(struct.pack("<HH", code, len(value)) + _padded(value) for code, value in told)
+    if told:
+        body += struct.pack("<HH", _END, 0)
+    size = struct.pack("<I", len(body) + 12)
+    return struct.pack("<I", kind) + size + body + size
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
