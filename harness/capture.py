@@ -33,7 +33,7 @@ _FRAME: Final = 1 << 17
 
 def tap(node: NetNS, device: str) -> socket.socket:
     """A packet socket that hears all frames of a device, with their time stamps."""
-    # With a protocol from the start it would hear all devices, and the kernel would have to wait before it can be bound.
+    # With a protocol from the start it would hear all devices, and binding it would have to wait for the kernel.
     made = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
     made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     made.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)

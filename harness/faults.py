@@ -1,7 +1,7 @@
 """Fault scripts: what a wire does to which of WireGuard's messages, as records or as a TOML file of the same words.
 
-A script is a list of rules. The first rule that takes a message decides what becomes of it; a message that no rule takes
-passes. Choices by chance come from the script's seed, so that equal messages in equal order meet with equal faults.
+A script is a list of rules. The first rule that takes a message decides what becomes of it; a message that no rule
+takes passes. Choices by chance come from the script's seed: equal messages in equal order meet with equal faults.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
 
 from harness.errors import UsageError
 from harness.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE
@@ -64,7 +64,7 @@ class Rule:
         for key, value in (("nth", self.nth), ("counters", self.counters)):
             ranges(key, value)
         if self.counters is not None and self.message not in {"any", "transport", "data", "keepalive"}:
-            raise UsageError(f"counters: {self.message} has none; use nth, or message = \"transport\"")
+            raise UsageError(f'counters: {self.message} has none; use nth, or message = "transport"')
         if not _is_number(self.share) or not 0 < self.share <= 1:
             raise UsageError(f"share: want a number above 0 and at most 1, not {self.share!r}")
         self._check()
@@ -231,7 +231,7 @@ def parse(data: dict[str, Any], name: str = "fault script") -> Script:
 
 
 def _rule(table: dict[str, Any], name: str) -> Rule:
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
     do = values.pop("do", None)
     if do not in RULES:
         said = "do: is missing" if do is None else f"do: no fault {do!r}"
@@ -271,11 +271,10 @@ def _one_of(key: str, value: object, words: Sequence[str]) -> None:
 
 
 def _positive(key: str, value: object, kind: type[float]) -> None:
-    if value is None:
-        return
-    if not _is_number(value) or (kind is int and not isinstance(value, int)) or not value > 0:  # type: ignore[operator]
-        raise UsageError(f"{key}: want a {'whole ' if kind is int else ''}number above 0, not {value!r}")
+    is_whole = kind is int
+    if value is not None and not (_is_number(value) and value > 0 and (isinstance(value, int) or not is_whole)):
+        raise UsageError(f"{key}: want a {'whole ' * is_whole}number above 0, not {value!r}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

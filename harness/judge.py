@@ -103,7 +103,8 @@ class Judge:
         seed = seed if script.seed is None else script.seed
         for number, rule in enumerate(script.rules, 1):
             if rule.sender not in {None, *nodes}:
-                raise UsageError(f"rule {number} ({rule}): sender: no node {rule.sender} here; {' and '.join(nodes)} are")
+                here = " and ".join(nodes)
+                raise UsageError(f"rule {number} ({rule}): sender: no node {rule.sender} here; {here} are")
         self._nodes = nodes
         self._clerks = [_clerk(rule, seed, number) for number, rule in enumerate(script.rules, 1)]
         # By the order in which they came.

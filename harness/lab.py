@@ -130,7 +130,8 @@ class Lab:
     def _save_captures(self) -> None:
         """One file for each link that was recorded, with all keys inside that are known."""
         known = keys.key_log(self.interfaces)
-        for recorded in (*self.wires, *self.captures):
+        recordings: list[Wire | Capture] = [*self.wires, *self.captures]
+        for recorded in recordings:
             recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
 
     def _note_output(self, name: str, argv: Sequence[str], start: Callable[[], Completed]) -> None:

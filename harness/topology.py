@@ -76,23 +76,25 @@ class Topology:
         for name, values in self.sysctls.items():
             for key, value in values.items():
                 nodes[name].sysctl(key, value)
-        for a, b in self.links:
-            add_veth(nodes[a.node], a.device, nodes[b.node], b.device)
-            lab.capture(nodes[a.node], a.device)
-        for a, b in self.wires:
-            lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
-        for a, b in (*self.links, *self.wires):
-            for end in (a, b):
-                # What is set for `all` does not reach a device that has its own value already.
-                for key, value in self.sysctls.get(end.node, {}).items():
-                    if ".conf.all." in key:
-                        nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
-                nodes[end.node].add_address(end.device, *end.addresses)
+        self._connect(lab, nodes)
         for route in self.routes:
             nodes[route.node].add_route(route.destination, via=route.via)
         for name, rules in self.firewall.items():
             nodes[name].nft(rules)
         return nodes
+
+    def _connect(self, lab: Lab, nodes: dict[str, NetNS]) -> None:
+        for a, b in self.links:
+            add_veth(nodes[a.node], a.device, nodes[b.node], b.device)
+            lab.capture(nodes[a.node], a.device)
+        for a, b in self.wires:
+            lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
+        for end in (end for link in (*self.links, *self.wires) for end in link):
+            # What is set for `all` does not reach a device that has its own value already.
+            for key, value in self.sysctls.get(end.node, {}).items():
+                if ".conf.all." in key:
+                    nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
+            nodes[end.node].add_address(end.device, *end.addresses)
 
 
 LOOPBACK: Final = Topology(
@@ -185,7 +187,12 @@ WIRED: Final = Topology(
   +----------------+                                         +----------------+
 """,
     nodes=("ns1", "ns2"),
-    wires=((End("ns1", "veth1", ("192.168.1.1/24", "fd00:aa::1/96")), End("ns2", "veth2", ("192.168.1.2/24", "fd00:aa::2/96"))),),
+    wires=(
+        (
+            End("ns1", "veth1", ("192.168.1.1/24", "fd00:aa::1/96")),
+            End("ns2", "veth2", ("192.168.1.2/24", "fd00:aa::2/96")),
+        ),
+    ),
     endpoint_of_a="192.168.1.1:1",
     endpoint_of_b="192.168.1.2:2",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from harness.messages import NANOSECONDS
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from pathlib import Path
 
@@ -171,7 +171,8 @@ class Wire:
                 pcapng.End(f"{node.name}-{device}", missed=self._missed[side] + self._unrecorded[side])
                 for side, (node, device) in enumerate(self._ends)
             ]
-            pcapng.save(path, ends, self._packets, keys=keys, comment=f"wire {self.name}, seed {self._seed}")
+            packets = sorted(self._packets, key=lambda packet: packet.time)
+            pcapng.save(path, ends, packets, keys=keys, comment=f"wire {self.name}, seed {self._seed}")
 
     def fileno(self) -> int:
         return self._news
@@ -294,7 +295,7 @@ def _only_rules(rules: tuple[Rule | Script, ...]) -> list[Rule]:
 
 
 def _plug(node: NetNS, device: str, middle: NetNS, end: str) -> Veth:
-    """Connect a node with the wire's namespace; frames must be whole: no checksum left out, none bigger than the MTU."""
+    """Connect a node with the wire's namespace. Frames must be whole: checksums filled in, none bigger than the MTU."""
     made = add_veth(node, device, middle, end)
     middle.set_link(end, mtu=_MTU)
     for place, name in ((node, device), (middle, end)):
