@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from harness.faults import Rule
+    from harness.faults import Flip, Rule
     from harness.judge import Departure
     from harness.link import Veth
     from harness.messages import Message
@@ -95,9 +95,11 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """End the thread and delete the devices; raises HarnessError if the thread had broken."""
+        """End the thread and delete the devices, once; raises HarnessError if the thread had broken."""
+        if self._is_closing:
+            return
         self._is_closing = True
-        self._ring()
+        os.eventfd_write(self._bell, 1)
         self._thread.join()
         for tapped in self._sockets:
             tapped.close()
@@ -110,25 +112,34 @@ class Wire:
     # What a test does with it
 
     def apply(self, *rules: Rule | Script) -> None:
-        """Replace the script; numbers (`nth`) begin anew. Raises UsageError while messages are held."""
+        """Replace the script: numbers (`nth`) and the list of sightings begin anew.
+
+        Raises UsageError while messages are held.
+        """
         script = rules[0] if rules and isinstance(rules[0], Script) else Script(tuple(_only_rules(rules)))
         with self._lock:
             if self._judge.holds:
                 raise UsageError(f"wire {self.name}: holds {self._judge.holds} messages; release() them first")
             self._judge = Judge(script, self._nodes, seed=self._seed)
+            self._sightings.clear()
 
     def release(self) -> None:
         """Let all messages go on that wait, in the order in which they came."""
         with self._lock:
             self._send(self._judge.release())
 
-    def replay(self, sighting: Sighting, *, port: int | None = None) -> None:
-        """Send a message again towards where it went; port: from this source port of the same address."""
-        frame = sighting.frame
-        datagram = frames.udp(frame)
-        if port is not None and datagram is not None:
-            frame = frames.changed(frame, datagram, sighting.message.payload, port=port)
-        self.inject(frame, sender=sighting.sender, comment=f"replayed: {sighting.message.name}")
+    def replay(self, sighting: Sighting, *, port: int | None = None, change: Flip | None = None) -> None:
+        """Send a message again, as it came, towards where it went.
+
+        port: from this source port of the same address. change: with one bit changed.
+        """
+        datagram = frames.udp(sighting.frame)
+        payload = sighting.message.payload if change is None else change.apply(sighting.message.payload)
+        if datagram is None:
+            raise UsageError(f"{sighting}: is no datagram")
+        frame = frames.changed(sighting.frame, datagram, payload, port=port)
+        said = f"replayed: {sighting.message.name}" + (f", {change.field} changed" if change is not None else "")
+        self.inject(frame, sender=sighting.sender, comment=said)
 
     def inject(self, frame: bytes, *, sender: str, comment: str = "injected") -> None:
         """Send a frame that comes from no one, as if this node had sent it; no rule looks at it."""
@@ -137,7 +148,7 @@ class Wire:
             self._deliver(frame, side, comment)
 
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
-        """The messages that have come onto the wire so far: of one sort, from one node, with one verdict."""
+        """The messages that have come onto the wire under this script: of one sort, from one node, with one verdict."""
         if word not in MESSAGES:
             raise UsageError(f"no messages are called {word!r}; there are: {', '.join(MESSAGES)}")
         self._raise_failure()
@@ -146,12 +157,12 @@ class Wire:
         return [s for s in seen if s.is_a(word) and sender in {None, s.sender} and did in {None, s.did}]
 
     def wait_for(
-        self, word: str, what: str, *, sender: str | None = None, nth: int = 1, after: int = 0, deadline: float = 5.0
+        self, word: str, what: str, *, sender: str | None = None, nth: int = 1, deadline: float = 5.0
     ) -> Sighting:
-        """Wait until the nth such message has come onto the wire; after: of those later than this time stamp."""
+        """Wait until the nth such message under this script has come onto the wire."""
 
         def look() -> Sighting | None:
-            seen = [s for s in self.sightings(word, sender=sender) if s.message.time > after]
+            seen = self.sightings(word, sender=sender)
             return seen[nth - 1] if len(seen) >= nth else None
 
         return wait_for(_Look(self, look), deadline, what)
@@ -261,9 +272,6 @@ class Wire:
         if node not in self._nodes:
             raise UsageError(f"wire {self.name}: no node {node} here; {' and '.join(self._nodes)} are")
         return self._nodes.index(node)
-
-    def _ring(self) -> None:
-        os.eventfd_write(self._bell, 1)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

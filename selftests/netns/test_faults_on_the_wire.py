@@ -1,0 +1,246 @@
+"""Handshakes and sessions while single messages are lost, changed, replayed or late (topology `wired`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.faults import Delay, Drop, Flip, Hold
+from harness.stream import UdpStream
+from harness.timing import slack
+from harness.tunnel import V4_OF_A, V4_OF_B
+from harness.verdicts import twin
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.tunnel import Tunnel
+    from harness.wire import Sighting, Wire
+
+SECOND = 1_000_000_000
+REKEY_TIMEOUT = 5
+MAX_JITTER = 1 / 3
+# Enough for one retry of an initiation, and for what a busy machine needs beside.
+RETRIED = 12.0
+LATENCY = 0.3
+ELSEWHERE = 7777
+PORT_OF_A = 1
+
+
+@pytest.fixture
+def to_b(wired: Tunnel) -> Iterator[UdpStream]:
+    """Datagrams from A's node to B's address in the tunnel."""
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as stream:
+        yield stream
+
+
+@pytest.fixture
+def to_a(wired: Tunnel) -> Iterator[UdpStream]:
+    """Datagrams from B's node to A's address in the tunnel."""
+    with UdpStream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A) as stream:
+        yield stream
+
+
+def names(sightings: list[Sighting]) -> list[str]:
+    """What has come onto the wire, each as its sender and its name."""
+    return [f"{s.sender} {s.message.name}" for s in sightings]
+
+
+# Handshakes
+
+
+@pytest.mark.requirement("HS-04", "RT-04")
+@pytest.mark.parametrize("bit", [0, 127])
+def test_initiation_with_a_changed_bit_in_mac1_is_not_answered(wired: Tunnel, wire: Wire, bit: int) -> None:
+    wire.apply(Hold(message="initiation", nth=1))
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as stream:
+        stream.send()
+        initiation = wire.wait_for("initiation", "A's initiation", sender="ns1")
+        wire.replay(initiation, port=ELSEWHERE, change=Flip(message="initiation", field="mac1", bit=bit))
+        with twin("the same initiation, unchanged, is answered"):
+            wire.release()
+            response = wire.wait_for("response", "B's response", sender="ns2")
+            stream.wait_for(1)
+    assert response.message.destination[1] == PORT_OF_A, "the changed one was answered"
+    assert len(wire.sightings("response")) == 1
+
+
+@pytest.mark.requirement("HS-09", "HS-08", "RT-04")
+def test_replayed_initiation_is_not_answered_and_does_not_move_the_endpoint(wired: Tunnel, wire: Wire) -> None:
+    with twin("the initiation is answered when it comes first"):
+        wired.must_ping("ns1", V4_OF_B)
+        (initiation,) = wire.sightings("initiation")
+        assert len(wire.sightings("response")) == 1
+    wire.replay(initiation)
+    wire.replay(initiation, port=ELSEWHERE)
+    send_from_b(wired, wire)
+    assert_where_b_looks_for_a(wired, wire)
+    begin_anew(wired)
+    with twin("a new initiation is answered"):
+        wired.must_ping("ns1", V4_OF_B)
+    assert names(wire.sightings("handshake"))[-2:] == ["ns1 initiation", "ns2 response"]
+    assert len(wire.sightings("response")) == 2
+
+
+@pytest.mark.requirement("HS-19", "RT-04")
+def test_replayed_response_has_no_effect(wired: Tunnel, wire: Wire) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    (response,) = wire.sightings("response")
+    wire.apply()
+    wire.replay(response, port=ELSEWHERE)
+    wired.must_ping("ns1", V4_OF_B, count=3)
+    assert {s.message.destination[1] for s in wire.sightings(sender="ns1")} == {2}, "A looks for B elsewhere"
+    assert names(wire.sightings()) == ["ns1 data", "ns2 data"] * 3
+    a, b = wired.counted()
+    assert (a.rx_bytes, b.rx_bytes) == (b.tx_bytes, a.tx_bytes)
+
+
+@pytest.mark.requirement("HS-18", "HS-04")
+@pytest.mark.bug("IB-05")
+@pytest.mark.parametrize(("field", "bit"), [("nothing", 7), ("mac1", 0), ("ephemeral", 0), ("receiver", 31)])
+def test_forged_response_does_not_spoil_the_handshake(
+    wired: Tunnel, wire: Wire, to_b: UdpStream, field: str, bit: int
+) -> None:
+    wire.apply(Hold(message="response", nth=1))
+    to_b.send()
+    response = wire.wait_for("response", "B's response", sender="ns2")
+    wire.replay(response, port=ELSEWHERE, change=Flip(message="response", field=field, bit=bit))
+    wire.release()
+    to_b.wait_for(1)
+    assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 data"]
+    assert str(wired.seen_by_a().endpoint) == "192.168.1.2:2"
+
+
+@pytest.mark.requirement("HS-24", "HS-15", "DT-16")
+@pytest.mark.bug("IB-02")
+def test_responder_waits_for_a_first_message_even_if_that_is_lost(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+    wire.apply(Drop(message="transport", sender="ns1", nth=1))
+    to_b.send()
+    wire.wait_for("transport", "A's first datagram, which is lost", sender="ns1")
+    to_a.send(3)
+    to_b.send()
+    to_a.wait_for(3)
+    assert to_b.wait_for(1).numbers == (1,)
+    assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 data", "ns1 data", *["ns2 data"] * 3]
+
+
+@pytest.mark.requirement("HS-02", "HS-24", "TM-22")
+@pytest.mark.capability("persistent-keepalive")
+def test_lost_keepalive_is_made_up_for_by_the_next_datagram(
+    wired: Tunnel, wire: Wire, to_b: UdpStream, to_a: UdpStream
+) -> None:
+    wire.apply(Drop(message="keepalive", sender="ns1", nth=1))
+    wired.a.set_peer(wired.pub_b, persistent_keepalive=600)
+    wire.wait_for("keepalive", "A to confirm the session, which is lost", sender="ns1")
+    to_a.send()
+    to_b.send()
+    to_b.wait_for(1)
+    to_a.wait_for(1)
+    assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 keepalive", "ns1 data", "ns2 data"]
+
+
+@pytest.mark.requirement("HS-01")
+def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Delay(message="any", seconds=LATENCY))
+    pings = traffic.ping(wired.nodes["ns1"], V4_OF_B, count=2)
+    assert pings.lost == 0, str(pings)
+    assert pings.answered[0] >= 4 * LATENCY
+    assert pings.answered[1] >= 2 * LATENCY
+    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"]
+
+
+# Sessions
+
+
+@pytest.mark.requirement("DT-03", "RT-04")
+@pytest.mark.bug("IB-33")
+def test_replayed_data_is_dropped_and_does_not_move_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+    to_b.send(3)
+    to_b.wait_for(3)
+    sent = wire.sightings("data", sender="ns1")
+    for sighting in sent:
+        wire.replay(sighting, port=ELSEWHERE)
+    send_from_b(wired, wire)
+    assert_where_b_looks_for_a(wired, wire)
+    to_b.send()
+    assert to_b.wait_for(4).numbers == (0, 1, 2, 3)
+    a, b = wired.counted()
+    assert b.rx_bytes == a.tx_bytes, "a replayed message was counted"
+
+
+@pytest.mark.requirement("RT-03", "DT-04")
+@pytest.mark.capability("roaming")
+def test_late_message_from_elsewhere_moves_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    wire.apply(Drop(message="data", sender="ns1", nth=1))
+    to_b.send(2)
+    to_b.wait_for(1)
+    (lost,) = wire.sightings(did="dropped")
+    wire.replay(lost, port=ELSEWHERE)
+    to_b.wait_for(2)
+    seen = wired.until(lambda: str(wired.seen_by_b().endpoint), lambda found: found.endswith(f":{ELSEWHERE}"))
+    assert seen == f"192.168.1.1:{ELSEWHERE}"
+
+
+def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
+    """Let B send, a datagram after the other, so that it has time to do what it must not do."""
+    before = len(wire.sightings("data", sender="ns2"))
+    for number in range(1, count + 1):
+        traffic.udp_message(wired.nodes["ns2"], V4_OF_A, 9, b"where are you?")
+        wire.wait_for("data", "B's datagram", sender="ns2", nth=before + number)
+
+
+def assert_where_b_looks_for_a(wired: Tunnel, wire: Wire) -> None:
+    ports = {s.message.destination[1] for s in wire.sightings(sender="ns2")}
+    assert ports == {PORT_OF_A}, f"B has sent to {ports}, and A has never sent from any port but {PORT_OF_A}"
+    assert str(wired.seen_by_b().endpoint) == f"192.168.1.1:{PORT_OF_A}"
+
+
+def begin_anew(wired: Tunnel) -> None:
+    """Let A forget its session, as it does when its link is set down."""
+    wired.a.place.set_link("wg0", up=False)
+    wired.a.place.set_link("wg0", up=True)
+
+
+# What takes its time
+
+
+@pytest.mark.waiting
+@pytest.mark.requirement("TM-01", "HS-16", "HS-14")
+@pytest.mark.parametrize("message", ["initiation", "response"])
+def test_lost_handshake_message_costs_one_retry(wire: Wire, to_b: UdpStream, message: str) -> None:
+    wire.apply(Drop(message=message, nth=1))
+    to_b.send()
+    to_b.wait_for(1, RETRIED)
+    first, second = wire.sightings("initiation")
+    late = (second.message.time - first.message.time) / SECOND - REKEY_TIMEOUT
+    assert 0 <= late <= MAX_JITTER + slack(REKEY_TIMEOUT)
+    fields = [(s.message.payload[4:8], s.message.payload[8:40]) for s in (first, second)]
+    assert all(old != new for old, new in zip(*fields, strict=True)), "the retry is no new message"
+
+
+@pytest.mark.waiting
+@pytest.mark.requirement("HS-22")
+def test_response_to_an_initiation_that_was_given_up_is_ignored(wire: Wire, to_b: UdpStream) -> None:
+    wire.apply(Hold(message="response", gather=2))
+    to_b.send()
+    to_b.wait_for(1, RETRIED)
+    first, second = wire.sightings("initiation")
+    confirmation = wire.sightings("transport", sender="ns1")[0]
+    chosen = [s for s in wire.sightings("response") if s.message.payload[4:8] == confirmation.message.payload[4:8]]
+    assert [s.message.payload[8:12] for s in chosen] == [second.message.payload[4:8]]
+    assert first.message.payload[4:8] != second.message.payload[4:8]
+
+
+@pytest.mark.waiting
+@pytest.mark.requirement("ROB-14", "HS-23")
+@pytest.mark.bug("IB-04")
+def test_both_sides_may_begin_at_once(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+    wire.apply(Hold(message="initiation", nth="1-2", gather=2))
+    to_b.send()
+    to_a.send()
+    to_b.wait_for(1, 15.0)
+    to_a.wait_for(1, 15.0)
+    assert {s.sender for s in wire.sightings("initiation")[:2]} == {"ns1", "ns2"}

@@ -1,0 +1,111 @@
+"""What a tunnel makes of a wire that loses, reorders, doubles and delays its messages (topology `wired`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.faults import Drop, Duplicate, Flip, Hold
+from harness.stream import UdpStream
+from harness.tunnel import V4_OF_B, V6_OF_B
+
+if TYPE_CHECKING:
+    from harness.stream import Arrivals
+    from harness.tunnel import Tunnel
+    from harness.wire import Wire
+
+# So many datagrams fit every queue on the way; more are sent when these are on the wire.
+BURST = 50
+WINDOW = 1000
+# A datagram of 256 bytes over UDP and IPv6, with the header and the tag of the message around it.
+MESSAGE = 256 + 8 + 40 + 32
+AT_ONCE = {"passed", "duplicated"}
+SPOILT = {"dropped", "flipped"}
+
+
+@pytest.fixture(autouse=True)
+def _session(wired: Tunnel, wire: Wire) -> None:
+    """There is a session, begun by A on a wire without faults."""
+    wired.must_ping("ns1", V4_OF_B)
+    wire.apply()
+
+
+def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = 256) -> tuple[Arrivals, int]:
+    """Send so many datagrams from A to B: what has arrived when all is over, and how many the wire has spoilt."""
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V6_OF_B, size=size) as stream:
+        for sent in range(0, count, BURST):
+            stream.send(min(BURST, count - sent))
+            # Each datagram is one message on the wire, and what the wire lets through at once must arrive.
+            wire.wait_for("data", "the datagrams to be sent", sender="ns1", nth=min(sent + BURST, count))
+            stream.wait_for(sum(s.did in AT_ONCE for s in wire.sightings("data", sender="ns1")))
+        wire.release()
+        spoilt = sum(s.did in SPOILT for s in wire.sightings("data", sender="ns1"))
+        stream.wait_for(count - spoilt)
+        # Nothing overtakes anything in a tunnel: behind this one no copy of the others can come.
+        wire.apply()
+        stream.send()
+        arrivals = stream.wait_for(count - spoilt + 1)
+        assert wire.lost_by_itself == 0
+        return arrivals, spoilt
+
+
+@pytest.mark.requirement("ROB-12")
+def test_tcp_stream_arrives_intact_although_a_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Drop(message="data", share=0.1))
+    traffic.tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
+    assert wire.sightings("data", did="dropped"), "nothing was lost, so nothing was shown"
+
+
+@pytest.mark.requirement("ROB-12")
+def test_exactly_what_the_wire_drops_is_lost(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Drop(message="data", sender="ns1", share=0.1))
+    arrivals, dropped = carry(wired, wire, 300)
+    assert dropped, "nothing was dropped, so nothing was shown"
+    assert (arrivals.lost, arrivals.duplicated, arrivals.reordered) == (dropped, 0, 0), str(arrivals)
+
+
+@pytest.mark.requirement("DT-04", "ROB-12")
+def test_reordered_messages_arrive_once_and_none_is_lost(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Hold(message="data", sender="ns1", share=0.2, behind=5))
+    arrivals, _ = carry(wired, wire, 300)
+    assert arrivals.reordered > 20, str(arrivals)
+    assert (arrivals.lost, arrivals.duplicated) == (0, 0), str(arrivals)
+
+
+@pytest.mark.requirement("DT-04")
+def test_message_a_thousand_behind_still_arrives(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Hold(message="data", sender="ns1", nth=1, behind=WINDOW))
+    arrivals, _ = carry(wired, wire, WINDOW + 1, size=16)
+    assert arrivals.numbers.index(0) == WINDOW, str(arrivals)
+
+
+@pytest.mark.requirement("DT-03", "ROB-12")
+def test_doubled_messages_arrive_and_count_once(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Duplicate(message="transport", copies=2))
+    arrivals, _ = carry(wired, wire, 100)
+    assert (arrivals.lost, arrivals.duplicated) == (0, 0), str(arrivals)
+    a, b = wired.counted()
+    assert (b.rx_bytes, a.rx_bytes) == (a.tx_bytes, b.tx_bytes), "a message was counted twice"
+
+
+@pytest.mark.requirement("DT-13", "DT-07")
+@pytest.mark.parametrize(
+    ("field", "bit"),
+    [
+        pytest.param("receiver", 0, id="receiver"),
+        pytest.param("counter", 3, id="counter-8-later"),
+        pytest.param("counter", 60, id="counter-far-later"),
+        pytest.param("packet", 0, id="packet"),
+        pytest.param("tag", 127, id="tag"),
+    ],
+)
+def test_changed_message_is_lost_and_no_other(wired: Tunnel, wire: Wire, field: str, bit: int) -> None:
+    wire.apply(Flip(message="data", sender="ns1", nth=1, field=field, bit=bit))
+    arrivals, _ = carry(wired, wire, 20)
+    assert (arrivals.numbers, arrivals.broken) == (tuple(range(1, 21)), 0), str(arrivals)
+    a, b = wired.until(
+        lambda: (wired.seen_by_a(), wired.seen_by_b()), lambda seen: seen[0].tx_bytes - seen[1].rx_bytes == MESSAGE
+    )
+    assert a.tx_bytes - b.rx_bytes == MESSAGE, "the changed message was counted, or another was not"
