@@ -60,7 +60,7 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Clerk:
-    """A rule at work: how many messages it was asked about and took, and its own source of chance for each end.
+    """A rule at work: how many messages met its conditions, and its own source of chance for each end.
 
     With one source for both ends, the verdicts on one direction would depend on how the two interleave.
     """
@@ -68,7 +68,6 @@ class _Clerk:
     rule: Rule
     chance: tuple[random.Random, random.Random]
     seen: int = 0
-    taken: int = 0
     nth: tuple[tuple[int, int | None], ...] | None = field(init=False)
     counters: tuple[tuple[int, int | None], ...] | None = field(init=False)
 
@@ -85,10 +84,7 @@ class _Clerk:
         self.seen += 1
         if self.nth is not None and not _within(self.seen, self.nth):
             return False
-        if rule.share < 1 and self.chance[side].random() >= rule.share:
-            return False
-        self.taken += 1
-        return True
+        return rule.share == 1 or self.chance[side].random() < rule.share
 
 
 def _within(number: int, spans: tuple[tuple[int, int | None], ...]) -> bool:
@@ -123,7 +119,7 @@ class Judge:
             return Verdict(message, "passed"), [Departure(frame, side)]
         for number, clerk in enumerate(self._clerks, 1):
             if clerk.takes(message, self._nodes[side], side):
-                what = f"{message.name} {clerk.taken} (rule {number}: {clerk.rule})"
+                what = f"{message.name} {clerk.seen} (rule {number}: {clerk.rule})"
                 return self._carry_out(_Waiting(frame, side, number, what), clerk, datagram, message, now)
         return Verdict(message, "passed"), [Departure(frame, side), *self._passed(side)]
 
