@@ -17,6 +17,7 @@ import resource
 import secrets
 import shutil
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,8 +44,11 @@ MAX_DRIFT: Final = 1.0
 # Of the message that all is ready a few come late.
 MAX_INTERRUPTS: Final = 8
 KVM_PROBE_DEADLINE: Final = 10.0
-KEPT_RUNS: Final = 10
+KEPT_RUNS: Final = 30
 SHOWN_LINES: Final = 15
+
+
+_ROOTS: Final = threading.Lock()
 
 
 class Order(TypedDict):
@@ -153,6 +157,7 @@ def boot(
     accelerator: str = "auto",
     directory: Path | None = None,
     show: Callable[[bytes], object] = lambda _: None,
+    stop: int | None = None,
 ) -> VmResult:
     """Run `command` under `kernel` (vm_kernel.find: a name, a version, a path) and wait for its end.
 
@@ -164,6 +169,7 @@ def boot(
     folder: where the command starts.
     accelerator: `auto`, `kvm` or `tcg`.
     show: takes what the command prints, as it comes; output.log has it too.
+    stop: a descriptor; when it becomes readable, the guest is ended and Stopped raised.
 
     UsageError: there is no such kernel. Unavailable: something must be installed first.
     """
@@ -181,7 +187,7 @@ def boot(
     hardware = vm_qemu.Hardware(cpus=cpus, memory=memory, warp=warp)
     if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware))):
         hardware = replace(hardware, kvm=True)
-    return run(job, chosen, hardware, begun=begun, directory=directory or new_directory(), show=show)
+    return run(job, chosen, hardware, begun=begun, directory=directory or new_directory(), show=show, stop=stop)
 
 
 def find(kernel: str) -> Kernel:
@@ -195,7 +201,14 @@ def find(kernel: str) -> Kernel:
 
 
 def run(
-    job: Job, kernel: Kernel, hardware: Hardware, *, begun: float, directory: Path, show: Callable[[bytes], object]
+    job: Job,
+    kernel: Kernel,
+    hardware: Hardware,
+    *,
+    begun: float,
+    directory: Path,
+    show: Callable[[bytes], object],
+    stop: int | None = None,
 ) -> VmResult:
     """Boot, watch, judge. begun: when the caller was asked, by the monotonic clock."""
     console = directory / "console.log"
@@ -210,7 +223,7 @@ def run(
         with vm_qemu.start(
             hardware, image=kernel.image, append=append, initrd=initrd, console=console, nonce=job.nonce
         ) as machine:
-            in_time = machine.watch(machine.started + job.deadline, both)
+            in_time = machine.watch(machine.started + job.deadline, both, stop)
     received = machine.received
     received.save(directory / "results")
     log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
@@ -283,10 +296,11 @@ def cpu_of_children() -> float:
 def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Iterator[int]:
     """The guest's root as one archive in memory, so that no killed runner leaves it behind: a file descriptor."""
     cache = cache_root()
-    parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm")]
     memory = os.memfd_create("guest-root")
     try:
-        with os.fdopen(os.dup(memory), "wb") as out:
+        # Guests may start side by side; what the first has compiled for its root, the next finds.
+        with _ROOTS, os.fdopen(os.dup(memory), "wb") as out:
+            parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm")]
             for part in parts:
                 with part.open("rb") as content:
                     shutil.copyfileobj(content, out, 1 << 20)

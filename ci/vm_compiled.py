@@ -7,10 +7,10 @@ where the guest gets them beside their sources. Nothing is written into the chec
 
 from __future__ import annotations
 
-import compileall
 import importlib.util
 import marshal
 import os
+import py_compile
 import struct
 import subprocess
 import sys
@@ -60,13 +60,12 @@ def below(prefix: Path, path: Path) -> Path:
 
 
 def compile_imports(sources: Iterable[Path], prefix: Path) -> None:
-    """Compile, below `prefix`, what is not there yet or has changed."""
-    before, sys.pycache_prefix = sys.pycache_prefix, str(prefix)
-    try:
-        for source in sources:
-            compileall.compile_file(source, quiet=2)
-    finally:
-        sys.pycache_prefix = before
+    """Compile, below `prefix`, what is not there yet or has changed; what cannot be compiled is left to the guest."""
+    for source in sources:
+        compiled = below(prefix, source.parent) / f"{source.stem}.{sys.implementation.cache_tag}.pyc"
+        if not (compiled.exists() and is_current(compiled, source)):
+            compiled.parent.mkdir(parents=True, exist_ok=True)
+            py_compile.compile(str(source), str(compiled), quiet=2)
 
 
 def rewrite_tests(sources: Iterable[Path], prefix: Path, project: Path) -> None:

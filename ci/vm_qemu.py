@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
-from harness.errors import Unavailable
+from harness.errors import HarnessError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +28,10 @@ QEMU: Final = "qemu-system-x86_64"
 QEMU_REMEDY: Final = "apt-get install --no-install-recommends qemu-system-x86"
 WAYS: Final = ("output", "results", "verdict")
 CHUNK: Final = 1 << 18
+
+
+class Stopped(HarnessError):
+    """Whoever asked for the guest wants it no more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +147,28 @@ class Machine:
         self.received = Received()
         self.started = time.monotonic()
 
-    def watch(self, deadline: float, show: Callable[[bytes], object]) -> bool:
-        """Listen until all is told (true), QEMU has ended (true), or `deadline` of the monotonic clock (false)."""
+    def watch(self, deadline: float, show: Callable[[bytes], object], stop: int | None = None) -> bool:
+        """Listen until all is told (true), QEMU has ended (true), or `deadline` of the monotonic clock (false).
+
+        Raises Stopped when the descriptor `stop` becomes readable.
+        """
+        left = set(self.ways)
         with selectors.DefaultSelector() as selector:
             for name, way in self.ways.items():
                 selector.register(way, selectors.EVENT_READ, name)
-            while selector.get_map() and not self.received.complete():
+            if stop is not None:
+                selector.register(stop, selectors.EVENT_READ)
+            while left and not self.received.complete():
                 events = selector.select(max(0.0, deadline - time.monotonic()))
                 if not events:
                     return False
                 for key, _ in events:
+                    if key.fd == stop:
+                        raise Stopped("the guest was given up")
                     data = os.read(key.fd, CHUNK)
                     if not data:
                         selector.unregister(key.fileobj)
+                        left.remove(key.data)
                     self._take(key.data, data, show)
         return True
 

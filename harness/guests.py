@@ -10,18 +10,25 @@ import importlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from harness.balance import imbalance
 from harness.errors import HarnessError
+from harness.lanes import LANE, SHARE
 from harness.results import PROPERTY
 from harness.session import REPORTER, file_name, state_of_run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     from harness.implementation import Manifest, Registry
 
@@ -36,7 +43,7 @@ FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
 UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 # Emulation is slow: deadlines of the guest's tests are longer.
 TIMEOUT_SCALE: Final = 4.0
-DEADLINES: Final = {"vm": 1200.0, "warp": 900.0}
+DEADLINES: Final = {"vm": 1800.0, "warp": 1200.0}
 
 
 class Stream:
@@ -60,8 +67,18 @@ class Stream:
                 self.text.append(f"unreadable event: {event[:200]!r} after {before!r}")
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one guest has to do: the tests of a lane on a kernel, or each of them whose turn is `number` of `count`."""
+
+    lane: str
+    kernel: str
+    number: int = 0
+    count: int = 1
+
+
 class Guests:
-    """Runs the guest lanes of one session."""
+    """The guests of one session, which run while the session has its own tests."""
 
     def __init__(
         self, config: pytest.Config, registry: Registry, seed: int, evidence: Path, selection: list[str]
@@ -83,49 +100,61 @@ class Guests:
     def default_kernel(self) -> str:
         return str(self._vm.vm_kernel.CATALOGUE["default"])
 
-    def run(self, lane: str, kernel: str) -> None:
-        """Run the selected tests in a guest and tell this session's hooks what became of them."""
-        place = file_name(f"{lane}-{kernel}")
-        stream, told = Stream(), _Told(self._config, place)
-        files, implementations = self._implementations()
-        arguments = [
-            *self._selection,
-            *implementations,
-            *_lane_arguments(lane, self._config),
-            "--seed",
-            str(self._seed),
-        ]
+    @contextmanager
+    def started(self, lanes: list[str], session: pytest.Session) -> Iterator[Running]:
+        """Start the guests of these lanes, as many at once as `-n` says, and stop what runs at the end."""
+        at_once = _at_once(state_of_run(self._config).workers)
+        running = Running(session, at_once)
         try:
-            result = self._vm.boot(
-                kernel,
-                ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
-                warp=lane == "warp",
-                cpus=1 if lane == "warp" else 2,
-                deadline=DEADLINES[lane],
-                debug=True,
-                files=files,
-                collect=["report"],
-                environment={
-                    "WG_INTEROP_EVENTS": "stdout",
-                    "WG_INTEROP_LANE": lane,
-                    # The whole guest is a sandbox.
-                    "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
-                    "PYTHONDONTWRITEBYTECODE": "1",
-                },
-                folder=self._config.rootpath,
-                show=lambda data: told.take_all(stream.feed(data)),
-            )
-        except HarnessError as error:
-            told.failure(lane, kernel, str(error))
-            return
-        self._bring_evidence(result.results, place)
-        if result.verdict is not self._vm.Verdict.EXITED:
-            told.failure(lane, result.kernel, self._vm.explain(result))
-        else:
-            told.objects(lane, result.kernel, (result.results / "kernel.log").read_text(errors="replace"))
-        if result.verdict is self._vm.Verdict.EXITED and result.status not in told.expected_statuses():
-            text = "\n".join(stream.text[-40:])
-            told.failure(lane, result.kernel, f"pytest in the guest ended with status {result.status}:\n{text}")
+            for lane in lanes:
+                for kernel in self._config.option.wg_kernel or [self.default_kernel]:
+                    log = Objects(at_once)
+                    for number in range(at_once):
+                        self._start(Share(lane, kernel, number, at_once), log, running)
+            self._config.pluginmanager.register(running)
+            yield running
+        finally:
+            running.close()
+            self._config.pluginmanager.unregister(running)
+
+    def _start(self, share: Share, objects: Objects, running: Running) -> None:
+        told = _Told(self._config, share, self._evidence, objects)
+        stream = Stream()
+
+        def ended(result: Any) -> None:
+            told.ended(result, self._vm, stream.text)
+
+        def show(data: bytes) -> None:
+            running.tell(partial(told.take_all, stream.feed(data)))
+
+        running.start(lambda: self._boot(share, show, running.stop), ended, told.failed)
+
+    def _boot(self, share: Share, show: Callable[[bytes], None], stop: int) -> Any:
+        """Boot a guest that runs its share of the selected tests, and wait for its end."""
+        files, implementations = self._implementations()
+        lane = _lane_arguments(share.lane, self._config)
+        arguments = [*self._selection, *implementations, *self._pairs(), *lane, "--seed", str(self._seed)]
+        return self._vm.boot(
+            share.kernel,
+            ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
+            warp=share.lane == "warp",
+            cpus=1 if share.lane == "warp" or share.count > 1 else 2,
+            deadline=DEADLINES[share.lane],
+            debug=True,
+            files=files,
+            collect=["report"],
+            environment={
+                "WG_INTEROP_EVENTS": "stdout",
+                LANE: share.lane,
+                **({SHARE: f"{share.number}/{share.count}"} if share.count > 1 else {}),
+                # The whole guest is a sandbox.
+                "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            folder=self._config.rootpath,
+            show=show,
+            stop=stop,
+        )
 
     def _pairs(self) -> list[str]:
         """Where lane netns runs too, it has the pairs of programs, and the guest runs those with the kernel."""
@@ -156,19 +185,88 @@ class Guests:
         files.append((program, there))
         return f"={there}"
 
-    def _bring_evidence(self, results: Path, place: str) -> None:
-        found = results / "report" / "evidence"
-        if found.is_dir():
-            shutil.copytree(found, self._evidence / place, dirs_exist_ok=True)
+
+class Running:
+    """Guests that run in threads of their own, and what they have told and this session has not yet heard.
+
+    pytest's hooks belong to the session's thread, so all that a guest tells waits in a queue, until a test here has
+    ended or `finish` is called.
+    """
+
+    def __init__(self, session: pytest.Session, at_once: int) -> None:
+        self._session = session
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="guest")
+        self._left = 0
+        self._told: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.stop, self._stopper = os.pipe()
+
+    def start(
+        self, work: Callable[[], Any], ended: Callable[[Any], object], failed: Callable[[HarnessError], object]
+    ) -> None:
+        """Have a thread do the work, and this session hear of its result or its HarnessError."""
+
+        def hear(future: Future[Any]) -> None:
+            self._left -= 1
+            try:
+                result = future.result()
+            except HarnessError as error:
+                failed(error)
+            else:
+                ended(result)
+
+        self._left += 1
+        self._pool.submit(work).add_done_callback(lambda future: self.tell(partial(hear, future)))
+
+    def tell(self, event: Callable[[], object]) -> None:
+        """Have the session's thread call this when it hears; in the order in which it was told."""
+        self._told.put(event)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self) -> None:
+        """A test here has ended: the moment to hear what guests have told meanwhile."""
+        while not self._told.empty():
+            self._told.get()()
+
+    def finish(self) -> None:
+        """Hear the guests to their end. As pytest does between tests, it ends the session where that is wanted (-x)."""
+        while self._left:
+            self._told.get()()
+            if self._session.shouldfail:
+                raise self._session.Failed(self._session.shouldfail)
+            if self._session.shouldstop:
+                raise self._session.Interrupted(self._session.shouldstop)
+
+    def close(self) -> None:
+        """Stop the guests that still run."""
+        os.close(self._stopper)
+        self._pool.shutdown(cancel_futures=True)
+        os.close(self.stop)
+
+
+@dataclass(slots=True)
+class Objects:
+    """Whether the driver has destroyed what it created, in all guests of a lane on one kernel (scenario N41)."""
+
+    left: int
+    used: bool = False
+    wrong: list[str] = field(default_factory=list)
+
+    def look(self, log: str, *, used: bool) -> None:
+        self.used |= used
+        self.wrong += imbalance(log) if used else []
 
 
 class _Told:
     """Tells this session's hooks what a guest reports."""
 
-    def __init__(self, config: pytest.Config, place: str) -> None:
-        """Place: the directory in report/evidence/ for what this guest brings back."""
+    def __init__(self, config: pytest.Config, share: Share, evidence: Path, objects: Objects) -> None:
+        """Evidence: the directory below which it goes to a place of the lane and the kernel."""
         self._config = config
-        self._place = place
+        self._share = share
+        self._place = file_name(f"{share.lane}-{share.kernel}")
+        self._evidence = evidence / self._place
+        self._objects = objects
+        self._begun: list[pytest.TestReport] = []
         self._failed = 0
         self._any = False
         self._used_kernel = False
@@ -187,7 +285,15 @@ class _Told:
         self._used_kernel |= report.passed and KERNEL in report.nodeid
         self._any = True
         self._failed += report.failed
-        self._config.hook.pytest_runtest_logreport(report=report)
+        self._begun.append(report)
+        # A test is told as a whole: the same test may run here at the same time.
+        if report.when == "teardown":
+            self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        begun, self._begun = self._begun, []
+        for report in begun:
+            self._config.hook.pytest_runtest_logreport(report=report)
 
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
         """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
@@ -195,26 +301,44 @@ class _Told:
         if isinstance(facts, dict) and facts.get("artifacts"):
             facts["artifacts"] = facts["artifacts"].replace("evidence/", f"evidence/{self._place}/", 1)
 
-    def expected_statuses(self) -> set[int]:
+    def ended(self, result: Any, vm: Any, text: list[str]) -> None:
+        """The guest has ended: bring its evidence and judge it. `text`: what pytest printed there."""
+        self._tell_begun()
+        found = result.results / "report" / "evidence"
+        if found.is_dir():
+            shutil.copytree(found, self._evidence, dirs_exist_ok=True)
+        if result.verdict is not vm.Verdict.EXITED:
+            self._failure(result.kernel, vm.explain(result))
+        else:
+            self._objects.look((result.results / "kernel.log").read_text(errors="replace"), used=self._used_kernel)
+            if result.status not in self._expected_statuses():
+                said = "\n".join(text[-40:])
+                self._failure(result.kernel, f"pytest in the guest ended with status {result.status}:\n{said}")
+        self._objects.left -= 1
+        if not self._objects.left and self._objects.used:
+            self._tell("objects", result.kernel, "; ".join(self._objects.wrong), scenarios=["N41"])
+
+    def failed(self, error: HarnessError) -> None:
+        """There was no guest, or it could not be watched to its end."""
+        self._tell_begun()
+        self._objects.left -= 1
+        self._failure(self._share.kernel, str(error))
+
+    def _expected_statuses(self) -> set[int]:
         """The exit statuses of pytest that the reports explain."""
         if not self._any:
             return {pytest.ExitCode.NO_TESTS_COLLECTED}
         return {pytest.ExitCode.TESTS_FAILED} if self._failed else {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
 
-    def objects(self, lane: str, kernel: str, log: str) -> None:
-        """The result of scenario N41: all that the driver created in this guest, it has destroyed."""
-        if self._used_kernel:
-            wrong = imbalance(log)
-            self._tell(f"{lane}::objects[{kernel}]", lane, kernel, "; ".join(wrong), scenarios=["N41"])
-
-    def failure(self, lane: str, kernel: str, text: str) -> None:
+    def _failure(self, kernel: str, text: str) -> None:
         """A failed result that belongs to the guest, not to one of its tests."""
-        self._tell(f"{lane}::guest[{kernel}]", lane, kernel, text)
+        self._tell("guest", kernel, text)
 
-    def _tell(self, nodeid: str, lane: str, kernel: str, wrong: str, **facts: object) -> None:
+    def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
+        lane = self._share.lane
         report = pytest.TestReport(
-            nodeid=nodeid,
-            location=(lane, None, nodeid.partition("::")[2]),
+            nodeid=f"{lane}::{name}[{kernel}]",
+            location=(lane, None, f"{name}[{kernel}]"),
             keywords={},
             outcome="failed" if wrong else "passed",
             longrepr=wrong or None,
@@ -242,10 +366,15 @@ def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:
     scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
     arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}"]
     # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
-    if lane == "warp":
-        return [*arguments, "--timeout", "0"]
-    workers = state_of_run(config).guest_workers
-    return [*arguments, "-n", str(workers)] if workers else arguments
+    return [*arguments, "--timeout", "0"] if lane == "warp" else arguments
+
+
+def _at_once(workers: int | str | None) -> int:
+    """How many guests run at once for `-n WORKERS`."""
+    if isinstance(workers, str):
+        # `auto` and its like, which xdist resolves only where it is to have workers.
+        return len(os.sched_getaffinity(0))
+    return workers or 1
 
 
 def load_vm(config: pytest.Config) -> Any:

@@ -10,3 +10,5 @@ HERE: Final = ("core", "netns")
 GUESTS: Final = ("vm", "warp")
 # Set in a guest: the lane that its results belong to.
 LANE: Final = "WG_INTEROP_LANE"
+# Set in a guest that has a share of the tests only, as `0/2`: the first of two.
+SHARE: Final = "WG_INTEROP_SHARE"

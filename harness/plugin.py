@@ -17,7 +17,7 @@ import pytest
 
 from harness import sandbox
 from harness.errors import HarnessError
-from harness.lanes import GUESTS, HERE, LANE
+from harness.lanes import GUESTS, HERE, LANE, SHARE
 from harness.session import (
     REPORTER,
     asked,
@@ -111,7 +111,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         # Kernels come from the network, which no sandbox has.
         _guests(config).prepare(config.option.wg_kernel)
     if only_guests(config):
-        state_of_run(config).guest_workers = getattr(config.option, "numprocesses", None)
         undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
         for name, value in undistributed.items():
             setattr(config.option, name, value)
@@ -132,12 +131,10 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     if not lanes or session.config.option.collectonly or is_worker(session.config):
         return (yield)
     here, session.items = session.items, [] if only_guests(session.config) else session.items
-    answer = yield
-    session.items = here
-    guests = _guests(session.config)
-    for lane in lanes:
-        for kernel in session.config.option.wg_kernel or [guests.default_kernel]:
-            guests.run(lane, kernel)
+    with _guests(session.config).started(lanes, session) as running:
+        answer = yield
+        session.items = here
+        running.finish()
     return answer
 
 
@@ -167,14 +164,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("implementation", chosen, ids=[manifest.name for manifest in chosen], indirect=True)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     for item in items:
         marks = [argument for marker in item.iter_markers("requirement") for argument in marker.args]
         if len(marks) > MAX_REQUIREMENTS:
             raise pytest.UsageError(f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}")
-    chosen = [item for item in items if _is_chosen(item)]
-    if len(chosen) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if not _is_chosen(item)])
+    _choose(config, items, [item for item in items if _is_chosen(item)])
+    yield
+    # When all others have chosen, so that the shares are equal.
+    if SHARE in os.environ:
+        number, count = map(int, os.environ[SHARE].split("/"))
+        _choose(config, items, items[number::count])
+
+
+def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest.Item]) -> None:
+    kept = set(chosen)
+    if others := [item for item in items if item not in kept]:
+        config.hook.pytest_deselected(items=others)
         items[:] = chosen
 
 

@@ -43,8 +43,8 @@ class State:
         # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
         self.used = config.option.wg_results is not None or asked(config)
         self.results_path: Path = (config.option.wg_results or config.rootpath / "report" / "results.json").absolute()
-        self.guest_workers: int | None = None
-        """So many xdist workers in a guest (`-n`); one process is faster under emulation."""
+        self.workers: int | str | None = getattr(config.option, "numprocesses", None)
+        """What `-n` said: xdist workers for the tests here; and so many guests at once."""
         self._run_directory: RunDirectory | None = None
         self._registry: Registry | None = None
         self._results: Results | None = None
