@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from harness import install, recipes
-from harness.errors import HarnessError, Unavailable, UsageError
+from harness.errors import ControlError, HarnessError, Unavailable, UsageError
 from harness.process import program_environment
+from harness.rtnetlink import Rtnetlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -144,15 +147,12 @@ def _program_version(argv: tuple[str, ...]) -> str:
 @cache
 def kernel_has_wireguard() -> bool:
     """Whether the running kernel makes a WireGuard interface, tried in this process's network namespace."""
-    from pyroute2 import IPRoute  # noqa: PLC0415 - 0.2 s that only those pay who ask
-    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
-
-    with IPRoute() as ip:
+    with closing(Rtnetlink(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))) as netlink:
         try:
-            ip.link("add", ifname="wgprobe", kind="wireguard")
-        except NetlinkError:
+            netlink.add_link("wgprobe", "wireguard")
+        except ControlError:
             return False
-        ip.link("del", ifname="wgprobe")
+        netlink.delete_link(socket.if_nametoindex("wgprobe"))
     return True
 
 

@@ -1,7 +1,7 @@
 """A node: one network namespace with addresses, routes, rules, firewall, programs and sockets.
 
-A node has a name below /run/netns, so that `ip netns` knows it, and a thread that lives in it. Links, addresses, routes
-and rules go through pyroute2 in that thread; programs are started and sockets made there too.
+A node has a name below /run/netns, so that `ip netns` knows it, and a thread that lives in it: programs are started and
+sockets made there, among them those by which links, addresses, routes and rules are changed.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import suppress
-from functools import cached_property, partial
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
-from harness.errors import HarnessError, UsageError
+from harness.errors import ControlError, HarnessError, UsageError
 from harness.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
 from harness.netdevice import Devices
 from harness.process import Process, run
+from harness.rtnetlink import Rtnetlink, flush_connections
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 
     from harness.process import Completed
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 HANDLES: Final = Path("/run/netns")
@@ -35,6 +34,7 @@ HANDLES: Final = Path("/run/netns")
 _IFA_F_NODAD: Final = 2
 _IPV6_READY: Final = 5.0
 _RTMGRP_IPV6_ROUTE: Final = 0x400
+_NETLINK_NETFILTER: Final = 12
 _RTF_LOCAL: Final = 0x80000000
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
 
@@ -58,6 +58,7 @@ class NetNS:
             raise UsageError(f"node {name}: there is one of that name already")
         self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
         self._devices = Devices(self.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._netlink = Rtnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
         self._devices.set_up("lo", True)
 
     def __enter__(self) -> Self:
@@ -68,8 +69,7 @@ class NetNS:
 
     def close(self) -> None:
         """Give up the namespace; the kernel removes it when no process or socket is in it any more."""
-        if "_ip" in vars(self):
-            self.thread.call(self._ip.close)
+        self._netlink.close()
         self._devices.close()
         self.thread.close()
         unmount(self.handle)
@@ -77,11 +77,6 @@ class NetNS:
 
     def __repr__(self) -> str:
         return f"NetNS({self.name!r})"
-
-    @cached_property
-    def _ip(self) -> IPRoute:
-        # Made when it is needed, because not every node needs it.
-        return self.thread.call(IPRoute)
 
     # Programs and sockets
 
@@ -127,9 +122,7 @@ class NetNS:
 
     def links(self) -> dict[str, dict[str, Any]]:
         """All devices by name: `index`, `mtu`, `up`, `kind` (None for loopback), `rx_bytes`, `tx_bytes`."""
-        dump = self._ip.get_links
-        answer = self._netlink("link", "dump", lambda: list(dump()))
-        return {link.get_attr("IFLA_IFNAME"): _link_facts(link) for link in answer}
+        return self._ask("link show", self._netlink.links)
 
     def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
         """Change a device: `up`, `mtu`, `name`; None leaves it as it is."""
@@ -148,19 +141,19 @@ class NetNS:
         if up:
             self._await_ipv6(index)
 
-    def add_link(self, device: str, *, kind: str, **attributes: object) -> None:
-        """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); attributes as pyroute2 has them."""
-        self._netlink("link", f"add {device} type {kind}", self._ip.link, "add", ifname=device, kind=kind, **attributes)
+    def add_link(self, device: str, *, kind: str, peer: dict[str, Any] | None = None) -> None:
+        """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); peer: see Rtnetlink.add_link."""
+        self._ask(f"link add {device} type {kind}", self._netlink.add_link, device, kind, peer)
 
     def delete_link(self, device: str) -> None:
-        self._netlink("link", f"del {device}", self._ip.link, "del", index=self.index(device))
+        self._ask(f"link del {device}", self._netlink.delete_link, self.index(device))
 
     def move_link(self, device: str, place: NetNS) -> None:
         """Move a device to another node, as `ip link set DEVICE netns PLACE` does."""
         descriptor = os.open(place.handle, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            what = f"set {device} netns {place.name}"
-            self._netlink("link", what, self._ip.link, "set", index=self.index(device), net_ns_fd=descriptor)
+            what = f"link set {device} netns {place.name}"
+            self._ask(what, self._netlink.move_link, self.index(device), descriptor)
         finally:
             os.close(descriptor)
 
@@ -170,21 +163,23 @@ class NetNS:
         """Give a device addresses, each as ADDRESS/LENGTH, usable at once: IPv6 without duplicate address detection."""
         index = self.index(device)
         for address in addresses:
-            self._address("add", device, address, flags=_IFA_F_NODAD if ":" in address else 0)
+            host, length = self._parse(address)
+            flags = _IFA_F_NODAD if ":" in address else 0
+            self._ask(f"address add {address} dev {device}", self._netlink.add_address, index, host, length, flags)
         if any(":" in address for address in addresses) and self._devices.is_up(device):
             self._await_ipv6(index)
 
     def delete_address(self, device: str, *addresses: str) -> None:
+        index = self.index(device)
         for address in addresses:
-            self._address("del", device, address)
+            host, length = self._parse(address)
+            self._ask(f"address del {address} dev {device}", self._netlink.delete_address, index, host, length)
 
-    def _address(self, verb: str, device: str, address: str, **attributes: int) -> None:
+    def _parse(self, address: str) -> tuple[str, int]:
         host, slash, length = address.partition("/")
         if not slash or not length.isdigit():
             raise UsageError(f"{self.name}: address {address!r}: want ADDRESS/LENGTH")
-        what = f"{verb} {address} dev {device}"
-        attributes |= {"index": self.index(device), "prefixlen": int(length)}
-        self._netlink("address", what, self._ip.addr, verb, address=host, **attributes)
+        return host, int(length)
 
     def _await_ipv6(self, index: int) -> None:
         """Wait until our IPv6 addresses of a device are in use: a kernel thread adds their routes a little later."""
@@ -217,46 +212,27 @@ class NetNS:
         mtu: int | None = None,
     ) -> None:
         """Add a route in the words of `ip route`; destination `default` needs `via` or an IPv4 meaning."""
-        arguments = self._route(destination, via=via, dev=dev, src=src, metric=metric, table=table)
-        if mtu is not None:
-            arguments["metrics"] = {"mtu": mtu}
-        self._netlink("route", f"add {destination}", self._ip.route, "add", **arguments)
+        number = _TABLES[table] if isinstance(table, str) else table
+        index = None if dev is None else self.index(dev)
+        words = {"via": via, "index": index, "src": src, "metric": metric, "table": number, "mtu": mtu}
+        self._ask(f"route add {destination}", self._netlink.add_route, destination, **words)
 
     def delete_route(self, destination: str, *, via: str | None = None, dev: str | None = None) -> None:
-        arguments = self._route(destination, via=via, dev=dev)
-        self._netlink("route", f"del {destination}", self._ip.route, "del", **arguments)
+        index = None if dev is None else self.index(dev)
+        self._ask(f"route del {destination}", self._netlink.delete_route, destination, via=via, index=index)
 
-    def _route(
-        self,
-        destination: str,
-        *,
-        via: str | None,
-        dev: str | None,
-        src: str | None = None,
-        metric: int | None = None,
-        table: str | int | None = None,
-    ) -> dict[str, Any]:
-        table_number = _TABLES[table] if isinstance(table, str) else table
-        optional = {"gateway": via, "prefsrc": src, "priority": metric, "table": table_number}
-        arguments = {name: value for name, value in optional.items() if value is not None}
-        if dev is not None:
-            arguments["oif"] = self.index(dev)
-        is_v6 = ":" in f"{destination}{via}"
-        return arguments | {"dst": destination, "family": socket.AF_INET6 if is_v6 else socket.AF_INET}
+    def add_rule(self, family: int, **arguments: int) -> None:
+        """Add a policy rule of AF_INET or AF_INET6, in the words of Rtnetlink.add_rule."""
+        self._ask(f"rule add {arguments}", self._netlink.add_rule, family, **arguments)
 
-    def add_rule(self, family: int, **arguments: object) -> None:
-        """Add a policy rule of AF_INET or AF_INET6; the arguments are pyroute2's (`fwmark`, `table`, `priority`)."""
-        self._netlink("rule", f"add {arguments}", self._ip.rule, "add", family=family, **arguments)
+    def delete_rule(self, family: int, **arguments: int) -> None:
+        self._ask(f"rule del {arguments}", self._netlink.delete_rule, family, **arguments)
 
-    def delete_rule(self, family: int, **arguments: object) -> None:
-        self._netlink("rule", f"del {arguments}", self._ip.rule, "del", family=family, **arguments)
-
-    def _netlink(self, noun: str, what: str, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def _ask(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         try:
-            return self.thread.call(function, *args, **kwargs)
-        except NetlinkError as error:
-            reason = os.strerror(error.code)
-            raise HarnessError(f"{self.name}: ip {noun} {what}: {reason}") from error
+            return function(*args, **kwargs)
+        except ControlError as error:
+            raise HarnessError(f"{self.name}: ip {what}: {os.strerror(error.errno)}") from error
 
     # Sysctls and firewall
 
@@ -290,21 +266,14 @@ class NetNS:
 
     def forget_connections(self) -> None:
         """Empty the table of tracked connections: a NAT forgets every mapping it has."""
-        self._netlink("conntrack", "flush", _flush_connections)
+        with closing(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)) as netfilter:
+            self._ask("conntrack flush", flush_connections, netfilter)
 
 
 def _read_setting(path: Path, value: int | str | None) -> str:
     if value is not None:
         path.write_text(f"{value}\n")
     return path.read_text().strip()
-
-
-def _flush_connections() -> None:
-    # Imported late: few tests need it.
-    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTSocket  # noqa: PLC0415
-
-    with NFCTSocket() as conntrack:
-        conntrack.flush()
 
 
 class _RouteMonitor:
@@ -347,19 +316,6 @@ class _IsLocal:
 
     def seen(self) -> str:
         return f"no local route to {self._address}"
-
-
-def _link_facts(link: Any) -> dict[str, Any]:
-    information = link.get_attr("IFLA_LINKINFO")
-    statistics = link.get_attr("IFLA_STATS64") or {}
-    return {
-        "index": link["index"],
-        "mtu": link.get_attr("IFLA_MTU"),
-        "up": bool(link["flags"] & 1),
-        "kind": information.get_attr("IFLA_INFO_KIND") if information else None,
-        "rx_bytes": statistics.get("rx_bytes", 0),
-        "tx_bytes": statistics.get("tx_bytes", 0),
-    }
 
 
 def leftover_nodes() -> list[str]:
