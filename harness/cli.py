@@ -316,7 +316,7 @@ def doctor(as_json: bool) -> int:
 
     Lists the implementations that are known, too. Exit status 0 if the netns lane can run, else 125.
     """
-    from harness.doctor import examine  # noqa: PLC0415 - pyroute2 takes its time
+    from harness.doctor import examine  # noqa: PLC0415 - few ask for it
 
     return examine(sys.stdout, as_json=as_json)
 

@@ -91,6 +91,29 @@ def test_routes_and_rules_are_as_ip_shows_them(left: NetNS, right: NetNS) -> Non
     assert traffic.ping(right, "10.0.0.1").lost == 0
 
 
+@pytest.mark.parametrize(
+    ("destination", "words", "shown"),
+    [
+        ("default", {"via": "10.0.0.2"}, {"dst": "default", "gateway": "10.0.0.2", "protocol": "static"}),
+        ("10.8.0.0/16", {"dev": "to-right", "src": "10.0.0.1"}, {"scope": "link", "prefsrc": "10.0.0.1"}),
+        ("10.8.0.1", {"dev": "to-right"}, {"dst": "10.8.0.1", "dev": "to-right"}),
+        ("default", {"via": "fd00:1::2"}, {"dst": "default", "gateway": "fd00:1::2"}),
+        ("fd00:8::/64", {"dev": "to-right", "mtu": 1300}, {"dst": "fd00:8::/64", "metrics": [{"mtu": 1300}]}),
+    ],
+)
+@pytest.mark.usefixtures("right")
+def test_route_comes_as_ip_shows_it_and_goes(
+    left: NetNS, destination: str, words: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    listing = ["ip", "-j", "-6" if ":" in f"{destination}{words.get('via')}" else "-4", "-d", "route"]
+    before = left.run_json(listing)
+    left.add_route(destination, **words)
+    (route,) = [route for route in left.run_json(listing) if route not in before]
+    assert {name: route.get(name) for name in shown} == shown
+    left.delete_route(destination, **{name: words[name] for name in words.keys() & {"via", "dev"}})
+    assert left.run_json(listing) == before
+
+
 def test_link_is_set_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
     left.set_link("to-right", up=False, mtu=1300, name="renamed")
     (shown,) = left.run_json(["ip", "-j", "link", "show", "renamed"])
