@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import socket
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from refwg.address import IPV4_BYTES, format_address
 from refwg.boundary import Endpoint, LocalAddress
 from refwg.errors import ConfigError
 from refwg.packet import ECN_MASK
@@ -29,7 +30,6 @@ _SO_MARK: Final = 36
 _PKTINFO4: Final = Struct("=i4s4s")
 _PKTINFO6: Final = Struct("=16si")
 _INT: Final = Struct("=i")
-_IPV4_BYTES: Final = 4
 _LARGEST_DATAGRAM: Final = 65535
 _ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
 _PORT_ATTEMPTS: Final = 100
@@ -44,6 +44,19 @@ _SOURCE_AT_FAULT: Final = frozenset(
 )
 
 Received = tuple[bytes, Endpoint, int]
+Ancillary = tuple[int, int, bytes]
+
+_TOS: Final = (socket.IPPROTO_IP, socket.IP_TOS)
+_TRAFFIC_CLASS: Final = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+
+
+class _Way(NamedTuple):
+    """How datagrams to an endpoint are sent: by which socket, to which address, from where, and how they are marked."""
+
+    socket: socket.socket
+    to: tuple[str, int] | tuple[str, int, int, int]
+    packet_info: list[Ancillary]
+    traffic_class: tuple[int, int]
 
 
 class UdpSockets:
@@ -52,11 +65,12 @@ class UdpSockets:
     def __init__(self, inquirer: Inquirer) -> None:
         """Inquirer: asks about routes in the namespace of the sockets."""
         self._inquirer = inquirer
-        # Peer's address and our own, where the route was found to use the interface that it should.
-        self._confirmed: set[tuple[bytes, LocalAddress]] = set()
+        # Forgotten whenever something changes that may lead elsewhere.
+        self._ways: dict[Endpoint, _Way] = {}
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
-        self._endpoints: dict[tuple[object, ...], Endpoint] = {}
+        # By sender and ancillary data: the endpoint and the ECN that they say.
+        self._origins: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
         # Replaced whenever sockets are opened or closed, so that a loop can see that it must look again.
         self.generation = 0
 
@@ -75,7 +89,8 @@ class UdpSockets:
         for one in self._sockets.values():
             one.close()
         self._sockets = {}
-        self._endpoints = {}
+        self._origins.clear()
+        self._ways.clear()
         self.generation += 1
 
     def set_fwmark(self, fwmark: int) -> None:
@@ -85,11 +100,11 @@ class UdpSockets:
         except OSError as error:
             raise ConfigError(f"fwmark {fwmark}: {error.strerror}", error.errno or errno.EIO) from error
         self._fwmark = fwmark
-        self._confirmed.clear()
+        self._ways.clear()
 
     def routes_changed(self) -> None:
         """Routes, rules or addresses have changed; what follows from that is found out when something is sent."""
-        self._confirmed.clear()
+        self._ways.clear()
 
     def interface_index(self, name: str) -> int:
         try:
@@ -106,10 +121,8 @@ class UdpSockets:
             # waits behind it keeps the socket readable.
             return None
         key = (sender, *(data for _, _, data in ancillary))
-        endpoint = self._endpoints.get(key)
-        if endpoint is None:
-            endpoint = self._remember(key, one.family, sender, ancillary)
-        return datagram, endpoint, _ecn(ancillary)
+        origin = self._origins.get(key) or self._remember(key, one.family, sender, ancillary)
+        return datagram, *origin
 
     def send(self, transmit: Transmit[Peer]) -> str:
         """Send a datagram; returns what went wrong, or nothing.
@@ -117,13 +130,29 @@ class UdpSockets:
         If the local address to send from is gone, it is forgotten, and routing decides.
         """
         endpoint = transmit.endpoint
-        if self._is_detoured(endpoint):
-            endpoint = _forget_source(transmit)
-        why = self._send(transmit, endpoint)
+        way = self._ways.get(endpoint)
+        if way is None:
+            if self._is_detoured(endpoint):
+                endpoint = _forget_source(transmit)
+            way = self._find_way(endpoint)
+        why = _send(transmit, way)
         source = endpoint.source
         if why in _SOURCE_AT_FAULT and source is not None and (why == errno.EINVAL or not _is_ours(source)):
-            why = self._send(transmit, _forget_source(transmit))
+            why = _send(transmit, self._find_way(_forget_source(transmit)))
         return errno.errorcode.get(why, str(why)) if why else ""
+
+    def _find_way(self, endpoint: Endpoint) -> _Way | None:
+        """Prepare everything that datagrams to this endpoint have in common; None if we lack the family."""
+        is_ipv4 = len(endpoint.address) == IPV4_BYTES
+        one = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
+        if one is None:
+            return None
+        host = format_address(endpoint.address)
+        to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
+        if len(self._ways) >= _REMEMBERED:
+            self._ways.clear()
+        way = self._ways[endpoint] = _Way(one, to, _packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
+        return way
 
     def _is_detoured(self, endpoint: Endpoint) -> bool:
         """Whether the route from a remembered address leaves by another interface than the one it was learned at.
@@ -131,17 +160,10 @@ class UdpSockets:
         Only IPv4 remembers the interface. No route at all is no reason to forget anything: there may be one again.
         """
         source = endpoint.source
-        if source is None or not source.interface or (endpoint.address, source) in self._confirmed:
+        if source is None or not source.interface:
             return False
         route = self._inquirer.route(endpoint.address, source=source.address, fwmark=self._fwmark)
-        if route.error:
-            return route.error == errno.EINVAL
-        if route.interface != source.interface:
-            return True
-        if len(self._confirmed) >= _REMEMBERED:
-            self._confirmed.clear()
-        self._confirmed.add((endpoint.address, source))
-        return False
+        return route.error == errno.EINVAL or (not route.error and route.interface != source.interface)
 
     def _open_both(self, port: int) -> dict[socket.AddressFamily, socket.socket]:
         for attempt in range(_PORT_ATTEMPTS):
@@ -199,30 +221,31 @@ class UdpSockets:
             one.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._fwmark)
 
     def _remember(
-        self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[tuple[int, int, bytes]]
-    ) -> Endpoint:
-        """Make the endpoint of a sender; the next datagram from there is spared the work."""
-        if len(self._endpoints) >= _REMEMBERED:
-            self._endpoints.clear()
+        self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[Ancillary]
+    ) -> tuple[Endpoint, int]:
+        """Make the endpoint of a sender, and read its ECN; the next such datagram from there is spared the work."""
+        if len(self._origins) >= _REMEMBERED:
+            self._origins.clear()
         host, port, *rest = sender
         scope_id = int(str(rest[1])) if rest else 0
         address = socket.inet_pton(family, str(host).partition("%")[0])
-        endpoint = Endpoint(address, int(str(port)), scope_id, _local_address(ancillary))
-        self._endpoints[key] = endpoint
-        return endpoint
+        origin = Endpoint(address, int(str(port)), scope_id, _local_address(ancillary)), _ecn(ancillary)
+        self._origins[key] = origin
+        return origin
 
-    def _send(self, transmit: Transmit[Peer], endpoint: Endpoint) -> int:
-        is_ipv4 = len(endpoint.address) == _IPV4_BYTES
-        one = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
-        if one is None:
-            return errno.EAFNOSUPPORT
-        family, host = one.family, socket.inet_ntop(one.family, endpoint.address)
-        to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
-        try:
-            one.sendmsg([transmit.datagram], _ancillary(family, endpoint.source, transmit.traffic_class), 0, to)
-        except OSError as error:
-            return error.errno or errno.EIO
-        return 0
+
+def _send(transmit: Transmit[Peer], way: _Way | None) -> int:
+    """Hand a datagram to the stack; returns the errno, 0 if it was taken."""
+    if way is None:
+        return errno.EAFNOSUPPORT
+    ancillary = way.packet_info
+    if transmit.traffic_class:
+        ancillary = [*ancillary, (*way.traffic_class, _INT.pack(transmit.traffic_class))]
+    try:
+        way.socket.sendmsg([transmit.datagram], ancillary, 0, way.to)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _forget_source(transmit: Transmit[Peer]) -> Endpoint:
@@ -233,17 +256,17 @@ def _forget_source(transmit: Transmit[Peer]) -> Endpoint:
 
 
 def _is_ours(source: LocalAddress) -> bool:
-    family = socket.AF_INET if len(source.address) == _IPV4_BYTES else socket.AF_INET6
+    family = socket.AF_INET if len(source.address) == IPV4_BYTES else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            probe.bind((socket.inet_ntop(family, source.address), 0))
+            probe.bind((format_address(source.address), 0))
     except OSError as error:
         # Anything else, such as too many open files, says nothing about the address.
         return error.errno != errno.EADDRNOTAVAIL
     return True
 
 
-def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | None:
+def _local_address(ancillary: list[Ancillary]) -> LocalAddress | None:
     for level, kind, data in ancillary:
         if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
             interface, _, address = _PKTINFO4.unpack(data)
@@ -253,21 +276,16 @@ def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | No
     return None
 
 
-def _ecn(ancillary: list[tuple[int, int, bytes]]) -> int:
+def _ecn(ancillary: list[Ancillary]) -> int:
     for level, kind, data in ancillary:
-        if (level, kind) in {(socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}:
+        if (level, kind) in {_TOS, _TRAFFIC_CLASS}:
             return data[0] & ECN_MASK
     return 0
 
 
-def _ancillary(family: int, source: LocalAddress | None, traffic_class: int) -> list[tuple[int, int, bytes]]:
-    is_ipv4 = family == socket.AF_INET
-    parts: list[tuple[int, int, bytes]] = []
-    if traffic_class:
-        level, kind = (socket.IPPROTO_IP, socket.IP_TOS) if is_ipv4 else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
-        parts.append((level, kind, _INT.pack(traffic_class)))
-    if source is not None and is_ipv4:
-        parts.append((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source.address, bytes(4))))
-    elif source is not None:
-        parts.append((socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source.address, 0)))
-    return parts
+def _packet_info(source: LocalAddress | None) -> list[Ancillary]:
+    if source is None:
+        return []
+    if len(source.address) == IPV4_BYTES:
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source.address, bytes(4)))]
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source.address, 0))]

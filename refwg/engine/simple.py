@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from refwg import packet as ip
 from refwg.boundary import Deliver, Transmit
 from refwg.errors import DropReason
+from refwg.messages import MILLISECOND
 
 if TYPE_CHECKING:
     import socket
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 # How much is taken from one source before the others get their turn.
 _PACKETS_IN_TURN: Final = 64
 _DATAGRAMS_IN_TURN: Final = 256
-# Handshakes are dear: few at a time, so that data need not wait for a flood of them.
-_HANDSHAKES_IN_TURN: Final = 8
+# Handshakes are dear, forged ones are not: so many of either as fit into this time, that data need not wait long.
+_TIME_FOR_HANDSHAKES: Final = 5 * MILLISECOND
+_HANDSHAKES_AT_ONCE: Final = 8
 
 
 class SimpleEngine:
@@ -55,9 +57,12 @@ class SimpleEngine:
 
     def time_passed(self) -> None:
         """Do what is due; call it after everything else, and when `next_deadline` has come."""
-        if self._device.has_waiting_handshakes:
-            self.carry_out(self._device.process_handshakes(self._clock(), _HANDSHAKES_IN_TURN))
-        self.carry_out(self._device.expire_timers(self._clock()))
+        now = self._clock()
+        end = now + _TIME_FOR_HANDSHAKES
+        while self._device.has_waiting_handshakes and now < end:
+            self.carry_out(self._device.process_handshakes(now, _HANDSHAKES_AT_ONCE))
+            now = self._clock()
+        self.carry_out(self._device.expire_timers(now))
 
     def next_deadline(self) -> int | None:
         """When there is something to do even if nothing comes in; None: never."""

@@ -7,6 +7,7 @@ import pytest
 from refwg.boundary import Deliver, Transmit, Unreachable
 from refwg.engine.simple import SimpleEngine
 from refwg.errors import DropReason
+from refwg.messages import MILLISECOND
 from refwg.netlink import Link
 from refwg.packet import IcmpError
 from selftests.unit.packets import ip_packet
@@ -71,7 +72,13 @@ class Rig:
         self.pair, self.tun, self.udp = Pair(), FakeTun(), FakeUdp()
         self.device = self.pair.a.device
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
-        self.engine = SimpleEngine(self.device, sockets, tun, lambda: self.pair.now)
+        # How much time each look at the clock takes.
+        self.step = 0
+        self.engine = SimpleEngine(self.device, sockets, tun, self.clock)
+
+    def clock(self) -> int:
+        self.pair.now += self.step
+        return self.pair.now
 
     def receive(self, datagram: bytes, sender: Endpoint | None = None) -> None:
         endpoint = arrived_at(sender or self.pair.b.endpoint, self.pair.a)
@@ -115,13 +122,15 @@ def test_a_flood_does_not_keep_others_waiting() -> None:
     assert len(rig.udp.waiting) == 44
 
 
-def test_handshakes_wait_for_their_turn_and_then_there_is_no_rest() -> None:
+@pytest.mark.requirement("DOS-08")
+def test_handshakes_have_so_much_time_in_a_turn_and_the_rest_waits() -> None:
     rig = Rig()
-    for _ in range(9):
+    for _ in range(17):
         rig.receive(bytes([1, 0, 0, 0]) + bytes(144))
     assert rig.engine.next_deadline() == 0
+    rig.step = 3 * MILLISECOND
     rig.engine.time_passed()
-    assert (rig.engine.next_deadline(), rig.device.statistics.drops[DropReason.INVALID_MAC1]) == (0, 8)
+    assert (rig.engine.next_deadline(), rig.device.statistics.drops[DropReason.INVALID_MAC1]) == (0, 16)
     rig.engine.time_passed()
     assert rig.engine.next_deadline() is None
 

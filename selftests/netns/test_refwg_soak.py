@@ -1,0 +1,52 @@
+"""A stream that outlives five sessions (topology `loopback`); for any pair, and refwg with each of the others."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.capture import INITIATION, RESPONSE, Capture
+from harness.tunnel import V4_OF_B
+
+if TYPE_CHECKING:
+    from harness.tunnel import Tunnel
+
+pytestmark = pytest.mark.waiting
+
+SECOND: Final = 1_000_000_000
+REKEY_AFTER_TIME: Final = 120
+REKEYS: Final = 5
+# Until shortly after the fifth; slow enough that time can be skipped between the segments.
+DURATION: Final = REKEYS * REKEY_AFTER_TIME + 15
+INTERVAL: Final = 15
+PORT: Final = 5201
+STREAM: Final = ("-b", "64K", "-l", "1000", "--pacing-timer", "100000", "-t", str(DURATION), "-i", str(INTERVAL))
+
+
+def iperf3(loopback: Tunnel, server_log: str = "iperf3-server.log") -> dict[str, Any]:
+    """One TCP stream from A to B; returns what the sender reports of it."""
+    directory = loopback.lab.directory
+    server = loopback.nodes["ns2"].spawn(["iperf3", "-s", "-1", "--forceflush"], log=directory / server_log)
+    try:
+        server.says("listening")
+        argv = ["iperf3", "-c", V4_OF_B, "-J", *STREAM]
+        return dict(json.loads(loopback.nodes["ns1"].run(argv, deadline=2 * DURATION).stdout))
+    finally:
+        server.terminate()
+        server.close()
+
+
+@pytest.mark.requirement("ROB-15", "TM-07")
+def test_stream_loses_nothing_in_five_rekeys(loopback: Tunnel) -> None:
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        report = iperf3(loopback)
+        initiations, responses = wire.messages(kind=INITIATION), wire.messages(kind=RESPONSE)
+    sent, received = report["end"]["sum_sent"], report["end"]["sum_received"]
+    assert (received["bytes"], sent["retransmits"]) == (sent["bytes"], 0), f"sent {sent}, received {received}"
+    quiet = [interval["sum"]["start"] for interval in report["intervals"] if not interval["sum"]["bytes"]]
+    assert not quiet, f"nothing was sent in the {INTERVAL} s after {quiet}"
+    starts = [round((message.time - initiations[0].time) / SECOND) for message in initiations]
+    assert len(starts) == len(responses) == REKEYS + 1, f"handshakes began after {starts} s"
+    assert all(0 <= start - number * REKEY_AFTER_TIME <= number + 1 for number, start in enumerate(starts)), starts
