@@ -27,13 +27,14 @@ _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_DONT: Final = 0
 _SO_MARK: Final = 36
+_SO_RCVBUFFORCE: Final = 33
 _PKTINFO4: Final = Struct("=i4s4s")
 _PKTINFO6: Final = Struct("=16si")
 _INT: Final = Struct("=i")
 _LARGEST_DATAGRAM: Final = 65535
 _ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
 _PORT_ATTEMPTS: Final = 100
-# Room for what arrives while a large configuration is being read.
+# Room for what arrives while a large configuration is being read, or others have the CPU.
 _RECEIVE_BUFFER: Final = 1 << 22
 # Senders, and routes to them, of which no more than this is kept in mind: anybody may send.
 _REMEMBERED: Final = 4096
@@ -216,7 +217,11 @@ class UdpSockets:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
             one.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        except PermissionError:
+            # Root of a user namespace gets no more than the system allows to everybody.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if self._fwmark:
             one.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._fwmark)
 

@@ -1,7 +1,7 @@
-"""A program that sends what an attacker would: `python flood.py KIND COUNT RATE PORT KEY`.
+"""Sends what an attacker would: `python -m bench.attack KIND COUNT RATE PORT KEY`.
 
 KIND: `garbage` (random bytes of random lengths), `initiations` (well formed, with a wrong mac1) or `forged` (with the
-right mac1, so that more is to be done until it fails). RATE: datagrams a second, 0 without limit. KEY: the public key of
+right mac1, so that more is to be done until it fails). RATE: datagrams a second, 0 without limit. KEY: that of
 the target at 127.0.0.1, in hexadecimal digits. Writes how many datagrams the stack took, and how many a second.
 """
 

@@ -1,0 +1,42 @@
+"""A flood costs refwg neither its memory nor its peers (topology `loopback`); bench/floods.py has the full size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from bench.floods import MAX_GROWTH, Flood
+from harness import traffic
+from harness.tunnel import V4_OF_A
+
+if TYPE_CHECKING:
+    from harness.lab import Lab
+
+# Slow enough for a machine that has much else to do, and long enough for memory to show where it goes.
+COUNT, RATE = 20_000, 4_000
+# Three initiations: the first may bring no more than a cookie, and any may be lost.
+PATIENCE: Final = 12.0
+
+
+@pytest.mark.requirement("ROB-01", "DOS-04", "DOS-07")
+@pytest.mark.parametrize("kind", ["garbage", "initiations", "forged"])
+def test_a_peer_connects_during_a_flood_and_memory_stays(lab: Lab, kind: str) -> None:
+    flood = Flood(lab)
+    before = flood.tunnel.seen_by_a()
+    outcome = flood.run(kind, COUNT, RATE, patience=PATIENCE)
+    assert outcome.connected is not None, outcome
+    assert outcome.growth <= MAX_GROWTH, outcome
+    assert flood.tunnel.seen_by_a().endpoint == before.endpoint
+
+
+@pytest.mark.requirement("DOS-08", "DOS-10")
+def test_a_session_carries_on_during_a_flood(lab: Lab) -> None:
+    flood = Flood(lab)
+    flood.tunnel.must_ping("ns2", V4_OF_A)
+    before = flood.tunnel.seen_by_a()
+    with flood.attack("forged", COUNT, RATE):
+        pings = traffic.ping(flood.tunnel.nodes["ns2"], V4_OF_A, count=50)
+    assert pings.lost < 25, pings
+    after = flood.tunnel.seen_by_a()
+    assert (after.latest_handshake, after.endpoint) == (before.latest_handshake, before.endpoint)
