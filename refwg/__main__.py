@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import control
 from refwg.loop import Loop
@@ -108,7 +108,6 @@ def _run(options: argparse.Namespace) -> int:
         loop = Loop(tun, listener, watcher=watcher, log_error=log.error)
         if options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
             _serve(loop, file, options.drop_privileges, lambda: None)
-            return 0
         reader, writer = os.pipe()
         child = os.fork()
         if child:
@@ -120,11 +119,10 @@ def _run(options: argparse.Namespace) -> int:
     except BaseException:
         file.remove()
         raise
-    return 0
 
 
-def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[[], None]) -> None:
-    """Run the loop to its end, as another user if one is given."""
+def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[[], None]) -> NoReturn:
+    """Run the loop, as another user if one is given, and with it end the process."""
     loop.stop_when_removed(file)
     if user is not None:
         from refwg import privileges  # noqa: PLC0415 - who stays root need not wait for it
@@ -135,6 +133,8 @@ def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[
     tell_ready()
     loop.run()
     file.remove()
+    # All is written and closed; to take a large configuration apart object by object would only take time.
+    os._exit(0)
 
 
 def _occupy_standard_streams() -> None:
