@@ -17,6 +17,15 @@ MANY: Final = tuple(text for a in range(1, 256) for b in range(256) for text in 
 DEADLINE: Final = 120.0
 
 
+def measured(manifest: Manifest, rounds: int) -> dict[str, list[float]]:
+    """Both times, as often as that, by the names of the figures."""
+    pairs = [seconds_for_many_allowed_ips(manifest) for _ in range(rounds)]
+    return {
+        "setconf_130560_allowed_ips_refwg": [written for written, _ in pairs],
+        "show_130560_allowed_ips_refwg": [read for _, read in pairs],
+    }
+
+
 def seconds_for_many_allowed_ips(manifest: Manifest) -> tuple[float, float]:
     """Seconds for `wg setconf`, and for `wg show`, of one peer with 130 560 allowed-ips."""
     with tempfile.TemporaryDirectory() as directory:

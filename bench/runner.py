@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import topologies, tunnels
+from bench import configuration, floods, topologies, tunnels
 from bench.guest import first_verdict
 from harness.errors import HarnessError
 from harness.implementation import Registry
@@ -62,6 +62,7 @@ def measure(rounds: int, *, guest: bool) -> dict[str, object]:
             figures[name].append(benchmark())
         print(f"round {number + 1} of {rounds}", file=sys.stderr)
     if guest:
+        figures |= configuration.measured(ours, GUEST_ROUNDS) | floods.measured(GUEST_ROUNDS)
         figures["guest_first_verdict"] = [first_verdict() for _ in range(GUEST_ROUNDS)]
     return report(figures)
 

@@ -1,8 +1,9 @@
 """ICMP errors for senders whose packets nobody takes: by raw sockets, and no more often than the stack sends its own.
 
 Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: there is a limit for all errors
-together, and for each destination that is not this host a rate with a small burst. Left out is the higher rate that
-IPv6 allows to destinations behind a short prefix.
+together, and for each destination that is not this host a rate with a small burst. A sender whose address was
+translated on the way here is told by the way it came. Left out is the higher rate that IPv6 allows to destinations
+behind a short prefix.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from refwg.address import format_address
+from refwg.boundary import LocalAddress
+from refwg.conntrack import Conntrack
 from refwg.messages import MILLISECOND, SECOND
+from refwg.socket import packet_info
 
 if TYPE_CHECKING:
     from refwg.netlink import Inquirer
     from refwg.packet import IcmpError
 
-_IPV4_BYTES: Final = 4
+_ICMP_HEADER_LENGTH: Final = 8
 _LOOPBACK: Final = 1
 # How many errors a destination may get at once that has not had any for a while (net/ipv4/inetpeer.c).
 _BURST: Final = 6
@@ -57,6 +62,9 @@ class IcmpSender:
     def __init__(self, inquirer: Inquirer) -> None:
         self._inquirer = inquirer
         self._sockets: dict[int, socket.socket] = {}
+        self._conntrack: Conntrack | None = None
+        with suppress(OSError):
+            self._conntrack = Conntrack()
         with suppress(OSError):
             self._sockets[4] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
             self._sockets[16] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
@@ -70,17 +78,33 @@ class IcmpSender:
         one = self._sockets.get(len(error.destination))
         if one is None or not self._all.allow(now) or not self._bucket(error.destination).allow(now):
             return False
+        source = self._source_to_translated(error)
         try:
-            one.sendto(error.message, (socket.inet_ntop(one.family, error.destination), 0))
+            one.sendmsg([error.message], packet_info(source), 0, (format_address(error.destination), 0))
         except OSError:
             return False
         return True
+
+    def _source_to_translated(self, error: IcmpError) -> LocalAddress | None:
+        """The address from which a sender behind source NAT is reached; None if there is no NAT.
+
+        The stack translates the error back as it leaves, but by then its source is chosen, for the wrong destination.
+        """
+        if self._conntrack is None:
+            return None
+        original = self._conntrack.original_source(error.message[_ICMP_HEADER_LENGTH:])
+        if original == error.destination:
+            return None
+        route = self._inquirer.route(original)
+        return LocalAddress(route.source) if route.source else None
 
     def routes_changed(self) -> None:
         """Who was this host may be another now."""
         self._destinations.clear()
 
     def close(self) -> None:
+        if self._conntrack is not None:
+            self._conntrack.close()
         for one in self._sockets.values():
             one.close()
 

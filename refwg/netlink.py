@@ -19,6 +19,8 @@ _HEADER: Final = Struct("=LHHLL")
 _LINK: Final = Struct("=BxHlLL")
 _ROUTE: Final = Struct("=8BL")
 _ATTRIBUTE: Final = Struct("=HH")
+# Above it are flags: nested, in network order.
+_TYPE_MASK: Final = 0x3FFF
 _U32: Final = Struct("=L")
 _ERRNO: Final = Struct("=l")
 
@@ -33,6 +35,7 @@ _IFLA_MTU: Final = 4
 _RTA_DST: Final = 1
 _RTA_SRC: Final = 2
 _RTA_OIF: Final = 4
+_RTA_PREFSRC: Final = 7
 _RTA_METRICS: Final = 8
 _RTA_MARK: Final = 16
 _RTAX_MTU: Final = 2
@@ -59,66 +62,75 @@ class Link:
 class Route:
     """Where packets to some address leave, and how long they may be (0: as long as the interface says).
 
+    source: the address from which they leave, unless something else is asked for.
     error: why there is no such route (errno(3)); 0 if there is one.
     """
 
     interface: int = 0
     mtu: int = 0
+    source: bytes = b""
     error: int = 0
 
 
-class Inquirer:
-    """Asks the stack of the network namespace in which it was made."""
+class Requester:
+    """Asks one thing after the other of the network namespace in which it was made."""
 
-    def __init__(self) -> None:
-        self._socket = _netlink_socket(0)
+    def __init__(self, protocol: int) -> None:
+        self._socket = netlink_socket(0, protocol)
         self._socket.settimeout(_ANSWER_WITHIN)
         self._sequence = 0
 
     def close(self) -> None:
         self._socket.close()
 
-    def link(self, name: str) -> Link | None:
-        """An interface by name; None if there is none."""
-        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + _attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
-        failure, answer = self._ask(_RTM_GETLINK, body)
-        return None if failure else _read_link(answer)
-
-    def set_down(self, link: Link) -> None:
-        """Take an interface down."""
-        self._ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
-
-    def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
-        """Route to an address, perhaps from an address, by an interface, or with a mark."""
-        is_ipv4 = len(destination) == _IPV4_BYTES
-        family = socket.AF_INET if is_ipv4 else socket.AF_INET6
-        body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
-        body += _attribute(_RTA_DST, destination)
-        body += _attribute(_RTA_SRC, source) if source else b""
-        body += _attribute(_RTA_OIF, _U32.pack(interface)) if interface else b""
-        body += _attribute(_RTA_MARK, _U32.pack(fwmark)) if fwmark else b""
-        failure, answer = self._ask(_RTM_GETROUTE, body)
-        return Route(error=failure) if failure else _read_route(answer)
-
-    def _ask(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
+    def ask(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
         """Send one request; returns 0 and the body of the answer, or the errno with which the stack refuses it."""
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
         try:
             self._socket.send(header + body)
             while True:
-                for answer_kind, sequence, answer in _messages(self._socket.recv(_BUFFER)):
+                for answer_kind, sequence, answer in messages(self._socket.recv(_BUFFER)):
                     if sequence == self._sequence:
                         return (_refusal(answer), b"") if answer_kind == _NLMSG_ERROR else (0, answer)
         except OSError as error:
             return error.errno or errno.ETIMEDOUT, b""
 
 
+class Inquirer(Requester):
+    """Asks about links and routes."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE)
+
+    def link(self, name: str) -> Link | None:
+        """An interface by name; None if there is none."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
+        failure, answer = self.ask(_RTM_GETLINK, body)
+        return None if failure else _read_link(answer)
+
+    def set_down(self, link: Link) -> None:
+        """Take an interface down."""
+        self.ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
+
+    def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
+        """Route to an address, perhaps from an address, by an interface, or with a mark."""
+        is_ipv4 = len(destination) == _IPV4_BYTES
+        family = socket.AF_INET if is_ipv4 else socket.AF_INET6
+        body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
+        body += attribute(_RTA_DST, destination)
+        body += attribute(_RTA_SRC, source) if source else b""
+        body += attribute(_RTA_OIF, _U32.pack(interface)) if interface else b""
+        body += attribute(_RTA_MARK, _U32.pack(fwmark)) if fwmark else b""
+        failure, answer = self.ask(_RTM_GETROUTE, body)
+        return Route(error=failure) if failure else _read_route(answer)
+
+
 class Monitor:
     """Is readable when something has changed in the network namespace in which it was made."""
 
     def __init__(self, *, links: bool = False, routes: bool = False) -> None:
-        self._socket = _netlink_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
+        self._socket = netlink_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
@@ -133,7 +145,7 @@ class Monitor:
         while True:
             try:
                 links += [
-                    _read_link(body) for kind, _, body in _messages(self._socket.recv(_BUFFER)) if kind == _RTM_NEWLINK
+                    _read_link(body) for kind, _, body in messages(self._socket.recv(_BUFFER)) if kind == _RTM_NEWLINK
                 ]
             except BlockingIOError:
                 return links
@@ -143,8 +155,8 @@ class Monitor:
                     raise
 
 
-def _netlink_socket(groups: int) -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+def netlink_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     made.bind((0, groups))
     return made
 
@@ -154,7 +166,7 @@ def _refusal(body: bytes) -> int:
     return -int(_ERRNO.unpack_from(body)[0])
 
 
-def _attribute(kind: int, payload: bytes) -> bytes:
+def attribute(kind: int, payload: bytes) -> bytes:
     length = _ATTRIBUTE.size + len(payload)
     return (_ATTRIBUTE.pack(length, kind) + payload).ljust(_aligned(length), b"\0")
 
@@ -163,7 +175,7 @@ def _aligned(length: int) -> int:
     return (length + 3) & ~3
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     while len(data) >= _HEADER.size:
         length, kind, _, sequence, _ = _HEADER.unpack_from(data)
         if length < _HEADER.size:
@@ -172,26 +184,27 @@ def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
         data = data[_aligned(length) :]
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def attributes(data: bytes) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if length < _ATTRIBUTE.size:
             break
-        found[kind] = data[_ATTRIBUTE.size : length]
+        found[kind & _TYPE_MASK] = data[_ATTRIBUTE.size : length]
         data = data[_aligned(length) :]
     return found
 
 
 def _read_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    attributes = _attributes(body[_LINK.size :])
-    name = os.fsdecode(attributes[_IFLA_IFNAME].rstrip(b"\0"))
-    return Link(index, name, _U32.unpack(attributes[_IFLA_MTU])[0], bool(flags & _IFF_UP))
+    found = attributes(body[_LINK.size :])
+    name = os.fsdecode(found[_IFLA_IFNAME].rstrip(b"\0"))
+    return Link(index, name, _U32.unpack(found[_IFLA_MTU])[0], bool(flags & _IFF_UP))
 
 
 def _read_route(body: bytes) -> Route:
-    attributes = _attributes(body[_ROUTE.size :])
-    metrics = _attributes(attributes.get(_RTA_METRICS, b""))
-    interface = _U32.unpack(attributes.get(_RTA_OIF, bytes(4)))[0]
-    return Route(interface, _U32.unpack(metrics.get(_RTAX_MTU, bytes(4)))[0])
+    found = attributes(body[_ROUTE.size :])
+    metrics = attributes(found.get(_RTA_METRICS, b""))
+    interface = _U32.unpack(found.get(_RTA_OIF, bytes(4)))[0]
+    mtu = _U32.unpack(metrics.get(_RTAX_MTU, bytes(4)))[0]
+    return Route(interface, mtu, found.get(_RTA_PREFSRC, b""))

@@ -117,7 +117,7 @@ class UdpAddresses:
 
 def udp_addresses(packet: bytes) -> UdpAddresses | None:
     """The UDP ports and destination of a packet, or None if it is no UDP packet or not its first fragment."""
-    protocol, payload = _payload(packet)
+    protocol, payload = upper_layer(packet)
     if protocol != _IPPROTO_UDP or len(payload) < _PORTS.size:
         return None
     source_port, destination_port = _PORTS.unpack_from(payload)
@@ -141,7 +141,7 @@ def unreachable(packet: bytes) -> IcmpError | None:
     Never answered are errors, packets from or to more than one host, and of IPv4 all fragments but the first (RFC 1122,
     3.2.2; RFC 4443, 2.4, which knows no such rule for fragments).
     """
-    if _is_icmp_error(*_payload(packet)) or _is_later_ipv4_fragment(packet):
+    if _is_icmp_error(*upper_layer(packet)) or _is_later_ipv4_fragment(packet):
         return None
     if not _is_one_host(source(packet)) or not _is_one_host(destination(packet)):
         return None
@@ -153,7 +153,7 @@ def unreachable(packet: bytes) -> IcmpError | None:
     return IcmpError(destination=source(packet), message=message)
 
 
-def _payload(packet: bytes) -> tuple[int | None, bytes]:
+def upper_layer(packet: bytes) -> tuple[int | None, bytes]:
     """Protocol and payload behind all headers; the protocol is None if the packet does not tell."""
     if packet[0] >> 4 == _IPV4:
         return None if _is_later_ipv4_fragment(packet) else packet[9], packet[(packet[0] & 0xF) * 4 :]

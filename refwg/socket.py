@@ -152,7 +152,7 @@ class UdpSockets:
         to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
         if len(self._ways) >= _REMEMBERED:
             self._ways.clear()
-        way = self._ways[endpoint] = _Way(one, to, _packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
+        way = self._ways[endpoint] = _Way(one, to, packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
         return way
 
     def _is_detoured(self, endpoint: Endpoint) -> bool:
@@ -288,7 +288,8 @@ def _ecn(ancillary: list[Ancillary]) -> int:
     return 0
 
 
-def _packet_info(source: LocalAddress | None) -> list[Ancillary]:
+def packet_info(source: LocalAddress | None) -> list[Ancillary]:
+    """The control message that lets a datagram leave from an address (ip(7), ipv6(7))."""
     if source is None:
         return []
     if len(source.address) == IPV4_BYTES:

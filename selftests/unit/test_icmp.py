@@ -12,14 +12,15 @@ SETUP = """
         from pathlib import Path
         from refwg.icmp import IcmpSender
         from refwg.netlink import Inquirer
-        from refwg.packet import IcmpError
+        from refwg.packet import unreachable
+        from selftests.unit.packets import ip_packet
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("address add fd00::1/64 dev v0 nodad")
         while Inquirer().route(ip_address("fd00::1").packed).interface != 1:
             pass  # a kernel thread makes the route a moment later
         def sent(sender, address, count, now=0):
-            error = IcmpError(destination=ip_address(address).packed, message=bytes([3, 1, 0, 0, 0, 0, 0, 0]))
+            error = unreachable(ip_packet(address, "fd00::99" if ":" in address else "10.99.0.1"))
             return sum(sender.send(error, now) for _ in range(count))
 """
 

@@ -23,8 +23,9 @@ ROWS = [
     ["uapi"],
     # From here on modules may touch the world.
     ["netlink", "inotify"],
+    ["conntrack", "socket"],
     ["icmp"],
-    ["socket", "tun", "control", "trace", "mutants", "selftest", "privileges"],
+    ["tun", "control", "trace", "mutants", "selftest", "privileges"],
     ["engine/simple"],
     ["loop"],
     ["__main__"],

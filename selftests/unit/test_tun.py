@@ -46,9 +46,10 @@ def test_it_is_followed_into_another_namespace_under_another_name() -> None:
         for text in ("link set lo up", "address add 10.0.0.1/24 dev wg9", "link set wg9 mtu 1280 up"):
             ip("-n other " + text)
         print(tun.refresh(), tun.link.name, tun.link.mtu, tun.link.is_up, Inquirer().link("wg9"))
-        from refwg.packet import IcmpError
-        print(tun.send_icmp(IcmpError(destination=bytes([10, 0, 0, 1]), message=bytes(8)), 0))
-        print(tun.send_icmp(IcmpError(destination=bytes([99, 0, 0, 1]), message=bytes(8)), 0))
+        from refwg.packet import unreachable
+        from selftests.unit.packets import ip_packet
+        for sender in ("10.0.0.1", "99.0.0.1"):
+            print(tun.send_icmp(unreachable(ip_packet(sender, "10.99.0.1")), 0))
         tun.set_down(); tun.refresh(); print(tun.link.is_up)
         tun.close()
     """

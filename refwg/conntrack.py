@@ -1,0 +1,71 @@
+"""Whose packet it was before its addresses were translated: a question to connection tracking, by netlink.
+
+The driver has the packet's connection at hand when it sends an ICMP error (icmp_ndo_send); a program has to ask for it
+by the addresses in the packet, which are the translated ones. Messages: linux/netfilter/nfnetlink_conntrack.h.
+"""
+
+from __future__ import annotations
+
+import socket
+from struct import Struct
+from typing import Final
+
+from refwg import packet as ip
+from refwg.address import IPV4_BYTES
+from refwg.netlink import Requester, attribute, attributes
+
+_NETLINK_NETFILTER: Final = 12
+_CTNETLINK_GET: Final = 1 << 8 | 1
+_NESTED: Final = 0x8000
+_FAMILY: Final = Struct("=BBH")
+_TUPLE_ORIG, _TUPLE_REPLY = 1, 2
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_IP_SOURCE: Final = {4: 1, 16: 3}
+_IP_DESTINATION: Final = {4: 2, 16: 4}
+_PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
+_IPPROTO_ICMP, _IPPROTO_ICMPV6 = 1, 58
+# By protocol: attributes of identifier, type and code, and what answers an echo request.
+_ECHO: Final = {_IPPROTO_ICMP: ((4, 5, 6), {8: 0}), _IPPROTO_ICMPV6: ((7, 8, 9), {128: 129})}
+_FIRST_OF_PAYLOAD: Final = 8
+
+
+class Conntrack(Requester):
+    """Asks connection tracking of the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        super().__init__(_NETLINK_NETFILTER)
+
+    def original_source(self, packet: bytes) -> bytes:
+        """The address that a packet came from before source NAT; its own source address if nothing is known of any."""
+        source = ip.source(packet)
+        tuple_ = _reply_tuple(packet)
+        if not tuple_:
+            return source
+        family = socket.AF_INET if len(source) == IPV4_BYTES else socket.AF_INET6
+        failure, answer = self.ask(
+            _CTNETLINK_GET, _FAMILY.pack(family, 0, 0) + attribute(_TUPLE_REPLY | _NESTED, tuple_)
+        )
+        if failure:
+            return source
+        original = attributes(attributes(answer[_FAMILY.size :]).get(_TUPLE_ORIG, b""))
+        return attributes(original.get(_TUPLE_IP, b"")).get(_IP_SOURCE[len(source)], source)
+
+
+def _reply_tuple(packet: bytes) -> bytes:
+    """What an answer to the packet would look like, for a protocol of which connections are told by ports or an id."""
+    source, destination = ip.source(packet), ip.destination(packet)
+    protocol, payload = ip.upper_layer(packet)
+    if protocol is None or len(payload) < _FIRST_OF_PAYLOAD:
+        return b""
+    addresses = attribute(_IP_SOURCE[len(source)], destination) + attribute(_IP_DESTINATION[len(source)], source)
+    if protocol in _ECHO:
+        (identifier, kind, code), answers = _ECHO[protocol]
+        if payload[0] not in answers:
+            return b""
+        details = attribute(identifier, payload[4:6]) + attribute(kind, bytes([answers[payload[0]]]))
+        details += attribute(code, b"\0")
+    else:
+        details = attribute(_PROTO_SOURCE_PORT, payload[2:4]) + attribute(_PROTO_DESTINATION_PORT, payload[:2])
+    return attribute(_TUPLE_IP | _NESTED, addresses) + attribute(
+        _TUPLE_PROTO | _NESTED, attribute(_PROTO_NUM, bytes([protocol])) + details
+    )
