@@ -101,8 +101,9 @@ class TwoDevices(RuleBasedStateMachine):
         self.limit_is_lifted(self.side(name))
         self.side(name).device.distrust_sessions(self.pair.now)
 
-    @rule(name=SIDES, seconds=st.sampled_from([0, 5, 25]))
+    @rule(name=SIDES, seconds=st.sampled_from([0, 7, 25]))
     def keep_alive(self, name: str, seconds: int) -> None:
+        # Not 5, the period of retries: two sides in step would call each other in the same instant for ever.
         side = self.side(name)
         self.pair.carry_out(side, side.device.set_persistent_keepalive(side.peer, seconds, self.pair.now))
 
