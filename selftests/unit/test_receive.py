@@ -188,6 +188,8 @@ def test_who_is_known_is_told_apart_in_the_count_of_drops() -> None:
     assert session is not None
     pair.inject(pair.a, Data(receiver_index=session.local_index, counter=0, ciphertext=bytes(16)).to_bytes())
     assert pair.a.peer.statistics.drops == {DropReason.LOW_ORDER_POINT: 1, DropReason.INVALID_TAG: 2}
+    pair.inject(pair.b, pair.sent(pair.a, INITIATION)[0].datagram)
+    assert pair.b.peer.statistics.drops == {DropReason.OLD_TIMESTAMP: 1}
 
 
 @pytest.mark.requirement("CK-11")

@@ -170,6 +170,7 @@ def test_jitter_lies_between_0_and_333_milliseconds() -> None:
     assert jitter(bytes) == 0
     assert jitter((333 * MILLISECOND).to_bytes) == 333 * MILLISECOND
     assert jitter((333 * MILLISECOND + 1).to_bytes) == 0
+    assert jitter(lambda length: bytes([255] * length)) == (2**64 - 1) % (333 * MILLISECOND + 1)
 
 
 def test_the_agenda_wakes_everybody_in_order() -> None:
@@ -188,6 +189,14 @@ def test_the_agenda_keeps_the_earliest_promise_only() -> None:
         agenda.enter("a", deadline)
     assert agenda.next_deadline() == 10
     assert [agenda.due(30), agenda.due(30)] == ["a", None]
+
+
+def test_a_later_time_does_not_undo_an_earlier_promise() -> None:
+    agenda: Agenda[str] = Agenda()
+    agenda.enter("a", 10)
+    agenda.enter("a", 20)
+    agenda.forget("nobody")
+    assert agenda.next_deadline() == 10
 
 
 def test_the_agenda_forgets_who_is_gone() -> None:
