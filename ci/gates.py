@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
 VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
 WARP_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go")
+# The pairs of these four; those of the Rust programs with refwg have a gate of their own. All others: CONTRIBUTING.md.
+IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian")
+RUST: Final = ("boringtun", "gotatun")
 PATIENCE: Final = 15  # seconds for a gate to clean up after Ctrl-C
 PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
 NAMED: Final = 5  # failed tests that the table names
@@ -39,12 +42,17 @@ REPORTS: Final = ROOT / "report" / "junit"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One thing that must hold; `quick` are the arguments that make it short, None leaves it out of --quick."""
+    """One thing that must hold.
+
+    quick: the arguments that make it short, None leaves it out of --quick. full: the arguments of a whole run.
+    """
 
     name: str
     command: tuple[str, ...]
     lane: str = ""  # gates without a lane always run
     quick: tuple[str, ...] | None = ()
+    full: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()  # programs under test that are installed for its sake
 
     @property
     def junit(self) -> Path | None:
@@ -55,6 +63,12 @@ class Gate:
 # The directories that have a gate of their own; all else below selftests/ is unit tests.
 _ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "mutants"))
 _NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
+_FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
+_RUST: Final = (
+    "-k",
+    "not harness",
+    *(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}")),
+)
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
 # What the lab itself can do does not depend on the kernel.
@@ -75,7 +89,14 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="ruff format", command=("ruff", "format", "--check", ".")),
         Gate(name="mypy", command=("mypy",)),
         *_unit_gates(_fully_covered()),
-        Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR)),
+        Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR), full=_FOUR),
+        Gate(
+            name="rust netns tests",
+            command=("pytest", *_NETNS, *_RUST, *_results("rust")),
+            lane="netns",
+            quick=None,
+            peers=RUST,
+        ),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
         Gate(name="vm tests", command=("pytest", *_VM, *_results("vm")), lane="vm", quick=None),
         Gate(name="warp tests", command=("pytest", *_WARP, *_results("warp")), lane="warp", quick=None),
@@ -156,9 +177,10 @@ def _run_all(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
     for old in REPORTS.glob("*.xml"):
         old.unlink()
-    for outcome in prepare():
+    gates = chosen(quick=options.quick, lanes=options.lane or [])
+    for outcome in prepare([name for gate in gates for name in gate.peers]):
         outcomes.append(outcome)  # noqa: PERF402
-    for gate in chosen(quick=options.quick, lanes=options.lane or []):
+    for gate in gates:
         outcomes.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
 
 
@@ -170,7 +192,7 @@ def chosen(*, quick: bool, lanes: Sequence[str]) -> list[Gate]:
 
 def run_gate(gate: Gate, *, quick: bool) -> Outcome:
     """Run one gate with its output on ours, and judge it."""
-    command = [*gate.command, *((gate.quick or ()) if quick else ())]
+    command = [*gate.command, *((gate.quick or ()) if quick else gate.full)]
     print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     try:

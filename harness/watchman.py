@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +23,9 @@ COMPLAINTS: Final = (
     r"^panic: ",
     r"^fatal error: ",
     r"WARNING: DATA RACE",
-    r"thread '.*' panicked at",
+    # Rust of today names the thread's id as well, and goes on unless it was the main thread.
+    r"thread '.*'( \(\d+\))? panicked at",
+    r"^memory allocation of \d+ bytes failed",
     r"(Address|Thread|Leak|Memory)Sanitizer",
     r"runtime error: ",
     r"^Traceback \(most recent call last\)",
@@ -98,4 +101,6 @@ class Watchman:
     def _cries(self) -> list[str]:
         pattern = re.compile("|".join(f"(?:{p})" for p in (*COMPLAINTS, *self._manifest.complaints)))
         lines = self._process.log.read_text(errors="replace").splitlines()
-        return [f"wrote: {line}" for line in lines if pattern.search(line)][:3]
+        # Rust says on one line where it panicked, and why on the next.
+        whole = (f"{line} {why}" if line.endswith(":") else line for line, why in pairwise([*lines, ""]))
+        return [f"wrote: {text}".rstrip() for line, text in zip(lines, whole, strict=True) if pattern.search(line)][:3]

@@ -30,20 +30,26 @@ def names(**options: bool) -> set[str]:
 
 
 def test_quick_leaves_out_faults_and_guests_only() -> None:
-    assert names() - names(quick=True) == {"fault tests", "vm tests", "warp tests", "vm fault tests"}
+    assert names() - names(quick=True) == {
+        "rust netns tests", "fault tests", "vm tests", "warp tests", "vm fault tests",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("lanes", "tests"),
     [
         (["core"], {"unit tests"}),
-        (["netns"], {"netns tests", "fault tests"}),
-        (["core", "netns"], {"unit tests", "netns tests", "fault tests"}),
+        (["netns"], {"netns tests", "rust netns tests", "fault tests"}),
+        (["core", "netns"], {"unit tests", "netns tests", "rust netns tests", "fault tests"}),
     ],
 )
 def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: set[str]) -> None:
     picked = {gate.name for gate in chosen(quick=False, lanes=lanes)}
     assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy"} | tests
+
+
+def test_rust_programs_are_built_only_for_the_gate_that_tests_them() -> None:
+    assert [gate.name for gate in chosen(quick=False, lanes=[]) if gate.peers] == ["rust netns tests"]
 
 
 def test_files_to_be_covered_wholly_get_a_gate() -> None:
@@ -104,6 +110,12 @@ def test_failure_outweighs_what_could_not_be_tested(states: list[State], status:
 def test_program_is_judged_by_its_exit_status(status: int, state: State) -> None:
     gate = Gate(name="x", command=(sys.executable, "-c", f"raise SystemExit({status})"))
     assert run_gate(gate, quick=False).state is judge_program(status)[0] is state
+
+
+@pytest.mark.parametrize(("quick", "state"), [(True, State.OK), (False, State.FAILED)])
+def test_gate_gets_the_arguments_of_a_short_or_a_whole_run(quick: bool, state: State) -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['short'])")
+    assert run_gate(Gate(name="x", command=command, quick=("short",), full=("whole",)), quick=quick).state is state
 
 
 def test_gate_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
