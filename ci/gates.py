@@ -123,7 +123,8 @@ def _fully_covered() -> list[str]:
 
 
 HELP: Final = """\
-Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests.
+Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests. The first whole
+run builds the programs in Rust, too, which takes minutes.
 
 A gate that fails does not keep the others from running; the table at the end names what failed, and the
 last line counts the tests. Results of the tests lie in report/junit/.
