@@ -144,7 +144,8 @@ class KernelInterface(Interface):
 
     def close(self) -> list[str]:
         self._socket.close()
-        if self.place.has_link(self.name):
+        # With its namespace the kernel removes the link too.
+        if self.place.is_open and self.place.has_link(self.name):
             self.place.delete_link(self.name)
         return []
 

@@ -118,7 +118,7 @@ class Lab:
 
     def snapshot(self) -> None:
         """Note the state of every node and interface as evidence; what cannot be read is noted as such."""
-        for node in self.nodes.values():
+        for node in [node for node in self.nodes.values() if node.is_open]:
             for argv in (["ip", "-d", "-s", "link"], ["ip", "address"], ["ip", "route", "show", "table", "all"],
                          ["ip", "rule"], ["nft", "list", "ruleset"]):  # fmt: skip
                 self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, check=False))

@@ -54,6 +54,7 @@ class NetNS:
         self.name = name
         self.handle = HANDLES / name
         self._commands = commands
+        self._is_open = True
         if self.handle.exists():
             raise UsageError(f"node {name}: there is one of that name already")
         self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
@@ -67,8 +68,16 @@ class NetNS:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was not given up yet."""
+        return self._is_open
+
     def close(self) -> None:
-        """Give up the namespace; the kernel removes it when no process or socket is in it any more."""
+        """Give up the namespace, unless that was done; the kernel removes it when no process or socket is in it."""
+        if not self._is_open:
+            return
+        self._is_open = False
         self._netlink.close()
         self._devices.close()
         self.thread.close()

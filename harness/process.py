@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
@@ -17,7 +18,6 @@ from harness.wait import Exit, FileSays, scaled, wait_for
 if TYPE_CHECKING:
     import signal
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from harness.namespace import NamespaceThread
 
@@ -137,6 +137,12 @@ class Process:
     def status(self) -> int | None:
         """Exit status, negative for a signal; None while it runs."""
         return self._child.poll()
+
+    def cpu_seconds(self) -> float:
+        """How long it has worked so far, in user and kernel mode (proc(5), /proc/PID/stat)."""
+        # The name comes second, in brackets, and may hold anything.
+        fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def wait(self, deadline: float) -> int:
         """Wait for its end and return the exit status."""

@@ -1,17 +1,15 @@
 """Traffic made by sockets of our own process, so that most tests start no program.
 
-`ping` for ICMP echo, `udp_message` for one datagram, `tcp_stream` for a stream whose bytes are compared at the end.
+`ping` for ICMP echo, `udp_message` for one datagram, `tcp_streams` for streams whose bytes are compared as they arrive.
 """
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
-import select
+import selectors
 import socket
 import struct
-import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -19,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import DeadlineExceeded, HarnessError
-from harness.wait import Datagram, scaled, wait_for
+from harness.wait import Datagram, let_pass, scaled, wait_for
 
 if TYPE_CHECKING:
     from harness.netns import NetNS
@@ -29,6 +27,11 @@ PING_TIMEOUT: Final = 4.0
 # After a loss the rest of the requests goes out quickly, as `ping -f` sends them.
 PING_INTERVAL: Final = 0.2
 _CHUNK: Final = 1 << 16
+# By how many bytes a stream begins later than the one before.
+_STRIDE: Final = 4099
+# How long streams may take: seconds, and bytes per second of a slow program on a busy machine.
+_PATIENCE: Final = 20.0
+_SLOWEST: Final = 500_000
 _SO_BINDTODEVICE: Final = 25
 
 
@@ -100,6 +103,24 @@ def ping(
     return outcome
 
 
+def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: int = 56) -> Pings:
+    """Send echo requests all at once, let so much time pass, and see which were answered."""
+    echo = _ECHO[ipaddress.ip_address(destination).version]
+    outcome = Pings(destination)
+    with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
+        raw.connect((destination, 0))
+        identifier = os.urandom(2)
+        for sequence in range(count):
+            raw.send(_echo_request(echo, identifier, sequence, size))
+            outcome.sent += 1
+        let_pass(seconds, "what the requests set off is what is looked at")
+        for sequence in range(count):
+            expected = partial(_is_reply, echo, identifier + struct.pack(">H", sequence))
+            if Datagram(raw, expected).look() is not None:
+                outcome.answered[sequence] = seconds
+    return outcome
+
+
 def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, device: str | None = None) -> None:
     """Ping, and raise HarnessError unless every request was answered."""
     outcome = ping(node, destination, count=count, size=size, device=device)
@@ -144,63 +165,107 @@ def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: st
         sender.sendto(data, (address, port))
 
 
-def tcp_stream(sender: NetNS, receiver: NetNS, address: str, *, size: int = 1 << 20, deadline: float = 20.0) -> float:
-    """Send `size` random bytes by sendfile(2) over one TCP connection and compare what arrives.
+def tcp_stream(sender: NetNS, receiver: NetNS, address: str, *, size: int = 1 << 20) -> float:
+    """Send `size` random bytes over one TCP connection; see `tcp_streams`."""
+    return tcp_streams(sender, receiver, address, count=1, size=size)
 
-    address: of the receiver. Returns bytes per second. Raises DeadlineExceeded, or HarnessError that says what arrived.
+
+def tcp_streams(sender: NetNS, receiver: NetNS, address: str, *, count: int, size: int = 1 << 20) -> float:
+    """Send `size` random bytes by sendfile(2) over each of `count` TCP connections at once, and compare what arrives.
+
+    address: of the receiver, where each connection has a port of its own. Returns bytes per second, of all together.
+    Raises DeadlineExceeded where that takes too long for any program, or HarnessError that says what arrived.
     """
-    payload = os.urandom(size)
+    deadline = scaled(_PATIENCE + count * size / _SLOWEST)
     with ExitStack() as stack:
-        listener = stack.enter_context(receiver.socket(_family(address), socket.SOCK_STREAM))
-        listener.bind((address, 0))
-        listener.listen(1)
-        listener.settimeout(scaled(deadline))
-        client = stack.enter_context(sender.socket(_family(address), socket.SOCK_STREAM))
-        client.settimeout(scaled(deadline))
+        way = _Way(sender, receiver, address, size, stack)
         started = time.monotonic()
-        client.connect((address, listener.getsockname()[1]))
-        server = stack.enter_context(listener.accept()[0])
-        pump = threading.Thread(target=_pump, args=(client, payload), name="tcp-sender")
-        pump.start()
+        streams = [_Stream(way, number) for number in range(count)]
+        while not all(stream.is_complete for stream in streams):
+            left = started + deadline - time.monotonic()
+            for key, _ in way.selector.select(left) if left > 0 else ():
+                key.data()
+            if left <= 0:
+                done, arrived = sum(stream.is_complete for stream in streams), sum(stream.arrived for stream in streams)
+                what = f"{done} of {count} streams and {arrived} of {count * size} bytes"
+                raise DeadlineExceeded(f"{way}: {what} arrived within {deadline:g} s")
+        return count * size / (time.monotonic() - started)
+
+
+class _Way:
+    """What the streams of one call have in common: the ends, the bytes, and who waits for events."""
+
+    def __init__(self, sender: NetNS, receiver: NetNS, address: str, size: int, stack: ExitStack) -> None:
+        self.sender, self.receiver, self.address, self.size = sender, receiver, address, size
+        self.stack = stack
+        self.selector = stack.enter_context(selectors.DefaultSelector())
+        # Twice the same, so that a stream may begin anywhere.
+        self.payload = memoryview(os.urandom(size) * 2)
+        self.file = stack.enter_context(os.fdopen(os.memfd_create("payload"), "wb", buffering=0))
+        self.file.write(self.payload)
+
+    def __str__(self) -> str:
+        return f"tcp {self.sender.name} to {self.receiver.name} {self.address}"
+
+    def socket(self, node: NetNS) -> socket.socket:
+        made = self.stack.enter_context(node.socket(_family(self.address), socket.SOCK_STREAM))
+        made.setblocking(False)
+        return made
+
+
+class _Stream:
+    """One TCP connection, which the events of its way's selector move on."""
+
+    def __init__(self, way: _Way, number: int) -> None:
+        """Listen, and connect. number: each stream is another stretch of the bytes; none can stand in for another."""
+        self._way = way
+        self._start = number * _STRIDE % way.size
+        self._sent = self.arrived = 0
+        self.is_complete = False
+        self._listener = way.socket(way.receiver)
+        self._listener.bind((way.address, 0))
+        self._listener.listen(1)
+        way.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._client = way.socket(way.sender)
+        self._client.connect_ex(self._listener.getsockname()[:2])
+        way.selector.register(self._client, selectors.EVENT_WRITE, self._send)
+
+    def _accept(self) -> None:
+        self._server = self._way.stack.enter_context(self._listener.accept()[0])
+        self._server.setblocking(False)
+        self._way.selector.unregister(self._listener)
+        self._way.selector.register(self._server, selectors.EVENT_READ, self._receive)
+
+    def _send(self) -> None:
+        left = self._way.size - self._sent
         try:
-            arrived = _drain(server, size, scaled(deadline))
-        finally:
-            with suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-            pump.join()
-        seconds = time.monotonic() - started
-    if hashlib.sha256(arrived).digest() != hashlib.sha256(payload).digest():
-        raise HarnessError(f"tcp {sender.name} to {receiver.name} {address}: {_difference(payload, arrived)}")
-    return size / seconds
+            with suppress(BlockingIOError):
+                at = self._start + self._sent
+                self._sent += os.sendfile(self._client.fileno(), self._way.file.fileno(), at, min(_CHUNK, left))
+        except OSError as error:
+            raise HarnessError(f"{self._way}: {error.strerror} after {self._sent} bytes") from error
+        if self._sent == self._way.size:
+            self._way.selector.unregister(self._client)
+            self._client.shutdown(socket.SHUT_WR)
 
-
-def _pump(client: socket.socket, payload: bytes) -> None:
-    with os.fdopen(os.memfd_create("payload"), "wb+") as file, suppress(OSError):
-        file.write(payload)
-        file.seek(0)
-        client.sendfile(file)
-        client.shutdown(socket.SHUT_WR)
-
-
-def _drain(server: socket.socket, size: int, seconds: float) -> bytes:
-    end = time.monotonic() + seconds
-    arrived = bytearray()
-    while len(arrived) <= size:
-        left = end - time.monotonic()
-        if left <= 0 or not select.select([server], [], [], left)[0]:
-            raise DeadlineExceeded(f"tcp: {len(arrived)} of {size} bytes arrived within {seconds:g} s")
-        chunk = server.recv(_CHUNK)
+    def _receive(self) -> None:
+        chunk = self._server.recv(_CHUNK)
+        at = self._start + self.arrived
+        expected = self._way.payload[at : min(at + len(chunk), self._start + self._way.size)]
+        if chunk != expected:
+            raise HarnessError(f"{self._way}: {self._difference(chunk, expected)}")
+        self.arrived += len(chunk)
         if not chunk:
-            break
-        arrived += chunk
-    return bytes(arrived)
+            if self.arrived != self._way.size:
+                raise HarnessError(f"{self._way}: {self.arrived} bytes arrived of {self._way.size}")
+            self._way.selector.unregister(self._server)
+            self.is_complete = True
 
-
-def _difference(payload: bytes, arrived: bytes) -> str:
-    if len(payload) != len(arrived):
-        return f"{len(arrived)} bytes arrived of {len(payload)}"
-    first = next(index for index, pair in enumerate(zip(payload, arrived, strict=True)) if pair[0] != pair[1])
-    return f"byte {first} arrived as 0x{arrived[first]:02x}, not 0x{payload[first]:02x}"
+    def _difference(self, chunk: bytes, expected: memoryview) -> str:
+        for index, (is_, should_be) in enumerate(zip(chunk, expected, strict=False)):
+            if is_ != should_be:
+                return f"byte {self.arrived + index} arrived as 0x{is_:02x}, not 0x{should_be:02x}"
+        return f"more than {self._way.size} bytes arrived"
 
 
 def _family(address: str) -> int:

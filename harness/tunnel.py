@@ -1,8 +1,12 @@
-"""A tunnel: the two interfaces under test of a topology, configured with the keys and addresses all scenarios share."""
+"""A tunnel: the two interfaces under test of a topology, configured with the keys and addresses all scenarios share.
+
+A tunnel may run in another one; what then differs is a `Plan`.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from harness import traffic
@@ -13,10 +17,11 @@ from harness.wait import let_pass, scaled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.control.records import AllowedIP, Key, PeerState
+    from harness.control.records import Key, PeerState
     from harness.implementation import Manifest
     from harness.interface import Interface
     from harness.lab import Lab
+    from harness.netns import NetNS
     from harness.topology import Topology
 
 T = TypeVar("T")
@@ -26,8 +31,33 @@ V4_OF_B: Final = "192.168.241.2"
 V6_OF_A: Final = "fd00::1"
 V6_OF_B: Final = "fd00::2"
 _LOOK_AGAIN: Final = 0.005
-_V4: Final = (V4_OF_A, V4_OF_B)
-_V6: Final = (V6_OF_A, V6_OF_B)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the two interfaces of a tunnel are called and told; of each pair the first is A's.
+
+    keys: names of the lab's keys. addresses: in the tunnel, as ADDRESS/LENGTH. endpoints: where each is reached at
+    first; None for what the topology says. mtu: None for the implementation's own.
+    """
+
+    name: str = "wg0"
+    keys: tuple[str, str] = ("key1", "key2")
+    ports: tuple[int, int] = (1, 2)
+    addresses: tuple[tuple[str, ...], tuple[str, ...]] = (
+        (f"{V4_OF_A}/24", f"{V6_OF_A}/112"),
+        (f"{V4_OF_B}/24", f"{V6_OF_B}/112"),
+    )
+    endpoints: tuple[str, str] | None = None
+    mtu: int | None = None
+
+
+COMMON: Final = Plan()
+# A tunnel that carries another one.
+OUTER: Final = Plan(addresses=(("fd00::5:1/112",), ("fd00::5:2/112",)))
+INNER: Final = Plan(
+    name="wg1", keys=("key3", "key4"), ports=(5, 5), endpoints=("[fd00::5:1]:5", "[fd00::5:2]:5"), mtu=1340
+)
 
 
 class Tunnel:
@@ -37,14 +67,30 @@ class Tunnel:
     other's /32 and /128; both share a preshared key.
     """
 
-    def __init__(self, lab: Lab, topology: Topology, a: Manifest, b: Manifest) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        topology: Topology,
+        a: Manifest,
+        b: Manifest,
+        *,
+        plan: Plan = COMMON,
+        nodes: dict[str, NetNS] | None = None,
+    ) -> None:
+        """Build the topology, unless there are nodes already, and set up both interfaces."""
         self.lab = lab
         self.topology = topology
-        self.nodes = topology.build(lab)
-        self.key_a, self.key_b, self.psk = lab.key("key1"), lab.key("key2"), lab.key("psk")
+        self.plan = plan
+        self.nodes = topology.build(lab) if nodes is None else nodes
+        self.key_a, self.key_b, self.psk = lab.key(plan.keys[0]), lab.key(plan.keys[1]), lab.key("psk")
         self.a = self._make(a, 0)
         self.b = self._make(b, 1)
         self._configure()
+
+    def inside(self, plan: Plan = INNER) -> Tunnel:
+        """A tunnel of the same implementations through this one: its sockets are where our links are."""
+        within = replace(self.topology, birth=self.topology.place)
+        return Tunnel(self.lab, within, self.a.manifest, self.b.manifest, plan=plan, nodes=self.nodes)
 
     @property
     def pub_a(self) -> Key:
@@ -107,34 +153,24 @@ class Tunnel:
 
     def _make(self, manifest: Manifest, side: int) -> Interface:
         birth = self.nodes[self.topology.birth[side]]
-        return self.lab.interface("wg0", manifest, birth, self.nodes[self.topology.place[side]])
+        return self.lab.interface(self.plan.name, manifest, birth, self.nodes[self.topology.place[side]])
 
     def _configure(self) -> None:
-        self.a.set(
-            DeviceConfig(
-                private_key=self.key_a,
-                listen_port=1,
-                peers=(self._peer(self.pub_b, self.topology.endpoint_of_b, _only(1)),),
+        endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
+        ends = ((self.a, self.key_a, self.pub_b), (self.b, self.key_b, self.pub_a))
+        for side, (interface, key, other) in enumerate(ends):
+            endpoint = endpoints[1 - side]
+            peer = PeerConfig(
+                public_key=other,
+                preshared_key=self.psk,
+                endpoint=Endpoint.parse(endpoint) if endpoint else None,
+                allowed_ips=allowed_ips(*map(_alone, self.plan.addresses[1 - side])),
             )
-        )
-        self.b.set(
-            DeviceConfig(
-                private_key=self.key_b,
-                listen_port=2,
-                peers=(self._peer(self.pub_a, self.topology.endpoint_of_a, _only(0)),),
-            )
-        )
-        self.a.up(f"{V4_OF_A}/24", f"{V6_OF_A}/112")
-        self.b.up(f"{V4_OF_B}/24", f"{V6_OF_B}/112")
-
-    def _peer(self, public_key: Key, endpoint: str | None, allowed: tuple[AllowedIP, ...]) -> PeerConfig:
-        return PeerConfig(
-            public_key=public_key,
-            preshared_key=self.psk,
-            endpoint=Endpoint.parse(endpoint) if endpoint else None,
-            allowed_ips=allowed,
-        )
+            interface.set(DeviceConfig(private_key=key, listen_port=self.plan.ports[side], peers=(peer,)))
+            interface.up(*self.plan.addresses[side], mtu=self.plan.mtu)
 
 
-def _only(side: int) -> tuple[AllowedIP, ...]:
-    return allowed_ips(f"{_V4[side]}/32", f"{_V6[side]}/128")
+def _alone(address: str) -> str:
+    """The prefix that holds this address and no other."""
+    host = address.partition("/")[0]
+    return f"{host}/{128 if ':' in host else 32}"

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
 from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
 
 if TYPE_CHECKING:
@@ -83,13 +82,3 @@ def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[in
 )
 def test_ten_pings_lose_none(loopback: Tunnel, sender: str, address: str) -> None:
     loopback.must_ping(sender, address, count=PINGS)
-
-
-@pytest.mark.scenario("N04")
-def test_tcp_stream_from_a_to_b_arrives_intact_over_v4(loopback: Tunnel) -> None:
-    traffic.tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B)
-
-
-@pytest.mark.scenario("N04")
-def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None:
-    traffic.tcp_stream(loopback.nodes["ns2"], loopback.nodes["ns1"], V6_OF_A)

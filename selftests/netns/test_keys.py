@@ -1,0 +1,36 @@
+"""A new private key is a new identity at once (topology `loopback`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.capture import DATA, INITIATION, Capture
+from harness.control.records import DeviceConfig, PeerConfig, allowed_ips
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A
+from harness.verdicts import twin
+
+if TYPE_CHECKING:
+    from harness.tunnel import Tunnel
+
+PORT_OF_A = 1
+
+
+@pytest.mark.scenario("N16")
+@pytest.mark.requirement("HS-29")
+def test_new_private_key_takes_effect_with_a_handshake_at_once(loopback: Tunnel) -> None:
+    a, b, key3 = loopback.a, loopback.b, loopback.lab.key("key3")
+    with twin("the tunnel works with the old key"):
+        loopback.must_ping("ns1", V4_OF_B)
+    a.set(DeviceConfig(private_key=key3))
+    allowed = allowed_ips(f"{V4_OF_A}/32", f"{V6_OF_A}/128")
+    newcomer = PeerConfig(public_key=key3.public(), preshared_key=loopback.psk, allowed_ips=allowed)
+    b.set(DeviceConfig(peers=(newcomer, PeerConfig(public_key=loopback.pub_a, remove=True))))
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        # A ping waits for less than the five seconds after which an initiation may be repeated.
+        loopback.must_ping("ns1", V4_OF_B)
+        sent = [message.kind for message in wire.messages(port=PORT_OF_A)]
+    assert sent[:2] == [INITIATION, DATA], f"with its new key A sent messages of the types {sent}"
+    assert b.peer(key3.public()).latest_handshake > 0
+    assert {peer.public_key for peer in b.get().peers} == {key3.public()}

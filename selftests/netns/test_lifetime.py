@@ -1,0 +1,37 @@
+"""Namespaces go when nobody needs them any more, wherever their interfaces are (topology `none`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.control.records import DeviceConfig
+from harness.departures import Departures
+from harness.wait import wait_for
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.lab import Lab
+
+
+@pytest.mark.scenario("N40")
+@pytest.mark.requirement("NS-06")
+def test_namespaces_that_hold_each_others_interfaces_vanish(lab: Lab, implementation: Manifest) -> None:
+    watcher, ns1, ns2 = lab.node("ns0"), lab.node("ns1"), lab.node("ns2")
+    crossed = [
+        lab.interface("wg1", implementation, birth=ns1, place=ns2),
+        lab.interface("wg2", implementation, birth=ns2, place=ns1),
+    ]
+    for number, one in enumerate(crossed, 1):
+        one.set(DeviceConfig(private_key=lab.key(f"key{number}"), listen_port=number))
+        one.up(f"192.168.241.{number}/24")
+    assert (ns1.udp_ports(), ns2.udp_ports()) == ({1}, {2})
+    with Departures(watcher, ns1, ns2) as departures:
+        ns1.close()
+        ns2.close()
+        assert departures.look() is None, "nothing held the namespaces, so that nothing is shown"
+        # A program, or our socket to the driver, has held them; nothing else must.
+        for one in crossed:
+            lab.dismiss(one)
+        wait_for(departures, 2.0, "both namespaces to vanish")

@@ -1,0 +1,73 @@
+"""An endpoint that is reached through the tunnel itself: traffic must stay bounded (topology `loopback`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.control.records import Endpoint
+from harness.interface import ProgramInterface
+from harness.topology import LOOPBACK
+from harness.tunnel import OUTER, V4_OF_A, V4_OF_B, Tunnel
+from harness.verdicts import differs, twin
+from harness.wait import let_pass
+
+if TYPE_CHECKING:
+    from harness.interface import Interface
+    from harness.lab import Lab
+    from harness.session import Pair
+
+BOUND = 70_000
+# The driver's loop ends by itself; a program's may go on for ever, and is cut.
+WATCHED = {"kernel": 1.0, "uapi": 0.25}
+MOMENT = 0.1
+
+
+@pytest.mark.scenario("N19")
+@pytest.mark.requirement("ROB-04")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.xdist_group("loops")
+def test_routing_loop_through_the_own_tunnel_stays_bounded(lab: Lab, pair: Pair) -> None:
+    outer = Tunnel(lab, LOOPBACK, pair.a, pair.b, plan=OUTER)
+    inner = outer.inside()
+    carrier, carried, ns0 = outer.a, inner.a, outer.nodes["ns0"]
+    carried.move(ns0)
+    carried.up(f"{V4_OF_A}/24")
+    with twin("A's inner interface is answered in its new place"):
+        inner.must_ping("ns0", V4_OF_B)
+    # B first, so that nothing it says makes A forget the endpoint.
+    lab.dismiss(inner.b)
+    lab.dismiss(outer.b)
+    carrier.set_peer(outer.pub_b, endpoint=Endpoint.parse(f"{V4_OF_B}:7"))
+    before, worked = inner.seen_by_a().tx_bytes, cpu_seconds(carrier, carried)
+    pings = traffic.flood(ns0, V4_OF_B, count=10, seconds=WATCHED[pair.a.kind])
+    ns0.set_link(carried.name, up=False)
+    looped, worked = inner.seen_by_a().tx_bytes - before, cpu_seconds(carrier, carried) - worked
+    lab.note("loop.txt", f"{looped} bytes, {worked:.2f} s of CPU time within {WATCHED[pair.a.kind]} s\n")
+    assert pings.lost == pings.sent, f"there is nobody to answer, and yet: {pings}"
+    assert_calm_and_configurable(outer, inner)
+    if looped > BOUND:
+        assert pair.a.kind != "kernel", f"the driver sent {looped} bytes; {BOUND} is what its own test allows"
+        differs(f"the loop goes on: {looped} bytes and {worked:.2f} s of CPU time within {WATCHED[pair.a.kind]} s")
+
+
+def assert_calm_and_configurable(outer: Tunnel, inner: Tunnel) -> None:
+    """Check that with the loop cut both interfaces of A rest, and can be told and asked."""
+
+    def worked_in_a_moment() -> float:
+        before = cpu_seconds(outer.a, inner.a)
+        let_pass(MOMENT, "the rest of the loop runs dry")
+        return cpu_seconds(outer.a, inner.a) - before
+
+    worked = outer.until(worked_in_a_moment, lambda seconds: seconds < MOMENT / 2, 5.0)
+    assert worked < MOMENT / 2, f"with the loop cut, A still works for {worked:.2f} s in {MOMENT} s"
+    for tunnel in (outer, inner):
+        tunnel.a.set_peer(tunnel.pub_b, endpoint=Endpoint.parse("127.0.0.1:7"))
+        assert str(tunnel.seen_by_a().endpoint) == "127.0.0.1:7"
+
+
+def cpu_seconds(*interfaces: Interface) -> float:
+    """The CPU time that the programs behind the interfaces have used; none for the driver, which has no process."""
+    return sum(one.process.cpu_seconds() for one in interfaces if isinstance(one, ProgramInterface))

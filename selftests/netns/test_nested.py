@@ -1,0 +1,40 @@
+"""A tunnel in a tunnel (topology `loopback`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.topology import LOOPBACK
+from harness.trafficset import must_carry_everything
+from harness.tunnel import OUTER, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Tunnel
+
+if TYPE_CHECKING:
+    from harness.lab import Lab
+    from harness.session import Pair
+
+
+@pytest.fixture
+def outer(lab: Lab, pair: Pair) -> Tunnel:
+    """A tunnel with addresses of its own, so that another one through it can have the common ones."""
+    return Tunnel(lab, LOOPBACK, pair.a, pair.b, plan=OUTER)
+
+
+@pytest.mark.scenario("N17")
+@pytest.mark.requirement("ROB-05")
+@pytest.mark.capability("ipv6-underlay")
+def test_tunnel_works_through_a_tunnel(outer: Tunnel) -> None:
+    inner = outer.inside()
+    for sender, address in (("ns1", V4_OF_B), ("ns2", V4_OF_A), ("ns1", V6_OF_B), ("ns2", V6_OF_A)):
+        inner.must_ping(sender, address)
+    within, around = inner.counted()[0], outer.counted()[0]
+    # Every message of the inner tunnel is a packet of the outer one, with 32 bytes and headers more.
+    assert around.tx_bytes > within.tx_bytes > 0, f"{around.tx_bytes} bytes around {within.tx_bytes}"
+
+
+@pytest.mark.scenario("N18")
+@pytest.mark.requirement("ROB-05")
+@pytest.mark.capability("ipv6-underlay")
+def test_everything_passes_through_a_tunnel_in_a_tunnel(outer: Tunnel) -> None:
+    must_carry_everything(outer.inside())

@@ -1,0 +1,134 @@
+"""The MTU of an interface and of a route, and what is padded to it (topologies `loopback` and `direct`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, Capture
+from harness.control.records import Endpoint
+from harness.tunnel import V4_OF_A, V4_OF_B
+from harness.verdicts import differs, twin
+
+if TYPE_CHECKING:
+    from harness.capture import Message
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.netns import NetNS
+    from harness.tunnel import Tunnel
+
+DEFAULT = 1420
+PORT = 1111
+# IPv4 and UDP around a message.
+OUTSIDE = 20 + 8
+HEADER_AND_TAG = 32
+OF_ROUTE, OF_LINK = 1299, 1300
+# An inner packet that is padded to 1299 where the route's MTU is known, and to 1312 where none is.
+PAYLOAD = 1297 - OUTSIDE
+PADDED_TO_ROUTE = OF_ROUTE + HEADER_AND_TAG + OUTSIDE
+PADDED_TO_LINK = OF_LINK + HEADER_AND_TAG + OUTSIDE
+DROP = """
+table ip padding {
+    chain input {
+        type filter hook input priority 0
+        ip length 1360 counter drop comment "1360"
+    }
+}
+"""
+
+
+def set_mtu(tunnel: Tunnel, mtu: int) -> None:
+    for side in (tunnel.a, tunnel.b):
+        side.place.set_link(side.name, mtu=mtu)
+
+
+@pytest.mark.scenario("N07")
+@pytest.mark.requirement("MTU-01")
+def test_default_mtu_is_1420(loopback: Tunnel) -> None:
+    assert [side.place.links()["wg0"]["mtu"] for side in (loopback.a, loopback.b)] == [DEFAULT, DEFAULT]
+
+
+@pytest.mark.scenario("N07")
+@pytest.mark.requirement("MTU-12")
+def test_packet_as_long_as_the_new_mtu_passes_whole(loopback: Tunnel) -> None:
+    loopback.must_ping("ns1", V4_OF_B)
+    set_mtu(loopback, 9000)
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        traffic.must_ping(loopback.nodes["ns1"], V4_OF_B, size=9000 - OUTSIDE)
+        long = [
+            len(message.payload) - HEADER_AND_TAG for message in wire.messages(kind=DATA) if not message.is_keepalive
+        ]
+    assert long == [9000, 9000], f"an echo of 9000 bytes and its answer left in messages of {long}"
+
+
+@pytest.mark.scenario("N12")
+@pytest.mark.requirement("MTU-03", "MTU-04", "MTU-12")
+def test_padding_follows_the_mtu_of_link_and_route_after_the_move(loopback: Tunnel) -> None:
+    underlay = loopback.nodes["ns0"]
+    loopback.must_ping("ns2", V4_OF_A)
+    with Capture(underlay, "lo") as wire:
+        judge_padding(loopback, (underlay, underlay), (wire, wire))
+
+
+@pytest.mark.scenario("N12")
+@pytest.mark.requirement("MTU-03", "MTU-04", "MTU-12")
+def test_padding_follows_the_mtu_of_link_and_route_where_it_was_born(direct: Tunnel) -> None:
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    ns1.add_address("veth1", "10.0.0.1/24")
+    ns2.add_address("veth2", "10.0.0.2/24")
+    direct.b.set_peer(direct.pub_a, endpoint=Endpoint.parse("10.0.0.1:1"))
+    direct.must_ping("ns2", V4_OF_A)
+    with Capture(ns1, "veth1") as of_a, Capture(ns2, "veth2") as of_b:
+        judge_padding(direct, (ns1, ns2), (of_a, of_b))
+
+
+def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Capture, Capture]) -> None:
+    """Send what is padded up to the route's MTU, and judge its length outside; of each pair the first is A's."""
+    set_mtu(tunnel, OF_LINK)
+    for side, other in ((tunnel.a, V4_OF_B), (tunnel.b, V4_OF_A)):
+        side.place.add_route(f"{other}/32", dev=side.name, mtu=OF_ROUTE)
+    for node in set(underlay):
+        node.nft(DROP)
+    with twin("a packet of 1360 bytes is dropped"):
+        prove_the_drop_rule(underlay[1])
+    # A program is told of the new MTU, and is allowed a second to hear it.
+    lengths = tunnel.until(lambda: outer_lengths(tunnel, wires), lambda seen: max(seen) <= PADDED_TO_LINK, 2.0)
+    sides = dict.fromkeys(zip((tunnel.a.manifest, tunnel.b.manifest), lengths, strict=True))
+    assert not (wrong := [complaint for side in sides if (complaint := why_wrong(*side))]), "; ".join(wrong)
+    for manifest, length in sides:
+        if length == PADDED_TO_LINK:
+            differs(f"{manifest.name} knows the MTU of the link only: {length} bytes, not {PADDED_TO_ROUTE}")
+    traffic.must_ping(tunnel.nodes["ns2"], V4_OF_A, size=PAYLOAD)
+
+
+def why_wrong(manifest: Manifest, length: int) -> str | None:
+    if length > PADDED_TO_LINK:
+        return f"{manifest.name} padded to {length} bytes outside, and the link's MTU allows {PADDED_TO_LINK}"
+    if manifest.kind == "kernel" and length != PADDED_TO_ROUTE:
+        return f"the driver padded to {length} bytes outside, not to {PADDED_TO_ROUTE}"
+    return None
+
+
+def prove_the_drop_rule(node: NetNS) -> None:
+    """Send a packet of just the length that is dropped, from and to the node."""
+    traffic.udp_message(node, "127.0.0.1", PORT, bytes(PADDED_TO_LINK - OUTSIDE))
+    assert node.nft_counters()["1360"] == 1
+
+
+def outer_lengths(tunnel: Tunnel, wires: tuple[Capture, Capture]) -> list[int]:
+    """How long the outer packet is in which A, and in which B, sends PAYLOAD now."""
+    ways = zip((tunnel.a, tunnel.b), (V4_OF_B, V4_OF_A), wires, strict=True)
+    return [outer_length(side, other, wire) for side, other, wire in ways]
+
+
+def outer_length(side: Interface, other: str, wire: Capture) -> int:
+    port = side.get().listen_port
+    before = len(wire.messages(port=port))
+    traffic.udp_message(side.place, other, PORT, bytes(PAYLOAD))
+
+    def is_it(message: Message) -> bool:
+        return message in wire.messages(port=port)[before:] and message.kind == DATA and len(message.payload) > PAYLOAD
+
+    return len(wire.wait_for(is_it, 5.0, f"{side.manifest.name} to send {PAYLOAD} bytes").payload) + OUTSIDE
