@@ -114,6 +114,10 @@ class Interface:
         """The last lines of its log, at most two, that speak of something it did not like; none without a log."""
         return []
 
+    def cpu_seconds(self) -> float:
+        """How long its program has worked so far; 0 for the driver, of which nobody can tell."""
+        return 0.0
+
     def close(self) -> list[str]:
         """End the interface; returns the watchman's last complaints."""
         raise NotImplementedError
@@ -208,6 +212,9 @@ class ProgramInterface(Interface):
 
     def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    def cpu_seconds(self) -> float:
+        return self.process.cpu_seconds()
 
     def complaints(self) -> list[str]:
         return self._watchman.complaints()

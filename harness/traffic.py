@@ -165,18 +165,29 @@ def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: st
         sender.sendto(data, (address, port))
 
 
-def tcp_stream(sender: NetNS, receiver: NetNS, address: str, *, size: int = 1 << 20) -> float:
+def tcp_stream(
+    sender: NetNS, receiver: NetNS, address: str, *, size: int = 1 << 20, deadline: float | None = None
+) -> float:
     """Send `size` random bytes over one TCP connection; see `tcp_streams`."""
-    return tcp_streams(sender, receiver, address, count=1, size=size)
+    return tcp_streams(sender, receiver, address, count=1, size=size, deadline=deadline)
 
 
-def tcp_streams(sender: NetNS, receiver: NetNS, address: str, *, count: int, size: int = 1 << 20) -> float:
+def tcp_streams(
+    sender: NetNS,
+    receiver: NetNS,
+    address: str,
+    *,
+    count: int,
+    size: int = 1 << 20,
+    deadline: float | None = None,
+) -> float:
     """Send `size` random bytes by sendfile(2) over each of `count` TCP connections at once, and compare what arrives.
 
-    address: of the receiver, where each connection has a port of its own. Returns bytes per second, of all together.
-    Raises DeadlineExceeded where that takes too long for any program, or HarnessError that says what arrived.
+    address: of the receiver, where each connection has a port of its own. deadline: seconds, scaled; by default as many
+    as a slow program on a busy machine may need. Returns bytes per second, of all together. Raises DeadlineExceeded, or
+    HarnessError that says what arrived.
     """
-    deadline = scaled(_PATIENCE + count * size / _SLOWEST)
+    deadline = scaled(deadline or _PATIENCE + count * size / _SLOWEST)
     with ExitStack() as stack:
         way = _Way(sender, receiver, address, size, stack)
         started = time.monotonic()
