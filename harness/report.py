@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import blake2s, sha256
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -236,13 +237,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """What ran in one lane on one kernel: A x B, and implementation x configuration test."""
+    """What ran in one lane on one kernel: A x B, scenario x pair, and implementation x configuration test.
+
+    sides: the columns of `scenarios`: A and B, or one implementation and nothing, or neither.
+    """
 
     lane: str
     kernel: str
     names: Sequence[str]
     versions: Sequence[str]
     matrix: Mapping[tuple[str, str], Panel]
+    scenarios: Sequence[Row]
+    sides: Sequence[tuple[str, str]]
     alone: Mapping[str, Panel]
     configuration: Sequence[Row]
     others: Sequence[Panel]
@@ -254,6 +260,11 @@ class Group:
     @property
     def columns(self) -> list[str]:
         return [name for name in self.names if any(b == name for _, b in self.matrix)]
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The columns of `scenarios` by A: its name, and how many there are side by side."""
+        return [(a, len(list(same))) for a, same in groupby(a if b else "" for a, b in self.sides)]
 
     @property
     def panels(self) -> list[Panel]:
@@ -377,7 +388,7 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
     return Page(
         runs=runs,
         tests=tests,
-        groups=_groups(tests),
+        groups=_groups(tests, scenarios),
         failures=_by(lambda test: test.test, (test for test in tests if test.bad)),
         known=_known(tests),
         skips=_skips(tests),
@@ -447,15 +458,15 @@ def _load(root: Path, name: str) -> tuple[Expectation, ...]:
         return ()
 
 
-def _groups(tests: Sequence[Shown]) -> list[Group]:
+def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> list[Group]:
     """One group for each lane and kernel; lanes with pairs come first."""
     ordered = sorted(tests, key=lambda test: test.result.id)
     lanes = _by(lambda test: (test.result.lane, test.result.kernel), ordered)
-    groups = [_group(lane, kernel, found) for (lane, kernel), found in lanes.items()]
+    groups = [_group(lane, kernel, found, scenarios) for (lane, kernel), found in lanes.items()]
     return sorted(groups, key=lambda group: (not group.matrix, not group.alone, group.lane == "core"))
 
 
-def _group(lane: str, kernel: str, tests: Sequence[Shown]) -> Group:
+def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> Group:
     label = _Labels(tests)
     where = f"{lane}, {kernel}" if kernel else lane
 
@@ -468,16 +479,33 @@ def _group(lane: str, kernel: str, tests: Sequence[Shown]) -> Group:
     alone = {a: panel(a, found) for (a, b), found in pairs.items() if a and not b}
     files = _by(lambda test: test.file, [test for (a, _), found in pairs.items() if not a for test in found])
     names = sort_names({name for pair in pairs for name in pair if name})
+    every = [*((a, b) for a in names for b in names), *((name, "") for name in names), ("", "")]
+    sides = [pair for pair in every if any(test.result.scenarios for test in pairs.get(pair, ()))]
     return Group(
         lane=lane,
         kernel=kernel,
         names=names,
         versions=label.versions(names),
         matrix={(a, b): matrix[a, b] for a in names for b in names if (a, b) in matrix},
+        scenarios=_scenarios([pairs[pair] for pair in sides], scenarios),
+        sides=sides,
         alone={name: alone[name] for name in names if name in alone},
         configuration=_configuration([name for name in names if name in alone], alone),
         others=[panel(file, files[file]) for file in sorted(files)],
     )
+
+
+def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Mapping[str, str]]) -> list[Row]:
+    """Each scenario of the catalogue, covered or not, and what else tests cite; nothing where none cites any."""
+    cited = {entry for tests in columns for test in tests for entry in test.result.scenarios}
+    return [
+        Row(
+            id=entry,
+            title=catalogue.get(entry, {}).get("title", ""),
+            cells=[[test for test in tests if entry in test.result.scenarios] for tests in columns],
+        )
+        for entry in (*(catalogue if cited else ()), *sorted(cited - catalogue.keys()))
+    ]
 
 
 def _by(key: Callable[[_T], _K], things: Iterable[_T]) -> dict[_K, list[_T]]:

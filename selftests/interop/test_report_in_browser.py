@@ -32,6 +32,7 @@ FLAGS: Final = (
     "--window-size=1280,900",
 )  # fmt: skip
 DEADLINE: Final = 60.0
+DIFFERENCE: Final = "x knows the MTU of the link only: 1360 bytes, not 1359"
 DRAWING: Final = "+-----+  +-----+\n| ns1 |--| ns2 |\n+-----+  +-----+"
 EVIL: Final = "</pre><script>document.title = 'owned'</script><img src=https://example.invalid/x onerror=alert(1)>"
 
@@ -171,6 +172,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = [
         entry("test_ping", "x", "x"),
         entry("test_ping", "x", "y"),
+        entry("test_mtu", "x", "x", "differs", message=DIFFERENCE),
         entry("test_ping", "y", "x", "failed", message=f"no answer {EVIL}", artifacts="evidence/one"),
         entry("test_key", "x", None),
     ]
@@ -210,6 +212,12 @@ def test_click_on_a_test_shows_its_evidence(opened: Browser) -> None:
     opened.await_sight(".panel pre", DRAWING)
     opened.click(".panel:target details.file:last-of-type > summary")
     opened.await_sight(".panel pre", f"{DRAWING}\npeer says {EVIL}")
+
+
+def test_click_on_a_scenario_shows_why_its_test_differs(opened: Browser) -> None:
+    assert opened.seen(".scenarios tbody tr:nth-child(3) td.n").split() == ["≠1+1", "✓", "✗", "✓"]
+    opened.click(".scenarios .dot.mixed")
+    opened.await_sight(".panel:target .why, .panel:has(:target) .why", DIFFERENCE)
 
 
 def test_address_of_a_test_opens_its_evidence(opened: Browser) -> None:

@@ -357,6 +357,32 @@ def test_scenario_is_covered_for_both_sides_of_a_test_that_ran(tmp_path: Path, c
     assert coverage.unknown == ["XX-99"]
 
 
+def test_scenarios_are_rows_and_pairs_are_columns(tmp_path: Path, checkout: Path) -> None:
+    path = write(
+        tmp_path,
+        entry(scenarios=["N01"]),
+        entry("test_it.py::test_mtu", scenarios=["N01"], state="differs", message="1360 bytes, not 1359"),
+        entry(a="kernel", b="x", scenarios=["N02"], state="blocked"),
+        entry(b="", scenarios=["N03"]),
+        entry(a="", b="", scenarios=["N01"]),
+        entry(a="z", b="z"),
+    )
+    (group,) = gather([read(path)], tmp_path, checkout).groups
+    assert group.sides == [("kernel", "x"), ("x", "y"), ("x", ""), ("", "")]
+    assert group.spans == [("kernel", 1), ("x", 1), ("", 2)]
+    shown = {row.id: [worst.state if worst else "" for _, _, worst in row.marks] for row in group.scenarios}
+    assert shown == {
+        "N01": ["", "differs", "", "passed"], "N02": ["blocked", "", "", ""], "N03": ["", "", "passed", ""],
+    }  # fmt: skip
+    page = render([path], tmp_path, root=checkout).read_text()
+    assert 'title="1 differs, 1 passed: 1360 bytes, not 1359"' in page
+
+
+def test_run_without_a_scenario_shows_no_table_of_them(tmp_path: Path, checkout: Path) -> None:
+    path = write(tmp_path, entry(a="", b="", lane="core"))
+    assert [group.scenarios for group in gather([read(path)], tmp_path, checkout).groups] == [[]]
+
+
 def test_test_without_an_implementation_covers_for_none(tmp_path: Path, checkout: Path) -> None:
     path = write(tmp_path, entry(a="", b="", requirements=["HS-02"]))
     coverage = gather([read(path)], tmp_path, checkout).coverage
