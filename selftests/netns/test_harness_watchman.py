@@ -164,7 +164,7 @@ def test_difference_is_no_excuse_for_a_program_that_is_unwell(
         ("#!/bin/sh\necho no tun; exit 1\n", ["E *HarnessError: mine: * -f wg0: ended at its start:", "E *no tun"]),
         ("#!/bin/sh\nkill -9 $$\n", ["E *HarnessError: mine: * -f wg0: ended at its start:"]),
         ("#!/bin/sh\n[ $1 = --version ] || exec sleep 60\n",
-         ["E *DeadlineExceeded: waited 0.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
+         ["E *DeadlineExceeded: waited 1.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
         ("#!/no/such/interpreter\n", ["E *Unavailable: */wrapper: No such file or directory; *"]),
     ],
 )  # fmt: skip
