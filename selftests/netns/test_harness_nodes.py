@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness import traffic
-from harness.errors import HarnessError, ProgramFailed, UsageError
+from harness.departures import Departures
+from harness.errors import DeadlineExceeded, HarnessError, ProgramFailed, UsageError
 from harness.link import add_veth, set_offloads
 from harness.netns import leftover_nodes
 from harness.topology import DIRECT, LOOPBACK, NAT
+from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,3 +205,30 @@ def test_nat_translates_and_its_counter_tells(lab: Lab) -> None:
         receiver.settimeout(5)
         assert receiver.recvfrom(10)[1][0] == "10.0.0.1"
     assert nodes["ns0"].nft_counters() == {"snat": 1}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_stream_that_arrives_changed_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    node = lab.node("here")
+    # What sendfile(2) would send is replaced on its way.
+    monkeypatch.setattr(os, "sendfile", lambda out, _file, _at, length: os.write(out, bytes(length)))
+    with pytest.raises(HarnessError, match=r"^tcp here to here 127\.0\.0\.1: byte \d arrived as 0x00, not 0x"):
+        traffic.tcp_streams(node, node, "127.0.0.1", count=count)
+
+
+def test_stream_to_nobody_is_named(lab: Lab) -> None:
+    here, there = lab.node("here"), lab.node("there")
+    with pytest.raises(HarnessError, match=r"^tcp here to there 127\.0\.0\.1: Connection refused after 0 bytes"):
+        traffic.tcp_stream(here, there, "127.0.0.1")
+
+
+@pytest.mark.parametrize("awaited", [("one",), ("one", "two")])
+def test_departure_of_namespaces_is_noticed(lab: Lab, awaited: tuple[str, ...]) -> None:
+    nodes = {name: lab.node(name) for name in ("watcher", "one", "two")}
+    with Departures(nodes["watcher"], *(nodes[name] for name in awaited)) as departures:
+        nodes["one"].close()
+        if awaited == ("one", "two"):
+            with pytest.raises(DeadlineExceeded, match=r"seen: still there: two$"):
+                wait_for(departures, 0.5, "both to vanish")
+            nodes["two"].close()
+        assert wait_for(departures, 5.0, "all to vanish")
