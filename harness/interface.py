@@ -172,7 +172,7 @@ class ProgramInterface(Interface):
         except BaseException:
             self._thread.close()
             raise
-        super().__init__(name, manifest, birth, UapiControl(name, self._connect, scope_index=birth.index))
+        super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
         if manifest.mtu is not None:
             birth.set_link(name, mtu=manifest.mtu)
 
@@ -194,14 +194,21 @@ class ProgramInterface(Interface):
             raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
         return process
 
-    def _connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def connect(self) -> socket.socket:
+        """Make a new connection to its control socket; the caller closes it."""
+        end = time.monotonic() + scaled(_LISTENS)
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
+            except BaseException as error:
+                connection.close()
+                # The file is there as soon as the program binds its socket, a moment before it listens.
+                if not isinstance(error, ConnectionRefusedError) or not self.process.running or time.monotonic() > end:
+                    raise
+                let_pass(_LOOK_AGAIN, "a socket that begins to listen has no event")
+            else:
+                return connection
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
         """As for every interface; returns when the program listens, which may be a moment after the link is up."""

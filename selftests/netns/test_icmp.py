@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from harness import traffic
 from harness.capture import DATA, Capture
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.errorqueue import AT_ONCE, Error, error_for
 from harness.errors import DeadlineExceeded
 from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
 from harness.verdicts import differs, twin
-from harness.wait import let_pass, wait_for
+from harness.wait import let_pass
 
 if TYPE_CHECKING:
     from harness.implementation import Manifest
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from harness.tunnel import Tunnel
 
 DISCARD: Final = 9
-AT_ONCE: Final = 1.0
 AN_ANSWER: Final = 0.2
 PORT: Final = 1
 OTHER_OF_B: Final = "192.168.241.77"
@@ -36,7 +35,6 @@ GARBAGE: Final = (
 NOBODY: Final = ("192.168.241.99", "fd00::99")
 PEER: Final = ("192.168.241.2", "fd00::2")
 HOST_UNREACHABLE, ADDRESS_UNREACHABLE = (3, 1), (1, 3)
-IP_RECVERR, IPV6_RECVERR = 11, 25
 # The kernel says more to a local sender than ICMP can: a key or a destination is missing.
 LOCAL_ERRORS: Final = (errno.ENOKEY, errno.EDESTADDRREQ)
 TRANSLATING = """\
@@ -55,55 +53,6 @@ table ip guarding {
     }
 }
 """
-
-
-class Error(NamedTuple):
-    """What the error queue of a socket tells (ip(7)): errno, ICMP type and code, and who sent the ICMP error."""
-
-    errno: int
-    icmp: tuple[int, int]
-    offender: str
-
-
-class QueuedError:
-    """The error queue of a socket has an entry."""
-
-    def __init__(self, sender: socket.socket) -> None:
-        self._sender = sender
-
-    def fileno(self) -> int:
-        return self._sender.fileno()
-
-    def look(self) -> Error | None:
-        try:
-            _, ((_, _, data),), _, _ = self._sender.recvmsg(2048, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        number, _, kind, code, family = struct.unpack_from("=IBBB9xH", data)
-        address = data[20:24] if family == socket.AF_INET else data[24:40]
-        offender = socket.inet_ntop(family, address) if family else ""
-        return Error(number, (kind, code), offender)
-
-    def seen(self) -> str:
-        return "no error"
-
-
-def error_for(node: NetNS, address: str, *, source: str = "", hops: int = 64) -> tuple[int, Error]:
-    """Send a datagram and wait for the error about it: what send(2) said at once, and what came by ICMP."""
-    is_v6 = ":" in address
-    with node.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        level = socket.IPPROTO_IPV6 if is_v6 else socket.IPPROTO_IP
-        sender.setsockopt(level, IPV6_RECVERR if is_v6 else IP_RECVERR, 1)
-        sender.setsockopt(level, socket.IPV6_UNICAST_HOPS if is_v6 else socket.IP_TTL, hops)
-        if source:
-            sender.bind((source, 0))
-        sender.connect((address, DISCARD))
-        said = 0
-        try:
-            sender.send(b"is there anybody?")
-        except OSError as error:
-            said = error.errno or 0
-        return said, wait_for(QueuedError(sender), AT_ONCE, f"an ICMP error about a datagram to {address}")
 
 
 # From the interface

@@ -1,0 +1,57 @@
+"""What is inside the tunnel and what is outside of it never show in the same namespace (topology `loopback`)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.tunnel import V4_OF_B
+from harness.wait import Datagram, wait_for
+
+if TYPE_CHECKING:
+    from harness.netns import NetNS
+    from harness.tunnel import Tunnel
+
+PORT = 1111
+SECRET = b"for B only"
+ETH_P_ALL = 3
+DEADLINE = 5.0
+# To the listen port of either side, as a data message begins.
+SEALED = tuple(struct.pack(">H", port) for port in (1, 2)), b"\4\0\0\0"
+
+
+@pytest.mark.requirement("NS-03")
+def test_each_namespace_sees_its_own_side_of_the_tunnel_only(loopback: Tunnel) -> None:
+    ns0, ns1, ns2 = (loopback.nodes[name] for name in ("ns0", "ns1", "ns2"))
+    with tap(ns0) as outside, tap(ns1) as inside, traffic.udp_receiver(ns2, V4_OF_B, PORT) as receiver:
+        traffic.udp_message(ns1, V4_OF_B, PORT, SECRET)
+        wait_for(Datagram(receiver), DEADLINE, "the datagram at B")
+        sealed, plain = packets(outside), packets(inside)
+    assert any(is_sealed(packet) for packet in sealed)
+    assert not any(SECRET in packet for packet in sealed), "ns0, which has the sockets, sees what was sent"
+    assert any(SECRET in packet for packet in plain)
+    assert not any(is_sealed(packet) for packet in plain), "ns1, which has the interface, sees what leaves"
+
+
+def tap(node: NetNS) -> socket.socket:
+    """A socket that sees every packet of every device of a node, without a link header."""
+    return node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+
+
+def packets(tapped: socket.socket) -> list[bytes]:
+    """All that a tap has seen so far."""
+    seen: list[bytes] = []
+    while True:
+        try:
+            seen.append(tapped.recv(65535, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return seen
+
+
+def is_sealed(packet: bytes) -> bool:
+    ports, beginning = SEALED
+    return packet[22:24] in ports and packet[28:32] == beginning

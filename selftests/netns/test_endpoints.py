@@ -1,0 +1,70 @@
+"""Where a peer is: kept while the link is down, apart from its neighbour's, learned from what is refused (`direct`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import INITIATION, Capture
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.tunnel import V4_OF_A, V4_OF_B
+
+if TYPE_CHECKING:
+    from harness.tunnel import Tunnel
+
+OTHER_OF_B = "192.168.241.3"
+DISCARD = 9
+
+
+@pytest.fixture
+def connected(direct: Tunnel) -> Tunnel:
+    """Both have addresses, and B knows where A is."""
+    direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24")
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24")
+    direct.b.set_peer(direct.pub_a, endpoint=Endpoint("10.0.0.1", 1))
+    return direct
+
+
+@pytest.mark.requirement("RT-08")
+def test_learned_endpoint_survives_down_and_up(connected: Tunnel) -> None:
+    connected.must_ping("ns2", V4_OF_A)
+    assert connected.seen_by_a().endpoint == Endpoint("10.0.0.2", 2)
+    for up in (False, True):
+        connected.nodes["ns1"].set_link("wg0", up=up)
+        assert connected.seen_by_a().endpoint == Endpoint("10.0.0.2", 2)
+    connected.a.up()
+    connected.must_ping("ns1", V4_OF_B)
+
+
+@pytest.mark.requirement("RT-20")
+def test_two_peers_at_one_address_work_side_by_side(connected: Tunnel) -> None:
+    ns2, key3 = connected.nodes["ns2"], connected.lab.key("key3")
+    wg1 = connected.lab.interface("wg1", connected.b.manifest, ns2)
+    a = PeerConfig(public_key=connected.pub_a, endpoint=Endpoint("10.0.0.1", 1), allowed_ips=allowed_ips("10.7.7.1/32"))
+    wg1.set(DeviceConfig(private_key=key3, listen_port=3, peers=(a,)))
+    wg1.up("10.7.7.3/24")
+    connected.nodes["ns1"].add_address("wg0", "10.7.7.1/24")
+    connected.a.set_peer(key3.public(), endpoint=Endpoint("10.0.0.2", 3), allowed_ips=allowed_ips("10.7.7.3/32"))
+    for _ in range(3):
+        connected.must_ping("ns1", "10.7.7.3")
+        connected.must_ping("ns2", V4_OF_A)
+    assert str(connected.seen_by_a().endpoint) == "10.0.0.2:2"
+    assert str(connected.a.peer(key3.public()).endpoint) == "10.0.0.2:3"
+    connected.a.set_peer(key3.public(), remove=True)
+    connected.must_ping("ns1", V4_OF_B)
+
+
+@pytest.mark.requirement("DT-27")
+def test_packet_that_is_refused_confirms_the_session_it_came_by(connected: Tunnel) -> None:
+    ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
+    ns2.add_address("wg0", f"{OTHER_OF_B}/24")
+    with Capture(ns1, "veth1") as from_a, Capture(ns2, "veth2") as from_b:
+        traffic.udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
+        confirmed = connected.until(lambda: connected.seen_by_a().latest_handshake, bool, 5.0)
+        sent = [message for message in from_b.messages() if message.kind != INITIATION]
+        assert confirmed, f"A took nothing for a confirmation of the session; B sent {', '.join(map(str, sent))}"
+        assert not any(message.is_keepalive for message in sent), "a keepalive may have confirmed the session"
+        connected.must_ping("ns1", V4_OF_B)
+        assert not from_a.messages(kind=INITIATION), "A wanted another session for what it sent"

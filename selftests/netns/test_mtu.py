@@ -1,0 +1,85 @@
+"""What fits into the tunnel, what its messages add, and who is told when something does not fit (`direct`)."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, Capture
+from harness.control.records import Endpoint
+from harness.errorqueue import Error, error_for
+from harness.link import add_veth
+from harness.tunnel import V4_OF_B, V6_OF_B
+from harness.wait import Datagram, wait_for
+
+if TYPE_CHECKING:
+    from harness.tunnel import Tunnel
+
+OUTER = [pytest.param("10.0.0.2", 20, id="over-v4"), pytest.param("fd00:aa::2", 40, id="over-v6")]
+MTU = 1420
+UDP = 8
+MESSAGE = 32
+DEADLINE = 5.0
+
+
+def connect(direct: Tunnel, host: str = "10.0.0.2") -> None:
+    """Give both nodes addresses, and B's to A."""
+    direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint(host, 2))
+
+
+@pytest.mark.requirement("MTU-02", "MTU-14")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.parametrize(("host", "header"), OUTER)
+def test_messages_are_as_much_longer_as_their_headers(direct: Tunnel, host: str, header: int) -> None:
+    connect(direct, host)
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    with Capture(ns1, "veth1") as wire, traffic.udp_receiver(ns2, V4_OF_B, 1111) as receiver:
+        for inner, outer in ((1280, 1320 + header), (MTU, 1460 + header)):
+            traffic.udp_message(ns1, V4_OF_B, 1111, bytes(inner - 20 - UDP))
+            wait_for(Datagram(receiver), DEADLINE, f"the packet of {inner} bytes")
+            lengths = [len(message.payload) + UDP + header for message in wire.messages(kind=DATA)]
+            assert lengths[-1] == outer, f"a packet of {inner} bytes made a datagram of {lengths[-1]}, not {outer}"
+    # The receiving program is not even asked.
+    said, error = error_for(ns1, V4_OF_B, size=MTU + 1 - 20 - UDP)
+    assert (said, error.errno, error.information) == (errno.EMSGSIZE, errno.EMSGSIZE, MTU)
+
+
+@pytest.mark.requirement("MTU-08")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.parametrize(("host", "header"), OUTER)
+def test_packets_longer_than_the_path_arrive_in_fragments(direct: Tunnel, host: str, header: int) -> None:
+    connect(direct, host)
+    for node in direct.nodes.values():
+        node.set_link("wg0", mtu=9000)
+    device = "veth1"
+    before = direct.nodes["ns1"].links()[device]["tx_bytes"]
+    assert traffic.ping(direct.nodes["ns1"], V4_OF_B, size=8000).lost == 0, direct.diagnosis()
+    sent = direct.nodes["ns1"].links()[device]["tx_bytes"] - before
+    # A handshake, and six fragments with a header each where one datagram would have had one.
+    assert sent > 8000 + 5 * header
+    assert direct.nodes["ns1"].links()[device]["mtu"] == 1500
+
+
+@pytest.mark.requirement("MTU-09", "MTU-10")
+@pytest.mark.parametrize(
+    ("address", "network", "too_big"),
+    [pytest.param(V4_OF_B, "10.3.0.{}/24", (3, 4), id="v4"), pytest.param(V6_OF_B, "fd00:33::{}/96", (2, 0), id="v6")],
+)
+def test_forwarded_packet_that_does_not_fit_is_answered_with_the_mtu(
+    direct: Tunnel, address: str, network: str, too_big: tuple[int, int]
+) -> None:
+    ns1, ns3 = direct.nodes["ns1"], direct.lab.node("ns3")
+    is_v6 = ":" in address
+    ns1.sysctl("net.ipv6.conf.all.forwarding" if is_v6 else "net.ipv4.ip_forward", 1)
+    add_veth(ns3, "veth5", ns1, "veth6")
+    ns3.add_address("veth5", network.format(3))
+    ns1.add_address("veth6", network.format(1))
+    router = network.format(1).partition("/")[0]
+    ns3.add_route(f"{address}/{128 if is_v6 else 32}", via=router)
+    said, error = error_for(ns3, address, size=MTU + 1 - (40 if is_v6 else 20) - UDP)
+    assert (said, error) == (0, Error(errno.EMSGSIZE, too_big, router, MTU))

@@ -1,0 +1,105 @@
+"""Many packets at once: none overtakes another, and none waits for a peer that is not there (`direct`)."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, Capture
+from harness.control.records import Endpoint, allowed_ips
+from harness.errors import DeadlineExceeded
+from harness.tunnel import V4_OF_A, V4_OF_B
+from harness.wait import Datagram, wait_for
+
+if TYPE_CHECKING:
+    from harness.netns import NetNS
+    from harness.tunnel import Tunnel
+
+PORT = 1111
+BURST = 400
+# A program may drop some of a burst, but one that is that slow shows nothing about order.
+ENOUGH = 100
+QUIET = 0.5
+OVERLOAD = 0.3
+
+
+@pytest.fixture
+def connected(direct: Tunnel) -> Tunnel:
+    """A tunnel with a session."""
+    direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24")
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24")
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    direct.must_ping("ns1", V4_OF_B)
+    return direct
+
+
+def sender_in(node: NetNS, address: str) -> socket.socket:
+    """A socket that is there for what comes back, too: a closed port would answer each datagram."""
+    sender = node.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.bind(("", PORT))
+    sender.connect((address, PORT))
+    return sender
+
+
+@pytest.mark.requirement("Q-04", "Q-05")
+def test_burst_is_sent_and_delivered_in_order(connected: Tunnel) -> None:
+    ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
+    with (
+        Capture(ns1, "veth1") as wire,
+        traffic.udp_receiver(ns2, V4_OF_B, PORT) as receiver,
+        sender_in(ns1, V4_OF_B) as sender,
+    ):
+        for number in range(BURST):
+            sender.send(struct.pack("=I", number))
+        arrived = numbers(receiver)
+        counters = [struct.unpack_from("<Q", m.payload, 8)[0] for m in wire.messages(kind=DATA)]
+    assert len(arrived) > ENOUGH, f"of {BURST} datagrams only {len(arrived)} arrived"
+    assert all(one < other for one, other in pairwise(counters)), "messages left in another order than their counters"
+    assert all(one < other for one, other in pairwise(arrived)), "datagrams were delivered in another order"
+
+
+def numbers(receiver: socket.socket) -> list[int]:
+    """The numbers in what arrives, until the last one or silence."""
+    arrived: list[int] = []
+    try:
+        while not arrived or arrived[-1] < BURST - 1:
+            data, _ = wait_for(Datagram(receiver), QUIET, "another datagram")
+            arrived += struct.unpack("=I", data)
+    except DeadlineExceeded:
+        pass
+    return arrived
+
+
+@pytest.mark.requirement("Q-07")
+def test_peer_that_is_not_there_delays_no_other(connected: Tunnel) -> None:
+    ns1 = connected.nodes["ns1"]
+    dead = connected.lab.key("dead").public()
+    connected.a.set_peer(dead, endpoint=Endpoint("10.0.0.99", 99), allowed_ips=allowed_ips("192.168.241.99/32"))
+    with sender_in(ns1, "192.168.241.99") as sender:
+        for _ in range(10):
+            for _ in range(BURST):
+                sender.send(bytes(1000))
+            connected.must_ping("ns1", V4_OF_B)
+    assert connected.a.peer(dead).latest_handshake == 0
+
+
+@pytest.mark.requirement("Q-06")
+def test_tunnel_works_at_once_after_more_than_it_could_carry(connected: Tunnel) -> None:
+    ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
+    with sender_in(ns1, V4_OF_B) as there, sender_in(ns2, V4_OF_A) as back:
+        sent, end = 0, time.monotonic() + OVERLOAD
+        while time.monotonic() < end:
+            there.send(bytes(1200))
+            back.send(bytes(1200))
+            sent += 1
+    # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
+    traffic.ping(ns1, V4_OF_B)
+    connected.must_ping("ns1", V4_OF_B)
+    connected.must_ping("ns2", V4_OF_A)
+    assert sent > BURST
