@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import traffic
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.interface import ProgramInterface
 from harness.tunnel import V4_OF_B
 from harness.verdicts import differs, twin
 from harness.wait import let_pass
@@ -26,7 +24,6 @@ PORT = 5
 BOUNDED = 70_000
 LOOPING = 0.25
 AT_REST = 0.2
-CLOCK_TICKS = 100
 
 
 def wrap_once_more(nat: Tunnel) -> Interface:
@@ -57,12 +54,12 @@ def test_peer_behind_itself_loops_only_so_far(nat: Tunnel, record_property: Call
         nat.must_ping("ns1", INNER_OF_B)
     nat.lab.dismiss(wg1)
     nat.a.set_peer(pub3, endpoint=Endpoint(INNER_OF_B, PORT))
-    before, busy = ns1.links()["wg0"]["tx_bytes"], cpu_seconds(nat.a)
+    before, busy = ns1.links()["wg0"]["tx_bytes"], nat.a.cpu_seconds()
     try:
         pings = traffic.ping(ns1, INNER_OF_B, timeout=LOOPING)
     finally:
         nat.a.set_peer(pub3, remove=True)
-    sent, busy = ns1.links()["wg0"]["tx_bytes"] - before, cpu_seconds(nat.a) - busy
+    sent, busy = ns1.links()["wg0"]["tx_bytes"] - before, nat.a.cpu_seconds() - busy
     record_property("looped_bytes", sent)
     record_property("looped_cpu_seconds", round(busy, 2))
     assert pings.lost == 1, "somebody answers who is not there"
@@ -72,16 +69,7 @@ def test_peer_behind_itself_loops_only_so_far(nat: Tunnel, record_property: Call
         differs(f"one ping became {sent} bytes, until the loop was cut {LOOPING:g} s later, more than {BOUNDED}")
 
 
-def cpu_seconds(side: Interface) -> float:
-    """The processor time that a program has taken so far; nobody can tell for the kernel."""
-    if not isinstance(side, ProgramInterface):
-        return 0.0
-    # After the name, which may contain anything: utime and stime are fields 14 and 15 (proc(5)).
-    fields = Path(f"/proc/{side.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
-
-
 def rests(side: Interface) -> bool:
-    before = cpu_seconds(side)
+    before = side.cpu_seconds()
     let_pass(AT_REST, "a program that is still in the loop would work all the time")
-    return cpu_seconds(side) - before < AT_REST / 2
+    return side.cpu_seconds() - before < AT_REST / 2
