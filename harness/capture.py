@@ -27,17 +27,19 @@ _PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 8 << 20
+# For evidence: handshakes, pings and the beginning of a stream. What does not fit is counted, and costs little.
+EVIDENCE_BUFFER: Final = 1 << 20
 _ANCILLARY: Final = 128
 _FRAME: Final = 1 << 17
 
 
-def tap(node: NetNS, device: str) -> socket.socket:
+def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     """A packet socket that hears all frames of a device, with their time stamps."""
     # With a protocol from the start it would hear all devices, and binding it would have to wait for the kernel.
     made = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
     made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     made.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
-    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
     made.bind((device, _ETH_P_ALL))
     made.setblocking(False)
     return made
@@ -59,15 +61,16 @@ class Capture:
     """Takes what passes by a device, from the moment it is made; as a context manager.
 
     As messages it gives those that leave: on the loopback device each packet passes twice, once in each direction.
+    buffer: bytes of the kernel's memory, frames and what it keeps beside them, until someone looks.
     """
 
-    def __init__(self, node: NetNS, device: str) -> None:
+    def __init__(self, node: NetNS, device: str, *, buffer: int = _BUFFER) -> None:
         self.name = f"{node.name}-{device}"
         self._is_loopback = device == "lo"
         self._messages: list[Message] = []
         self._packets: list[pcapng.Packet] = []
         self._missed = 0
-        self._socket = tap(node, device)
+        self._socket = tap(node, device, buffer=buffer)
 
     def __enter__(self) -> Self:
         return self

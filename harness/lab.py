@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import random
 import shlex
+import threading
 import time
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness import interface, keys
-from harness.capture import Capture
+from harness.capture import EVIDENCE_BUFFER, Capture
 from harness.control.records import Key
 from harness.errors import HarnessError
 from harness.faults import Script
@@ -51,7 +52,16 @@ class Lab:
 
     def close(self) -> None:
         """Undo everything, last in, first out; raises the last failure after all were tried."""
-        self._undo.close()
+        # The kernel takes some milliseconds to let a capture go, which pass while the programs end.
+        closing = [threading.Thread(target=capture.close) for capture in self.captures]
+        for thread in closing:
+            thread.start()
+        try:
+            self._undo.close()
+        finally:
+            for thread in closing:
+                thread.join()
+            self.captures.clear()
 
     def undo(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Register what undoes the thing just made."""
@@ -98,9 +108,8 @@ class Lab:
 
     def capture(self, node: NetNS, device: str) -> Capture:
         """Record what passes by a device; it becomes evidence if the test fails."""
-        made = Capture(node, device)
+        made = Capture(node, device, buffer=EVIDENCE_BUFFER)
         self.captures.append(made)
-        self.undo(made.close)
         return made
 
     def key(self, name: str) -> Key:
@@ -125,14 +134,17 @@ class Lab:
         for made in self.interfaces:
             name = f"{made.place.name}-{made.name}.wg.txt"
             self._note_output(name, ["wg", "show"], partial(made.wg, "show", made.name, check=False))
-        self._save_captures()
+        self.save_captures()
 
-    def _save_captures(self) -> None:
+    def save_captures(self) -> None:
         """One file for each link that was recorded, with all keys inside that are known."""
         known = keys.key_log(self.interfaces)
         recordings: list[Wire | Capture] = [*self.wires, *self.captures]
         for recorded in recordings:
-            recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
+            try:
+                recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
+            except OSError as error:
+                self.note("captures.txt", f"{recorded.name}: {error}\n")
 
     def _note_output(self, name: str, argv: Sequence[str], start: Callable[[], Completed]) -> None:
         try:

@@ -95,6 +95,9 @@ class Topology:
                 if ".conf.all." in key:
                     nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
             nodes[end.node].add_address(end.device, *end.addresses)
+        # Sockets of both in one node talk by its loopback device.
+        if self.birth[0] == self.birth[1]:
+            lab.capture(nodes[self.birth[0]], "lo")
 
 
 LOOPBACK: Final = Topology(

@@ -80,6 +80,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         if not item.config.option.usepdb:
             _close_after(made, error)
         raise
+    if item.config.option.wg_keep == "all":
+        made.snapshot()
     made.close()
     if different is not None:
         raise different

@@ -101,10 +101,14 @@ class Wire:
         self._is_closing = True
         os.eventfd_write(self._bell, 1)
         self._thread.join()
-        for tapped in self._sockets:
-            tapped.close()
+        # The kernel takes some milliseconds for each.
+        closing = [threading.Thread(target=tapped.close) for tapped in self._sockets]
+        for thread in closing:
+            thread.start()
         for link in self._links:
             link.close()
+        for thread in closing:
+            thread.join()
         os.close(self._news)
         os.close(self._bell)
         self._raise_failure()

@@ -1,0 +1,101 @@
+"""Captures: what is in them, and that Wireshark reads the packets inside the tunnel with the file alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import traffic
+from harness.capture import DATA, Capture
+from harness.faults import Drop
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.session import Pair
+    from harness.tunnel import Tunnel
+    from harness.wire import Wire
+
+STREAM = 64 << 10
+
+
+def tshark(path: Path, display_filter: str, *fields: str) -> list[list[str]]:
+    """The fields of the packets that pass the filter, by tshark with no settings but its own."""
+    argv = ["tshark", "-r", str(path), "-Y", display_filter, "-T", "fields", "-E", "occurrence=l"]
+    argv += [word for field in fields for word in ("-e", field)]
+    env = {"HOME": str(path.parent), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+    printed = subprocess.run(argv, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [line.split("\t") for line in printed.splitlines()]
+
+
+@pytest.fixture
+def wireshark() -> None:
+    if shutil.which("tshark") is None:
+        pytest.skip("tshark is missing: apt-get install --no-install-recommends tshark")
+
+
+@pytest.fixture
+def revealing(pair: Pair) -> None:
+    """One of both reveals its keys."""
+    if not (pair.a.key_log or pair.b.key_log):
+        pytest.skip(f"unsupported: neither {pair.a.name} nor {pair.b.name} reveals its keys")
+
+
+@pytest.mark.usefixtures("wireshark", "revealing")
+def test_wireshark_reads_what_is_in_the_tunnel_by_our_file_alone(wired: Tunnel) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    wired.must_ping("ns2", V6_OF_A)
+    wired.lab.save_captures()
+    path = wired.lab.directory / "ns1-ns2.pcapng"
+    # Each packet is in the file as it left its node, and as it reached the other.
+    v4 = tshark(path, "wg && icmp", "ip.src", "ip.dst", "icmp.type", "frame.interface_name")
+    ends = ["ns1-veth1", "ns2-veth2"]
+    assert [row for row in v4 if row[3] == ends[0]] == [
+        [V4_OF_A, V4_OF_B, "8", ends[0]],
+        [V4_OF_B, V4_OF_A, "0", ends[0]],
+    ]
+    assert [row[3] for row in v4] == [*ends, *ends[::-1]]
+    v6 = tshark(path, "wg && icmpv6.type in {128, 129} && frame.interface_id == 1", "ipv6.src", "ipv6.dst")
+    assert v6 == [[V6_OF_B, V6_OF_A], [V6_OF_A, V6_OF_B]]
+
+
+@pytest.mark.usefixtures("wireshark", "revealing")
+def test_capture_of_a_link_has_the_keys_inside_too(nat: Tunnel) -> None:
+    nat.must_ping("ns1", V4_OF_B)
+    nat.lab.save_captures()
+    for name in ("ns1-vethc", "ns0-vethrs"):
+        inner = tshark(nat.lab.directory / f"{name}.pcapng", "wg && icmp", "ip.src", "icmp.type")
+        assert inner == [[V4_OF_A, "8"], [V4_OF_B, "0"]]
+
+
+@pytest.mark.usefixtures("wireshark")
+def test_identities_are_read_where_only_the_configuration_is_known(loopback: Tunnel) -> None:
+    loopback.must_ping("ns1", V4_OF_B)
+    loopback.lab.save_captures()
+    path = loopback.lab.directory / "ns0-lo.pcapng"
+    assert tshark(path, "wg.type == 1", "wg.static") == [[str(loopback.pub_a)]]
+
+
+@pytest.mark.usefixtures("wireshark")
+def test_verdict_stands_beside_the_packet_that_it_is_on(wired: Tunnel, wire: Wire) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    wire.apply(Drop(message="data", nth=2))
+    pings = traffic.ping(wired.nodes["ns1"], V4_OF_B, timeout=0.2)
+    assert pings.lost == 1
+    wire.wait_for("data", "B's answer", nth=2)
+    wired.lab.save_captures()
+    rows = tshark(wired.lab.directory / "ns1-ns2.pcapng", "frame.comment", "wg.type", "udp.srcport", "frame.comment")
+    assert rows == [["4", "2", "dropped: data 2 (rule 1: drop message=data nth=2)"]]
+
+
+def test_capture_has_each_datagram_of_those_that_were_sent_at_once(loopback: Tunnel) -> None:
+    loopback.must_ping("ns1", V4_OF_B)
+    with Capture(loopback.nodes["ns0"], "lo") as capture:
+        traffic.tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)
+        counters = [message.counter for message in capture.messages(kind=DATA, port=1)]
+    assert counters == list(range(1, len(counters) + 1))
+    assert len(counters) > STREAM // 1420
