@@ -338,7 +338,7 @@ _PROBES: Final = (
     _program("ping", "iputils-ping", _ping, "tests that start ping(8)"),
     _program("iperf3", "iperf3", _iperf3, "benchmarks and load tests"),
     _program("qemu-system-x86_64", "qemu-system-x86", _qemu, "the vm and warp lanes"),
-    _program("tshark", "tshark", _tshark, "the comparison of captures with Wireshark"),
+    _program("tshark", "tshark", _tshark, "tests that read captures as Wireshark does"),
     Probe(name="go", attempt=_go, disables="nothing: wg-interop install fetches a Go when it needs one", needed=False),
     Probe(
         name="rust",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,10 +13,9 @@ from harness.errors import UsageError
 from harness.faults import Delay, Drop, Duplicate, Flip, Hold, Replay, Script
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.faults import Rule
 
+ROOT = Path(faults.__file__).parents[1]
 EVERYTHING = """\
 seed = 7
 
@@ -70,6 +71,12 @@ def test_file_and_records_say_the_same(tmp_path: Path) -> None:
         ),
         seed=7,
     )
+
+
+def test_script_in_the_manual_is_one() -> None:
+    manual = (ROOT / "docs" / "wires.md").read_text()
+    script = faults.parse(tomllib.loads(manual.partition("```toml\n")[2].partition("```")[0]))
+    assert [rule.do for rule in script.rules] == ["drop", "hold", "flip", "delay"]
 
 
 def test_rule_is_printed_as_it_was_written() -> None:
