@@ -5,6 +5,7 @@ Source: the whitepaper, section 5.4. Nothing here decrypts.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -45,6 +46,13 @@ def counter_of(payload: bytes) -> int:
     """The counter of a transport message."""
     (counter,) = struct.unpack_from("<Q", payload, 8)
     return int(counter)
+
+
+def with_mac1(payload: bytes, recipient: bytes) -> bytes:
+    """A handshake message with the right mac1: anyone can make it who knows the recipient's public key."""
+    start, end = FIELDS[payload[0]]["mac1"]
+    key = hashlib.blake2s(b"mac1----" + recipient).digest()
+    return payload[:start] + hashlib.blake2s(payload[:start], key=key, digest_size=16).digest() + payload[end:]
 
 
 def split(payload: bytes) -> list[bytes]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from harness.faults import Flip, Rule
+    from harness.faults import Rule
     from harness.judge import Departure
     from harness.link import Veth
     from harness.messages import Message
@@ -132,18 +132,18 @@ class Wire:
         with self._lock:
             self._send(self._judge.release())
 
-    def replay(self, sighting: Sighting, *, port: int | None = None, change: Flip | None = None) -> None:
+    def replay(self, sighting: Sighting, *, port: int | None = None, payload: bytes | None = None) -> None:
         """Send a message again, as it came, towards where it went.
 
-        port: from this source port of the same address. change: with one bit changed.
+        port: from this source port of the same address. payload: with this inside, of the same length.
         """
         datagram = frames.udp(sighting.frame)
-        payload = sighting.message.payload if change is None else change.apply(sighting.message.payload)
-        if datagram is None:
-            raise UsageError(f"{sighting}: is no datagram")
-        frame = frames.changed(sighting.frame, datagram, payload, port=port)
-        said = f"replayed: {sighting.message.name}" + (f", {change.field} changed" if change is not None else "")
-        self.inject(frame, sender=sighting.sender, comment=said)
+        original = sighting.message.payload
+        if datagram is None or len(payload or original) != len(original):
+            raise UsageError(f"{sighting}: want a payload of {len(original)} bytes, as it had")
+        frame = frames.changed(sighting.frame, datagram, payload or original, port=port)
+        said = "forged" if payload else "replayed"
+        self.inject(frame, sender=sighting.sender, comment=f"{said}: {sighting.message.name}")
 
     def inject(self, frame: bytes, *, sender: str, comment: str = "injected") -> None:
         """Send a frame that comes from no one, as if this node had sent it; no rule looks at it."""
