@@ -6,6 +6,7 @@ packet(7), SO_TIMESTAMPNS in socket(7).
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING, Final, Self
@@ -45,9 +46,19 @@ def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     return made
 
 
-def receive(tapped: socket.socket) -> tuple[bytes, int, bool]:
-    """The next frame as it would be on a cable, its time in ns, and whether it left the node."""
-    data, ancillary, _, address = tapped.recvmsg(_FRAME, _ANCILLARY)
+def receive(tapped: socket.socket) -> tuple[bytes, int, bool] | None:
+    """The next frame as it would be on a cable, its time in ns, and whether it left the node; None if there is none."""
+    while True:
+        try:
+            data, ancillary, _, address = tapped.recvmsg(_FRAME, _ANCILLARY)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            # Told once, when the device was set down or deleted; what came before is still there.
+            if error.errno != errno.ENETDOWN:
+                raise
+        else:
+            break
     return frames.finished(data, ancillary), _time(ancillary), address[2] == socket.PACKET_OUTGOING
 
 
@@ -100,11 +111,8 @@ class Capture:
         pcapng.save(path, [pcapng.End(self.name, missed=self._missed)], self._packets, keys=keys)
 
     def _drain(self) -> None:
-        while True:
-            try:
-                whole, time, is_outbound = receive(self._socket)
-            except BlockingIOError:
-                return
+        while (received := receive(self._socket)) is not None:
+            whole, time, is_outbound = received
             if not is_outbound and self._is_loopback:
                 continue
             for frame in frames.segments(whole):

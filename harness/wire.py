@@ -7,6 +7,7 @@ or one that waits is due.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import threading
@@ -39,6 +40,7 @@ _PACKET_IGNORE_OUTGOING: Final = 23
 # What is kept for the capture, in bytes; a flood goes on unrecorded.
 _KEPT: Final = 64 << 20
 _BATCH: Final = 64
+_FULL: Final = {errno.ENOBUFS, errno.EAGAIN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,12 +81,12 @@ class Wire:
         self._unrecorded = [0, 0]
         self._failure: Exception | None = None
         self._lock = threading.Lock()
-        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._is_closing = False
         middle.sysctl("net.ipv6.conf.default.disable_ipv6", 1)
         self._links = [_plug(node, device, middle, f"end{side}") for side, (node, device) in enumerate(self._ends)]
         self._sockets = [_socket(middle, f"end{side}") for side in ENDS]
+        self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"wire {self.name}", daemon=True)
         self._thread.start()
 
@@ -229,10 +231,10 @@ class Wire:
         """Take frames from one end; not without end, so that the other has its turn."""
         seen = False
         for _ in range(_BATCH):
-            try:
-                frame, stamp, _ = capture.receive(self._sockets[side])
-            except BlockingIOError:
+            received = capture.receive(self._sockets[side])
+            if received is None:
                 break
+            frame, stamp, _ = received
             with self._lock:
                 verdict, departures = self._judge.arrive(frame, side, time.monotonic_ns(), stamp)
                 self._keep(pcapng.Packet(side, stamp, frame, is_outbound=True, comment=verdict.comment))
@@ -257,7 +259,8 @@ class Wire:
         try:
             self._sockets[other].send(frame)
         except OSError as error:
-            # The node has set its device down, deleted it, or takes no more: a cable would not tell either.
+            # The node may have set its device down or deleted it: a cable would not tell either.
+            self._missed[other] += error.errno in _FULL
             comment = f"{comment}; " * bool(comment) + f"not delivered: {error.strerror}"
         self._keep(pcapng.Packet(other, time.time_ns(), frame, is_outbound=False, comment=comment))
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import traffic
-from harness.errors import UsageError
+from harness.capture import Capture
+from harness.errors import HarnessError, UsageError
 from harness.faults import Delay, Drop, Duplicate, Flip, Hold, Replay
+from harness.judge import Judge
 from harness.link import set_offloads
 from harness.topology import WIRED
 from harness.wait import Datagram, let_pass, wait_for
@@ -194,3 +196,32 @@ def test_wire_takes_its_devices_and_its_thread_along(lab: Lab) -> None:
     lab.wires[0].close()
     assert [set(node.links()) for node in nodes.values()] == [{"lo"}, {"lo"}]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wire ")]
+
+
+def test_wire_outlives_a_device_that_is_set_down(v4: Ends) -> None:
+    traffic.must_ping(v4.nodes["ns1"], V4)
+    v4.nodes["ns2"].set_link("veth2", up=False)
+    v4.send(DATA)
+    v4.wire.wait_for("data", "the message that nobody takes")
+    v4.nodes["ns2"].set_link("veth2", up=True)
+    traffic.must_ping(v4.nodes["ns1"], V4)
+    v4.nodes["ns2"].delete_link("veth2")
+    v4.send(DATA)
+    v4.wire.wait_for("data", "the message into the void", nth=2)
+
+
+def test_wire_that_breaks_says_so_to_who_waits(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "arrive", lambda *_: 1 / 0)
+    v4.send(DATA)
+    with pytest.raises(HarnessError, match="wire ns1-ns2 broke: ZeroDivisionError"):
+        v4.wire.wait_for("data", "a message")
+    with pytest.raises(HarnessError, match="wire ns1-ns2 broke"):
+        v4.wire.close()
+
+
+def test_capture_outlives_its_device(v4: Ends) -> None:
+    with Capture(v4.nodes["ns1"], "veth1") as capture:
+        v4.send(DATA)
+        v4.receive(1)
+        v4.nodes["ns1"].delete_link("veth1")
+        assert [message.payload for message in capture.messages()] == [DATA]
