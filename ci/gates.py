@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
-VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
-WARP_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go")
+VM_PAIRS: Final = ("kernel~kernel", "kernel~refwg", "refwg~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
+WARP_PAIRS: Final = ("kernel~kernel", "kernel~refwg", "refwg~kernel", "wireguard-go~refwg", "boringtun~refwg")
+OTHER_KERNEL: Final = "6.12"
 # The pairs of these four; those of the Rust programs with refwg have a gate of their own. All others: CONTRIBUTING.md.
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian")
 RUST: Final = ("boringtun", "gotatun")
@@ -45,6 +46,7 @@ class Gate:
     """One thing that must hold.
 
     quick: the arguments that make it short, None leaves it out of --quick. full: the arguments of a whole run.
+    nightly: only --nightly has it.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Gate:
     quick: tuple[str, ...] | None = ()
     full: tuple[str, ...] = ()
     peers: tuple[str, ...] = ()  # programs under test that are installed for its sake
+    nightly: bool = False
 
     @property
     def junit(self) -> Path | None:
@@ -72,9 +75,8 @@ _RUST: Final = (
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
 # What the lab itself can do does not depend on the kernel.
-_VM: Final = ("selftests/netns", "-k", "not harness", "--lane", "vm", *(f"--pair={pair}" for pair in VM_PAIRS))
-
-_WARP: Final = ("selftests/netns", "--lane", "warp", *(f"--pair={pair}" for pair in WARP_PAIRS))
+_VM: Final = ("selftests/netns", "-k", "not harness", "--lane", "vm", "-n", "2", *(f"--pair={p}" for p in VM_PAIRS))
+_WARP: Final = ("selftests/netns", "--lane", "warp", "-n", "2", *(f"--pair={pair}" for pair in WARP_PAIRS))
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -88,6 +90,7 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="ruff check", command=("ruff", "check", ".")),
         Gate(name="ruff format", command=("ruff", "format", "--check", ".")),
         Gate(name="mypy", command=("mypy",)),
+        Gate(name="workflows", command=("python", "-m", "ci.workflows"), quick=None),
         *_unit_gates(_fully_covered()),
         Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR), full=_FOUR),
         Gate(
@@ -99,9 +102,22 @@ def all_gates() -> tuple[Gate, ...]:
         ),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
         Gate(name="vm tests", command=("pytest", *_VM, *_results("vm")), lane="vm", quick=None),
-        Gate(name="warp tests", command=("pytest", *_WARP, *_results("warp")), lane="warp", quick=None),
+        Gate(
+            name="warp tests",
+            command=("pytest", *_WARP, *_results("warp")),
+            lane="warp",
+            quick=None,
+            peers=("boringtun",),
+        ),
         Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None),
+        *(_on_other_kernel(lane, arguments) for lane, arguments in (("vm", _VM), ("warp", _WARP))),
     )
+
+
+def _on_other_kernel(lane: str, arguments: Sequence[str]) -> Gate:
+    name = f"{lane} tests {OTHER_KERNEL}"
+    command = ("pytest", *arguments, "--kernel", OTHER_KERNEL, *_results(name.replace(" ", "-")))
+    return Gate(name=name, command=command, lane=lane, quick=None, nightly=True)
 
 
 def _unit_gates(covered: Sequence[str]) -> tuple[Gate, ...]:
@@ -134,6 +150,7 @@ examples:
   ci/test                 all gates
   ci/test --quick         lint, types, unit tests, and the netns tests of one pair: for before a commit
   ci/test --lane core     lint, types, and no tests but those of one lane
+  ci/test --nightly       all gates, guests with a second kernel
 
 exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed
 """
@@ -162,7 +179,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ci/test", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="leave out what takes long")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="leave out what takes long")
+    extent.add_argument("--nightly", action="store_true", help="with what takes too long for every change")
     parser.add_argument(
         "--lane",
         action="append",
@@ -178,16 +197,16 @@ def _run_all(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
     for old in REPORTS.glob("*.xml"):
         old.unlink()
-    gates = chosen(quick=options.quick, lanes=options.lane or [])
+    gates = chosen(quick=options.quick, nightly=options.nightly, lanes=options.lane or [])
     for outcome in prepare([name for gate in gates for name in gate.peers]):
         outcomes.append(outcome)  # noqa: PERF402
     for gate in gates:
         outcomes.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
 
 
-def chosen(*, quick: bool, lanes: Sequence[str]) -> list[Gate]:
+def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False) -> list[Gate]:
     """The gates that the options leave."""
-    gates = [gate for gate in all_gates() if gate.quick is not None or not quick]
+    gates = [gate for gate in all_gates() if (gate.quick is not None or not quick) and (nightly or not gate.nightly)]
     return [gate for gate in gates if not (gate.lane and lanes) or gate.lane in lanes]
 
 

@@ -1,16 +1,19 @@
-"""Rekey, keepalive, retry and rejection by time, as seen on the wire (topology `loopback`)."""
+"""Rekey, keepalives, retry, rejection and erasure by time, as seen on the wire (topologies `loopback` and `nat`)."""
 
 from __future__ import annotations
 
+import socket
+import struct
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import traffic
-from harness.capture import DATA, INITIATION, Capture
+from harness.capture import DATA, INITIATION, RESPONSE, Capture
 from harness.timing import slack
 from harness.tunnel import V4_OF_A, V4_OF_B
+from harness.verdicts import differs
 from harness.wait import let_pass
 
 if TYPE_CHECKING:
@@ -30,6 +33,15 @@ MAX_JITTER = 1 / 3
 INITIATIONS_OF_A_SERIES = 20
 DISCARD = 9
 PORT_OF_A, PORT_OF_B = 1, 2
+# Between these the last initiation of a series must lie; the first is at 0 (TM-04).
+LAST_RETRY = (85, 110)
+GIVEN_UP = 120
+ERASURE = 3 * REJECT_AFTER_TIME
+# The timer wheel of Linux may be an eighth of a duration late.
+COARSE = 1 / 8
+INTERVAL = 25
+MAPPING = 30
+HOUR = 3600
 
 
 @pytest.fixture
@@ -97,10 +109,13 @@ def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel
         traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
         let_pass((INITIATIONS_OF_A_SERIES + 6) * (REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)), "all retries")
         sent = initiations(wire, PORT_OF_A)
-    assert len(sent) == INITIATIONS_OF_A_SERIES
     gaps = [(b.time - a.time) / SECOND for a, b in pairwise(sent)]
     assert min(gaps) >= REKEY_TIMEOUT
     assert max(gaps) <= REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)
+    last = (sent[-1].time - sent[0].time) / SECOND
+    assert LAST_RETRY[0] <= last <= LAST_RETRY[1]
+    if len(sent) != INITIATIONS_OF_A_SERIES:
+        differs(f"{len(sent)} initiations in {last:.0f} s, not {INITIATIONS_OF_A_SERIES}")
 
 
 @pytest.mark.requirement("DT-21")
@@ -114,3 +129,60 @@ def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Ca
     assert pings.lost == 2
     late = [m for m in wire.messages(kind=DATA) if m.time - start > (REJECT_AFTER_TIME + 1) * SECOND]
     assert not late, f"sent under an expired key: {late[0]}"
+
+
+@pytest.mark.requirement("TM-27")
+@pytest.mark.parametrize("late", [pytest.param(False, id="in-time"), pytest.param(True, id="too-late")])
+def test_pending_handshake_is_erased_nine_minutes_after_giving_up(loopback: Tunnel, late: bool) -> None:
+    drop(loopback, f"udp dport {PORT_OF_A}")
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"no response comes")
+        let_pass(GIVEN_UP, "A has given up")
+        response = wire.messages(kind=RESPONSE, port=PORT_OF_B)[-1]
+        assert response.time - session_start(wire) > (REKEY_TIMEOUT + 1) * SECOND, "A did not try again"
+        let_pass(ERASURE * (1 + COARSE) if late else ERASURE - GIVEN_UP, "the wait for the erasure")
+        loopback.nodes["ns0"].nft("delete table inet cut")
+        deliver(loopback, response)
+        let_pass(1, "A would confirm the session at once")
+        confirmed = [m for m in wire.messages(kind=DATA, port=PORT_OF_A) if m.time > response.time]
+    assert len(confirmed) == (0 if late else 1)
+
+
+def deliver(loopback: Tunnel, message: Message) -> None:
+    """Send a captured datagram once more, from the address it came from."""
+    udp = struct.pack(">4H", message.source[1], message.destination[1], 8 + len(message.payload), 0) + message.payload
+    ends = socket.inet_aton(message.source[0]) + socket.inet_aton(message.destination[0])
+    # The kernel fills in length and checksum of the IP header; UDP over IPv4 may go without.
+    header = struct.pack(">BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0) + ends
+    with loopback.nodes["ns0"].socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(header + udp, (message.destination[0], 0))
+
+
+@pytest.mark.requirement("TM-20", "TM-21", "TM-17")
+@pytest.mark.capability("persistent-keepalive")
+def test_persistent_keepalive_leaves_no_gap_in_an_hour(loopback: Tunnel, wire: Capture) -> None:
+    loopback.a.set_peer(loopback.pub_b, persistent_keepalive=INTERVAL)
+    let_pass(HOUR, "keepalives, and a new session every two minutes")
+    sent = [m.time / SECOND for m in wire.messages(port=PORT_OF_A)]
+    assert max(b - a for a, b in pairwise(sent)) <= INTERVAL + slack(INTERVAL)
+    keepalives = [m.time / SECOND for m in wire.messages(port=PORT_OF_A) if m.is_keepalive]
+    assert HOUR / (INTERVAL + slack(INTERVAL)) - 1 <= len(keepalives) <= HOUR / INTERVAL * 1.5
+    sessions = len(initiations(wire, PORT_OF_A, after=session_start(wire)))
+    assert HOUR // (REKEY_AFTER_TIME + 2 * INTERVAL) <= sessions <= HOUR // REKEY_AFTER_TIME
+    assert not initiations(wire, PORT_OF_B)
+    loopback.must_ping("ns2", V4_OF_A)
+
+
+@pytest.mark.scenario("N20")
+@pytest.mark.requirement("TM-20", "TM-25")
+@pytest.mark.capability("persistent-keepalive")
+def test_persistent_keepalive_keeps_a_mapping_of_thirty_seconds(nat: Tunnel) -> None:
+    for name in ("udp_timeout", "udp_timeout_stream"):
+        nat.nodes["ns0"].sysctl(f"net.netfilter.nf_conntrack_{name}", MAPPING)
+    nat.a.set_peer(nat.pub_b, persistent_keepalive=INTERVAL)
+    nat.must_ping("ns1", V4_OF_B)
+    let_pass(10 * MAPPING, "the mapping would be gone ten times")
+    nat.must_ping("ns2", V4_OF_A)
+    nat.a.set_peer(nat.pub_b, persistent_keepalive=0)
+    let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "no keepalive, not even that for the ping, keeps it now")
+    assert traffic.ping(nat.nodes["ns2"], V4_OF_A).lost == 1

@@ -25,14 +25,18 @@ JUNIT = """<testsuites><testsuite>
 </testsuite></testsuites>"""
 
 
-def names(**options: bool) -> set[str]:
-    return {gate.name for gate in chosen(quick=options.get("quick", False), lanes=[])}
+def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
+    return {gate.name for gate in chosen(quick=quick, nightly=nightly, lanes=[])}
 
 
-def test_quick_leaves_out_faults_and_guests_only() -> None:
+def test_quick_leaves_out_faults_guests_and_workflows_only() -> None:
     assert names() - names(quick=True) == {
-        "rust netns tests", "fault tests", "vm tests", "warp tests", "vm fault tests",
+        "rust netns tests", "fault tests", "vm tests", "warp tests", "vm fault tests", "workflows",
     }  # fmt: skip
+
+
+def test_nightly_adds_guests_with_another_kernel() -> None:
+    assert names(nightly=True) - names() == {"vm tests 6.12", "warp tests 6.12"}
 
 
 @pytest.mark.parametrize(
@@ -45,11 +49,11 @@ def test_quick_leaves_out_faults_and_guests_only() -> None:
 )
 def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: set[str]) -> None:
     picked = {gate.name for gate in chosen(quick=False, lanes=lanes)}
-    assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy"} | tests
+    assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy", "workflows"} | tests
 
 
 def test_rust_programs_are_built_only_for_the_gate_that_tests_them() -> None:
-    assert [gate.name for gate in chosen(quick=False, lanes=[]) if gate.peers] == ["rust netns tests"]
+    assert [gate.name for gate in chosen(quick=False, lanes=[]) if "gotatun" in gate.peers] == ["rust netns tests"]
 
 
 def test_files_to_be_covered_wholly_get_a_gate() -> None:
