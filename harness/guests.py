@@ -27,7 +27,7 @@ from harness.results import PROPERTY
 from harness.session import REPORTER, file_name, state_of_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
     from harness.implementation import Manifest, Registry
@@ -80,15 +80,11 @@ class Share:
 class Guests:
     """The guests of one session, which run while the session has its own tests."""
 
-    def __init__(
-        self, config: pytest.Config, registry: Registry, seed: int, evidence: Path, selection: list[str]
-    ) -> None:
-        """Selection: what the command line says of which tests to run, for the guest's command line."""
+    def __init__(self, config: pytest.Config, registry: Registry, seed: int, evidence: Path) -> None:
         self._config = config
         self._registry = registry
         self._seed = seed
         self._evidence = evidence
-        self._selection = selection
         self._vm = load_vm(config)
 
     def prepare(self, kernels: list[str]) -> None:
@@ -101,23 +97,34 @@ class Guests:
         return str(self._vm.vm_kernel.CATALOGUE["default"])
 
     @contextmanager
-    def started(self, lanes: list[str], session: pytest.Session) -> Iterator[Running]:
-        """Start the guests of these lanes, as many at once as `-n` says, and stop what runs at the end."""
+    def beside(self, session: pytest.Session, lanes: list[str]) -> Iterator[Running]:
+        """Run the guests of these lanes, as many at once as `-n` says, while the session has tests of its own.
+
+        They start when it is known which files hold tests for them, and those that run at the end are stopped.
+        """
         at_once = _at_once(state_of_run(self._config).workers)
-        running = Running(session, at_once)
+        shares = [
+            (Share(lane, kernel, number, at_once), objects)
+            for lane in lanes
+            for kernel in self._config.option.wg_kernel or [self.default_kernel]
+            for objects in [Objects(at_once)]
+            for number in range(at_once)
+        ]
+
+        def start(files: Iterable[str]) -> None:
+            if words := selection(self._config, files):
+                for share, objects in shares:
+                    self._start(share, objects, words, running)
+
+        running = Running(session, at_once, start)
+        self._config.pluginmanager.register(running)
         try:
-            for lane in lanes:
-                for kernel in self._config.option.wg_kernel or [self.default_kernel]:
-                    log = Objects(at_once)
-                    for number in range(at_once):
-                        self._start(Share(lane, kernel, number, at_once), log, running)
-            self._config.pluginmanager.register(running)
             yield running
         finally:
             running.close()
             self._config.pluginmanager.unregister(running)
 
-    def _start(self, share: Share, objects: Objects, running: Running) -> None:
+    def _start(self, share: Share, objects: Objects, words: list[str], running: Running) -> None:
         told = _Told(self._config, share, self._evidence, objects)
         stream = Stream()
 
@@ -127,13 +134,13 @@ class Guests:
         def show(data: bytes) -> None:
             running.tell(partial(told.take_all, stream.feed(data)))
 
-        running.start(lambda: self._boot(share, show, running.stop), ended, told.failed)
+        running.start(lambda: self._boot(share, words, show, running.stop), ended, told.failed)
 
-    def _boot(self, share: Share, show: Callable[[bytes], None], stop: int) -> Any:
-        """Boot a guest that runs its share of the selected tests, and wait for its end."""
+    def _boot(self, share: Share, words: list[str], show: Callable[[bytes], None], stop: int) -> Any:
+        """Boot a guest that runs its share of the tests that `words` select, and wait for its end."""
         files, implementations = self._implementations()
         lane = _lane_arguments(share.lane, self._config)
-        arguments = [*self._selection, *implementations, *self._pairs(), *lane, "--seed", str(self._seed)]
+        arguments = [*words, *implementations, *self._pairs(), *lane, "--seed", str(self._seed)]
         return self._vm.boot(
             share.kernel,
             ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
@@ -193,12 +200,26 @@ class Running:
     ended or `finish` is called.
     """
 
-    def __init__(self, session: pytest.Session, at_once: int) -> None:
+    def __init__(self, session: pytest.Session, at_once: int, start: Callable[[Iterable[str]], None]) -> None:
+        """Start: starts the guests, told the files that hold tests for them."""
         self._session = session
+        self._start = start
+        self._begun = False
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="guest")
         self._left = 0
         self._told: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self.stop, self._stopper = os.pipe()
+
+    def begin(self, files: Iterable[str]) -> None:
+        """Start the guests, the first time this is called."""
+        if not self._begun:
+            self._begun = True
+            self._start(files)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """The first worker has collected, and with it everyone."""
+        self.begin(name.partition("::")[0] for name in ids)
 
     def start(
         self, work: Callable[[], Any], ended: Callable[[Any], object], failed: Callable[[HarnessError], object]
@@ -384,14 +405,18 @@ def load_vm(config: pytest.Config) -> Any:
     return importlib.import_module("ci.vm")
 
 
-def selection(config: pytest.Config) -> list[str]:
-    """The words of the command line that choose tests, fit for a guest whose project lies elsewhere."""
-    words = [_relative(word, config.rootpath) for word in config.args]
-    if config.option.keyword:
+def selection(config: pytest.Config, files: Iterable[str]) -> list[str]:
+    """The words that choose tests in a guest: what the command line says, its directories as the `files` in them.
+
+    files: those that hold tests for guests, relative to the root; a guest that collects others as well takes minutes.
+    """
+    given = [_relative(word, config.rootpath) for word in config.args]
+    folders = [Path(word) for word in given if "::" not in word]
+    below = (name for name in dict.fromkeys(files) if any(Path(name).is_relative_to(folder) for folder in folders))
+    words = [*(word for word in given if "::" in word), *below]
+    if words and config.option.keyword:
         words += ["-k", config.option.keyword]
-    for pair in config.option.wg_pair:
-        words += ["--pair", pair]
-    return words
+    return words + [f"--pair={pair}" for pair in config.option.wg_pair] if words else []
 
 
 def _relative(word: str, root: Path) -> str:

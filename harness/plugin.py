@@ -119,10 +119,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def _guests(config: pytest.Config) -> Guests:
-    from harness.guests import Guests, selection
+    from harness.guests import Guests
 
     state = state_of_run(config)
-    return Guests(config, state.registry, state.seed, state.report_directory / "evidence", selection(config))
+    return Guests(config, state.registry, state.seed, state.report_directory / "evidence")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -130,10 +130,14 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     lanes = guest_lanes(session.config)
     if not lanes or session.config.option.collectonly or is_worker(session.config):
         return (yield)
-    here, session.items = session.items, [] if only_guests(session.config) else session.items
-    with _guests(session.config).started(lanes, session) as running:
+    collected = session.items
+    with _guests(session.config).beside(session, lanes) as running:
+        # Under xdist nothing is collected here, and the workers tell.
+        if collected:
+            running.begin(item.nodeid.partition("::")[0] for item in collected if lane_of(item) == "netns")
+        session.items = [] if only_guests(session.config) else collected
         answer = yield
-        session.items = here
+        session.items = collected
         running.finish()
     return answer
 
