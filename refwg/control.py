@@ -111,7 +111,7 @@ class Control:
         self._sockets = sockets
         self._clock = clock
         self._carry_out = carry_out
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ, self._accept)
 
@@ -127,10 +127,13 @@ class Control:
 
     def _turn_away(self) -> None:
         """Too many files are open: one kept in reserve allows to hang up, where the caller would be heard for ever."""
-        os.close(self._reserve)
+        if self._reserve is not None:
+            os.close(self._reserve)
+            self._reserve = None
         with suppress(OSError):
             self._listener.accept()[0].close()
-        self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self, connection: socket.socket, handler: Callable[[int], None], events: int) -> None:
         """Call `handler` when a connection is ready."""

@@ -53,6 +53,36 @@ class Bucket:
         return True
 
 
+class IcmpLimits:
+    """How often errors may be sent, by the sysctls of the namespace in which it was made."""
+
+    def __init__(self) -> None:
+        self._apart = {length: _sysctl(*limit) * MILLISECOND for length, limit in _MILLISECONDS_APART.items()}
+        rate = _sysctl(*_ERRORS_PER_SECOND)
+        self._all = Bucket(SECOND // rate if rate else 0, _sysctl(*_ERRORS_AT_ONCE))
+        self._destinations: dict[bytes, Bucket] = {}
+
+    def allow_any(self, now: int) -> bool:
+        """Whether an error may be sent, to whomever."""
+        return self._all.allow(now)
+
+    def allow(self, destination: bytes, inquirer: Inquirer, now: int) -> bool:
+        """Whether an error may be sent to this destination."""
+        bucket = self._destinations.get(destination)
+        if bucket is None:
+            if len(self._destinations) >= _DESTINATIONS:
+                self._destinations.clear()
+            # This host may hear of its own mistakes as often as it makes them.
+            is_local = inquirer.route(destination).interface == _LOOPBACK
+            bucket = Bucket(0 if is_local else self._apart[len(destination)], _BURST)
+            self._destinations[destination] = bucket
+        return bucket.allow(now)
+
+    def routes_changed(self) -> None:
+        """Who was this host may be another now."""
+        self._destinations.clear()
+
+
 class IcmpSender:
     """Sends ICMP errors in the network namespace in which it was made.
 
@@ -68,15 +98,11 @@ class IcmpSender:
         with suppress(OSError):
             self._sockets[4] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
             self._sockets[16] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
-        self._apart = {length: _sysctl(*limit) * MILLISECOND for length, limit in _MILLISECONDS_APART.items()}
-        rate = _sysctl(*_ERRORS_PER_SECOND)
-        self._all = Bucket(SECOND // rate if rate else 0, _sysctl(*_ERRORS_AT_ONCE))
-        self._destinations: dict[bytes, Bucket] = {}
 
-    def send(self, error: IcmpError, now: int) -> bool:
-        """Send it; False if there were too many lately, or the stack does not take it."""
+    def send(self, error: IcmpError, limits: IcmpLimits, now: int) -> bool:
+        """Send it; False if its destination had too many lately, or the stack does not take it."""
         one = self._sockets.get(len(error.destination))
-        if one is None or not self._all.allow(now) or not self._bucket(error.destination).allow(now):
+        if one is None or not limits.allow(error.destination, self._inquirer, now):
             return False
         source = self._source_to_translated(error)
         try:
@@ -84,6 +110,12 @@ class IcmpSender:
         except OSError:
             return False
         return True
+
+    def close(self) -> None:
+        if self._conntrack is not None:
+            self._conntrack.close()
+        for one in self._sockets.values():
+            one.close()
 
     def _source_to_translated(self, error: IcmpError) -> LocalAddress | None:
         """The address from which a sender behind source NAT is reached; None if there is no NAT.
@@ -97,27 +129,6 @@ class IcmpSender:
             return None
         route = self._inquirer.route(original)
         return LocalAddress(route.source) if route.source else None
-
-    def routes_changed(self) -> None:
-        """Who was this host may be another now."""
-        self._destinations.clear()
-
-    def close(self) -> None:
-        if self._conntrack is not None:
-            self._conntrack.close()
-        for one in self._sockets.values():
-            one.close()
-
-    def _bucket(self, destination: bytes) -> Bucket:
-        found = self._destinations.get(destination)
-        if found is None:
-            if len(self._destinations) >= _DESTINATIONS:
-                self._destinations.clear()
-            # This host may hear of its own mistakes as often as it makes them.
-            is_local = self._inquirer.route(destination).interface == _LOOPBACK
-            found = Bucket(0 if is_local else self._apart[len(destination)], _BURST)
-            self._destinations[destination] = found
-        return found
 
 
 def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:

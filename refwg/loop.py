@@ -73,7 +73,6 @@ class Loop:
             carry_out=self._engine.carry_out,
         )
         self._routes = Monitor(routes=True)
-        self._link_monitor: Monitor | None = None
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._udp: list[socket.socket] = []
         self._udp_generation = -1
@@ -85,7 +84,7 @@ class Loop:
         self._watch_signals()
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
         self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
-        self._watch_link()
+        self._selector.register(self._tun.monitor, selectors.EVENT_READ, self._link_changed)
         self._apply_link_state()
         # Next to nothing here is garbage in a cycle, and a large configuration is long to search for it.
         gc.freeze()
@@ -128,6 +127,7 @@ class Loop:
             self._watch_udp()
         self._notice_sleep()
         self._engine.time_passed()
+        self._tun.rest()
 
     def _timeout(self) -> float | None:
         deadline = self._engine.next_deadline()
@@ -156,17 +156,9 @@ class Loop:
         for one in self._udp:
             self._selector.register(one, selectors.EVENT_READ, lambda _, one=one: self._engine.datagrams_waiting(one))
 
-    def _watch_link(self) -> None:
-        if self._link_monitor is not None:
-            self._selector.unregister(self._link_monitor)
-        self._link_monitor = self._tun.monitor
-        self._selector.register(self._link_monitor, selectors.EVENT_READ, self._link_changed)
-
     def _link_changed(self, _: int) -> None:
         if self._tun.refresh():
             self._device.down(boot_clock())
-            if self._link_monitor is not self._tun.monitor:
-                self._watch_link()
         self._apply_link_state()
 
     def _apply_link_state(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,13 @@ _NLMSG_ERROR: Final = 2
 _RTM_NEWLINK: Final = 16
 _RTM_GETLINK: Final = 18
 _RTM_GETROUTE: Final = 26
+_RTM_NEWNSID: Final = 88
+_RTM_GETNSID: Final = 90
+_NETNSA_NSID: Final = 1
+_NETNSA_FD: Final = 3
+_NSID_ANY: Final = -1
+_SOL_NETLINK: Final = 270
+_NETLINK_LISTEN_ALL_NSID: Final = 8
 _NLM_F_REQUEST: Final = 1
 _NLM_F_ACK: Final = 4
 _IFLA_IFNAME: Final = 3
@@ -109,6 +117,14 @@ class Inquirer(Requester):
         failure, answer = self.ask(_RTM_GETLINK, body)
         return None if failure else _read_link(answer)
 
+    def namespace_id(self, namespace: int) -> int | None:
+        """The number by which our namespace knows another one, given as a descriptor; it gets one if it has none."""
+        body = bytes(4) + attribute(_NETNSA_FD, _U32.pack(namespace))
+        self.ask(_RTM_NEWNSID, body + attribute(_NETNSA_NSID, _ERRNO.pack(_NSID_ANY)), _NLM_F_ACK)
+        failure, answer = self.ask(_RTM_GETNSID, body)
+        found = attributes(answer[4:]).get(_NETNSA_NSID)
+        return None if failure or found is None else int(_ERRNO.unpack(found)[0])
+
     def set_down(self, link: Link) -> None:
         """Take an interface down."""
         self.ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
@@ -127,11 +143,18 @@ class Inquirer(Requester):
 
 
 class Monitor:
-    """Is readable when something has changed in the network namespace in which it was made."""
+    """Is readable when something has changed in the network namespace in which it was made.
 
-    def __init__(self, *, links: bool = False, routes: bool = False) -> None:
+    everywhere: or in any other that this one has a number for (`Inquirer.namespace_id`), without keeping it alive.
+    """
+
+    def __init__(self, *, links: bool = False, routes: bool = False, everywhere: bool = False) -> None:
         self._socket = netlink_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
         self._socket.setblocking(False)
+        if everywhere:
+            # Without the right to listen there is no right to move an interface either.
+            with suppress(PermissionError):
+                self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -139,20 +162,24 @@ class Monitor:
     def close(self) -> None:
         self._socket.close()
 
-    def drain(self) -> list[Link]:
-        """Forget what has come, and return what links were like meanwhile: one may have gone down and up again."""
-        links: list[Link] = []
+    def drain(self) -> list[tuple[int | None, Link]]:
+        """Forget what has come, and return what links were like meanwhile: one may have gone down and up again.
+
+        Each comes with the number of its namespace, None for ours.
+        """
+        links: list[tuple[int | None, Link]] = []
         while True:
             try:
-                links += [
-                    _read_link(body) for kind, _, body in messages(self._socket.recv(_BUFFER)) if kind == _RTM_NEWLINK
-                ]
+                data, ancillary, _, _ = self._socket.recvmsg(_BUFFER, socket.CMSG_SPACE(_ERRNO.size))
             except BlockingIOError:
                 return links
             except OSError as error:
                 # Messages were lost because too many came at once; whoever asks now learns what has become of it.
                 if error.errno != errno.ENOBUFS:
                     raise
+                continue
+            namespace = next((int(_ERRNO.unpack(number)[0]) for _, _, number in ancillary), None)
+            links += [(namespace, _read_link(body)) for kind, _, body in messages(data) if kind == _RTM_NEWLINK]
 
 
 def netlink_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:

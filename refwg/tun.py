@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from refwg.icmp import IcmpSender
+from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
 from refwg.netlink import Inquirer, Monitor
 
@@ -55,6 +55,12 @@ class Tun:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._place: _Place | None = None
+        self._home = Inquirer()
+        self._mtus: dict[bytes, int] = {}
+        # Readable when links or routes have changed, where the interface is among other places; see `refresh`.
+        self.monitor = Monitor(links=True, routes=True, everywhere=True)
+        self._number: int | None = None
+        self._limits: IcmpLimits | None = None
         self.link = self._look_up()
 
     @classmethod
@@ -78,21 +84,25 @@ class Tun:
     def close(self) -> None:
         if self._place is not None:
             self._place.close()
+        self._home.close()
+        self.monitor.close()
         os.close(self._descriptor)
-
-    @property
-    def monitor(self) -> Monitor:
-        """Readable when links or routes have changed where the interface is; see `refresh`."""
-        return self._where().monitor
 
     def refresh(self) -> bool:
         """Look again at the interface, wherever it is now; True if it was down meanwhile, or has moved."""
-        before = self._where()
-        was_down = any(link.index == self.link.index and not link.is_up for link in before.monitor.drain())
-        before.mtus.clear()
-        before.icmp.routes_changed()
+        number = self._number
+        seen = [link for where, link in self.monitor.drain() if where == number]
+        was_down = any(link.index == self.link.index and not link.is_up for link in seen)
+        self._leave()
+        self._mtus.clear()
         self.link = self._look_up()
-        return was_down or self._place is not before
+        self._where().limits.routes_changed()
+        return was_down or self._number != number
+
+    def rest(self) -> None:
+        """Nothing is to be done for now: hold on to no other namespace than ours, or it could not be deleted."""
+        if self._number is not None:
+            self._leave()
 
     def read(self) -> bytes | None:
         """Next packet from the interface's network stack; None if none is there."""
@@ -116,14 +126,13 @@ class Tun:
 
     def mtu_to(self, destination: bytes) -> int:
         """MTU of the route by which a packet came here; of the interface if the route has none of its own."""
-        place = self._where()
-        mtu = place.mtus.get(destination)
+        mtu = self._mtus.get(destination)
         if mtu is None:
-            if len(place.mtus) >= _CACHED_ROUTES:
-                place.mtus.clear()
-            route = place.inquirer.route(destination, interface=self.link.index)
+            if len(self._mtus) >= _CACHED_ROUTES:
+                self._mtus.clear()
+            route = self._where().inquirer.route(destination, interface=self.link.index)
             mtu = min(self.link.mtu, route.mtu) if route.mtu else self.link.mtu
-            place.mtus[destination] = mtu
+            self._mtus[destination] = mtu
         return mtu
 
     def set_down(self) -> None:
@@ -131,7 +140,10 @@ class Tun:
 
     def send_icmp(self, error: IcmpError, now: int) -> bool:
         """Send an ICMP error to an address where the interface is; False if that failed, or there were too many."""
-        return self._where().icmp.send(error, now)
+        if self._limits is None or not self._limits.allow_any(now):
+            return False
+        place = self._where()
+        return place.icmp.send(error, place.limits, now)
 
     def _look_up(self) -> Link:
         """Find the interface by the name it has now, in the namespace it is in now."""
@@ -151,7 +163,8 @@ class Tun:
 
     def _where(self) -> _Place:
         if self._place is None:
-            self._place = self._in_namespace(_Place)
+            self._place = self._enter()
+            self._number, self._limits = self._place.number, self._place.limits
         return self._place
 
     def _leave(self) -> None:
@@ -159,20 +172,22 @@ class Tun:
             self._place.close()
         self._place = None
 
-    def _in_namespace(self, make: Callable[[], T]) -> T:
-        """Call `make` in the interface's namespace: at once if that is ours, else in a thread that goes there."""
+    def _enter(self) -> _Place:
+        """Make sockets where the interface is: at once if that is our own namespace, else in a thread that goes."""
         try:
             namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
         except OSError as error:
             if error.errno in _CANNOT_LOOK:
-                return make()
+                return _Place(None, self._limits)
             why = "" if error.errno in {errno.EBADFD, errno.EBADF} else f"no network namespace: {error.strerror}"
             raise InterfaceGoneError(why) from error
         try:
             there, here = os.fstat(namespace), Path("/proc/thread-self/ns/net").stat()
-            if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
-                return make()
-            return _call_in(namespace, make)
+            is_home = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+            number = None if is_home else self._home.namespace_id(namespace)
+            # What was sent so far counts as long as the interface stays where it is.
+            limits = self._limits if number == self._number else None
+            return _Place(number, limits) if is_home else _call_in(namespace, lambda: _Place(number, limits))
         except OSError as error:
             raise InterfaceGoneError(f"its network namespace cannot be entered: {error.strerror}") from error
         finally:
@@ -180,17 +195,19 @@ class Tun:
 
 
 class _Place:
-    """Sockets in the namespace of the interface. They keep belonging to it, whoever uses them."""
+    """Sockets in the namespace of the interface. They keep belonging to it, whoever uses them, and keep it alive.
 
-    def __init__(self) -> None:
+    number: by which our own namespace knows it, None if it is the same.
+    """
+
+    def __init__(self, number: int | None, limits: IcmpLimits | None) -> None:
+        self.number = number
+        self.limits = limits or IcmpLimits()
         self.inquirer = Inquirer()
-        self.monitor = Monitor(links=True, routes=True)
-        self.mtus: dict[bytes, int] = {}
         self.icmp = IcmpSender(self.inquirer)
 
     def close(self) -> None:
         self.inquirer.close()
-        self.monitor.close()
         self.icmp.close()
 
 

@@ -10,7 +10,7 @@ SETUP = """
         import socket, subprocess
         from ipaddress import ip_address
         from pathlib import Path
-        from refwg.icmp import IcmpSender
+        from refwg.icmp import IcmpLimits, IcmpSender
         from refwg.netlink import Inquirer
         from refwg.packet import unreachable
         from selftests.unit.packets import ip_packet
@@ -21,7 +21,11 @@ SETUP = """
             pass  # a kernel thread makes the route a moment later
         def sent(sender, address, count, now=0):
             error = unreachable(ip_packet(address, "fd00::99" if ":" in address else "10.99.0.1"))
-            return sum(sender.send(error, now) for _ in range(count))
+            limits = sender.limits
+            return sum(limits.allow_any(now) and sender.send(error, limits, now) for _ in range(count))
+        def make():
+            sender = IcmpSender(Inquirer()); sender.limits = IcmpLimits()
+            return sender
 """
 
 
@@ -40,7 +44,7 @@ def test_a_bucket_without_an_interval_never_refuses() -> None:
 def test_each_destination_has_six_errors_at_once_and_then_one_a_second() -> None:
     code = """
         Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("1000")
-        sender = IcmpSender(Inquirer())
+        sender = make()
         for second in range(3):
             print(*(sent(sender, address, 9, second * 10**9) for address in ("10.0.0.7", "10.0.0.8", "fd00::7")))
     """
@@ -51,16 +55,16 @@ def test_each_destination_has_six_errors_at_once_and_then_one_a_second() -> None
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1", "127.0.0.1"])
 def test_a_sender_on_this_host_is_bound_by_the_limit_for_all_errors_only(address: str) -> None:
     code = f"""
-        print(sent(IcmpSender(Inquirer()), "{address}", 60))
+        print(sent(make(), "{address}", 60))
     """
     assert run_in_sandbox(SETUP, code) == "50\n"
 
 
 def test_after_a_change_of_routes_a_sender_may_be_another() -> None:
     code = """
-        sender = IcmpSender(Inquirer())
+        sender = make()
         print(sent(sender, "10.0.0.7", 9)); ip("address add 10.0.0.7/24 dev v0")
-        sender.routes_changed(); print(sent(sender, "10.0.0.7", 9))
+        sender.limits.routes_changed(); print(sent(sender, "10.0.0.7", 9))
     """
     assert run_in_sandbox(SETUP, code) == "6\n9\n"
 
@@ -68,14 +72,14 @@ def test_after_a_change_of_routes_a_sender_may_be_another() -> None:
 def test_the_limits_are_those_of_the_stack() -> None:
     code = """
         Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
-        print(sent(IcmpSender(Inquirer()), "10.0.0.7", 9))
+        print(sent(make(), "10.0.0.7", 9))
     """
     assert run_in_sandbox(SETUP, code) == "9\n"
 
 
 def test_where_no_error_can_be_sent_nothing_happens() -> None:
     code = """
-        sender = IcmpSender(Inquirer())
+        sender = make()
         print(sent(sender, "99.0.0.1", 1))
         sender.close(); sender._sockets.clear()
         print(sent(sender, "10.0.0.7", 1))

@@ -55,10 +55,25 @@ def test_routes_links_and_their_changes_are_seen() -> None:
         link = inquirer.link("v0")
         print(inquirer.route(bytes([10, 0, 9, 1]), interface=link.index).mtu, inquirer.route(bytes([10, 0, 0, 9])).mtu)
         inquirer.set_down(link)
-        print(inquirer.link("v0").is_up, {seen.is_up for seen in monitor.drain() if seen.name == "v0"})
+        print(inquirer.link("v0").is_up, {seen.is_up for _, seen in monitor.drain() if seen.name == "v0"})
     """
     assert run_in_sandbox("", code) == "1299 0\nFalse {False, True}\n"
 
 
 def test_links_compare_by_what_they_say() -> None:
     assert Link(1, "lo", 65536, is_up=True) == Link(1, "lo", 65536, is_up=True)
+
+
+@pytest.mark.requirement("NS-06")
+def test_another_namespace_is_heard_by_its_number_and_not_kept_alive() -> None:
+    code = """
+        import os, subprocess
+        from refwg.netlink import Inquirer, Monitor
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        inquirer, everywhere, here = Inquirer(), Monitor(links=True, everywhere=True), Monitor(links=True)
+        ip("netns add other"); other = os.open("/run/netns/other", os.O_RDONLY)
+        number = inquirer.namespace_id(other); print(number == inquirer.namespace_id(other), number >= 0)
+        ip("-n other link add v0 type veth peer name v1"); ip("-n other link set v0 up")
+        print({(where == number, link.is_up) for where, link in everywhere.drain() if link.name == "v0"}, here.drain())
+    """
+    assert run_in_sandbox("", code) == "True True\n{(True, False), (True, True)} []\n"
