@@ -41,9 +41,6 @@ class Answer:
     is_over: bool = False
 
 
-_NOTHING_YET: Final = Answer()
-
-
 class Conversation:
     """One connection: bytes go in as they come, requests are answered once they are whole.
 
@@ -53,19 +50,20 @@ class Conversation:
     def __init__(self, device: Device, sockets: Sockets) -> None:
         self._device = device
         self._sockets = sockets
-        self._rest = b""
+        self._rest = ""
         self._operation = ""
         self._lines: list[str] = []
 
     def feed(self, data: bytes, now: int) -> Answer:
         """Take what came in; several requests may follow one another."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, self._rest = (self._rest + data.decode("latin-1")).split("\n")
         reply = b""
         effects: list[Effect] = []
         for line in lines:
-            answer = self._line(line.decode("latin-1"), now)
-            if answer is _NOTHING_YET:
+            if line and self._operation == "set=1":
+                self._lines.append(line)
                 continue
+            answer = self._line(line, now)
             reply += answer.reply
             effects += answer.effects
             if answer.is_over:
@@ -78,10 +76,7 @@ class Conversation:
     def _line(self, line: str, now: int) -> Answer:
         if not self._operation:
             self._operation = line
-            return _NOTHING_YET if line in {"get=1", "set=1"} else Answer(is_over=True)
-        if self._operation == "set=1" and line:
-            self._lines.append(line)
-            return _NOTHING_YET
+            return Answer(is_over=line not in {"get=1", "set=1"})
         operation, self._operation = self._operation, ""
         if operation == "get=1":
             return Answer(_status(errno.EINVAL) if line else get(self._device) + _status(0))
