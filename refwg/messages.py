@@ -6,10 +6,10 @@ wire little-endian.
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import Any, ClassVar, Final, Self
+from typing import ClassVar, Final, Self
 
 from refwg.errors import MalformedMessage
 
@@ -70,12 +70,32 @@ class MessageType(IntEnum):
     DATA = 4
 
 
+class _FixedLength:
+    """Messages of which every byte has its place: behind the type stand the fields, in the order of the record."""
+
+    __slots__: ClassVar[tuple[str, ...]] = ()
+    TYPE: ClassVar[MessageType]
+    LAYOUT: ClassVar[Struct]
+
+    def to_bytes(self) -> bytes:
+        return self.LAYOUT.pack(self.TYPE, *(getattr(self, name) for name in self.__slots__))
+
+    @classmethod
+    def parse(cls, datagram: bytes) -> Self:
+        if len(datagram) != cls.LAYOUT.size:
+            raise MalformedMessage(f"{cls.TYPE.name} of {len(datagram)} bytes: exactly {cls.LAYOUT.size} are needed")
+        kind, *values = cls.LAYOUT.unpack(datagram)
+        if kind != cls.TYPE:
+            raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: not {cls.TYPE.name}")
+        return cls(**dict(zip(cls.__slots__, values, strict=True)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Initiation:
+class Initiation(_FixedLength):
     """First message of a handshake: "here is who I am, sealed for you, and the time"."""
 
-    TYPE: ClassVar = MessageType.INITIATION
-    LAYOUT: ClassVar = Struct("<L L 32s 48s 28s 16s 16s")
+    TYPE = MessageType.INITIATION
+    LAYOUT = Struct("<L L 32s 48s 28s 16s 16s")
 
     sender_index: int
     ephemeral: bytes
@@ -84,28 +104,13 @@ class Initiation:
     mac1: bytes = ZERO_MAC
     mac2: bytes = ZERO_MAC
 
-    def to_bytes(self) -> bytes:
-        return self.LAYOUT.pack(self.TYPE, *astuple(self))
-
-    @classmethod
-    def parse(cls, datagram: bytes) -> Self:
-        index, ephemeral, static, timestamp, mac1, mac2 = _unpack(cls.LAYOUT, cls.TYPE, datagram)
-        return cls(
-            sender_index=index,
-            ephemeral=ephemeral,
-            encrypted_static=static,
-            encrypted_timestamp=timestamp,
-            mac1=mac1,
-            mac2=mac2,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
+class Response(_FixedLength):
     """Second message of a handshake: "so it is you; here is my half of the keys"."""
 
-    TYPE: ClassVar = MessageType.RESPONSE
-    LAYOUT: ClassVar = Struct("<L L L 32s 16s 16s 16s")
+    TYPE = MessageType.RESPONSE
+    LAYOUT = Struct("<L L L 32s 16s 16s 16s")
 
     sender_index: int
     receiver_index: int
@@ -114,40 +119,17 @@ class Response:
     mac1: bytes = ZERO_MAC
     mac2: bytes = ZERO_MAC
 
-    def to_bytes(self) -> bytes:
-        return self.LAYOUT.pack(self.TYPE, *astuple(self))
-
-    @classmethod
-    def parse(cls, datagram: bytes) -> Self:
-        sender, receiver, ephemeral, nothing, mac1, mac2 = _unpack(cls.LAYOUT, cls.TYPE, datagram)
-        return cls(
-            sender_index=sender,
-            receiver_index=receiver,
-            ephemeral=ephemeral,
-            encrypted_nothing=nothing,
-            mac1=mac1,
-            mac2=mac2,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CookieReply:
+class CookieReply(_FixedLength):
     """Answer of a responder under load: "prove first that you receive at your address"."""
 
-    TYPE: ClassVar = MessageType.COOKIE_REPLY
-    LAYOUT: ClassVar = Struct("<L L 24s 32s")
+    TYPE = MessageType.COOKIE_REPLY
+    LAYOUT = Struct("<L L 24s 32s")
 
     receiver_index: int
     nonce: bytes
     encrypted_cookie: bytes
-
-    def to_bytes(self) -> bytes:
-        return self.LAYOUT.pack(self.TYPE, *astuple(self))
-
-    @classmethod
-    def parse(cls, datagram: bytes) -> Self:
-        receiver, nonce, cookie = _unpack(cls.LAYOUT, cls.TYPE, datagram)
-        return cls(receiver_index=receiver, nonce=nonce, encrypted_cookie=cookie)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +190,3 @@ def padded_length(length: int, mtu: int) -> int:
     last_unit = length % mtu if mtu and length > mtu else length
     padded = -(-last_unit // MESSAGE_PADDING_MULTIPLE) * MESSAGE_PADDING_MULTIPLE
     return length - last_unit + (min(padded, mtu) if mtu else padded)
-
-
-def _unpack(layout: Struct, expected: MessageType, datagram: bytes) -> tuple[Any, ...]:
-    if len(datagram) != layout.size:
-        raise MalformedMessage(f"{expected.name} of {len(datagram)} bytes: exactly {layout.size} are needed")
-    kind, *fields = layout.unpack(datagram)
-    if kind != expected:
-        raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: not {expected.name}")
-    return tuple(fields)

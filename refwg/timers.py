@@ -82,8 +82,8 @@ class PeerTimers:
         self.is_running = False
         self._deadlines.clear()
 
-    def is_pending(self, timer: Timer) -> bool:
-        return timer in self._deadlines
+    def deadline_of(self, timer: Timer) -> int | None:
+        return self._deadlines.get(timer)
 
     def next_deadline(self) -> int | None:
         return min(self._deadlines.values(), default=None)

@@ -154,7 +154,7 @@ def test_a_datagram_that_was_not_sent_is_not_counted_and_not_waited_for() -> Non
     assert isinstance(effect, Transmit)
     pair.a.device.not_sent(effect, pair.now, "network unreachable")
     assert pair.a.peer.statistics.tx_bytes == before
-    assert not pair.a.peer.timers.is_pending(Timer.NEW_HANDSHAKE)
+    assert pair.a.peer.timers.deadline_of(Timer.NEW_HANDSHAKE) is None
     assert pair.a.peer.statistics.drops[DropReason.NOT_SENT] == 1
 
 

@@ -315,7 +315,7 @@ def test_unacceptable_inner_packets_are_dropped_but_still_authenticate(plaintext
     pair.inject(pair.b, sealed(pair.a.peer, plaintext), source=ELSEWHERE)
     assert (pair.b.delivered, drops(pair.b), pair.log) == ([], [reason], [])
     assert pair.b.peer.endpoint == arrived_at(ELSEWHERE, pair.b)
-    assert pair.b.peer.timers.is_pending(Timer.SEND_KEEPALIVE)
+    assert pair.b.peer.timers.deadline_of(Timer.SEND_KEEPALIVE) is not None
     assert pair.b.peer.statistics.rx_bytes == before
 
 
@@ -374,7 +374,7 @@ def test_a_keepalive_counts_32_bytes_and_provokes_nothing() -> None:
     before = pair.b.peer.statistics.rx_bytes
     pair.inject(pair.b, sealed(pair.a.peer, b""))
     assert pair.b.peer.statistics.rx_bytes == before + 32
-    assert not pair.b.peer.timers.is_pending(Timer.SEND_KEEPALIVE)
+    assert pair.b.peer.timers.deadline_of(Timer.SEND_KEEPALIVE) is None
 
 
 @pytest.mark.requirement("HS-24", "DT-16")

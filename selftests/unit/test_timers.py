@@ -70,9 +70,9 @@ def test_each_event_cancels_what_it_answers(
 ) -> None:
     timers = running()
     begin(timers)
-    assert timers.is_pending(timer)
+    assert timers.deadline_of(timer) is not None
     end(timers)
-    assert not timers.is_pending(timer)
+    assert timers.deadline_of(timer) is None
     end(timers)
 
 
@@ -84,7 +84,7 @@ def test_the_nineteenth_retry_is_the_last() -> None:
         timers.handshake_initiated(attempt, 0)
         actions.append(timers.expire(attempt + 5 * SECOND))
     assert actions == [Action.RETRY_HANDSHAKE] * 19 + [Action.GIVE_UP]
-    assert not timers.is_pending(Timer.SEND_KEEPALIVE)
+    assert timers.deadline_of(Timer.SEND_KEEPALIVE) is None
     assert timers.next_deadline() == 20 + 545 * SECOND
 
 
