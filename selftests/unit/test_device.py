@@ -261,7 +261,7 @@ def test_a_device_whose_port_is_taken_stays_down() -> None:
     assert (error.value.errno, pair.a.device.is_up) == (errno.EADDRINUSE, False)
 
 
-@pytest.mark.requirement("IF-07", "IF-09", "TM-28")
+@pytest.mark.requirement("IF-07", "IF-09", "RT-08")
 def test_down_ends_sessions_and_keeps_the_configuration() -> None:
     pair = connected()
     endpoint, sent = pair.a.peer.endpoint, pair.a.peer.statistics.tx_bytes
