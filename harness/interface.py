@@ -210,6 +210,15 @@ class ProgramInterface(Interface):
             else:
                 return connection
 
+    @property
+    def has_socket(self) -> bool:
+        """Whether its control socket is in its /run/wireguard, if only as a file that a dead program left."""
+        return self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").exists)
+
+    def remove_socket(self) -> None:
+        """Delete its control socket, which tells it to end."""
+        self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").unlink)
+
     def up(self, *addresses: str, mtu: int | None = None) -> None:
         """As for every interface; returns when the program listens, which may be a moment after the link is up."""
         super().up(*addresses, mtu=mtu)

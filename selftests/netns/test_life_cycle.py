@@ -1,0 +1,58 @@
+"""How a program that serves an interface ends, and what it leaves: nothing (one interface)."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import interface
+from harness.interface import ProgramInterface
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness.implementation import Manifest
+    from harness.lab import Lab
+
+# boringtun looks once a second whether its socket is still there.
+ENDS = 4.0
+
+
+@pytest.fixture
+def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
+    """An interface `wg0` whose end is no matter for the watchman."""
+    if implementation.kind == "kernel":
+        pytest.skip("the driver is no process")
+    made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")
+    assert isinstance(made, ProgramInterface)
+    made.get()  # the socket may be there a moment before anyone serves it
+    yield made
+    made.close()
+
+
+def must_end(program: ProgramInterface) -> None:
+    """It ends by itself with status 0, and link and control socket are gone."""
+    status = program.process.wait(ENDS)
+    left = ["its link"] * (program.name in program.birth.links()) + ["its socket"] * program.has_socket
+    assert (status, left) == (0, []), f"it ended with status {status} and left {' and '.join(left) or 'nothing'}"
+
+
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_program_that_is_told_to_end_leaves_nothing(program: ProgramInterface, number: signal.Signals) -> None:
+    program.process.signal(number)
+    must_end(program)
+
+
+@pytest.mark.requirement("CFG-54")
+def test_program_ends_when_its_interface_is_deleted(program: ProgramInterface) -> None:
+    program.birth.delete_link(program.name)
+    must_end(program)
+
+
+@pytest.mark.requirement("CFG-54")
+def test_program_ends_when_its_control_socket_is_removed(program: ProgramInterface) -> None:
+    program.remove_socket()
+    must_end(program)
