@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from harness.tunnel import Tunnel
 
 STREAM: Final = 1 << 20
-DATAGRAM: Final = 1300
 PINGS: Final = 10
 # Where the processor is emulated, what takes a second elsewhere takes ten: streams carry less there.
 _EMULATED: Final = 8
 _ARRIVAL: Final = 20.0
+# Of IPv6 and UDP, so that a datagram fits into the MTU in both families.
+_HEADERS: Final = 40 + 8
 
 
 def volume(size: int = STREAM) -> int:
@@ -45,14 +46,15 @@ def must_carry_everything(tunnel: Tunnel) -> None:
 
 
 def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
-    """Send datagrams as fast as they go; HarnessError if none arrives, one comes changed or twice, or the tunnel dies.
+    """Send datagrams as long as the MTU, as fast as they go.
 
-    A sender that nobody paces loses some wherever queues are bounded: how many, is counted and not judged.
+    Raises HarnessError if none arrives, if one comes changed or twice, or if the tunnel is dead afterwards. A sender that nobody paces loses some wherever queues are bounded: how many, is counted and not judged.
     """
     a, b = tunnel.topology.place
     receiver = b if sender == a else a
-    with UdpStream(tunnel.nodes[sender], tunnel.nodes[receiver], address, size=DATAGRAM) as stream:
-        count = volume() // DATAGRAM
+    size = tunnel.a.place.links()[tunnel.a.name]["mtu"] - _HEADERS
+    with UdpStream(tunnel.nodes[sender], tunnel.nodes[receiver], address, size=size) as stream:
+        count = volume() // size
         stream.send(count)
         # What is sent now comes behind them on the same way, and is lost as long as the queues are full.
         arrivals = tunnel.until(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.tunnel import Tunnel
 
 DEFAULT, JUMBO = 1420, 34816 - 1500 + 1420
+MTU_13 = pytest.mark.requirement("MTU-13")
 V4, V6 = ("127.0.0.1:1", "127.0.0.1:2"), ("[::1]:1", "[::1]:2")
 
 
@@ -31,7 +32,7 @@ def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None
 
 
 @pytest.mark.scenario("N05")
-@pytest.mark.requirement("DT-03", "Q-06")
+@pytest.mark.requirement("Q-06")
 @pytest.mark.parametrize(
     ("sender", "address"),
     [pytest.param("ns2", V4_OF_A, id="B-to-A-v4"), pytest.param("ns1", V6_OF_B, id="A-to-B-v6")],
@@ -69,12 +70,11 @@ def test_iperf3_gets_its_bytes_through(loopback: Tunnel, address: str) -> None:
     ("endpoints", "mtu"),
     [
         pytest.param(V4, DEFAULT, marks=pytest.mark.scenario("N08"), id="outer-v4-1420"),
-        pytest.param(V4, JUMBO, marks=pytest.mark.scenario("N09"), id="outer-v4-34736"),
+        pytest.param(V4, JUMBO, marks=[pytest.mark.scenario("N09"), MTU_13], id="outer-v4-34736"),
         pytest.param(V6, DEFAULT, marks=pytest.mark.scenario("N10"), id="outer-v6-1420"),
-        pytest.param(V6, JUMBO, marks=pytest.mark.scenario("N11"), id="outer-v6-34736"),
+        pytest.param(V6, JUMBO, marks=[pytest.mark.scenario("N11"), MTU_13], id="outer-v6-34736"),
     ],
 )
-@pytest.mark.requirement("MTU-13")
 @pytest.mark.capability("ipv6-underlay")
 def test_everything_passes_over(loopback: Tunnel, endpoints: tuple[str, str], mtu: int) -> None:
     for side in (loopback.a, loopback.b):
