@@ -48,7 +48,8 @@ def must_carry_everything(tunnel: Tunnel) -> None:
 def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
     """Send datagrams as long as the MTU, as fast as they go.
 
-    Raises HarnessError if none arrives, if one comes changed or twice, or if the tunnel is dead afterwards. A sender that nobody paces loses some wherever queues are bounded: how many, is counted and not judged.
+    Raises HarnessError if none arrives, if one comes changed or twice, or if the tunnel is dead afterwards. A sender
+    that nobody paces loses some wherever queues are bounded: how many, is counted and not judged.
     """
     a, b = tunnel.topology.place
     receiver = b if sender == a else a
