@@ -50,6 +50,7 @@ def test_routing_loop_through_the_own_tunnel_stays_bounded(
         ns0.set_link(carried.name, up=False)
     looped = inner.seen_by_a().tx_bytes - before
     worked = carrier.cpu_seconds() + carried.cpu_seconds() - worked
+    lab.note("loop.txt", f"{looped} bytes, {worked:.2f} s of CPU time in {WATCHED[pair.a.kind]} s\n")
     record_property("looped_bytes", looped)
     record_property("looped_cpu_seconds", round(worked, 2))
     assert pings.lost == pings.sent, f"there is nobody to answer, and yet: {pings}"
