@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import time
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -26,7 +25,7 @@ BURST = 400
 # A program may drop some of a burst, but one that is that slow shows nothing about order.
 ENOUGH = 100
 QUIET = 0.5
-OVERLOAD = 0.3
+OVERLOAD = 1000
 
 
 @pytest.fixture
@@ -93,13 +92,10 @@ def test_peer_that_is_not_there_delays_no_other(connected: Tunnel) -> None:
 def test_tunnel_works_at_once_after_more_than_it_could_carry(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
     with sender_in(ns1, V4_OF_B) as there, sender_in(ns2, V4_OF_A) as back:
-        sent, end = 0, time.monotonic() + OVERLOAD
-        while time.monotonic() < end:
+        for _ in range(OVERLOAD):
             there.send(bytes(1200))
             back.send(bytes(1200))
-            sent += 1
     # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
     traffic.ping(ns1, V4_OF_B)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)
-    assert sent > BURST

@@ -92,15 +92,18 @@ def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunn
 
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19", "RT-06")
+@pytest.mark.capability("persistent-keepalive")
 def test_peer_is_followed_when_its_nat_gives_it_another_port(nat: Tunnel) -> None:
+    # Else the mapping may expire on a slow machine before B has used it.
+    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
     nat.must_ping("ns1", V4_OF_B)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
     nat.nodes["ns0"].nft(ANOTHER_PORT)
     nat.nodes["ns0"].forget_connections()
     nat.must_ping("ns1", V6_OF_B)
-    assert nat.nodes["ns0"].nft_counters()["moved"] == 1, "the NAT has not made a new mapping"
-    assert str(nat.seen_by_b().endpoint) == "10.0.0.1:4242"
     nat.must_ping("ns2", V4_OF_A)
+    assert str(nat.seen_by_b().endpoint) == "10.0.0.1:4242"
+    assert nat.nodes["ns0"].nft_counters()["moved"] > 0, "the NAT has not made a new mapping"
 
 
 def endpoint_by_wg(side: Interface) -> str:
