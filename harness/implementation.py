@@ -352,7 +352,7 @@ class Registry:
             if base.kind == "kernel":
                 raise UsageError(f"--impl {text}: {name} is no program; for another kernel use --kernel")
             if not base.needs_program:
-                base = replace(base, command=_GENERIC.command, version_command=_GENERIC.version_command)
+                base = replace(base, command=_GENERIC.command, version_command=_GENERIC.version_command, key_log=())
             self.known[name] = replace(base, program=path)
         return self._ask(name)
 

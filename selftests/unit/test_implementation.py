@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from harness.errors import Unavailable, UsageError
 from harness.implementation import CAPABILITIES, Manifest, Registry, load
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GOOD = """\
 name = "mine"
@@ -52,6 +50,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "colour = 1", "unknown key colour"),
         (GOOD + "[program]\nargv = []", "unknown key program.argv"),
         (GOOD + "[watch]\nmemory = 1", "unknown key watch.memory"),
+        (GOOD + '[program]\nkey_log = ["--keys"]', "program.key_log: {file} is missing: key_log = "),
         (GOOD + 'program = "/bin/true"', "program must be a dict, not '/bin/true'"),
         (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: fwmark, "),
         (GOOD + 'capabilities = "roaming"', "capabilities must be a list, not 'roaming'"),
@@ -200,6 +199,16 @@ def test_variant_adds_its_arguments_and_environment() -> None:
     variant = Registry().get("refwg+no-clamp")
     assert variant.argv("wg0")[-2:] == ["--mutant", "no-clamp"]
     assert variant.env["REFWG_MUTANTS"] == "allowed"
+
+
+def test_program_that_reveals_its_keys_is_told_where_to() -> None:
+    refwg = Registry().get("refwg")
+    assert refwg.argv("wg0", Path("/run/keys"))[-2:] == ["--keylog", "/run/keys"]
+    assert "--keylog" not in refwg.argv("wg0")
+
+
+def test_program_in_the_place_of_another_is_not_asked_for_keys(program: Path) -> None:
+    assert Registry().choose(f"refwg={program}").argv("wg0", Path("/run/keys")) == [str(program), "-f", "wg0"]
 
 
 def test_variants_are_not_among_the_known_until_asked_for() -> None:
