@@ -123,6 +123,7 @@ class Job:
     files: tuple[tuple[Path, str], ...] = ()
     collect: tuple[str, ...] = ()
     debug: bool = False
+    modules: tuple[str, ...] = ()
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def order(self, hardware: Hardware) -> Order:
@@ -158,6 +159,7 @@ def boot(
     directory: Path | None = None,
     show: Callable[[bytes], object] = lambda _: None,
     stop: int | None = None,
+    modules: Sequence[str] = (),
 ) -> VmResult:
     """Run `command` under `kernel` (vm_kernel.find: a name, a version, a path) and wait for its end.
 
@@ -169,6 +171,7 @@ def boot(
     folder: where the command starts.
     accelerator: `auto`, `kvm` or `tcg`.
     show: takes what the command prints, as it comes; output.log has it too.
+    modules: of the kernel, to be loaded beside those of ci/kernels.toml.
     stop: a descriptor; when it becomes readable, the guest is ended and Stopped raised.
 
     UsageError: there is no such kernel. Unavailable: something must be installed first.
@@ -183,6 +186,7 @@ def boot(
         collect=tuple(str(folder / path) for path in collect),
         deadline=deadline,
         debug=debug,
+        modules=tuple(modules),
     )
     hardware = vm_qemu.Hardware(cpus=cpus, memory=memory, warp=warp)
     if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware))):
@@ -212,7 +216,10 @@ def run(
 ) -> VmResult:
     """Boot, watch, judge. begun: when the caller was asked, by the monotonic clock."""
     console = directory / "console.log"
-    with root(job.order(hardware), job.files, kernel) as initrd, (directory / "output.log").open("wb") as output:
+    with (
+        root(job.order(hardware), job.files, kernel, job.modules) as initrd,
+        (directory / "output.log").open("wb") as output,
+    ):
 
         def both(data: bytes) -> None:
             output.write(data)
@@ -293,14 +300,14 @@ def cpu_of_children() -> float:
 
 
 @contextmanager
-def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel) -> Iterator[int]:
+def root(order: Order, files: Sequence[tuple[Path, str]], kernel: Kernel, modules: Sequence[str] = ()) -> Iterator[int]:
     """The guest's root as one archive in memory, so that no killed runner leaves it behind: a file descriptor."""
     cache = cache_root()
     memory = os.memfd_create("guest-root")
     try:
         # Guests may start side by side; what the first has compiled for its root, the next finds.
         with _ROOTS, os.fdopen(os.dup(memory), "wb") as out:
-            parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm")]
+            parts = [vm_image.base(cache / "vm"), vm_modules.archive(kernel, cache / "vm", modules)]
             for part in parts:
                 with part.open("rb") as content:
                     shutil.copyfileobj(content, out, 1 << 20)

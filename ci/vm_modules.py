@@ -23,20 +23,24 @@ from ci.vm_kernel import CATALOGUE, module_name
 from harness.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ci.vm_kernel import Kernel
 
 MODULE_SUFFIX: Final = re.compile(r"\.ko(\.xz|\.gz|\.zst)?$")
 
 
-def archive(kernel: Kernel, cache: Path) -> Path:
-    """A cpio of the modules to load, with `/lab/modules` naming them in order; built once for a kernel."""
-    recipe = hashlib.sha256(json.dumps(CATALOGUE["modules"]).encode() + Path(__file__).read_bytes()).hexdigest()
+def archive(kernel: Kernel, cache: Path, more: Sequence[str] = ()) -> Path:
+    """A cpio of the modules to load, with `/lab/modules` naming them in order; built once for a kernel.
+
+    more: to be loaded beside those that every guest has, where the kernel has them.
+    """
+    lists = json.dumps([CATALOGUE["modules"], *more])
+    recipe = hashlib.sha256(lists.encode() + Path(__file__).read_bytes()).hexdigest()
     made = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
     if made.exists():
         return made
-    contents = {path: read_module(path) for path in resolve(kernel)}
+    contents = {path: read_module(path) for path in resolve(kernel, more)}
     made.parent.mkdir(parents=True, exist_ok=True)
     partial = made.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as out, Archive(out) as cpio:
@@ -47,7 +51,7 @@ def archive(kernel: Kernel, cache: Path) -> Path:
     return made
 
 
-def resolve(kernel: Kernel) -> list[Path]:
+def resolve(kernel: Kernel, more: Sequence[str] = ()) -> list[Path]:
     """The files of the modules that the lanes use, each after those that it depends on."""
     if kernel.modules is None:
         return []
@@ -58,7 +62,7 @@ def resolve(kernel: Kernel) -> list[Path]:
     lacking = [name for name in lists["needed"] if name not in files and name not in builtin]
     if lacking and kernel.builtin is not None:
         raise UsageError(f"kernel {kernel.release}: lacks {', '.join(lacking)}, neither built in nor as a module")
-    return [files[name] for name in in_order([*lists["transport"], *lists["needed"], *lists["wanted"]], files)]
+    return [files[name] for name in in_order([*lists["transport"], *lists["needed"], *lists["wanted"], *more], files)]
 
 
 def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:

@@ -1,0 +1,121 @@
+"""Runs the kernel's own netns.sh and our kernel~kernel suite in one guest, one after the other: the ratio of times.
+
+    ./bench/suite /path/to/linux/tools/testing/selftests/wireguard/netns.sh
+
+The script is not part of this project: it comes with every source of Linux (Debian: package linux-source-6.1). What it
+needs beside our guest's programs is unpacked into the cache, and the machine stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from ci import vm, vm_kernel
+from harness.cache import Area, building, directory, locked
+from harness.debian import unpack
+from harness.errors import HarnessError
+from harness.guests import FIRST_PID_NAMESPACE
+from harness.progress import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PACKAGES: Final = ("iptables", "iperf3", "ncat")
+MODULES: Final = ("nft_compat", "xt_length", "xt_mark", "xt_nat")
+SCRIPT: Final = "/lab/netns.sh"
+RESULT: Final = "figures.json"
+DEADLINE: Final = 3000.0
+OURS: Final = (
+    "-m", "pytest", "-q", "selftests/netns", "--impl", "kernel", "--pair", "kernel~kernel", "--lane", "netns",
+    "-k", "not harness and not configuration and not capabilities", "-m", "not waiting", "--timeout-scale", "4",
+    "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:random_order",
+)  # fmt: skip
+# What the guest runs: both suites, each timed, with the words of neither lost.
+INSIDE: Final = f"""
+import json, os, subprocess, sys, time
+figures = {{}}
+for name, command in {{"script": ["bash", {SCRIPT!r}], "ours": [sys.executable, *{OURS!r}]}}.items():
+    started = time.monotonic()
+    with open(f"/lab/results/{{name}}.log", "wb") as log:
+        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
+    figures[name] = {{"status": status, "seconds": round(time.monotonic() - started, 2)}}
+    print(name, figures[name], flush=True)
+with open("/lab/results/{RESULT}", "w") as file:
+    json.dump(figures, file)
+"""
+
+
+def main() -> int:
+    """Run both and print the ratio; the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="bench/suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("script", type=Path, metavar="NETNS.SH")
+    parser.add_argument("--kernel", default=str(vm_kernel.CATALOGUE["default"]), help="default: %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    arguments = parser.parse_args()
+    if not arguments.script.is_file():
+        parser.error(
+            f"{arguments.script}: no such file; it is in a source of Linux, tools/testing/selftests/wireguard/"
+        )
+    try:
+        figures = measure(arguments.script, arguments.kernel)
+    except (HarnessError, OSError) as error:
+        print(f"bench/suite: {error}", file=sys.stderr)
+        return 125
+    except KeyboardInterrupt:
+        return 130
+    return report(figures, arguments.json)
+
+
+def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
+    """Boot a guest that runs both; how each ended and how long it took."""
+    started = time.monotonic()
+    result = vm.boot(
+        kernel,
+        ["python", "-c", INSIDE],
+        deadline=DEADLINE,
+        modules=MODULES,
+        files=[(script, SCRIPT), *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir())],
+        environment={"WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE, "PYTHONDONTWRITEBYTECODE": "1"},
+        show=lambda data: print(data.decode(errors="replace"), end="", flush=True),
+    )
+    if result.verdict is not vm.Verdict.EXITED:
+        raise HarnessError(vm.explain(result))
+    print(f"logs: {result.results}; {time.monotonic() - started:.0f} s in all, {result.accelerator}, {result.kernel}")
+    figures: dict[str, dict[str, float]] = json.loads((result.results / RESULT).read_text())
+    return figures
+
+
+def programs() -> Path:
+    """The directory in which the script's programs are unpacked, at the paths they have below /."""
+    place = directory(Area.TOOLCHAINS) / "netns.sh"
+    with Step("programs of netns.sh") as step, locked(place, step.report):
+        if not place.exists():
+            with building(place) as part:
+                unpack(PACKAGES, part, step.report)
+                # Its name comes from Debian's alternatives, which only an installation makes.
+                (part / "usr/sbin/iptables").symlink_to("iptables-nft")
+    return place
+
+
+def report(figures: Mapping[str, Mapping[str, float]], target: Path | None) -> int:
+    """Print the figures and their ratio; 1 if either suite failed."""
+    ratio = figures["ours"]["seconds"] / figures["script"]["seconds"]
+    for name, figure in figures.items():
+        print(f"{name}: {figure['seconds']:.1f} s, status {figure['status']:g}")
+    print(f"ours_over_script: {ratio:.3f}")
+    if target:
+        target.write_text(
+            json.dumps({"runs": figures, "ratios": {"ours_over_script": round(ratio, 4)}}, indent=1) + "\n"
+        )
+    return 1 if any(figure["status"] for figure in figures.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
