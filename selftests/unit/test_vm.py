@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ci.vm import Verdict, VmResult, judge
-from ci.vm_qemu import Hardware, Received, command_line
+from ci.vm_qemu import Hardware, Machine, Received, Stopped, command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 NONCE = "n0nce"
 PANIC = "Kernel panic - not syncing: x"
@@ -77,6 +84,34 @@ def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None
     received.save(tmp_path)
     files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert files == {"kernel.log": b"a\nb\nc", "empty": b"", "sub/x": b"123"}
+
+
+@pytest.fixture
+def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
+    """A machine that says nothing, and the far end of its only way."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(["sleep", "99"]) as process:
+        yield Machine(process, {"output": ours}, NONCE), theirs
+        process.kill()
+
+
+def test_guest_is_given_up_when_it_is_wanted_no_more(sleeping: tuple[Machine, socket.socket]) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with pytest.raises(Stopped):
+        sleeping[0].watch(time.monotonic() + 60, lambda _: None, reading)
+    os.close(reading)
+
+
+def test_guest_whose_ways_are_closed_has_ended(sleeping: tuple[Machine, socket.socket]) -> None:
+    reading, writing = os.pipe()
+    sleeping[1].sendall(b"last words")
+    sleeping[1].close()
+    said: list[bytes] = []
+    assert sleeping[0].watch(time.monotonic() + 60, said.append, reading)
+    assert b"".join(said) == b"last words"
+    for end in (reading, writing):
+        os.close(end)
 
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
