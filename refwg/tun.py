@@ -90,12 +90,16 @@ class Tun:
 
     def refresh(self) -> bool:
         """Look again at the interface, wherever it is now; True if it was down meanwhile, or has moved."""
-        number = self._number
-        seen = [link for where, link in self.monitor.drain() if where == number]
-        was_down = any(link.index == self.link.index and not link.is_up for link in seen)
-        self._leave()
+        number, was_down = self._number, False
         self._mtus.clear()
-        self.link = self._look_up()
+        while True:
+            seen = [link for where, link in self.monitor.drain() if where == number and link.index == self.link.index]
+            was_down |= any(not link.is_up for link in seen)
+            self._leave()
+            self.link = self._look_up()
+            if not seen or self._number != number:
+                break
+            # What was told while we looked would look like news the next time.
         self._where().limits.routes_changed()
         return was_down or self._number != number
 

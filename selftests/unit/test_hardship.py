@@ -39,6 +39,10 @@ SETUP = """
 WELL = "0 False \n"
 
 
+def run(code: str) -> str:
+    return run_in_sandbox(SETUP, code, timeout=120)
+
+
 @pytest.mark.requirement("CFG-53", "CFG-45", "CFG-55")
 def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
     code = """
@@ -56,7 +60,7 @@ def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
         print(wg("show wg0 listen-port").stdout.strip()); end()
     """
     answers = "b'' b''\nTrue\nTrue\nb'errno=22\\n\\n' b'errno=71\\n\\n'\n7\n7\n"
-    assert run_in_sandbox(SETUP, code) == answers + WELL
+    assert run(code) == answers + WELL
 
 
 def test_a_process_that_was_stopped_goes_on_where_it_was() -> None:
@@ -69,7 +73,7 @@ def test_a_process_that_was_stopped_goes_on_where_it_was() -> None:
         refwg.send_signal(signal.SIGCONT); wait_for(lambda: 7 not in ports())
         ip("link set wg0 up"); wait_for(lambda: 7 in ports()); end()
     """
-    assert run_in_sandbox(SETUP, code) == WELL
+    assert run(code) == WELL
 
 
 def test_more_changes_than_it_can_be_told_of_are_looked_up() -> None:
@@ -80,7 +84,7 @@ def test_more_changes_than_it_can_be_told_of_are_looked_up() -> None:
         ip("-batch /run/batch"); ip("link set wg0 down"); refwg.send_signal(signal.SIGCONT)
         wait_for(lambda: 7 not in ports()); end()
     """
-    assert run_in_sandbox(SETUP, code) == WELL
+    assert run(code) == WELL
 
 
 def test_without_free_descriptors_it_says_so_and_recovers() -> None:
@@ -99,7 +103,7 @@ def test_without_free_descriptors_it_says_so_and_recovers() -> None:
         end()
     """
     answers = "b'errno=24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
-    assert run_in_sandbox(SETUP, code) == answers + WELL
+    assert run(code) == answers + WELL
 
 
 def test_when_its_port_cannot_be_had_the_interface_goes_down_again() -> None:
@@ -110,7 +114,7 @@ def test_when_its_port_cannot_be_had_the_interface_goes_down_again() -> None:
         print(Path("/run/errors").read_text(), end=""); errors.truncate(0)
         ip("link set wg0 up"); wait_for(lambda: 7 in ports()); refwg.terminate(); print(refwg.wait(5))
     """
-    assert run_in_sandbox(SETUP, code) == "ERROR: (wg0) port 7: Address already in use\n0\n"
+    assert run(code) == "ERROR: (wg0) port 7: Address already in use\n0\n"
 
 
 @pytest.mark.requirement("NS-06", "CFG-54")
@@ -122,7 +126,7 @@ def test_when_the_namespace_of_its_interface_is_deleted_it_ends(is_up: bool) -> 
             ip("-n other link set wg0 up"); wait_for(lambda: 7 in ports())
         ip("netns delete other"); print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
     """
-    assert run_in_sandbox(SETUP, code) == WELL
+    assert run(code) == WELL
 
 
 @pytest.mark.requirement("ROB-07", "CFG-54")
@@ -139,7 +143,7 @@ def test_an_interface_may_vanish_while_it_is_at_work() -> None:
                     pass
         print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
     """
-    assert run_in_sandbox(SETUP, code) == WELL
+    assert run(code) == WELL
 
 
 @pytest.mark.requirement("CFG-54")
@@ -147,4 +151,4 @@ def test_a_directory_that_vanishes_takes_it_along() -> None:
     code = """
         path.unlink(); path.parent.rmdir(); print(refwg.wait(10), Path("/run/errors").read_text())
     """
-    assert run_in_sandbox(SETUP, code) == "0 \n"
+    assert run(code) == "0 \n"
