@@ -214,7 +214,8 @@ class Device:
 
     def next_deadline(self) -> int | None:
         """When `expire_timers` must be called; it may turn out that nothing is to be done then."""
-        return self._agenda.next_deadline()
+        deadlines = (self._agenda.next_deadline(), self._shared.ratelimiter.next_sweep())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire_timers(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -222,6 +223,7 @@ class Device:
             while (action := peer.timers.expire(now)) is not None:
                 effects += self._act(peer, action, now)
             self._done_with(peer, [])
+        self._shared.ratelimiter.sweep(now)
         return effects
 
     def _act(self, peer: Peer, action: Action, now: int) -> list[Transmit[Peer]]:

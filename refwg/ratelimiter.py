@@ -28,16 +28,22 @@ class _Bucket:
 
 
 class RateLimiter:
-    """One table for all devices of a network namespace: give the same object to each of them."""
+    """One table for all devices of a network namespace: give the same object to each of them.
+
+    Who uses it calls `sweep` when `next_sweep` has come, so that nothing is kept of a flood that is over.
+    """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
         self._max_entries = max_entries
         self._buckets: dict[bytes, _Bucket] = {}
         self._last_sweep = 0
 
+    def __len__(self) -> int:
+        return len(self._buckets)
+
     def allow(self, source: bytes, now: int) -> bool:
         """Whether a message from this address (4 or 16 bytes) may pass; if so, it has paid."""
-        self._sweep(now)
+        self.sweep(now)
         # Only the first 64 bits of IPv6 count: a /64 is one household.
         key = source if len(source) == _IPV4_BYTES else source[:_IPV6_PREFIX_BYTES]
         bucket = self._buckets.get(key)
@@ -56,7 +62,11 @@ class RateLimiter:
         self._buckets[key] = _Bucket(TOKEN_MAX - PACKET_COST, now)
         return True
 
-    def _sweep(self, now: int) -> None:
+    def next_sweep(self) -> int | None:
+        """When there may be something to forget; None: nobody is known."""
+        return self._last_sweep + SECOND if self._buckets else None
+
+    def sweep(self, now: int) -> None:
         """Once a second, forget who was quiet for more than a second: the bucket is full again anyway."""
         if now - self._last_sweep < SECOND:
             return

@@ -224,6 +224,18 @@ def test_under_load_one_source_passes_five_messages_at_once() -> None:
     assert (drops[DropReason.OLD_TIMESTAMP], drops[DropReason.RATE_LIMITED]) == (4, 15)
 
 
+@pytest.mark.requirement("RL-09", "DOS-10")
+def test_nothing_is_kept_of_the_sources_of_a_flood_that_is_over() -> None:
+    pair = Pair()
+    limiter = pair.b.peer.shared.ratelimiter
+    for host in range(100):
+        limiter.allow(bytes([10, 1, 1, host]), pair.now)
+    pair.run(SECOND)
+    assert len(limiter) == 100
+    pair.run(SECOND)
+    assert (len(limiter), pair.b.device.next_deadline()) == (0, None)
+
+
 @pytest.mark.requirement("DOS-07")
 def test_messages_beyond_the_queue_are_counted() -> None:
     pair = Pair()

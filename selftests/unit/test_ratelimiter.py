@@ -65,6 +65,18 @@ def test_the_table_is_swept_once_a_second(now: int, is_allowed: bool) -> None:
     assert limiter.allow(B, now * tenth) is is_allowed
 
 
+@pytest.mark.requirement("RL-09")
+def test_a_sweep_is_asked_for_only_while_somebody_is_known() -> None:
+    limiter = RateLimiter()
+    assert limiter.next_sweep() is None
+    limiter.allow(A, 5 * SECOND)
+    assert (limiter.next_sweep(), len(limiter)) == (6 * SECOND, 1)
+    limiter.sweep(6 * SECOND)
+    assert (limiter.next_sweep(), len(limiter)) == (7 * SECOND, 1)
+    limiter.sweep(7 * SECOND)
+    assert (limiter.next_sweep(), len(limiter)) == (None, 0)
+
+
 @pytest.mark.requirement("NS-07")
 def test_namespaces_have_limiters_of_their_own() -> None:
     first, second = RateLimiter(), RateLimiter()
