@@ -171,6 +171,54 @@ def test_a_cookie_is_kept_and_has_no_other_effect(kind: MessageType) -> None:
     assert sender.peer.cookie.add_macs(bytes(148), pair.now)[-16:] != bytes(16)
 
 
+def initiation(pair: Pair, *, mac1: bool, mac2: bool) -> bytes:
+    """An initiation of A that B has not seen, with right or wrong macs."""
+    pair.wire.filter = lambda _: False
+    pair.send(pair.a)
+    first = pair.log[0].datagram
+    index, sender = int.from_bytes(first[4:8], "little"), pair.a.endpoint
+    checker = pair.b.peer.shared.cookie_checker
+    pair.inject(pair.a, checker.create_reply(first, index, sender.address, sender.port, pair.now).to_bytes())
+    pair.run(6 * SECOND)
+    message = bytearray(pair.log[-1].datagram)
+    message[116] ^= not mac1
+    message[147] ^= not mac2
+    return bytes(message)
+
+
+PROCESSED = None
+COOKIE_REQUIRED, RATE_LIMITED, BAD_MAC1 = DropReason.COOKIE_REQUIRED, DropReason.RATE_LIMITED, DropReason.INVALID_MAC1
+
+
+@pytest.mark.requirement("DOS-03", "DOS-04", "DOS-05")
+@pytest.mark.parametrize(
+    ("mac1", "load", "mac2", "tokens", "fate", "tokens_left"),
+    [
+        (False, False, True, 1, BAD_MAC1, 1),
+        (False, True, True, 1, BAD_MAC1, 1),
+        (True, False, True, 0, PROCESSED, 0),
+        (True, False, False, 1, PROCESSED, 1),
+        (True, True, False, 1, COOKIE_REQUIRED, 1),
+        (True, True, True, 0, RATE_LIMITED, 0),
+        (True, True, True, 1, PROCESSED, 0),
+    ],
+)
+def test_macs_load_and_tokens_decide_what_becomes_of_a_handshake_message(
+    *, mac1: bool, load: bool, mac2: bool, tokens: int, fate: DropReason | None, tokens_left: int
+) -> None:
+    pair = Pair()
+    datagram = initiation(pair, mac1=mac1, mac2=mac2)
+    limiter = pair.b.peer.shared.ratelimiter
+    for _ in range(5 - tokens):
+        limiter.allow(pair.a.endpoint.address, pair.now)
+    pair.b.load.last_under_load = pair.now if load else None
+    pair.forget()
+    pair.inject(pair.b, datagram)
+    answer = {PROCESSED: [RESPONSE], COOKIE_REQUIRED: [MessageType.COOKIE_REPLY]}.get(fate, [])
+    assert ([sent.type for sent in pair.log], drops(pair.b)) == (answer, [] if fate is PROCESSED else [fate])
+    assert [limiter.allow(pair.a.endpoint.address, pair.now) for _ in range(2)] == [tokens_left == 1, False]
+
+
 @pytest.mark.requirement("CK-11", "DT-13", "HS-18")
 def test_who_is_known_is_told_apart_in_the_count_of_drops() -> None:
     pair = Pair()

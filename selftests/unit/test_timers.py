@@ -191,6 +191,14 @@ def test_the_agenda_keeps_the_earliest_promise_only() -> None:
     assert [agenda.due(30), agenda.due(30)] == ["a", None]
 
 
+def test_who_is_due_at_the_same_time_is_served_in_turn() -> None:
+    agenda: Agenda[object] = Agenda()
+    owners = [object() for _ in range(5)]
+    for owner in owners:
+        agenda.enter(owner, 10)
+    assert [agenda.due(10) for _ in owners] == owners
+
+
 def test_a_later_time_does_not_undo_an_earlier_promise() -> None:
     agenda: Agenda[str] = Agenda()
     agenda.enter("a", 10)
