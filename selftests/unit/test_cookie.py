@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from hashlib import blake2s
 from random import Random
 
 import pytest
 
-from refwg.cookie import CookieChecker, CookieJar, MacState, compute_mac2
+from refwg.cookie import CookieChecker, CookieJar, MacState, compute_mac2, cookie_key_of, mac1_key_of
 from refwg.errors import DropReason, Refused
 from refwg.messages import SECOND, CookieReply
 from refwg.ratelimiter import RateLimiter
@@ -158,3 +159,10 @@ def test_mac2_covers_mac1() -> None:
     message = CookieJar(KEY).add_macs(BLANK, 0)
     changed = message[:-17] + bytes([message[-17] ^ 1]) + message[-16:]
     assert compute_mac2(message, bytes(16)) != compute_mac2(changed, bytes(16))
+
+
+@pytest.mark.requirement("CR-10")
+def test_both_keys_are_hashes_of_a_label_and_the_public_key() -> None:
+    public = bytes(range(32))
+    assert mac1_key_of(public) == blake2s(b"mac1----" + public).digest()
+    assert cookie_key_of(public) == blake2s(b"cookie--" + public).digest()
