@@ -48,6 +48,16 @@ def test_events_are_tallied() -> None:
     assert str(taken) == "1 of 2 tests, 1 passed"
 
 
+def test_difference_is_told_with_its_reason_and_a_blocked_test_as_a_failure() -> None:
+    different = Outcome(id="t.py::test_mtu[a~b]", pair="a~b", state="differs", message="1360 bytes, not 1359")
+    blocked = Outcome(id="t.py::test_drop[a~b]", pair="a~b", state="blocked", message="its twin was not shown")
+    said = summary(different, blocked)
+    assert "1 differs: 1360 bytes, not 1359" in said
+    assert {"blocked: a~b  test_drop[a~b]", "    its twin was not shown"} <= set(said)
+    assert judge(1, {"differs", "blocked", "passed"}, []).status == show.FAILED
+    assert judge(0, {"differs", "passed"}, []).status == show.OK
+
+
 @pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"new"}', b'{"event":"result","moon":1}', b"\xff"])
 def test_line_that_is_no_event_is_passed_over(line: bytes) -> None:
     taken = Tally()
