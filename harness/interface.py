@@ -11,6 +11,7 @@ import resource
 import socket
 import time
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from harness.control.genl import GenlControl
@@ -189,7 +190,8 @@ class ProgramInterface(Interface):
             raise
         finally:
             either.close()
-            appears.close()
+            # The kernel lets a grace period of 25 ms pass before it lets go of the watch; no need to wait for that.
+            Thread(target=appears.close, name="close").start()
         if not process.running:
             raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
         return process
