@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.netns import NetNS
 
 _SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GET_LINK: Final = 0x0A
 # The commands that switch one offload each; those without a row of their own are not needed here.
 _ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 
@@ -44,6 +45,10 @@ def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | Non
         os.close(descriptor)
     a.set_link(a_device, up=True, mtu=mtu)
     b.set_link(b_device, up=True, mtu=mtu)
+    # The end that came up first has had no carrier until now, and drops what is sent until the kernel has time to
+    # notice. Asked about its carrier, it does so at once.
+    for node, device in ((a, a_device), (b, b_device)):
+        _ethtool(node, device, _ETHTOOL_GET_LINK)
     return Veth((a, a_device), (b, b_device))
 
 
@@ -53,8 +58,12 @@ def set_offloads(node: NetNS, device: str, **switches: bool) -> None:
     A wire or a capture wants them off: with tx on, checksums in it are partial, and UDP that leaves the kernel through
     a raw socket is lost.
     """
+    for name, on in switches.items():
+        _ethtool(node, device, _ETHTOOL_SET[name], on)
+
+
+def _ethtool(node: NetNS, device: str, command: int, value: int = 0) -> None:
     with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        for name, on in switches.items():
-            value = array.array("B", struct.pack("II", _ETHTOOL_SET[name], on))
-            address, _ = value.buffer_info()
-            fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), address))
+        request = array.array("B", struct.pack("II", command, value))
+        address, _ = request.buffer_info()
+        fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), address))

@@ -67,6 +67,22 @@ def test_linked_nodes_reach_each_other_at_once(left: NetNS, right: NetNS, addres
     assert right.links()["to-left"]["rx_bytes"] > 0
 
 
+def test_new_link_carries_the_first_frame_in_both_directions(lab: Lab) -> None:
+    ends = (lab.node("a"), "veth1"), (lab.node("b"), "veth2")
+    frame = b"\xff" * 6 + bytes(6) + b"\x88\xb5" + bytes(46)
+    for _ in range(10):
+        link = add_veth(*ends[0], *ends[1])
+        raw = [node.socket(socket.AF_PACKET, socket.SOCK_RAW) for node, _ in ends]
+        for made, (_, device) in zip(raw, ends, strict=True):
+            made.bind((device, 0x88B5))
+            made.settimeout(1.0)
+        with raw[0], raw[1]:
+            for sender, receiver in (raw, raw[::-1]):
+                sender.send(frame)
+                assert receiver.recv(100) == frame
+        link.close()
+
+
 def test_link_is_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
     (shown,) = right.run_json(["ip", "-j", "-d", "link", "show", "to-left"])
     facts = right.links()["to-left"]

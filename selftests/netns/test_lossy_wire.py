@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
+from harness import faults, traffic
 from harness.faults import Drop, Duplicate, Flip, Hold
 from harness.stream import UdpStream
-from harness.tunnel import V4_OF_B, V6_OF_B
+from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
 
 if TYPE_CHECKING:
     from harness.stream import Arrivals
@@ -21,6 +22,7 @@ BURST = 50
 WINDOW = 1000
 # A datagram of 256 bytes over UDP and IPv6, with the header and the tag of the message around it.
 MESSAGE = 256 + 8 + 40 + 32
+BAD_LINE = Path(__file__).with_name("bad-line.toml")
 AT_ONCE = {"passed", "duplicated"}
 SPOILT = {"dropped", "flipped"}
 
@@ -64,6 +66,16 @@ def test_exactly_what_the_wire_drops_is_lost(wired: Tunnel, wire: Wire) -> None:
     arrivals, dropped = carry(wired, wire, 300)
     assert dropped, "nothing was dropped, so nothing was shown"
     assert (arrivals.lost, arrivals.duplicated, arrivals.reordered) == (dropped, 0, 0), str(arrivals)
+
+
+@pytest.mark.requirement("ROB-12", "DT-03", "DT-04")
+def test_over_a_bad_line_all_arrives_once_but_what_the_line_drops(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(faults.load(BAD_LINE))
+    arrivals, dropped = carry(wired, wire, 200)
+    assert (arrivals.lost, arrivals.duplicated, arrivals.broken) == (dropped, 0, 0), str(arrivals)
+    assert min(dropped, arrivals.reordered) > 0, f"the line was not bad: {arrivals}"
+    wire.apply(faults.load(BAD_LINE))
+    traffic.tcp_stream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=32 << 10, deadline=60.0)
 
 
 @pytest.mark.requirement("DT-04", "ROB-12")
