@@ -10,14 +10,19 @@ import fcntl
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from harness.netns import NetNS
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GET_LINK: Final = 0x0A
+_RTMGRP_LINK: Final = 1
+_CARRIER: Final = 5.0
 # The commands that switch one offload each; those without a row of their own are not needed here.
 _ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 
@@ -45,11 +50,41 @@ def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | Non
         os.close(descriptor)
     a.set_link(a_device, up=True, mtu=mtu)
     b.set_link(b_device, up=True, mtu=mtu)
-    # The end that came up first has had no carrier until now, and drops what is sent until the kernel has time to
-    # notice. Asked about its carrier, it does so at once.
-    for node, device in ((a, a_device), (b, b_device)):
-        _ethtool(node, device, _ETHTOOL_GET_LINK)
+    _await_carrier(a, a_device)
     return Veth((a, a_device), (b, b_device))
+
+
+def _await_carrier(node: NetNS, device: str) -> None:
+    """Wait until the end that came up first works: the kernel notices its carrier a little later, and drops till then.
+
+    Since Linux 6.8 it does so at once when it is asked.
+    """
+    with node.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as monitor:
+        monitor.bind((0, _RTMGRP_LINK))
+        _ethtool(node, device, _ETHTOOL_GET_LINK)
+        wait_for(_Operational(monitor, node, device), _CARRIER, f"{device} of {node.name} to work")
+
+
+class _Operational:
+    """A device is operational in the sense of RFC 2863: True."""
+
+    def __init__(self, monitor: socket.socket, node: NetNS, device: str) -> None:
+        self._monitor = monitor
+        self._node = node
+        self._device = device
+
+    def fileno(self) -> int:
+        return self._monitor.fileno()
+
+    def look(self) -> bool | None:
+        # ENOBUFS says that messages were lost; there is something to look at then too.
+        with suppress(OSError):
+            while True:
+                self._monitor.recv(65536)
+        return self._node.links()[self._device]["is_operational"] or None
+
+    def seen(self) -> str:
+        return f"{self._node.links()[self._device]}"
 
 
 def set_offloads(node: NetNS, device: str, **switches: bool) -> None:

@@ -38,7 +38,8 @@ _ROUTE: Final = Struct("=8BI")  # family, lengths, tos, table, protocol, scope, 
 _U32: Final = Struct("=I")
 _STATISTICS: Final = Struct("=4Q")  # packets and bytes, received and sent each
 
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 18, 23, 28
+_OPERATIONAL: Final = b"\6"
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 16, 18, 23, 28
 _INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
@@ -84,7 +85,10 @@ class Rtnetlink:
         self._ask(_NEWLINK, _ASK, _LINK.pack(0, 0, index, 0, 0) + place)
 
     def links(self) -> dict[str, dict[str, Any]]:
-        """All devices by name: `index`, `mtu`, `up`, `kind` (None for loopback), `rx_bytes`, `tx_bytes`."""
+        """All devices by name.
+
+        Of each: `index`, `mtu`, `up`, `is_operational` (RFC 2863), `kind` (None for loopback), `rx_bytes`, `tx_bytes`.
+        """
         answer = self._ask(_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, _LINK.pack(0, 0, 0, 0, 0))
         return dict(_link_facts(message.body) for message in answer if message.kind == _NEWLINK)
 
@@ -188,6 +192,7 @@ def _link_facts(body: bytes) -> tuple[str, dict[str, Any]]:
     return _text(found[_IFLA_IFNAME]), {
         "index": index,
         "mtu": _U32.unpack(found[_IFLA_MTU])[0],
+        "is_operational": found.get(_IFLA_OPERSTATE) == _OPERATIONAL,
         "up": bool(flags & _IFF_UP),
         "kind": _text(information[_INFO_KIND]) if _INFO_KIND in information else None,
         "rx_bytes": received,
