@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import DeadlineExceeded, HarnessError
+from harness.frames import checksum
 from harness.wait import Datagram, let_pass, scaled, wait_for
 
 if TYPE_CHECKING:
@@ -133,23 +134,14 @@ def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, 
 def _echo_request(echo: _Echo, identifier: bytes, sequence: int, size: int) -> bytes:
     body = identifier + struct.pack(">H", sequence) + bytes(index & 0xFF for index in range(size))
     # The kernel fills in the checksum of ICMPv6 only, because it covers the addresses.
-    checksum = _checksum(bytes([echo.request, 0, 0, 0]) + body) if echo.family == socket.AF_INET else 0
-    return struct.pack(">BBH", echo.request, 0, checksum) + body
+    value = checksum(bytes([echo.request, 0, 0, 0]) + body) if echo.family == socket.AF_INET else 0
+    return struct.pack(">BBH", echo.request, 0, value) + body
 
 
 def _is_reply(echo: _Echo, label: bytes, data: bytes) -> bool:
     # An IPv4 raw socket hands out the IP header too.
     message = data[(data[0] & 15) * 4 :] if echo.family == socket.AF_INET else data
     return message[0] == echo.reply and message[4:8] == label
-
-
-def _checksum(data: bytes) -> int:
-    """The internet checksum (RFC 1071)."""
-    padded = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f">{len(padded) // 2}H", padded))
-    while total > 0xFFFF:  # noqa: PLR2004 - 16 bits
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def udp_receiver(node: NetNS, address: str, port: int) -> socket.socket:
