@@ -164,7 +164,7 @@ class Replay(Rule):
 class Flip(Rule):
     """One bit of the message arrives changed; the UDP checksum is made to fit.
 
-    field: a field of the message, or `byte N` of it. bit: of the field, 0 is the lowest bit of its first byte.
+    field: one of messages.FIELDS. bit: of the field, 0 is the lowest bit of its first byte.
     """
 
     do: ClassVar[str] = "flip"
@@ -179,7 +179,7 @@ class Flip(Rule):
         if not kinds:
             raise UsageError("message: flip needs one sort of message, so that its fields are known: initiation, ...")
         _one_of("field", self.field, tuple(FIELDS[kinds[0]]))
-        if self.message == "keepalive" and self.field == "packet":
+        if self.message != "data" and self.field == "packet":
             raise UsageError("field: a keepalive carries no packet; there is the tag")
         start, end = FIELDS[kinds[0]][self.field]
         # How long a packet is, is seen when it comes; its first byte is always there.

@@ -151,6 +151,7 @@ RANGE = 'want a number, a range "5-9" or "3-", or a list of them'
         (Flip, {"message": "data"}, "field: is missing; there are: receiver, counter, packet, tag"),
         (Flip, {"message": "data", "field": "mac1"}, "field: no 'mac1'; there are: receiver, counter, packet, tag"),
         (Flip, {"message": "keepalive", "field": "packet"}, "field: a keepalive carries no packet; there is the tag"),
+        (Flip, {"message": "transport", "field": "packet"}, "field: a keepalive carries no packet; there is the tag"),
         (Flip, {"message": "response", "field": "mac1", "bit": 128}, "bit: mac1 has the bits 0 to 127, not 128"),
         (Flip, {"message": "data", "field": "packet", "bit": 8}, "bit: packet has the bits 0 to 7, not 8"),
     ],
