@@ -21,6 +21,7 @@ from ci.environment import (
     prepare,
     python_environment,
 )
+from ci.matrix import CORE
 from harness.errors import HarnessError
 from harness.toolchain import ended, exit_on_sigterm
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
-VM_PAIRS: Final = ("kernel~kernel", "kernel~refwg", "refwg~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
+VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
+# Python under emulation: what makes a tunnel for every change, all of it by night.
+SLOW_PAIRS: Final = ("kernel~refwg", "refwg~kernel")
 WARP_PAIRS: Final = ("kernel~kernel", "kernel~refwg", "refwg~kernel", "wireguard-go~refwg", "boringtun~refwg")
 OTHER_KERNEL: Final = "6.12"
 # The pairs of these four; those of the Rust programs with refwg have a gate of their own. All others: CONTRIBUTING.md.
@@ -75,8 +78,12 @@ _RUST: Final = (
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
 # What the lab itself can do does not depend on the kernel.
-_VM: Final = ("selftests/netns", "-k", "not harness", "--lane", "vm", "-n", "2", *(f"--pair={p}" for p in VM_PAIRS))
-_WARP: Final = ("selftests/netns", "--lane", "warp", "-n", "2", *(f"--pair={pair}" for pair in WARP_PAIRS))
+_VM: Final = ("selftests/netns", "-k", "not harness", "--lane", "vm", "-n", "2")
+_WARP: Final = ("selftests/netns", "--lane", "warp", "-n", "2")
+
+
+def _pairs(pairs: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"--pair={pair}" for pair in pairs)
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -101,17 +108,29 @@ def all_gates() -> tuple[Gate, ...]:
             peers=RUST,
         ),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
-        Gate(name="vm tests", command=("pytest", *_VM, *_results("vm")), lane="vm", quick=None),
+        Gate(name="vm tests", command=("pytest", *_VM, *_pairs(VM_PAIRS), *_results("vm")), lane="vm", quick=None),
+        Gate(
+            name="vm refwg tests",
+            command=("pytest", *_VM, "-k", CORE, *_pairs(SLOW_PAIRS), *_results("vm-refwg")),
+            lane="vm",
+            quick=None,
+        ),
         Gate(
             name="warp tests",
-            command=("pytest", *_WARP, *_results("warp")),
+            command=("pytest", *_WARP, *_pairs(WARP_PAIRS), *_results("warp")),
             lane="warp",
             quick=None,
             peers=("boringtun",),
         ),
         Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None),
-        *(_on_other_kernel(lane, arguments) for lane, arguments in (("vm", _VM), ("warp", _WARP))),
+        *(_on_other_kernel(lane, arguments) for lane, arguments in _BY_NIGHT),
     )
+
+
+_BY_NIGHT: Final = (
+    ("vm", (*_VM, *_pairs(VM_PAIRS + SLOW_PAIRS))),
+    ("warp", (*_WARP, *_pairs(WARP_PAIRS))),
+)
 
 
 def _on_other_kernel(lane: str, arguments: Sequence[str]) -> Gate:

@@ -31,7 +31,7 @@ def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
 
 def test_quick_leaves_out_faults_guests_and_workflows_only() -> None:
     assert names() - names(quick=True) == {
-        "rust netns tests", "fault tests", "vm tests", "warp tests", "vm fault tests", "workflows",
+        "rust netns tests", "fault tests", "vm tests", "vm refwg tests", "warp tests", "vm fault tests", "workflows",
     }  # fmt: skip
 
 
