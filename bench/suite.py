@@ -45,6 +45,9 @@ for name, command in {{"script": ["bash", {SCRIPT!r}], "ours": [sys.executable, 
         status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
     figures[name] = {{"status": status, "seconds": round(time.monotonic() - started, 2)}}
     print(name, figures[name], flush=True)
+    if status:
+        with open(f"/lab/results/{{name}}.log", errors="replace") as log:
+            print("".join(log.readlines()[-15:]), flush=True)
 with open("/lab/results/{RESULT}", "w") as file:
     json.dump(figures, file)
 """
