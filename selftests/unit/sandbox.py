@@ -14,7 +14,7 @@ _UNSHARE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid",
 _PREPARE = 'mount -t tmpfs none /run && ip link set lo up && exec "$@"'
 
 
-def run_in_sandbox(setup: str, code: str, *, timeout: float = 30) -> str:
+def run_in_sandbox(setup: str, code: str, *, timeout: float = 100) -> str:
     """Run two pieces of Python there, and return what they print; skips where this machine allows no sandbox."""
     probe = subprocess.run([*_UNSHARE, "sh", "-c", _PREPARE, "sh", "test", "-w", "/dev/net/tun"], check=False)
     if probe.returncode:

@@ -40,7 +40,7 @@ WELL = "0 False \n"
 
 
 def run(code: str) -> str:
-    return run_in_sandbox(SETUP, code, timeout=120)
+    return run_in_sandbox(SETUP, code)
 
 
 @pytest.mark.requirement("CFG-53", "CFG-45", "CFG-55")
