@@ -68,11 +68,11 @@ class Device:
         self._shared = Shared(
             environment=environment,
             cookie_checker=CookieChecker(environment.random_bytes, now),
-            ratelimiter=ratelimiter or RateLimiter(),
+            ratelimiter=RateLimiter() if ratelimiter is None else ratelimiter,
             watcher=watcher,
         )
         self._sockets = sockets
-        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(load or LoadMemory())
+        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(LoadMemory() if load is None else load)
         self._agenda: Agenda[Peer] = Agenda()
         self.is_up = False
         self.listen_port = 0

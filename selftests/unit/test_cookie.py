@@ -31,7 +31,9 @@ def state_of(
     limiter: RateLimiter | None = None,
 ) -> MacState:
     """What the checker says under load."""
-    return checker.validate(message, address, port, now=now, allow=(limiter or RateLimiter()).allow)
+    return checker.validate(
+        message, address, port, now=now, allow=(RateLimiter() if limiter is None else limiter).allow
+    )
 
 
 def with_cookie(checker: CookieChecker, jar: CookieJar, *, now: int = 0) -> bytes:

@@ -11,6 +11,8 @@ from refwg.device import Device
 from refwg.errors import ConfigError, DropReason
 from refwg.messages import MILLISECOND, SECOND, Initiation, MessageType
 from refwg.packet import unreachable
+from refwg.queueing import LoadMemory
+from refwg.ratelimiter import RateLimiter
 from selftests.unit.packets import ip_packet, udp
 from selftests.unit.pair import FakeSockets, Pair, SeededEnvironment, arrived_at, host_prefix, private_key
 
@@ -234,6 +236,14 @@ def test_nothing_is_kept_of_the_sources_of_a_flood_that_is_over() -> None:
     assert len(limiter) == 100
     pair.run(SECOND)
     assert (len(limiter), pair.b.device.next_deadline()) == (0, None)
+
+
+@pytest.mark.requirement("NS-07", "DOS-09")
+def test_devices_share_the_limiter_and_the_load_that_they_are_given() -> None:
+    limiter, load, environment = RateLimiter(), LoadMemory(), SeededEnvironment(1, int)
+    first, second = (Device(environment, FakeSockets(), now=0, ratelimiter=limiter, load=load) for _ in range(2))
+    limiter.allow(b"\x0a\0\0\1", 0)
+    assert first.next_deadline() == second.next_deadline() == SECOND
 
 
 @pytest.mark.requirement("DOS-07")
