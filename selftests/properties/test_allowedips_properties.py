@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,12 +13,14 @@ from selftests.properties.strategies import addresses, prefixes
 OWNERS = st.sampled_from("abc")
 
 
+@cache
 def masked(prefix: Prefix) -> Prefix:
     width = 8 * len(prefix.address)
     bits = f"{int.from_bytes(prefix.address):0{width}b}"[: prefix.length].ljust(width, "0")
     return Prefix(int(bits, 2).to_bytes(width // 8), prefix.length)
 
 
+@cache
 def contains(prefix: Prefix, address: bytes) -> bool:
     return len(prefix.address) == len(address) and masked(Prefix(address, prefix.length)) == masked(prefix)
 

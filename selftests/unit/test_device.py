@@ -66,6 +66,25 @@ def test_what_is_no_ip_packet_is_counted_and_not_answered(packet: bytes) -> None
     assert pair.a.device.statistics.tx_errors == 1
 
 
+@pytest.mark.requirement("IF-13")
+def test_what_is_lost_outside_is_counted_for_the_peer() -> None:
+    pair = Pair()
+    pair.a.device.drop(DropReason.NOT_DELIVERED, pair.a.peer, 0)
+    assert pair.a.peer.statistics.drops == pair.a.device.statistics.drops == {DropReason.NOT_DELIVERED: 1}
+
+
+def test_nobody_need_watch() -> None:
+    device = Device(SeededEnvironment(1, int), FakeSockets(), now=0)
+    device.set_private_key(private_key("A"), 0)
+    device.up(0)
+    peer = device.add_peer(bytes(range(32)), 0)
+    assert peer is not None
+    device.set_endpoint(peer, Endpoint(b"\x0a\0\0\2", 2), 0)
+    (effect,) = device.set_persistent_keepalive(peer, 25, 0)
+    assert isinstance(effect, Transmit)
+    assert effect.datagram[0] == INITIATION
+
+
 def test_a_group_address_gets_no_icmp() -> None:
     assert Pair().a.device.send_packet(ip_packet("10.0.0.1", "224.0.0.1"), 1420, 0) == []
 
