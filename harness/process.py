@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from harness.namespace import NamespaceThread
 
 _TERMINATION: Final = 2.0
+_KERNEL: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +161,28 @@ class Process:
         self._child.wait()
 
     def terminate(self, deadline: float = _TERMINATION) -> int:
-        """Send SIGTERM and wait; one that does not end in time is killed and reported by DeadlineExceeded."""
+        """Send SIGTERM and wait; one that does not end in time is killed and reported by DeadlineExceeded.
+
+        One that waits in the kernel, without a choice, is given more time: there is one lock for the interfaces of all
+        namespaces, and it is not its fault who else wants to have it.
+        """
         if self._child.poll() is None:
             self._child.terminate()
         try:
             return self.wait(deadline)
         except DeadlineExceeded:
+            if self._waits_for_the_kernel():
+                with suppress(DeadlineExceeded):
+                    return self.wait(_KERNEL)
             self.kill()
             raise
+
+    def _waits_for_the_kernel(self) -> bool:
+        """Whether a thread of it is in uninterruptible sleep (proc(5), state D)."""
+        with suppress(FileNotFoundError):
+            stats = [(task / "stat").read_text() for task in Path("/proc", str(self.pid), "task").iterdir()]
+            return any(stat.rpartition(")")[2].split()[0] == "D" for stat in stats)
+        return False
 
     def close(self) -> None:
         """Release the descriptor that watches for its end."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,14 @@ if TYPE_CHECKING:
     from harness.netns import NetNS
 
 SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
+
+# posix_spawn(3) sleeps uninterruptibly until its child runs a program, and this child waits for the pipe's other end.
+IN_THE_KERNEL = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)])
+signal.pause()
+"""
 
 
 @pytest.fixture
@@ -75,6 +86,19 @@ def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: Net
     with pytest.raises(DeadlineExceeded, match=r"waited 0\.1 s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
         process.terminate(0.1)
     assert process.status == -9
+    process.close()
+
+
+def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
+    end = time.monotonic() + 20
+    while "State:\tD" not in Path(f"/proc/{process.pid}/status").read_text() and time.monotonic() < end:
+        assert process.running, process.tail()
+    release = threading.Timer(0.5, pipe.write_bytes, [b""])
+    release.start()
+    assert process.terminate(0.05) == 0
+    release.join()
     process.close()
 
 
