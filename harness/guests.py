@@ -43,6 +43,8 @@ FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
 UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 # Emulation is slow: deadlines of the guest's tests are longer.
 TIMEOUT_SCALE: Final = 4.0
+# How long a test may take elsewhere, in seconds: `timeout` in pyproject.toml.
+TEST_TIMEOUT: Final = 120.0
 DEADLINES: Final = {"vm": 1800.0, "warp": 1200.0}
 
 
@@ -387,7 +389,8 @@ def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:
     scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
     arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}"]
     # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
-    return [*arguments, "--timeout", "0"] if lane == "warp" else arguments
+    limit = 0 if lane == "warp" else scale * TEST_TIMEOUT
+    return [*arguments, "--timeout", f"{limit:g}"]
 
 
 def _at_once(workers: int | str | None) -> int:
