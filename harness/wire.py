@@ -155,23 +155,32 @@ class Wire:
 
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
         """The messages that have come onto the wire under this script: of one sort, from one node, with one verdict."""
-        if word not in MESSAGES:
-            raise UsageError(f"no messages are called {word!r}; there are: {', '.join(MESSAGES)}")
-        self._raise_failure()
-        with self._lock:
-            seen = list(self._sightings)
-        return [s for s in seen if s.is_a(word) and sender in {None, s.sender} and did in {None, s.did}]
+        return [s for s in self._seen_since(0, word, sender)[1] if did in {None, s.did}]
 
     def wait_for(
         self, word: str, what: str, *, sender: str | None = None, nth: int = 1, deadline: float = 5.0
     ) -> Sighting:
         """Wait until the nth such message under this script has come onto the wire."""
+        position = 0
+        found: list[Sighting] = []
 
         def look() -> Sighting | None:
-            seen = self.sightings(word, sender=sender)
-            return seen[nth - 1] if len(seen) >= nth else None
+            # Each is looked at once: there may be thousands.
+            nonlocal position
+            position, new = self._seen_since(position, word, sender)
+            found.extend(new)
+            return found[nth - 1] if len(found) >= nth else None
 
         return wait_for(_Look(self, look), deadline, what)
+
+    def _seen_since(self, position: int, word: str, sender: str | None) -> tuple[int, list[Sighting]]:
+        """How many sightings there are now, and which of those from this position on are meant."""
+        if word not in MESSAGES:
+            raise UsageError(f"no messages are called {word!r}; there are: {', '.join(MESSAGES)}")
+        self._raise_failure()
+        with self._lock:
+            new = self._sightings[position:]
+        return position + len(new), [s for s in new if s.is_a(word) and sender in {None, s.sender}]
 
     @property
     def lost_by_itself(self) -> int:

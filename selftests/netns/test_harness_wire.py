@@ -226,3 +226,12 @@ def test_capture_outlives_its_device(v4: Ends) -> None:
         v4.receive(1)
         v4.nodes["ns1"].delete_link("veth1")
         assert [message.payload for message in capture.messages()] == [DATA]
+
+
+def test_word_or_node_that_does_not_exist_is_told_with_those_that_do(v4: Ends) -> None:
+    with pytest.raises(UsageError, match="no messages are called 'datum'; there are: any, handshake, "):
+        v4.wire.sightings("datum")
+    with pytest.raises(UsageError, match="wire ns1-ns2: no node ns3 here; ns1 and ns2 are"):
+        v4.wire.inject(b"", sender="ns3")
+    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here"):
+        v4.wire.apply(Drop(sender="ns3"))

@@ -88,9 +88,11 @@ def test_reordered_messages_arrive_once_and_none_is_lost(wired: Tunnel, wire: Wi
 
 @pytest.mark.requirement("DT-04")
 def test_message_a_thousand_behind_still_arrives(wired: Tunnel, wire: Wire) -> None:
-    wire.apply(Hold(message="data", sender="ns1", nth=1, behind=WINDOW))
+    # Those between them need not arrive, and a slow machine is glad of it.
+    between = Drop(message="data", sender="ns1", nth=f"1-{WINDOW - 1}")
+    wire.apply(Hold(message="data", sender="ns1", nth=1), between)
     arrivals, _ = carry(wired, wire, WINDOW + 1, size=16)
-    assert arrivals.numbers.index(0) == WINDOW, str(arrivals)
+    assert arrivals.numbers == (WINDOW, 0, WINDOW + 1), str(arrivals)
 
 
 @pytest.mark.requirement("DT-03", "ROB-12")
