@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -104,6 +105,8 @@ def programs() -> Path:
                 unpack(PACKAGES, part, step.report)
                 # Its name comes from Debian's alternatives, which only an installation makes.
                 (part / "usr/sbin/iptables").symlink_to("iptables-nft")
+                # And Debian's ping has no second name.
+                (part / "usr/bin/ping6").symlink_to(shutil.which("ping") or "/usr/bin/ping")
     return place
 
 

@@ -45,7 +45,7 @@ UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 TIMEOUT_SCALE: Final = 4.0
 # How long a test may take elsewhere, in seconds: `timeout` in pyproject.toml.
 TEST_TIMEOUT: Final = 120.0
-DEADLINES: Final = {"vm": 1800.0, "warp": 1200.0}
+DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
 
 
 class Stream:
