@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import hmac
 from dataclasses import astuple, replace
+from hashlib import blake2s
+from struct import pack
 from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from refwg.errors import DropReason, Refused
 from refwg.messages import MILLISECOND, SECOND, ZERO_KEY
 from refwg.noise import (
+    INITIAL_HASH,
     Handshake,
     HandshakeState,
     Keypairs,
     StaticIdentity,
+    Transcript,
     open_initiation,
     static_static,
     timestamp,
@@ -68,6 +74,26 @@ def test_timestamps_are_whitened(nanoseconds: int, whitened: int) -> None:
 @pytest.mark.requirement("CR-18")
 def test_an_identity_is_clamped() -> None:
     assert StaticIdentity.from_private(b"\xff" * 32).private == b"\xf8" + b"\xff" * 30 + b"\x7f"
+
+
+@pytest.mark.requirement("CR-02", "CR-03")
+def test_the_hash_takes_in_the_responder_and_then_all_that_is_said() -> None:
+    transcript = Transcript.start(BOB.public)
+    assert transcript.hash == (first := blake2s(INITIAL_HASH + BOB.public).digest())
+    transcript.mix_hash(b"what is said")
+    assert transcript.hash == blake2s(first + b"what is said").digest()
+
+
+@pytest.mark.requirement("CR-15", "CR-06")
+def test_both_keys_of_a_session_come_from_the_chaining_key_alone() -> None:
+    alice, _, response = exchange()
+    alice.consume_response(ALICE, response)
+    secret = hmac.digest(alice.transcript.chaining_key, b"", blake2s)
+    first = hmac.digest(secret, b"\1", blake2s)
+    second = hmac.digest(secret, first + b"\2", blake2s)
+    session = alice.begin_session(0)
+    assert session.sending.seal(3, b"x") == ChaCha20Poly1305(first).encrypt(pack("<LQ", 0, 3), b"x", None)
+    assert session.receiving.seal(3, b"x") == ChaCha20Poly1305(second).encrypt(pack("<LQ", 0, 3), b"x", None)
 
 
 @pytest.mark.requirement("HS-03", "CR-15")
@@ -178,12 +204,12 @@ def test_clearing_keeps_the_timestamp_and_nothing_else() -> None:
     _, bob, _ = exchange()
     latest = bob.latest_timestamp
     bob.clear()
-    assert (bob.state, bob.local_index, bob.ephemeral_private) == (HandshakeState.ZEROED, None, b"")
+    assert bob == replace(handshake(BOB, ALICE), latest_timestamp=latest, last_initiation_consumption=0)
     assert bob.latest_timestamp == latest != bytes(12)
 
 
 def test_a_session_does_not_begin_before_its_handshake() -> None:
-    with pytest.raises(AssertionError, match="after a response"):
+    with pytest.raises(AssertionError, match=r"^a session begins only after a response$"):
         handshake(ALICE, BOB).begin_session(0)
 
 
