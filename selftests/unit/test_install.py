@@ -276,6 +276,14 @@ def test_users_own_go_caches_and_checks_are_respected(cache: Path, monkeypatch: 
     [
         (["E: Unable to locate package x", "trailing chatter"], "E: Unable to locate package x"),
         (["error: failed to compile `x`", "Caused by:", "  z"], "error: failed to compile `x`"),
+        (
+            [
+                "error: download of config.json failed",
+                "Caused by:",
+                "  [6] Could not resolve hostname (index.crates.io)",
+            ],
+            "error: download of config.json failed (Could not resolve hostname)",
+        ),
         (["one", "two", ""], "two"),
         (
             ["WARNING: Retrying: 'Failed to establish a new connection: [Errno -3] no name')'", "ERROR: No matching x"],
