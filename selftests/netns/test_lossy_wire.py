@@ -10,7 +10,7 @@ import pytest
 from harness import faults, traffic
 from harness.faults import Drop, Duplicate, Flip, Hold
 from harness.stream import UdpStream
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
+from harness.tunnel import V4_OF_A, V4_OF_B
 
 if TYPE_CHECKING:
     from harness.stream import Arrivals
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # So many datagrams fit every queue on the way; more are sent when these are on the wire.
 BURST = 50
 WINDOW = 1000
-# A datagram of 256 bytes over UDP and IPv6, with the header and the tag of the message around it.
-MESSAGE = 256 + 8 + 40 + 32
+# A datagram of 256 bytes over UDP and IPv4, padded to 288, with the header and the tag of the message around it.
+MESSAGE = 288 + 32
 BAD_LINE = Path(__file__).with_name("bad-line.toml")
 AT_ONCE = {"passed", "duplicated"}
 SPOILT = {"dropped", "flipped"}
@@ -36,7 +36,8 @@ def _session(wired: Tunnel, wire: Wire) -> None:
 
 def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = 256) -> tuple[Arrivals, int]:
     """Send so many datagrams from A to B: what has arrived when all is over, and how many the wire has spoilt."""
-    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V6_OF_B, size=size) as stream:
+    # Over IPv6 one datagram in 65536 has a checksum that wireguard-go finishes as 0, which receivers refuse.
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=size) as stream:
         for sent in range(0, count, BURST):
             stream.send(min(BURST, count - sent))
             # Each datagram is one message on the wire, and what the wire lets through at once must arrive.
