@@ -166,9 +166,11 @@ class ProgramInterface(Interface):
         if manifest.key_log:
             self.key_log = log.with_suffix(".keys")
         argv = manifest.argv(name, self.key_log)
+        self.name = name
         self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
         try:
             self.process = self._start(name, manifest, argv, log)
+            self._await_listening(manifest)
             self._watchman = Watchman(self.process, manifest)
         except BaseException:
             self._thread.close()
@@ -195,6 +197,15 @@ class ProgramInterface(Interface):
         if not process.running:
             raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
         return process
+
+    def _await_listening(self, manifest: Manifest) -> None:
+        """Wait until the control socket takes connections: wg(8) deletes one that refuses them, as if left behind."""
+        try:
+            self.connect().close()
+        except OSError as error:
+            self.process.kill()
+            said = f"{manifest.name}: {CONTROL_SOCKETS}/{self.name}.sock: {error.strerror}"
+            raise HarnessError(f"{said}\n{self.process.tail()}") from error
 
     def connect(self) -> socket.socket:
         """Make a new connection to its control socket; the caller closes it."""

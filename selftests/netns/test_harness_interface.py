@@ -11,6 +11,7 @@ import pytest
 
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
 from harness.errors import ControlError, UsageError
+from harness.implementation import Registry
 
 if TYPE_CHECKING:
     from harness.control.records import AllowedIP, Key
@@ -44,6 +45,30 @@ def setting(lab: Lab, alice: Key) -> DeviceConfig:
     )
     bob = PeerConfig(public_key=lab.key("bob").public())
     return DeviceConfig(private_key=lab.key("own"), listen_port=51820, fwmark=0x77, peers=(peer, bob))
+
+
+# A program that binds its control socket and listens on it later; what it does then is refwg's business.
+HESITATING = """\
+import fcntl, os, socket, struct, sys, time
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"wg0", 0x1001))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/wireguard/wg0.sock")
+time.sleep(0.3)
+listener.listen()
+for descriptor in (tun, listener.fileno()):
+    os.set_inheritable(descriptor, True)
+os.environ.update(WG_TUN_FD=str(tun), WG_UAPI_FD=str(listener.fileno()))
+os.execv(sys.executable, [sys.executable, "-m", "refwg", "-f", "wg0"])
+"""
+
+
+def test_program_is_ready_when_its_socket_takes_connections(lab: Lab) -> None:
+    program = replace(Registry().get("refwg"), command=("{python}", "-c", HESITATING), key_log=())
+    wg0 = lab.interface("wg0", program, lab.node("birth"))
+    # wg(8) would delete a socket that refuses it.
+    assert wg0.wg("show", "interfaces").stdout == "wg0\n"
+    assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
 
 
 def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
