@@ -1,7 +1,8 @@
 """The report: one self-contained page from the results of one or several runs (report/index.html).
 
-What it shows is gathered here into records, and drawn by `report.html.j2`. All that a test wrote is hostile text: the
-template escapes everything, files are read only below the directory of the results, and links lead there or to the web.
+What it shows is gathered here into the records of `page.py`, and drawn by `report.html.j2`. All that a test wrote is
+hostile text: the template escapes everything, files are read only below the directory of the results, and links lead
+there or to the web.
 """
 
 from __future__ import annotations
@@ -11,36 +12,42 @@ import re
 import shlex
 import tomllib
 from base64 import b64encode
-from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from hashlib import blake2s, sha256
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from harness import expectations
 from harness.errors import HarnessError, UsageError
 from harness.evidence import Reader, clean
-from harness.results import GATING, SCHEMA, UNSUPPORTED, Result
+from harness.page import (
+    BAD,
+    DID_NOT_RUN,
+    Coverage,
+    Group,
+    Page,
+    Panel,
+    Row,
+    Run,
+    Share,
+    Shown,
+    Skip,
+    rank,
+    rank_of,
+    seconds,
+)
+from harness.results import SCHEMA, UNSUPPORTED, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from harness.evidence import Text
     from harness.expectations import Expectation
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
 
-# From the worst to the mildest. The page has no history, so that to it every flaky test is a new one.
-_RANK: Final = (
-    "failed", "error", "xpassed", "flaky", "blocked", "differs", "xfailed", "passed", "unsupported", "skipped",
-)  # fmt: skip
-_BAD: Final = GATING | {"flaky"}
-_KNOWN: Final = frozenset({"differs", "xfailed"})
-_DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked"})
 _ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")
 
 
@@ -84,17 +91,6 @@ def find_root(results: Sequence[Path]) -> Path | None:
 
 
 # Reading
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One file of results."""
-
-    path: Path
-    seed: int
-    host: Mapping[str, Any]
-    results: Sequence[Result]
-    written: str
 
 
 def _read(path: Path) -> Run:
@@ -145,234 +141,6 @@ def read_catalogue(root: Path | None, name: str, table: str) -> dict[str, dict[s
     return {entry["id"]: entry for entry in entries}
 
 
-# What the page shows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """One result. sentence: the test's name in words; rest: its parameters beside the implementations."""
-
-    result: Result
-    anchor: str
-    file: str
-    sentence: str
-    rest: str
-    message: str
-    again: str
-    texts: Sequence[Text]
-    expectation: Expectation | None
-
-    @property
-    def state(self) -> str:
-        return self.result.state
-
-    @property
-    def bad(self) -> bool:
-        return self.state in _BAD
-
-    @property
-    def tone(self) -> str:
-        return tone([self.state])
-
-    @property
-    def first_line(self) -> str:
-        return self.message.strip().split("\n", 1)[0]
-
-    @property
-    def names(self) -> list[str]:
-        """The implementations that it is about, each once."""
-        return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
-
-    @property
-    def test(self) -> str:
-        """The test without what stands in brackets."""
-        return self.result.id.partition("[")[0]
-
-    @property
-    def link(self) -> str:
-        """Where its expectation is discussed, if that is an address of the web."""
-        link = self.expectation.link if self.expectation else ""
-        return link if link.startswith(("https://", "http://")) else ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """Tests that are shown together: those of a pair, of one implementation, or of a file."""
-
-    anchor: str
-    title: str
-    where: str
-    tests: Sequence[Shown]
-
-    @property
-    def tone(self) -> str:
-        return tone(test.state for test in self.tests)
-
-    @property
-    def counts(self) -> list[tuple[str, int]]:
-        return count(test.state for test in self.tests)
-
-    @property
-    def seconds(self) -> float:
-        return sum(test.result.seconds for test in self.tests)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One test of the configuration table, or one scenario or requirement: per implementation the results."""
-
-    id: str
-    title: str
-    level: str = ""
-    cells: Sequence[Sequence[Shown]]
-
-    @property
-    def marks(self) -> list[tuple[str, list[tuple[str, int]], Shown | None]]:
-        """Per cell its tone, its counts, and its worst test."""
-        return [
-            (tone(test.state for test in cell), count(test.state for test in cell), min(cell, key=_rank, default=None))
-            for cell in self.cells
-        ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """What ran in one lane on one kernel: A x B, scenario x pair, and implementation x configuration test.
-
-    sides: the columns of `scenarios`: A and B, or one implementation and nothing, or neither.
-    """
-
-    lane: str
-    kernel: str
-    names: Sequence[str]
-    versions: Sequence[str]
-    matrix: Mapping[tuple[str, str], Panel]
-    scenarios: Sequence[Row]
-    sides: Sequence[tuple[str, str]]
-    alone: Mapping[str, Panel]
-    configuration: Sequence[Row]
-    others: Sequence[Panel]
-
-    @property
-    def rows(self) -> list[str]:
-        return [name for name in self.names if any(a == name for a, _ in self.matrix)]
-
-    @property
-    def columns(self) -> list[str]:
-        return [name for name in self.names if any(b == name for _, b in self.matrix)]
-
-    @property
-    def spans(self) -> list[tuple[str, int]]:
-        """The columns of `scenarios` by A: its name, and how many there are side by side."""
-        return [(a, len(list(same))) for a, same in groupby(a if b else "" for a, b in self.sides)]
-
-    @property
-    def panels(self) -> list[Panel]:
-        return [*self.matrix.values(), *self.alone.values(), *self.others]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
-    """How much of a catalogue an implementation's tests cover, as far as they ran."""
-
-    covered: int
-    of: int
-    bad: int
-
-    @property
-    def percents(self) -> tuple[float, float]:
-        """What is covered and well, and what is covered and failed."""
-        well, bad = (100 * part / max(self.of, 1) for part in (self.covered - self.bad, self.bad))
-        return round(well, 1), round(bad, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """Scenarios and requirements, per implementation. unknown: what tests cite and the catalogues do not hold."""
-
-    names: Sequence[str]
-    scenarios: Sequence[Row]
-    areas: Mapping[str, Sequence[Row]]
-    shares: Mapping[str, Mapping[str, Share]]
-    unknown: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skip:
-    """A reason why tests did not run."""
-
-    state: str
-    reason: str
-    remedy: str
-    count: int
-    names: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
-    """All that the page shows. complaint: why the run failed beside its tests."""
-
-    runs: Sequence[Run]
-    tests: Sequence[Shown]
-    groups: Sequence[Group]
-    failures: Mapping[str, Sequence[Shown]]
-    known: Sequence[Sequence[Shown]]
-    skips: Sequence[Skip]
-    coverage: Coverage
-    slowest: Sequence[Shown]
-    complaint: str
-    titles: Mapping[str, str]
-
-    @property
-    def counts(self) -> list[tuple[str, int]]:
-        return count(test.state for test in self.tests)
-
-    @property
-    def verdict(self) -> tuple[str, str]:
-        """Good or bad, and why in a few words."""
-        bad = [f"{number} {state}" for state, number in self.counts if state in _BAD]
-        passed = dict(self.counts).get("passed", 0)
-        if bad or self.complaint:
-            return "bad", ", ".join([*bad, *filter(None, [self.complaint])])
-        if not passed:
-            return "bad", "no test passed"
-        return "good", f"{passed} passed"
-
-    @property
-    def seconds(self) -> float:
-        return sum(test.result.seconds for test in self.tests)
-
-
-def _rank(test: Shown) -> int:
-    return _rank_of(test.state)
-
-
-def _rank_of(state: str) -> int:
-    return _RANK.index(state) if state in _RANK else 0
-
-
-def tone(states: Iterable[str]) -> str:
-    """The colour of some results: the worst state that fails a run decides, then whether any passed."""
-    found = set(states)
-    if found & _BAD or found - set(_RANK):
-        return "bad"
-    if "passed" in found:
-        return "mixed" if found & _KNOWN else "good"
-    return "known" if found & _KNOWN else "none"
-
-
-def count(states: Iterable[str]) -> list[tuple[str, int]]:
-    """How many of each state there are, the worst state first."""
-    return sorted(Counter(states).items(), key=lambda entry: _rank_of(entry[0]))
-
-
-def seconds(value: float) -> str:
-    """A duration as it is read."""
-    if value < 60:  # noqa: PLR2004 - a minute
-        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
-    return f"{int(value) // 60} min {int(value) % 60} s"
-
-
 # Gathering
 
 
@@ -380,7 +148,7 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
     """Collect what the page shows. place: the directory that it will lie in."""
     latest = {_identity(result): (run, result) for run in runs for result in run.results}
     # Failures first: where the budget does not suffice, it is the evidence of passed tests that is linked.
-    ordered = sorted(latest.values(), key=lambda entry: _rank_of(entry[1].state))
+    ordered = sorted(latest.values(), key=lambda entry: rank_of(entry[1].state))
     reader = Reader(place)
     tests = [_shown(run, result, reader, root) for run, result in ordered]
     scenarios = read_catalogue(root, "netns-scenarios.toml", "scenario")
@@ -471,7 +239,7 @@ def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[st
     where = f"{lane}, {kernel}" if kernel else lane
 
     def panel(title: str, members: Sequence[Shown]) -> Panel:
-        ordered = sorted(members, key=lambda test: (_rank(test), test.result.id))
+        ordered = sorted(members, key=lambda test: (rank(test), test.result.id))
         return Panel(anchor=_anchor("p", f"{where} {title}"), title=title, where=where, tests=ordered)
 
     pairs = _by(lambda test: (label.of(test.result.a), label.of(test.result.b)), tests)
@@ -598,9 +366,9 @@ def cover(
 def _share(rows: Sequence[Row], column: int) -> Share:
     states = [{test.state for test in row.cells[column]} for row in rows]
     return Share(
-        covered=sum(bool(found - _DID_NOT_RUN) for found in states),
+        covered=sum(bool(found - DID_NOT_RUN) for found in states),
         of=len(rows),
-        bad=sum(bool(found & _BAD) for found in states),
+        bad=sum(bool(found & BAD) for found in states),
     )
 
 
@@ -610,7 +378,7 @@ def _known(tests: Sequence[Shown]) -> list[list[Shown]]:
 
 
 def _skips(tests: Sequence[Shown]) -> list[Skip]:
-    found = [test for test in tests if test.state in _DID_NOT_RUN]
+    found = [test for test in tests if test.state in DID_NOT_RUN]
     skips = []
     for (state, message), same in _by(lambda test: (test.state, test.first_line), found).items():
         reason, _, remedy = message.removeprefix(UNSUPPORTED).partition("; ")

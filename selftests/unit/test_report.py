@@ -11,14 +11,15 @@ import pytest
 
 from harness.errors import UsageError
 from harness.evidence import _BUDGET, clean
+from harness.page import seconds, tone
 from harness.report import _read as read
-from harness.report import find_root, gather, read_catalogue, render, seconds, sort_names, tone
+from harness.report import find_root, gather, read_catalogue, render, sort_names
 from harness.results import GATING, STATES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.report import Page, Shown
+    from harness.page import Page, Shown
 
 EVIL = '</pre></details><script>alert(1)</script><img src=x onerror="alert(1)"> \' &amp; {{ 7 * 7 }}'
 
