@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from harness import frames, pcapng
 from harness.messages import COOKIE_REPLY, DATA, INITIATION, KEEPALIVE_SIZE, NANOSECONDS, RESPONSE, Message
+from harness.netns import enlarge_receive_buffer
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ __all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "
 _ETH_P_ALL: Final = 3
 _PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
-_SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 8 << 20
 # For evidence: handshakes, pings and the beginning of a stream. What does not fit is counted, and costs little.
 EVIDENCE_BUFFER: Final = 1 << 20
@@ -40,7 +40,7 @@ def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     made = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
     made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     made.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
-    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
+    enlarge_receive_buffer(made, buffer)
     made.bind((device, _ETH_P_ALL))
     made.setblocking(False)
     return made

@@ -30,6 +30,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 HANDLES: Final = Path("/run/netns")
+_SO_RCVBUFFORCE: Final = 33
 # Skips the short time in which the kernel holds a new IPv6 address back.
 _IFA_F_NODAD: Final = 2
 _IPV6_READY: Final = 5.0
@@ -332,3 +333,11 @@ def leftover_nodes() -> list[str]:
     with suppress(FileNotFoundError):
         return sorted(entry.name for entry in HANDLES.iterdir())
     return []
+
+
+def enlarge_receive_buffer(one: socket.socket, size: int) -> None:
+    """Make room for so many bytes in a socket; root of a user namespace gets no more than everybody may have."""
+    try:
+        one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    except PermissionError:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 from harness import traffic
 from harness.errors import UsageError
+from harness.netns import enlarge_receive_buffer
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from harness.netns import NetNS
 
-_SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 16 << 20
 _NUMBER: Final = struct.Struct(">Q")
 
@@ -76,7 +76,7 @@ class UdpStream:
         self._numbers: list[int] = []
         with ExitStack() as stack:
             self._receiver = stack.enter_context(traffic.udp_receiver(receiver, address, 0))
-            self._receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            enlarge_receive_buffer(self._receiver, _BUFFER)
             self._receiver.setblocking(False)
             self._sender = stack.enter_context(sender.socket(self._receiver.family, socket.SOCK_DGRAM))
             self._sender.connect((address, self._receiver.getsockname()[1]))
