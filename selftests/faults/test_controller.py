@@ -100,8 +100,6 @@ class Terminal:
         if self.pid == 0:
             os.chdir(directory)
             command = host.pytest_command(*arguments)
-            # What was started in the background by a shell ignores it, and so would the child.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(sys.executable, command, pytest_env())  # noqa: S606 - the child of a pty
 
     def wait_for(self, text: str, deadline: float = 30.0) -> None:
