@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import interface
 from harness.interface import ProgramInterface
+from harness.tunnel import Tunnel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +29,17 @@ def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
         pytest.skip("the driver is no process")
     made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")
     assert isinstance(made, ProgramInterface)
-    made.get()  # the socket may be there a moment before anyone serves it
+    # It may answer before it has told the system what to do with signals; when all its threads sleep, it has.
+    Tunnel.until(lambda: is_idle(made), bool)
     yield made
     made.close()
+
+
+def is_idle(program: ProgramInterface) -> bool:
+    """Whether the program serves its control socket and no thread of it has anything to do."""
+    program.get()
+    threads = Path(f"/proc/{program.process.pid}/task").iterdir()
+    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "S" for thread in threads)
 
 
 def must_end(program: ProgramInterface) -> None:
