@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from harness.cache import Area, building, directory, locked
 from harness.debian import unpack
 from harness.errors import Unavailable
-from harness.toolchain import ToolFailed, parse_version
+from harness.toolchain import ToolFailed, parse_version, version_said
 
 if TYPE_CHECKING:
     from harness.progress import Report
@@ -39,21 +38,7 @@ class Rust:
 
     def version(self) -> Version | None:
         """What `rustc --version` says, as numbers; None for a nightly or beta version, or no Rust at all."""
-        try:
-            answer = subprocess.run(
-                [self.rustc, "--version"],
-                env=os.environ | self.variables,
-                cwd="/",  # away from a rust-toolchain.toml that could have a say
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=True,
-            ).stdout
-        except (OSError, subprocess.SubprocessError):
-            return None
-        found = _VERSION.match(answer)
-        return tuple(map(int, found.groups())) if found else None
+        return version_said([self.rustc, "--version"], self.variables, _VERSION)
 
     def environment(self, scratch: Path) -> dict[str, str]:
         """The environment to build with: the user's proxies and registries, crates fetched into `scratch`."""

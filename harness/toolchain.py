@@ -54,11 +54,16 @@ def find_go(needed: Version) -> Path | None:
 
 def go_version(program: str | Path) -> Version | None:
     """What `go version` says, as numbers; None for a development version, a release candidate or no Go at all."""
+    return version_said([program, "version"], {"GOTOOLCHAIN": "local"}, _GO_VERSION)
+
+
+def version_said(argv: Sequence[str | Path], variables: Mapping[str, str], pattern: re.Pattern[str]) -> Version | None:
+    """The numbers in the groups of the pattern, which must match what the program prints; None if it does not."""
     try:
         answer = subprocess.run(
-            [program, "version"],
-            env=os.environ | {"GOTOOLCHAIN": "local"},
-            cwd="/",  # away from a go.mod or go.work that could have a say
+            argv,
+            env=os.environ | dict(variables),
+            cwd="/",  # away from a go.mod, go.work or rust-toolchain.toml that could have a say
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -67,7 +72,7 @@ def go_version(program: str | Path) -> Version | None:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = _GO_VERSION.match(answer)
+    found = pattern.match(answer)
     return tuple(int(part or 0) for part in found.groups()) if found else None
 
 
