@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from harness.implementation import Manifest
     from harness.process import Process
 
@@ -32,6 +34,8 @@ COMPLAINTS: Final = (
     r"Segmentation fault|SIGSEGV",
 )
 _TERMINATION: Final = 2.0
+_ENOUGH: Final = 3  # cries are told
+_LONGEST: Final = 1 << 16  # bytes of a cry and its reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,44 @@ def size_of(pid: int) -> Size:
     return Size(len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())))
 
 
+class Cries:
+    """What a program wrote that only a program gone wrong writes; each look reads what came since the last.
+
+    log: the file of its output. patterns: regular expressions for one line.
+    """
+
+    def __init__(self, log: Path, patterns: Iterable[str]) -> None:
+        self._log = log
+        # Each by itself: an alternation of all takes ten times as long, and a log may have a line for each allowed-ip.
+        self._patterns = [re.compile(pattern.encode(), re.MULTILINE) for pattern in patterns]
+        self._read = 0
+        self._found: dict[int, str] = {}  # by offset
+
+    def heard(self) -> list[str]:
+        """The first lines so far that say that something is wrong; empty if none does."""
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            text = log.read()
+        for pattern in self._patterns:
+            for start, line, why in islice(_lines_with(pattern, text), _ENOUGH):
+                # Rust says on one line where it panicked, and why on the next.
+                whole = line + b" " + why if line.endswith(b":") else line
+                self._found[self._read + start] = f"wrote: {whole.decode(errors='replace')}".rstrip()
+        # The last line may grow yet, and the one before it may get its reason.
+        self._read += text.rfind(b"\n", 0, max(text.rfind(b"\n"), 0)) + 1
+        return [self._found[offset] for offset in sorted(self._found)[:_ENOUGH]]
+
+
+def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """The lines in which it matches: offset, line, the line after it."""
+    for hit in pattern.finditer(text):
+        start = text.rfind(b"\n", 0, hit.start()) + 1
+        line, _, after = text[start : start + _LONGEST].partition(b"\n")
+        # What matches over the end of a line does not count.
+        if pattern.search(line):
+            yield start, line, after.partition(b"\n")[0]
+
+
 class Watchman:
     """Watches one process from the moment it is ready."""
 
@@ -56,10 +98,11 @@ class Watchman:
         self._manifest = manifest
         self._who = f"{manifest.name} (pid {process.pid})"
         self._at_start = size_of(process.pid)
+        self._cries = Cries(process.log, (*COMPLAINTS, *manifest.complaints))
 
     def complaints(self) -> list[str]:
         """All that is wrong with the process now, in words; empty if it is well. It goes on running."""
-        return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._cries()) if text]
+        return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._cries.heard()) if text]
 
     def dismiss(self) -> list[str]:
         """The last look: complaints, and whether the process ends by itself after SIGTERM."""
@@ -74,7 +117,7 @@ class Watchman:
                 found.append(f"{self._who} died of signal {-status} after SIGTERM")
         self._process.close()
         # A sanitizer tells of leaks at the end, and a crash on the way out may still give status 0.
-        cries = [f"{self._who} {text}" for text in self._cries()]
+        cries = [f"{self._who} {text}" for text in self._cries.heard()]
         return found + [text for text in cries if text not in found]
 
     def _death(self) -> str | None:
@@ -97,10 +140,3 @@ class Watchman:
             if after - before > allowed
         ]
         return f"has {' and '.join(grown)}" if grown else None
-
-    def _cries(self) -> list[str]:
-        pattern = re.compile("|".join(f"(?:{p})" for p in (*COMPLAINTS, *self._manifest.complaints)))
-        lines = self._process.log.read_text(errors="replace").splitlines()
-        # Rust says on one line where it panicked, and why on the next.
-        whole = (f"{line} {why}" if line.endswith(":") else line for line, why in pairwise([*lines, ""]))
-        return [f"wrote: {text}".rstrip() for line, text in zip(lines, whole, strict=True) if pattern.search(line)][:3]
