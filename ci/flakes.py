@@ -1,0 +1,272 @@
+"""Runs the netns tests of a pair again and again, each time in another order, and says how often they fail by chance.
+
+A test that fails once in a hundred runs keeps finished work from landing once in a hundred runs, times the number of
+such tests. What is red is kept, with its evidence and the seed of its order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, python_environment
+from harness.errors import HarnessError
+from harness.results import GATING
+from harness.toolchain import ended, exit_on_sigterm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+PAIR: Final = "refwg~wireguard-go"
+PLACE: Final = ROOT / "report" / "flakes"
+DEADLINE: Final = 1200.0  # seconds for one run
+# Ends with whoever started it, however that ends.
+SPIN: Final = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
+SEEDS: Final = 1 << 32
+
+HELP: Final = """\
+Run the netns tests of a pair RUNS times, each time in another random order, every other time under load: spinners that
+want the processors, too. Print the rate of runs that failed and of each test that did.
+
+The books are report/flakes/flakes.json, and a run that was red keeps all it left in report/flakes/NUMBER/. The same
+command again goes on where it was stopped; --fresh begins anew, and so do another commit or options.
+"""
+EXAMPLES: Final = f"""\
+examples:
+  ci/flakes 20                                     20 runs of {PAIR}, half of them under load
+  ci/flakes 50 --pair mine~kernel --impl mine=/tmp/build/wg
+  ci/flakes 50 -- -k roaming                       only these tests; what follows -- goes to pytest
+  ci/flakes 1 --seed 3141 --spinners 0 -n 2        one order again
+
+exit status: 0 no run was red, 1 some were, 2 wrong usage, 125 could not test, 130 interrupted
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of all tests.
+
+    seed: of the order. status: pytest's exit status, None if there was no end in time. tests: how many ran.
+    failed: ids of those that were red. seconds: wall time.
+    """
+
+    number: int
+    seed: int
+    spinners: int
+    status: int | None
+    seconds: float
+    tests: int
+    failed: tuple[str, ...] = ()
+
+    @property
+    def red(self) -> bool:
+        return self.status != 0
+
+    def __str__(self) -> str:
+        load = f", {self.spinners} spinners" if self.spinners else ""
+        word = "RED" if self.red else "ok"
+        line = f"{word:<4} run {self.number:3d}: {self.seconds:5.1f} s, {self.tests} tests, seed {self.seed}{load}"
+        return "\n".join([line, *(f"       {name}" for name in self.failed)])
+
+
+@dataclass(slots=True, kw_only=True)
+class Books:
+    """All runs of one commit with the same options so far, in a file that is written after each."""
+
+    file: Path
+    subject: str  # commit and options
+    runs: list[Run] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, file: Path, subject: str) -> Books:
+        """Those in the file, if they are of this subject; else new ones."""
+        books = cls(file=file, subject=subject)
+        if not file.exists():
+            return books
+        try:
+            document = json.loads(file.read_text())
+            if document["subject"] == subject:
+                books.runs = [Run(**{**run, "failed": tuple(run["failed"])}) for run in document["runs"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f"{file}: not the books of ci/flakes: {error}; --fresh begins anew") from error
+        return books
+
+    def add(self, run: Run) -> None:
+        self.runs.append(run)
+        document: dict[str, Any] = {"subject": self.subject, "runs": [asdict(run) for run in self.runs]}
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(document, indent=1) + "\n")
+        part.replace(self.file)
+
+    def summary(self) -> str:
+        """The rates, and the tests that failed, most often first."""
+        if not self.runs:
+            return "no run came to its end"
+        lines = []
+        for name, runs in (
+            ("all", self.runs),
+            ("quiet", [run for run in self.runs if not run.spinners]),
+            ("under load", [run for run in self.runs if run.spinners]),
+        ):
+            if runs:
+                red = sum(run.red for run in runs)
+                seconds = sorted(run.seconds for run in runs)[len(runs) // 2]
+                lines.append(f"{name:<10} {rate(red, len(runs))} of runs red; median {seconds:.0f} s")
+        failures = Counter(test for run in self.runs for test in run.failed)
+        executed = sum(run.tests for run in self.runs)
+        lines.append(f"{'tests':<10} {rate(failures.total(), executed)} of executions failed")
+        lines += [f"  {count:3d} x {test}" for test, count in failures.most_common()]
+        return "\n".join(lines)
+
+
+def rate(bad: int, of: int) -> str:
+    """`3 of 200 (1.50 %)`; where none was bad, with the bound below which the true rate lies with 95 % confidence."""
+    # The rule of three: (1 - 3/n)^n is about 5 %.
+    return f"{bad} of {of} ({100 * bad / of:.2f} %)" if bad else f"0 of {of} (below {min(300 / of, 100):.2f} %)"
+
+
+def main() -> int:
+    """Prepare, run, count; the exit status."""
+    options = _parse_arguments()
+    exit_on_sigterm()
+    try:
+        for _ in prepare():
+            pass
+        if options.fresh:
+            shutil.rmtree(PLACE, ignore_errors=True)
+        PLACE.mkdir(parents=True, exist_ok=True)
+        books = Books.open(PLACE / "flakes.json", _subject(options))
+    except (HarnessError, OSError) as error:
+        print(f"ci/flakes: {error}", file=sys.stderr)
+        return EXIT_COULD_NOT
+    status = EXIT_INTERRUPTED
+    try:
+        while len(books.runs) < options.runs:
+            books.add(run_once(len(books.runs) + 1, options))
+            print(books.runs[-1], flush=True)
+        status = 1 if any(run.red for run in books.runs) else 0
+    except KeyboardInterrupt:
+        print("ci/flakes: interrupted; the same command goes on", file=sys.stderr)
+    except (HarnessError, OSError) as error:
+        print(f"ci/flakes: {error}", file=sys.stderr)
+        status = EXIT_COULD_NOT
+    print(books.summary(), flush=True)
+    return status
+
+
+def _parse_arguments() -> argparse.Namespace:
+    arguments = sys.argv[1:]
+    rest: Sequence[str] = ()
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, rest = arguments[:cut], arguments[cut + 1 :]
+    parser = argparse.ArgumentParser(
+        prog="ci/flakes", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=int, metavar="RUNS", help="how many runs there shall be in the end")
+    parser.add_argument("--pair", action="append", metavar="A~B", help=f"default: {PAIR}")
+    parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="as for pytest")
+    parser.add_argument("-n", type=int, default=4, metavar="N", help="of tests at once; default: %(default)s")
+    parser.add_argument("--spinners", type=int, default=2, metavar="N", help="of every other run; default: %(default)s")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the order of the first run; default: by chance")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier runs and what they left")
+    options = parser.parse_args(arguments)
+    if min(options.runs, options.n) < 1 or options.spinners < 0:
+        parser.error("RUNS and -n are at least 1, --spinners at least 0")
+    options.rest = rest
+    return options
+
+
+def _subject(options: argparse.Namespace) -> str:
+    """What is tested: the commit, whether the tree is as it was committed, and which tests."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or "unknown"
+    return shlex.join([commit, *_selection(options)])
+
+
+def _selection(options: argparse.Namespace) -> list[str]:
+    pairs = [f"--pair={pair}" for pair in options.pair or [PAIR]]
+    return [f"-n{options.n}", *pairs, *(f"--impl={name}" for name in options.impl), *options.rest]
+
+
+def run_once(number: int, options: argparse.Namespace) -> Run:
+    """One run of the tests; what it left is kept if it was red."""
+    seed = options.seed if options.seed is not None and number == 1 else random.randrange(SEEDS)  # noqa: S311
+    spinners = 0 if number % 2 else options.spinners
+    place = PLACE / f"{number:03d}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    command = [
+        "pytest", "selftests/netns", "-q", "--random-order-bucket=global", f"--random-order-seed={seed}",
+        "--results", str(place / "results.json"), *_selection(options),
+    ]  # fmt: skip
+    started = time.monotonic()
+    with (place / "log").open("wb") as log, _load(spinners):
+        status = _to_its_end(command, log.fileno())
+    seconds = time.monotonic() - started
+    if status not in {0, 1, None}:
+        raise HarnessError(f"pytest ended with status {status}; its output: {place / 'log'}")
+    states = _states(place / "results.json")
+    failed = tuple(sorted(test for test, state in states.items() if state in GATING))
+    if status == 0:
+        shutil.rmtree(place)
+    return Run(
+        number=number,
+        seed=seed,
+        spinners=spinners,
+        status=status,
+        seconds=round(seconds, 1),
+        tests=len(states),
+        failed=failed,
+    )
+
+
+def _to_its_end(command: Sequence[str], output: int) -> int | None:
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    )
+    with process, ended(process):
+        try:
+            return process.wait(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+@contextmanager
+def _load(spinners: int) -> Iterator[None]:
+    """Keep so many processors busy."""
+    children = [
+        subprocess.Popen([sys.executable, "-S", "-c", SPIN], stdin=subprocess.DEVNULL, env=os.environ)
+        for _ in range(spinners)
+    ]
+    try:
+        yield
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def _states(file: Path) -> dict[str, str]:
+    """What became of each test that ran."""
+    try:
+        results = json.loads(file.read_text())["results"]
+    except (OSError, ValueError):
+        return {}
+    return {result["id"]: result["state"] for result in results if result["state"] not in {"skipped", "unsupported"}}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

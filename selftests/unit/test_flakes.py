@@ -1,0 +1,72 @@
+"""The books of ci/flakes: what is counted, and what the rates are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ci.flakes import Books, Run, rate
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run(number: int, *failed: str, spinners: int = 0) -> Run:
+    return Run(
+        number=number, seed=7, spinners=spinners, status=1 if failed else 0, seconds=number, tests=10, failed=failed
+    )
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Books:
+    return Books(file=tmp_path / "flakes.json", subject="abc")
+
+
+@pytest.mark.parametrize(
+    ("bad", "of", "text"),
+    [
+        (3, 200, "3 of 200 (1.50 %)"),
+        (0, 200, "0 of 200 (below 1.50 %)"),
+        (0, 1, "0 of 1 (below 100.00 %)"),
+        (2, 2, "2 of 2 (100.00 %)"),
+    ],
+)
+def test_rate_of_none_is_bounded_by_the_number_of_trials(bad: int, of: int, text: str) -> None:
+    assert rate(bad, of) == text
+
+
+def test_runs_are_read_back_as_they_were_written(books: Books) -> None:
+    books.add(run(1))
+    books.add(run(2, "a", "b", spinners=2))
+    assert Books.open(books.file, "abc").runs == books.runs
+
+
+def test_runs_of_another_subject_do_not_count(books: Books) -> None:
+    books.add(run(1))
+    assert Books.open(books.file, "abd").runs == []
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"subject": "abc", "runs": [{"number": 1}]}'])
+def test_file_that_holds_no_books_is_named(books: Books, text: str) -> None:
+    books.file.write_text(text)
+    with pytest.raises(HarnessError, match=r"flakes.json: not the books of ci/flakes: .*; --fresh begins anew"):
+        Books.open(books.file, "abc")
+
+
+def test_summary_tells_rates_by_load_and_by_test(books: Books) -> None:
+    for one in (run(1), run(2, "a", "b", spinners=2), run(3), run(4, "b", spinners=2)):
+        books.add(one)
+    assert books.summary().splitlines() == [
+        "all        2 of 4 (50.00 %) of runs red; median 3 s",
+        "quiet      0 of 2 (below 100.00 %) of runs red; median 3 s",
+        "under load 2 of 2 (100.00 %) of runs red; median 4 s",
+        "tests      3 of 40 (7.50 %) of executions failed",
+        "    2 x b",
+        "    1 x a",
+    ]
+
+
+def test_run_without_an_end_is_red_though_no_test_failed() -> None:
+    assert Run(number=1, seed=7, spinners=0, status=None, seconds=1200.0, tests=3).red
