@@ -31,24 +31,36 @@ MODULES: Final = ("nft_compat", "xt_length", "xt_mark", "xt_nat")
 SCRIPT: Final = "/lab/netns.sh"
 RESULT: Final = "figures.json"
 DEADLINE: Final = 3000.0
+PATIENCE: Final = 1200.0  # seconds for either suite
+PACE: Final = 10.0  # seconds between two signs of life
 OURS: Final = (
     "-m", "pytest", "-q", "selftests/netns", "--impl", "kernel", "--pair", "kernel~kernel", "--lane", "netns",
     "-k", "not harness and not configuration and not capabilities", "-m", "not waiting", "--timeout-scale", "4",
     "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:random_order",
 )  # fmt: skip
-# What the guest runs: both suites, each timed, with the words of neither lost.
+# What the guest runs: both suites, each timed, with the words of neither lost, and a sign of life now and then.
 INSIDE: Final = f"""
-import json, os, subprocess, sys, time
-figures = {{}}
+import json, re, subprocess, sys, threading, time
+figures, color = {{}}, re.compile("\\x1b\\\\[[0-9;]*m")
 for name, command in {{"script": ["bash", {SCRIPT!r}], "ours": [sys.executable, *{OURS!r}]}}.items():
-    started = time.monotonic()
-    with open(f"/lab/results/{{name}}.log", "wb") as log:
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log).returncode
-    figures[name] = {{"status": status, "seconds": round(time.monotonic() - started, 2)}}
+    started = told = time.monotonic()
+    last = []
+    with open(f"/lab/results/{{name}}.log", "w") as log, subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", text=True
+    ) as child:
+        overdue = threading.Timer({PATIENCE}, child.kill)
+        overdue.start()
+        for line in child.stdout:
+            log.write(line)
+            last = [*last[-14:], color.sub("", line).rstrip()]
+            if time.monotonic() - told > {PACE}:
+                told = time.monotonic()
+                print(f"{{name}}: {{told - started:.0f}} s: {{last[-1]}}", flush=True)
+        overdue.cancel()
+    figures[name] = {{"status": child.returncode, "seconds": round(time.monotonic() - started, 2)}}
     print(name, figures[name], flush=True)
-    if status:
-        with open(f"/lab/results/{{name}}.log", errors="replace") as log:
-            print("".join(log.readlines()[-15:]), flush=True)
+    if child.returncode:
+        print(*last, sep="\\n", flush=True)
 with open("/lab/results/{RESULT}", "w") as file:
     json.dump(figures, file)
 """

@@ -236,12 +236,18 @@ def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Pa
     for path in sources:
         tree.add_python(path, prefix)
     tree.write(archive)
-    added = Tree()
+    extra_tree(extra).write(archive)
+
+
+def extra_tree(extra: Iterable[tuple[Path, str]]) -> Tree:
+    """Files and folders at other paths, and the shared libraries that programs among them need."""
+    tree = Tree()
     for source, where in extra:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file():
-                added.members[Path(where, path.relative_to(source))] = path
-    added.write(archive)
+                tree.members[Path(where, path.relative_to(source))] = path
+    tree.add_libraries()
+    return tree
 
 
 def project_files() -> list[Path]:

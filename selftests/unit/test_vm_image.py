@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from ci.vm_compiled import compile_imports
-from ci.vm_image import Tree, closure
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from ci.vm_image import Tree, closure, extra_tree
 
 
 @pytest.fixture
@@ -41,6 +39,16 @@ def test_compiled_python_comes_beside_its_source_wherever_it_lay(tmp_path: Path)
     tree.add_python(source, prefix)
     names = {str(path.relative_to(tmp_path)) for path in tree.members}
     assert names == {"m.py", f"__pycache__/m.{sys.implementation.cache_tag}.pyc"}
+
+
+def test_program_from_elsewhere_comes_with_its_libraries(tmp_path: Path) -> None:
+    ip = shutil.which("ip")
+    assert ip is not None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "wg").write_bytes(Path(ip).read_bytes())
+    found = extra_tree([(tmp_path / "mine", "/opt/mine")]).members
+    assert found[Path("/opt/mine/wg")] == tmp_path / "mine/wg"
+    assert "libmnl.so.0" in {path.name for path in found}
 
 
 def test_guest_gets_what_the_tests_import_and_not_what_only_developers_use() -> None:
