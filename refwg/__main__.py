@@ -8,17 +8,18 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import signal
 import socket
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import control
-from refwg.loop import Loop
+from refwg.loop import STOPPING_SIGNALS, Loop
 from refwg.tun import TUN_DEVICE, InterfaceGoneError, Tun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from refwg.boundary import Watcher
     from refwg.control import SocketFile
@@ -103,6 +104,11 @@ def _run(options: argparse.Namespace) -> int:
     log = _Log(options.name, _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1))
     watcher = _watcher(options, log)
     tun = _tun(options.name)
+    with _held_back(STOPPING_SIGNALS):
+        return _run_with(tun, watcher, options, log)
+
+
+def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, log: _Log) -> int:
     listener, file = _listener(tun.link.name)
     try:
         loop = Loop(tun, listener, watcher=watcher, log_error=log.error)
@@ -119,6 +125,16 @@ def _run(options: argparse.Namespace) -> int:
     except BaseException:
         file.remove()
         raise
+
+
+@contextmanager
+def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Who sees the socket file may tell us to end; until the loop can heed that and remove the file, it has to wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[[], None]) -> NoReturn:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _ASLEEP: Final = 500 * MILLISECOND
 # So many new objects before the first look for garbage in cycles.
 _GARBAGE: Final = 100_000
-_STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def boot_clock() -> int:
@@ -117,6 +117,8 @@ class Loop:
                 self._stop()
 
         self._selector.register(watch, selectors.EVENT_READ, look)
+        # Somebody may have been quicker than we.
+        look(0)
 
     def _turn(self) -> None:
         self._watch_udp()
@@ -140,8 +142,9 @@ class Loop:
         waker, sleeper = socket.socketpair()
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in _STOPPING_SIGNALS:
+        for number in STOPPING_SIGNALS:
             signal.signal(number, lambda *_: self._stop())
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING_SIGNALS)
         self._selector.register(sleeper, selectors.EVENT_READ, lambda _: sleeper.recv(1))
         self._wakers = (waker, sleeper)
 

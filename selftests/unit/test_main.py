@@ -74,6 +74,28 @@ def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_import
     assert not late & set(done.stdout.split())
 
 
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)", "made[1].path.unlink()"]
+)
+def test_whoever_ends_it_as_soon_as_the_socket_is_there_leaves_nothing(end: str) -> None:
+    program = f"""if True:
+        import os, signal, sys
+        from refwg import __main__ as refwg
+        listen = refwg._listener
+        def listen_and_end(name):
+            made = listen(name)
+            {end}
+            return made
+        refwg._listener = listen_and_end
+        sys.exit(refwg.main(["-f", "wg0"]))
+    """
+    code = f"""
+        print(subprocess.run([sys.executable, "-c", {program!r}], timeout=10).returncode, path.exists())
+    """
+    assert run_in_sandbox(START, code) == "0 False\n"
+
+
 @pytest.mark.requirement("CFG-40")
 def test_it_goes_into_the_background_once_it_can_be_configured() -> None:
     code = """
