@@ -1,7 +1,8 @@
 """Expectations: failures of real programs that are known, each with its evidence (selftests/expectations/NAME.toml).
 
 A test that fails as expected is `xfailed`; one that passes although it should always fail is `xpassed`, and that fails
-the run: the program was mended, and the expectation must go. refwg has none.
+the run: the program was mended, and the expectation must go. Where several speak of a test, one that expects its
+failure is enough, for which program is seen to fail first may be a race; a success refutes them all. refwg has none.
 """
 
 from __future__ import annotations
@@ -56,15 +57,26 @@ class Expectation:
         return f"{self.requirement}: {self.observed} ({self.link})"
 
 
-def find(directory: Path, nodeid: str, sides: Sequence[Manifest | None]) -> Expectation | None:
-    """The first expectation for this test with these programs as A and B."""
-    for side, manifest in zip("ab", sides, strict=False):
-        if manifest is None:
-            continue
-        for expectation in load(directory / f"{manifest.name}.toml"):
-            if expectation.applies(nodeid, manifest, side):
-                return expectation
-    return None
+def applying(directory: Path, nodeid: str, sides: Sequence[Manifest | None]) -> tuple[Expectation, ...]:
+    """Every expectation for this test with these programs as A and B: each may have several, and both may have some."""
+    found = {
+        expectation: None
+        for side, manifest in zip("ab", sides, strict=False)
+        if manifest is not None
+        for expectation in load(directory / f"{manifest.name}.toml")
+        if expectation.applies(nodeid, manifest, side)
+    }
+    return tuple(found)
+
+
+def explains(found: Sequence[Expectation], message: str) -> Expectation | None:
+    """The first of them that expects this failure; None if none does, for then the failure is news."""
+    return next((one for one in found if re.search(one.message, message)), None)
+
+
+def refuted(found: Sequence[Expectation]) -> tuple[Expectation, ...]:
+    """Those that a success refutes: all but the ones that depend on a race."""
+    return tuple(one for one in found if one.always)
 
 
 @cache
@@ -94,8 +106,3 @@ def _read(path: Path, number: int, entry: dict[str, Any]) -> Expectation:
     except re.error as error:
         raise UsageError(f"{path}: expectation {number}: message: {error}") from error
     return Expectation(**entry)
-
-
-def matches(expectation: Expectation, message: str) -> bool:
-    """Whether a failure is the expected one."""
-    return re.search(expectation.message, message) is not None

@@ -124,16 +124,16 @@ def _judge_expectation(item: pytest.Item, report: pytest.TestReport) -> None:
     from harness import expectations
     from harness.results import message_of
 
-    directory = item.config.rootpath / "selftests" / "expectations"
-    expected = expectations.find(directory, item.nodeid, _sides(item)) if not report.skipped else None
-    if expected is None:
+    if report.skipped:
         return
-    if report.failed and expectations.matches(expected, message_of(report)):
+    found = expectations.applying(item.config.rootpath / "selftests" / "expectations", item.nodeid, _sides(item))
+    if report.failed and (expected := expectations.explains(found, message_of(report))):
         report.outcome = "skipped"
         report.wasxfail = str(expected)
-    elif report.passed and expected.always:
+    elif report.passed and (wrong := expectations.refuted(found)):
         report.outcome = "failed"
-        report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {expected}"
+        must_go = "; ".join(map(str, wrong))
+        report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {must_go}"
 
 
 def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +45,19 @@ def fresh() -> Iterator[None]:
     expectations.load.cache_clear()
 
 
-def write(directory: Path, name: str = "mine", **changes: Any) -> Path:
-    entry = {key: value for key, value in (ENTRY | changes).items() if value is not None}
+def write(directory: Path, name: str = "mine", *more: dict[str, Any], **changes: Any) -> Path:
+    """Write a program's expectations: one with these changes, and one more for each dict of changes."""
     path = directory / f"{name}.toml"
-    path.write_text("[[expect]]\n" + "".join(f"{key} = {value!r}\n" for key, value in entry.items()))
+    path.write_text("".join(map(as_toml, (changes, *more))))
     return path
+
+
+def as_toml(changes: dict[str, Any]) -> str:
+    entry = {key: value for key, value in (ENTRY | changes).items() if value is not None}
+    lines = (
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n" for key, value in entry.items()
+    )
+    return "[[expect]]\n" + "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,7 @@ def test_expectation_is_found_for_its_test_program_version_and_role(
     tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], found: bool
 ) -> None:
     write(tmp_path, **changes)
-    assert (expectations.find(tmp_path, nodeid, sides) is not None) is found
+    assert bool(expectations.applying(tmp_path, nodeid, sides)) is found
 
 
 @pytest.mark.parametrize(
@@ -96,10 +103,36 @@ def test_refwg_has_no_expectations(tmp_path: Path, name: str) -> None:
         expectations.load(write(tmp_path, name))
 
 
-def test_failure_matches_by_its_message(tmp_path: Path) -> None:
-    (expected,) = expectations.load(write(tmp_path))
-    assert expectations.matches(expected, "AssertionError: the answer came from elsewhere")
-    assert not expectations.matches(replace(expected, message="nothing"), "the answer came from elsewhere")
+@pytest.mark.parametrize(
+    ("message", "observed"),
+    [
+        ("AssertionError: the answer came from elsewhere", "it answers from elsewhere"),
+        ("it came too late", "it is late"),
+        ("it never came", "other loses it"),
+        ("it came twice", None),
+    ],
+    ids=["first", "second of the same program", "of the other program", "none"],
+)
+def test_failure_is_explained_by_any_expectation_whose_message_it_has(
+    tmp_path: Path, message: str, observed: str | None
+) -> None:
+    write(tmp_path, "mine", {"message": "too late", "observed": "it is late"})
+    write(tmp_path, "other", message="never came", observed="other loses it", side="b")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    expected = expectations.explains(found, message)
+    assert (expected and expected.observed) == observed
+
+
+def test_program_with_itself_has_each_expectation_once(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"side": "b"})
+    assert len(expectations.applying(tmp_path, "test_x.py::test_it[mine~mine]", (PROGRAM, PROGRAM))) == 2
+
+
+def test_success_refutes_all_that_depend_on_no_race(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"always": False, "observed": "it is late"})
+    write(tmp_path, "other", observed="other loses it")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    assert [one.observed for one in expectations.refuted(found)] == ["it answers from elsewhere", "other loses it"]
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
@@ -111,17 +144,19 @@ def test_shipped_expectations_can_be_read(path: Path) -> None:
     ("body", "outcomes"),
     [
         ("raise AssertionError('it came from elsewhere')", {"xfailed": 1}),
+        ("raise AssertionError('it came too late')", {"xfailed": 1}),
         ("raise AssertionError('something else')", {"failed": 1}),
         ("pass", {"failed": 1}),
     ],
-    ids=["as expected", "otherwise", "not at all"],
+    ids=["as expected", "as expected second", "otherwise", "not at all"],
 )
-def test_verdict_follows_the_expectation(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
+def test_verdict_follows_the_expectations(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
     program = pytester.path / "program"
     program.write_text("#!/bin/sh\necho 1.2\n")
     program.chmod(0o755)
     (pytester.path / "selftests" / "expectations").mkdir(parents=True)
-    write(pytester.path / "selftests" / "expectations", "mine", test="*test_it")
+    late = {"test": "*test_it", "message": "too late", "always": False}
+    write(pytester.path / "selftests" / "expectations", "mine", late, test="*test_it")
     pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
     result = pytester.runpytest_subprocess("--impl", f"mine={program}", "--results", "results.json")
     result.assert_outcomes(**outcomes)
