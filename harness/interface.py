@@ -44,9 +44,13 @@ _ADDRGENMODE_NONE: Final = 1
 
 
 class Interface:
-    """What both kinds have in common; made by `create`. key_log: where it writes its keys, if it reveals them."""
+    """What both kinds have in common; made by `create`.
+
+    key_log: where it writes its keys, if it reveals them. told: the private key that it was given last through `set`.
+    """
 
     key_log: Path | None = None
+    told: Key | None = None
 
     def __init__(self, name: str, manifest: Manifest, birth: NetNS, control: Control) -> None:
         self.name = name
@@ -66,6 +70,7 @@ class Interface:
         """
         self._require_declared(config)
         self.control.set(config)
+        self.told = config.private_key or self.told
 
     def _require_declared(self, config: DeviceConfig) -> None:
         lacking = {"update-peer", "peer-before-key"} - self.manifest.capabilities

@@ -32,11 +32,12 @@ def key_log(interfaces: Iterable[Interface]) -> str:
 
 
 def configured(interface: Interface) -> list[str]:
-    """The static keys of the interface and its peers, as it reports them."""
+    """The static keys of the interface and its peers, as it reports them or else was told."""
     # One that is dead says nothing any more.
     with suppress(HarnessError, OSError):
         state = interface.get()
-        own = [] if state.private_key is None else [f"LOCAL_STATIC_PRIVATE_KEY = {state.private_key}"]
+        key = state.private_key or interface.told
+        own = [] if key is None else [f"LOCAL_STATIC_PRIVATE_KEY = {key}"]
         return own + [f"REMOTE_STATIC_PUBLIC_KEY = {peer.public_key}" for peer in state.peers]
     return []
 

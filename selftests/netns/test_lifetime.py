@@ -26,7 +26,8 @@ def test_namespaces_that_hold_each_others_interfaces_vanish(lab: Lab, implementa
     for number, one in enumerate(crossed, 1):
         one.set(DeviceConfig(private_key=lab.key(f"key{number}"), listen_port=number))
         one.up(f"192.168.241.{number}/24")
-    assert (ns1.udp_ports(), ns2.udp_ports()) == ({1}, {2})
+    # There may be more: boringtun keeps the one that it began with.
+    assert (ns1.udp_ports() & {1, 2}, ns2.udp_ports() & {1, 2}) == ({1}, {2})
     with Departures(watcher, ns1, ns2) as departures:
         ns1.close()
         ns2.close()

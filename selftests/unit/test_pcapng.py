@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 from base64 import b64encode
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from harness import keys, pcapng
+from harness.control.records import DeviceState, Key
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -80,3 +82,28 @@ def test_key_log_of_a_dead_program_is_what_it_has_written_without_what_is_no_key
     log.write_text(f"LOCAL_EPHEMERAL_PRIVATE_KEY = {KEY}\nPRESHARED_KEY = short\nnonsense\nPRESHARED_KEY = {KEY}\nPRE")
     interfaces = [cast("Interface", Dead(log)), cast("Interface", Dead(None)), cast("Interface", Dead(tmp_path / "no"))]
     assert keys.key_log(interfaces) == f"LOCAL_EPHEMERAL_PRIVATE_KEY = {KEY}\nPRESHARED_KEY = {KEY}\n"
+
+
+@dataclass
+class Alive:
+    """An interface that answers, without a key log."""
+
+    reported: Key | None
+    told: Key | None
+    key_log: None = None
+
+    def get(self) -> DeviceState:
+        return DeviceState(private_key=self.reported)
+
+
+ONE, TWO = (Key(bytes([number]) * 32) for number in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("reported", "told", "known"), [(ONE, None, ONE), (ONE, TWO, ONE), (None, TWO, TWO), (None, None, None)]
+)
+def test_private_key_is_what_a_program_reports_or_else_what_it_was_told(
+    reported: Key | None, told: Key | None, known: Key | None
+) -> None:
+    lines = keys.key_log([cast("Interface", Alive(reported, told))])
+    assert lines == (f"LOCAL_STATIC_PRIVATE_KEY = {known}\n" if known else "")
