@@ -76,7 +76,7 @@ def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire
     let_pass(6, "now it is")
     loopback.must_ping("ns1", V4_OF_B)
     again = wire.wait_for(lambda m: m.kind == INITIATION and m.time > start, 2.0, "A to rekey when it has sent")
-    assert again.source[1] == PORT_OF_A
+    assert again.source[1] == PORT_OF_A, f"{(again.time - start) // SECOND} s after A's initiation B sends one"
     assert again.time - start >= REKEY_AFTER_TIME * SECOND
 
 
@@ -86,7 +86,8 @@ def test_responder_does_not_rekey_by_age(loopback: Tunnel, wire: Capture) -> Non
     traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, DISCARD, b"old")
     let_pass(REKEY_TIMEOUT, "it would have rekeyed at once")
     assert [m for m in wire.messages(kind=DATA, port=PORT_OF_B) if len(m.payload) > 32][-1].time > session_start(wire)
-    assert not initiations(wire, PORT_OF_B)
+    seconds = [(m.time - session_start(wire)) // SECOND for m in initiations(wire, PORT_OF_B)]
+    assert not seconds, f"B initiates {seconds} s after A"
 
 
 @pytest.mark.requirement("TM-10", "TM-11")
@@ -98,8 +99,9 @@ def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Captur
         data = wire.wait_for(lambda m: m.kind == DATA and m.time > before, 2.0, "B's datagram to be sent")
         let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT) + 5, "the keepalive's time, and more")
     keepalives = [m for m in wire.messages(port=PORT_OF_A) if m.is_keepalive and m.time > data.time]
-    (late,) = [(m.time - data.time) / SECOND - KEEPALIVE_TIMEOUT for m in keepalives]
-    assert 0 <= late <= slack(KEEPALIVE_TIMEOUT)
+    (after,) = [(m.time - data.time) / SECOND for m in keepalives]
+    late = after - KEEPALIVE_TIMEOUT
+    assert 0 <= late <= slack(KEEPALIVE_TIMEOUT), f"the keepalive comes {after:.2f} s after the data"
 
 
 @pytest.mark.requirement("TM-01", "TM-03", "TM-04")
@@ -145,6 +147,10 @@ def test_pending_handshake_is_erased_nine_minutes_after_giving_up(loopback: Tunn
         deliver(loopback, response)
         let_pass(1, "A would confirm the session at once")
         confirmed = [m for m in wire.messages(kind=DATA, port=PORT_OF_A) if m.time > response.time]
+    if not (late or confirmed):
+        # The requirement says how long keys may live, not how long they must.
+        loopback.must_ping("ns1", V4_OF_B)
+        differs(f"A has erased its pending handshake within {ERASURE} s, and still makes a new one")
     assert len(confirmed) == (0 if late else 1)
 
 
