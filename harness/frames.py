@@ -19,6 +19,7 @@ _VLAN_TAG: Final = 4
 _VLANS: Final = (0x8100, 0x88A8)
 _IPV4, _IPV6 = 0x0800, 0x86DD
 _IPV4_ADDRESSES: Final = 8
+_IPV4_SOURCE, _IPV6_SOURCE = 12, 8
 _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
 _MORE_FRAGMENTS_OR_OFFSET: Final = 0x3FFF
@@ -109,6 +110,18 @@ def changed(frame: bytes, datagram: Transport, payload: bytes, *, port: int | No
     if port is not None:
         new[datagram.start : datagram.start + 2] = port.to_bytes(2)
     return _summed(new, datagram)
+
+
+def reflected(frame: bytes, datagram: Transport) -> bytes:
+    """The same frame on its way back: both ends of each layer are exchanged, and no checksum notices."""
+    new = bytearray(frame)
+    new[:6], new[6:12] = new[6:12], new[:6]
+    half = len(datagram.addresses) // 2
+    addresses = datagram.network + (_IPV4_SOURCE if half == _IPV4_ADDRESSES // 2 else _IPV6_SOURCE)
+    for start, size in ((addresses, half), (datagram.start, 2)):
+        middle, end = start + size, start + 2 * size
+        new[start:middle], new[middle:end] = new[middle:end], new[start:middle]
+    return bytes(new)
 
 
 def finished(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:

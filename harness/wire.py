@@ -147,6 +147,17 @@ class Wire:
         said = "forged" if payload else "replayed"
         self.inject(frame, sender=sighting.sender, comment=f"{said}: {sighting.message.name}")
 
+    def reflect(self, sighting: Sighting, *, port: int | None = None) -> None:
+        """Send a message back to its own sender, as if it came from where it went; port: from this one."""
+        datagram = frames.udp(sighting.frame)
+        if datagram is None:
+            raise UsageError(f"{sighting}: no datagram to be reflected")
+        (back,) = {*self._nodes} - {sighting.sender}
+        frame = frames.reflected(sighting.frame, datagram)
+        if port is not None:
+            frame = frames.changed(frame, datagram, sighting.message.payload, port=port)
+        self.inject(frame, sender=back, comment=f"reflected: {sighting.message.name}")
+
     def inject(self, frame: bytes, *, sender: str, comment: str = "injected") -> None:
         """Send a frame that comes from no one, as if this node had sent it; no rule looks at it."""
         side = self._side(sender)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
+from harness import frames, traffic
+from harness.control.records import Endpoint
 from harness.faults import Delay, Drop, Flip, Hold
 from harness.messages import with_mac1
 from harness.stream import UdpStream
@@ -29,6 +30,8 @@ MAX_JITTER = 1 / 3
 RETRIED = 12.0
 LATENCY = 0.3
 SPACING = 0.1
+# An echo request of 84 bytes, padded to 96, with the header and the tag of the message around it.
+PING = 96 + 32
 ELSEWHERE = 7777
 PORT_OF_A = 1
 LESS_THAN_A_RETRY = 4.5
@@ -164,6 +167,24 @@ def test_lost_keepalive_is_made_up_for_by_the_next_datagram(
     assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 keepalive", "ns1 data", "ns2 data"]
 
 
+@pytest.mark.requirement("DT-17")
+def test_unconfirmed_session_is_replaced_by_a_later_one(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+    wire.apply(Hold(message="transport", sender="ns1"))
+    with twin("data that comes late is taken if no later session was begun"):
+        to_b.send()
+        wire.wait_for("data", "A's datagram on the session before", sender="ns1")
+        wire.release()
+        to_b.wait_for(1)
+    for number in (2, 3):
+        let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
+        begin_anew(wired)
+        to_b.send()
+        wire.wait_for("data", "A's datagram on a session that is not confirmed", sender="ns1", nth=number)
+    wire.release()
+    assert to_b.wait_for(2).numbers == (0, 2), "B took data on a session that a later one had replaced"
+    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"] * 3
+
+
 @pytest.mark.requirement("HS-01")
 def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Delay(message="any", seconds=LATENCY))
@@ -205,6 +226,82 @@ def test_late_message_from_elsewhere_moves_the_endpoint(wired: Tunnel, wire: Wir
     to_b.wait_for(2)
     seen = wired.until(lambda: str(wired.seen_by_b().endpoint), lambda found: found.endswith(f":{ELSEWHERE}"))
     assert seen == f"192.168.1.1:{ELSEWHERE}"
+
+
+@pytest.mark.requirement("ROB-03", "RT-04")
+def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+    wire.apply(Hold(message="handshake"))
+    to_b.send()
+    for word in ("initiation", "response"):
+        # It meets its own sender before it has met anybody else.
+        wire.reflect(wire.wait_for(word, f"the {word}"))
+        wire.release()
+    to_b.wait_for(1)
+    to_a.send()
+    to_a.wait_for(1)
+    before, sent = wired.counted(), wire.sightings()
+    for sighting in sent:
+        wire.reflect(sighting)
+        wire.reflect(sighting, port=ELSEWHERE)
+    wire.apply()
+    wired.must_ping("ns1", V4_OF_B, count=3)
+    wired.must_ping("ns2", V4_OF_A, count=3)
+    assert names(wire.sightings()) == ["ns1 data", "ns2 data"] * 3 + ["ns2 data", "ns1 data"] * 3
+    for old, new in zip(before, wired.counted(), strict=True):
+        gained = (new.rx_bytes - old.rx_bytes, new.tx_bytes - old.tx_bytes)
+        assert gained == (6 * PING, 6 * PING), "a reflected message was counted"
+        assert (new.endpoint, new.latest_handshake) == (old.endpoint, old.latest_handshake)
+    let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
+    begin_anew(wired)
+    with twin("a new handshake is answered, and nothing was in its way"):
+        wired.must_ping("ns1", V4_OF_B)
+    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"]
+
+
+@pytest.mark.requirement("MSG-18")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.parametrize(
+    ("endpoint", "change"),
+    [
+        pytest.param(None, 0x0100, id="v4"),
+        pytest.param("[fd00:aa::2]:2", 0x0100, id="v6"),
+        # Over IPv6, a datagram without a checksum is one with a wrong one.
+        pytest.param("[fd00:aa::2]:2", None, id="v6-none"),
+    ],
+)
+def test_datagram_with_a_wrong_checksum_is_not_taken(
+    wired: Tunnel, wire: Wire, to_b: UdpStream, endpoint: str | None, change: int | None
+) -> None:
+    if endpoint is not None:
+        wired.a.set_peer(wired.pub_b, endpoint=Endpoint.parse(endpoint))
+    wire.apply(Hold(message="initiation", nth=1), Drop(message="data", sender="ns1", nth=1))
+    to_b.send(2)
+    initiation = wire.wait_for("initiation", "A's initiation", sender="ns1")
+    wire.inject(with_wrong_checksum(initiation.frame, change), sender="ns1")
+    with twin("the same initiation with the right checksum is answered"):
+        wire.release()
+        response = wire.wait_for("response", "B's response", sender="ns2")
+    assert response.message.destination[1] == PORT_OF_A, "B answered an initiation with a wrong checksum"
+    to_b.wait_for(1)
+    (lost,) = wire.sightings(did="dropped")
+    wire.inject(with_wrong_checksum(lost.frame, change), sender="ns1")
+    to_b.send()
+    assert to_b.wait_for(2).numbers == (1, 2), "B took a datagram with a wrong checksum"
+    with twin("the same datagram with the right checksum is taken"):
+        wire.replay(lost)
+        to_b.wait_for(3)
+
+
+def with_wrong_checksum(frame: bytes, change: int | None) -> bytes:
+    """The same datagram from another port, with these bits of its checksum changed; None: without a checksum."""
+    datagram = frames.udp(frame)
+    assert datagram is not None
+    new = bytearray(frames.changed(frame, datagram, datagram.payload(frame), port=ELSEWHERE))
+    place = datagram.start + 6
+    right = int.from_bytes(new[place : place + 2])
+    # A zero would mean that there is none, which over IPv4 is right.
+    new[place : place + 2] = (0 if change is None else right ^ change or 1).to_bytes(2)
+    return bytes(new)
 
 
 def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:

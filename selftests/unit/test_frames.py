@@ -73,6 +73,23 @@ def test_changed_datagram_has_the_right_checksum(ethertype: int, before: bytes, 
     assert (found.payload(changed), found.source(changed)[1]) == (after[:size], port)
 
 
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+@pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05"])
+def test_reflected_datagram_goes_back_with_the_right_checksum(ethertype: int, tags: bytes) -> None:
+    made = frame(ethertype, b"payload", tags)
+    made = b"to him" + b"from I" + made[12:]
+    found = frames.udp(made)
+    assert found is not None
+    made = frames.changed(made, found, b"payload")
+    back = frames.reflected(made, found)
+    again = frames.udp(back)
+    assert again is not None
+    assert (again.source(back), again.destination(back)) == (found.destination(made), found.source(made))
+    assert (back[:12], back[12 : 12 + len(tags)], again.payload(back)) == (b"from I" + b"to him", tags, b"payload")
+    assert is_summed(back)
+    assert frames.reflected(back, again) == made
+
+
 @given(st.binary(max_size=80))
 @example(b"\0\0")
 @example(b"\xff\xff")
