@@ -1,0 +1,59 @@
+"""What an interface makes of peers whose every message is the test's own choice (`scripted`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.verdicts import differs, twin
+from selftests.netns.scripted import Scripted, Stage
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.lab import Lab
+
+NEWEST = 100_000
+WINDOW = 8128
+# Windows of other programs and machines that DT-05 names.
+ALSO_KNOWN = {8160: "that of 32-bit kernels", 1023: "that of boringtun"}
+# At the edges of all these: how far behind the newest message one comes.
+BEHIND = (8161, 8160, 8129, 8128, 8127, 1024, 1023, 1)
+AT_ONCE = 5.0
+PEERS = 1000
+PATIENCE = 60.0
+
+
+@pytest.mark.requirement("DT-05", "DT-03")
+def test_messages_within_the_window_are_taken_once_and_older_ones_never(lab: Lab, implementation: Manifest) -> None:
+    peer = Scripted(1)
+    stage = Stage(lab, implementation, [peer])
+    stage.converse(b"a session", AT_ONCE)
+    peer.count_from(NEWEST)
+    stage.converse(b"the newest", AT_ONCE)
+    for behind in BEHIND * 2:
+        peer.count_from(NEWEST - behind)
+        stage.say(peer, str(behind).encode())
+    # Nothing overtakes anything in a tunnel, so behind this one no other can come.
+    peer.count_from(NEWEST + 1)
+    with twin("a message with a counter that is new arrives"):
+        stage.say(peer, b"the end")
+        stage.wait_for(lambda: stage.arrived[-1] == b"the end", AT_ONCE, "the last message")
+    taken = [int(data) for data in stage.arrived[2:-1]]
+    window = max(taken, default=0)
+    assert taken == [behind for behind in BEHIND if behind <= window], "not once, or not all of them"
+    if window in ALSO_KNOWN:
+        differs(f"the window is {window}, {ALSO_KNOWN[window]}, not {WINDOW}")
+    assert window == WINDOW
+
+
+@pytest.mark.requirement("ROB-11")
+def test_thousand_peers_have_sessions_and_are_answered(lab: Lab, implementation: Manifest) -> None:
+    stage = Stage(lab, implementation, [Scripted(number) for number in range(1, PEERS + 1)])
+    stage.converse(b"a session", PATIENCE)
+    # Now that there are all of them.
+    stage.converse(b"again", PATIENCE)
+    assert all(peer.heard == [b"a session", b"again"] for peer in stage.peers), "an answer went to another peer"
+    states = stage.wg0.get().peers
+    assert {state.public_key for state in states} == {peer.public_key for peer in stage.peers}
+    assert all(state.latest_handshake for state in states), "a peer is reported to have had no handshake"
