@@ -1,6 +1,7 @@
 """Peers that a test plays itself: refwg's core without I/O behind one UDP socket, beside the interface under test.
 
-What such a peer sends, and with which counter, is the test's choice; its time stands still.
+What such a peer sends, and with which counter, is the test's choice. Its time stands still; only where it would have to
+wait, to answer with a keepalive or to try again with a cookie, it is so much later at once.
 
       wg0 192.168.241.1 ...... scripted peers 10.8.0.1, 10.8.0.2, ...
               |                          |
@@ -11,18 +12,18 @@ from __future__ import annotations
 
 import select
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from harness import traffic
 from harness.control.records import DeviceConfig, Key, PeerConfig, allowed_ips
-from harness.messages import COOKIE_REPLY, FIELDS, INITIATION
+from harness.messages import COOKIE_REPLY, FIELDS, INITIATION, NAMES
 from harness.netns import enlarge_receive_buffer
 from harness.tunnel import V4_OF_A
 from harness.wait import wait_for
 from refwg.allowedips import Prefix
 from refwg.boundary import Deliver, Endpoint, Transmit
 from refwg.device import Device
-from refwg.messages import SECOND
 from selftests.unit.packets import ip_packet, udp
 from selftests.unit.pair import FakeSockets, SeededEnvironment, private_key
 
@@ -39,7 +40,6 @@ NETWORK: Final = "10.8.0.0/16"
 PORT_OF_A, PORT_INSIDE = 1, 1111
 # Nothing that can be reached has the address of the peers' endpoint: whatever they send, the test takes.
 ENDPOINT: Final = Endpoint(socket.inet_aton("127.0.0.1"), PORT_OF_A)
-RETRIED: Final = 6 * SECOND
 MTU: Final = 1420
 HEADERS: Final = 20 + 8
 # So many have not been answered yet at any time: few enough for every queue, and for no one to be under load.
@@ -78,8 +78,8 @@ class Scripted:
         """Take a datagram; what has to be sent because of it."""
         effects = self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)
         effects += self._device.process_handshakes(self._now)
-        if datagram[0] == COOKIE_REPLY:
-            self._now += RETRIED
+        if datagram[0] == COOKIE_REPLY or any(isinstance(effect, Deliver) for effect in effects):
+            self._now = self._device.next_deadline() or self._now
             effects += self._device.expire_timers(self._now)
         return self._carry_out(effects)
 
@@ -104,6 +104,7 @@ class Stage:
         self.peers = tuple(peers)
         self.arrived: list[bytes] = []
         self.answers = 0
+        self._unowned: list[str] = []
         # Whose handshake or session it is, by the index that the peer has given it.
         self._owners: dict[bytes, Scripted] = {}
         node = lab.node("ns0")
@@ -150,14 +151,24 @@ class Stage:
         """Carry datagrams both ways until this holds."""
         wait_for(_Carrying(self, accept), deadline, what)
 
+    def __str__(self) -> str:
+        said = f"{len(self.arrived)} datagrams arrived, and {self.answers} came back"
+        for name, count in Counter(self._unowned).items():
+            said += f"; {count} times a datagram for none of the peers: {name}"
+        return said
+
     def fileno(self) -> int:
         return self._both.fileno()
 
     def carry(self) -> None:
         """Give to the peers what has come for them, and send back what has come through the tunnel."""
         for datagram, _ in _all_of(self._outer):
-            start, end = FIELDS[datagram[0]]["receiver"]
-            peer = self._owners[datagram[start:end]]
+            start, end = FIELDS[datagram[0]].get("receiver", (0, 0))
+            peer = self._owners.get(datagram[start:end])
+            if peer is None:
+                # An initiation, perhaps; nobody here has been silent for so long that there would have to be one.
+                self._unowned.append(NAMES[datagram[0]])
+                continue
             before = len(peer.heard)
             self._send(peer, peer.hear(datagram))
             self.answers += len(peer.heard) - before
@@ -198,4 +209,4 @@ class _Carrying:
         return self._accept() or None
 
     def seen(self) -> str:
-        return f"{len(self._stage.arrived)} datagrams arrived, and {self._stage.answers} came back"
+        return str(self._stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,11 +11,14 @@ import pytest
 from harness import traffic
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
 from harness.link import add_veth
-from harness.tunnel import V4_OF_B, V6_OF_B
+from harness.messages import COOKIE_REPLY, kind_of, with_mac1
+from harness.tunnel import V4_OF_B, V6_OF_B, Tunnel
+from harness.verdicts import twin
 
 if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.lab import Lab
     from harness.netns import NetNS
-    from harness.tunnel import Tunnel
 
 MARK = 51820
 # The flag FIB_RULE_INVERT of include/uapi/linux/fib_rules.h: `ip rule add not ...`.
@@ -40,6 +44,19 @@ table inet watching {{
     }}
 }}
 """
+# Of what leaves from A's port, cookie replies: UDP length 8 + 64, and type 3.
+COOKIE_REPLIES = f"""\
+table inet replies {{
+    chain output {{
+        type filter hook output priority 0
+        udp sport 1 udp length 72 @th,64,8 {COOKIE_REPLY} meta mark {MARK} counter comment "marked"
+        udp sport 1 udp length 72 @th,64,8 {COOKIE_REPLY} meta mark != {MARK} counter comment "unmarked"
+    }}
+}}
+"""
+# So many initiations at once; more than any program looks at before it has taken in the rest of them.
+BURST = 1000
+PATIENCE = 10.0
 
 
 @pytest.mark.scenario("N21")
@@ -119,3 +136,38 @@ def test_mark_sends_datagrams_by_another_link_from_its_address(
     direct.must_ping("ns1", V4_OF_B)
     seen = direct.seen_by_b().endpoint
     assert seen == Endpoint(detour[0], 1), f"A's datagrams, marked, leave from {seen} and not by the link of the mark"
+
+
+@pytest.mark.requirement("RT-17")
+@pytest.mark.capability("fwmark")
+def test_cookie_replies_carry_the_mark(lab: Lab, implementation: Manifest) -> None:
+    ns0, key = lab.node("ns0"), lab.key("key1")
+    wg0 = lab.interface("wg0", implementation, ns0)
+    wg0.set(DeviceConfig(private_key=key, listen_port=1, fwmark=MARK))
+    wg0.up()
+    ns0.nft(COOKIE_REPLIES)
+    initiations = [with_mac1(b"\1\0\0\0" + lab.random.randbytes(144), key.public().raw) for _ in range(BURST)]
+    with ns0.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.connect(("127.0.0.1", 1))
+        stranger.setblocking(False)
+        must_be_put_off(stranger, initiations)
+        counted = ns0.nft_counters()
+        assert (counted["marked"] > 0, counted["unmarked"]) == (True, 0), f"of A's cookie replies: {counted}"
+        wg0.set(DeviceConfig(fwmark=0))
+        with twin("cookie replies are told apart by their mark"):
+            must_be_put_off(stranger, initiations)
+            assert Tunnel.until(lambda: ns0.nft_counters()["unmarked"], bool) > 0
+
+
+def must_be_put_off(stranger: socket.socket, initiations: list[bytes]) -> None:
+    """Send initiations, all at once and over again, until one is answered by a cookie reply."""
+
+    def look() -> bytes:
+        for initiation in initiations:
+            stranger.send(initiation)
+        with suppress(BlockingIOError):
+            return stranger.recv(2048)
+        return b""
+
+    reply = Tunnel.until(look, bool, PATIENCE)
+    assert kind_of(reply) == COOKIE_REPLY, f"under load came {reply.hex() or 'nothing'}"
