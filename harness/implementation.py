@@ -46,6 +46,7 @@ CAPABILITIES: Final = {
     "fwmark": "marks its datagrams",
     "update-peer": "changes a peer that it has already",
     "peer-before-key": "takes peers before it has a private key",
+    "bounded-loop": "a datagram of its own that comes back to be sent to the same peer does not go round for ever",
 }
 
 
