@@ -145,7 +145,8 @@ def test_mark_sends_datagrams_by_another_link_from_its_address(
 def test_cookie_replies_carry_the_mark(lab: Lab, implementation: Manifest) -> None:
     ns0, key = lab.node("ns0"), lab.key("key1")
     wg0 = lab.interface("wg0", implementation, ns0)
-    wg0.set(DeviceConfig(private_key=key, listen_port=1, fwmark=MARK))
+    wg0.set(DeviceConfig(private_key=key, listen_port=1))
+    wg0.set(DeviceConfig(fwmark=MARK))
     wg0.up()
     ns0.nft(COOKIE_REPLIES)
     initiations = [with_mac1(b"\1\0\0\0" + lab.random.randbytes(144), key.public().raw) for _ in range(AT_ONCE)]
