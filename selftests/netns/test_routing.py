@@ -59,6 +59,8 @@ table inet replies {{
 UDP_SEGMENT = 103
 AT_ONCE, BURST = 64, 1024
 PATIENCE = 10.0
+# What is lost is lost at once.
+ELSEWHERE = 0.1
 
 
 @pytest.mark.scenario("N21")
@@ -73,6 +75,9 @@ def test_socket_bound_to_the_device_gets_through_rerouted_or_not(nat: Tunnel) ->
     counted = ns1.nft_counters()
     assert min(counted["inner"], counted["outer"]) >= 4, f"not every packet was rerouted: {counted}"
     assert counted["marked"] >= counted["inner"] + counted["outer"]
+    ns1.delete_route("192.168.241.0/24", dev="wg0")
+    assert traffic.ping(ns1, V4_OF_B, timeout=ELSEWHERE).lost == 1, "there is still a route into the tunnel"
+    traffic.must_ping(ns1, V4_OF_B, device="wg0")
 
 
 @pytest.mark.scenario("N23")
