@@ -43,7 +43,7 @@ ENDPOINT: Final = Endpoint(socket.inet_aton("127.0.0.1"), PORT_OF_A)
 MTU: Final = 1420
 HEADERS: Final = 20 + 8
 # So many have not been answered yet at any time: few enough for every queue, and for no one to be under load.
-AT_ONCE: Final = 32
+AT_ONCE: Final = 16
 _BUFFER: Final = 4 << 20
 
 

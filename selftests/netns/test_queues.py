@@ -25,7 +25,9 @@ BURST = 400
 # A program may drop some of a burst, but one that is that slow shows nothing about order.
 ENOUGH = 100
 QUIET = 0.5
-OVERLOAD = 1000
+OVERLOAD, SIZE = 1000, 1200
+# Twice what the queues of the driver hold, and those of its like.
+CARRIED = 2 * 1024
 
 
 @pytest.fixture
@@ -91,11 +93,19 @@ def test_peer_that_is_not_there_delays_no_other(connected: Tunnel) -> None:
 @pytest.mark.requirement("Q-06")
 def test_tunnel_works_at_once_after_more_than_it_could_carry(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
+    before = connected.counted()
     with sender_in(ns1, V4_OF_B) as there, sender_in(ns2, V4_OF_A) as back:
-        for _ in range(OVERLOAD):
-            there.send(bytes(1200))
-            back.send(bytes(1200))
+
+        def overload() -> int:
+            for _ in range(OVERLOAD):
+                there.send(bytes(SIZE))
+                back.send(bytes(SIZE))
+            now = (connected.seen_by_a(), connected.seen_by_b())
+            return min(new.tx_bytes - old.tx_bytes for old, new in zip(before, now, strict=True))
+
+        carried = connected.until(overload, lambda sent: sent > CARRIED * SIZE, 10.0)
+    assert carried > CARRIED * SIZE, f"only {carried} bytes were carried under load"
     # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
-    traffic.ping(ns1, V4_OF_B)
+    connected.until(lambda: traffic.ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=traffic.PING_TIMEOUT)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)
