@@ -352,7 +352,8 @@ def test_response_to_an_initiation_that_was_given_up_is_ignored(wire: Wire, to_b
     first, second = wire.sightings("initiation")
     confirmation = wire.sightings("transport", sender="ns1")[0]
     chosen = [s for s in wire.sightings("response") if s.message.payload[4:8] == confirmation.message.payload[4:8]]
-    assert [s.message.payload[8:12] for s in chosen] == [second.message.payload[4:8]]
+    answered = [s.message.payload[8:12] for s in chosen]
+    assert answered == [second.message.payload[4:8]], "A has confirmed another session than that of its retry"
     assert first.message.payload[4:8] != second.message.payload[4:8]
 
 
