@@ -52,7 +52,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "[watch]\nmemory = 1", "unknown key watch.memory"),
         (GOOD + '[program]\nkey_log = ["--keys"]', "program.key_log: {file} is missing: key_log = "),
         (GOOD + 'program = "/bin/true"', "program must be a dict, not '/bin/true'"),
-        (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: fwmark, "),
+        (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: bounded-loop, fwmark, "),
         (GOOD + 'capabilities = "roaming"', "capabilities must be a list, not 'roaming'"),
         (GOOD + "capabilities = [1]", "capabilities must be a list of strings"),
         (GOOD + '[watch]\ncomplaints = ["("]', "watch.complaints: '(': missing ), unterminated subpattern"),
@@ -69,7 +69,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
         (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
         (KERNEL + '[capabilities_since]\nroaming = "6.1-rc"', f"{SINCE} '6.1-rc'"),
-        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: fwmark, "),
+        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: bounded-loop, fwmark, "),
     ],
 )
 def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
