@@ -23,6 +23,8 @@ _IPV6_PREFIX_BYTES: Final = 8
 
 @dataclass(slots=True)
 class _Bucket:
+    """What an address has left, and when that was reckoned."""
+
     tokens: int
     last_time: int
 
