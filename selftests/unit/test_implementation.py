@@ -69,7 +69,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
         (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
         (KERNEL + '[capabilities_since]\nroaming = "6.1-rc"', f"{SINCE} '6.1-rc'"),
-        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: bounded-loop, fwmark, "),
+        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: bounded-loop, "),
     ],
 )
 def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
