@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 LOCALHOST: Final = "127.0.0.1"
 PORT: Final = 1111
+ALICES: Final = 2222
+# What goes out with the datagram for her has come a moment later.
+AFTER_HER: Final = 0.3
 NETLINK_GENERIC: Final = 16
 # All points of small order as a peer may spell them, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
 # 8, p-1, p and p+1. Whatever private key meets them, the shared secret is zero.
@@ -168,24 +171,27 @@ def test_every_low_order_point_makes_the_shared_secret_zero(point: Key) -> None:
 @pytest.mark.requirement("HS-34", "CR-09")
 def test_low_order_peers_are_listed_and_never_spoken_to(lab: Lab, wg0: Interface, alice: Key) -> None:
     wg0.set(DeviceConfig(private_key=lab.key("own")))
-    with twin("an ordinary peer is spoken to"):
-        assert spoken_to(wg0, alice)
-    assert not spoken_to(wg0, *LOW_ORDER), "a datagram for a peer without a secret"
-    assert peers(wg0) == set(LOW_ORDER)
-    assert {peer.tx_bytes for peer in wg0.get().peers} == {0}
-    with twin("an ordinary peer is still spoken to after the silence"):
-        assert spoken_to(wg0, alice)
-
-
-def spoken_to(wg0: Interface, *keys: Key) -> bool:
-    """Bring the interface up with these peers and no others; whether their endpoint gets a datagram within 2 s."""
-    wg0.place.set_link(wg0.name, up=False)
-    wg0.set(DeviceConfig(replace_peers=True))
-    endpoint = Endpoint(LOCALHOST, PORT)
-    with traffic.udp_receiver(wg0.birth, LOCALHOST, PORT) as receiver, suppress(DeadlineExceeded):
-        speaking = [PeerConfig(public_key=key, endpoint=endpoint, persistent_keepalive=1) for key in keys]
+    speaking = [
+        PeerConfig(public_key=key, endpoint=Endpoint(LOCALHOST, port), persistent_keepalive=1)
+        # The ordinary one is the last whose turn it is.
+        for key, port in [*((key, PORT) for key in LOW_ORDER), (alice, ALICES)]
+    ]
+    with (
+        traffic.udp_receiver(wg0.birth, LOCALHOST, PORT) as theirs,
+        traffic.udp_receiver(wg0.birth, LOCALHOST, ALICES) as hers,
+    ):
         # wireguard-go may speak at once, for it does not notice that the link is down (IF-08).
         wg0.set(DeviceConfig(peers=tuple(speaking)))
         wg0.up()
-        return bool(wait_for(Datagram(receiver), 2.0, "a datagram"))
+        with twin("an ordinary peer beside them is spoken to"):
+            assert is_spoken_to(hers, 2.0)
+        assert not is_spoken_to(theirs, AFTER_HER), "a datagram for a peer without a secret"
+    assert peers(wg0) == {*LOW_ORDER, alice}
+    assert {peer.tx_bytes for peer in wg0.get().peers if peer.public_key != alice} == {0}
+
+
+def is_spoken_to(receiver: socket.socket, seconds: float) -> bool:
+    """Whether a datagram comes within this time."""
+    with suppress(DeadlineExceeded):
+        return bool(wait_for(Datagram(receiver), seconds, "a datagram"))
     return False
