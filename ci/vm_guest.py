@@ -75,16 +75,15 @@ def serve() -> None:
     verdict.tell({"event": "ready", "marks": marks})
     drifts = [canary(order)]
     marks["ready"] = boottime()
-    interrupts = host_interrupts()
-    status = Command(order, output, verdict).run()
+    command = Command(order, output, verdict)
+    status = command.run()
     marks["command"] = boottime()
-    interrupts = host_interrupts() - interrupts
     drifts.append(canary(order))
     look_for_leaks()
     save_kernel_log()
     count = send_results(results, order["collect"])
     record = {"event": "verdict", "nonce": order["nonce"], "status": status, "results": count, "marks": marks}
-    verdict.tell(record | {"drifts": drifts, "interrupts": interrupts})
+    verdict.tell(record | {"drifts": drifts, "interrupts": command.interrupts})
     # The host ends the machine once it has everything; stopping now could lose what is still on its way.
     time.sleep(order["farewell"])
 
@@ -179,9 +178,11 @@ class Command:
         self.output = output
         self.verdict = verdict
         self.held: list[bytes] = []
+        self.interrupts = 0
 
     def run(self) -> int | None:
         """Its exit status as Python's subprocess gives it, or None if it overstayed its deadline."""
+        interrupts = host_interrupts()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         child = os.fork()
         if child == 0:
@@ -193,6 +194,8 @@ class Command:
             self.stop(child)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         self.drain(reading)
+        # Those of the output that was held back come when there is nothing left to be measured.
+        self.interrupts = host_interrupts() - interrupts
         for data in self.held:
             self.output.send(data)
         return status if in_time else None

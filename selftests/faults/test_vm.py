@@ -79,3 +79,9 @@ def test_runner_that_is_ended_leaves_no_qemu(
     assert runner.wait(30) == status
     assert select.select([guest], [], [], 30)[0]
     os.close(guest)
+
+
+def test_command_that_prints_often_does_not_bring_the_clock_of_warp_into_doubt() -> None:
+    talk = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
+    done = subprocess.run([*RUN, "--warp", "--", "python", "-c", talk], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "499"), done.stderr
