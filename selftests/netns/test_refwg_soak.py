@@ -22,7 +22,7 @@ REKEYS: Final = 5
 DURATION: Final = REKEYS * REKEY_AFTER_TIME + 15
 INTERVAL: Final = 15
 PORT: Final = 5201
-STREAM: Final = ("-b", "16K", "-l", "500", "--pacing-timer", "100000", "-t", str(DURATION), "-i", str(INTERVAL))
+STREAM: Final = ("-b", "16K", "-l", "500", "--pacing-timer", "1000000", "-t", str(DURATION), "-i", str(INTERVAL))
 
 
 def iperf3(loopback: Tunnel, server_log: str = "iperf3-server.log") -> dict[str, Any]:
