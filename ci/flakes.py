@@ -7,6 +7,7 @@ such tests. What is red is kept, with its evidence and the seed of its order.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -40,8 +41,8 @@ HELP: Final = """\
 Run the netns tests of a pair RUNS times, each time in another random order, every other time under load: spinners that
 want the processors, too. Print the rate of runs that failed and of each test that did.
 
-The books are report/flakes/flakes.json, and a run that was red keeps all it left in report/flakes/NUMBER/. The same
-command again goes on where it was stopped; --fresh begins anew, and so do another commit or options.
+The books are kept in a folder of report/flakes/, one for each commit and choice of tests; a run that was red keeps all
+it left in a folder beside them. The same command again goes on where it was stopped; --fresh begins anew.
 """
 EXAMPLES: Final = f"""\
 examples:
@@ -83,24 +84,26 @@ class Run:
 
 @dataclass(slots=True, kw_only=True)
 class Books:
-    """All runs of one commit with the same options so far, in a file that is written after each."""
+    """All runs of one commit with the same choice of tests so far, in a file that is written after each."""
 
     file: Path
     subject: str  # commit and options
     runs: list[Run] = field(default_factory=list)
 
     @classmethod
-    def open(cls, file: Path, subject: str) -> Books:
-        """Those in the file, if they are of this subject; else new ones."""
-        books = cls(file=file, subject=subject)
-        if not file.exists():
+    def open(cls, place: Path, subject: str, *, fresh: bool = False) -> Books:
+        """Those in this folder, if there are any and they are wanted; else new ones."""
+        if fresh:
+            shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True, exist_ok=True)
+        books = cls(file=place / "flakes.json", subject=subject)
+        if not books.file.exists():
             return books
         try:
-            document = json.loads(file.read_text())
-            if document["subject"] == subject:
-                books.runs = [Run(**{**run, "failed": tuple(run["failed"])}) for run in document["runs"]]
+            document = json.loads(books.file.read_text())
+            books.runs = [Run(**{**run, "failed": tuple(run["failed"])}) for run in document["runs"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise HarnessError(f"{file}: not the books of ci/flakes: {error}; --fresh begins anew") from error
+            raise HarnessError(f"{books.file}: not the books of ci/flakes: {error}; --fresh begins anew") from error
         return books
 
     def add(self, run: Run) -> None:
@@ -144,17 +147,15 @@ def main() -> int:
     try:
         for _ in prepare():
             pass
-        if options.fresh:
-            shutil.rmtree(PLACE, ignore_errors=True)
-        PLACE.mkdir(parents=True, exist_ok=True)
-        books = Books.open(PLACE / "flakes.json", _subject(options))
+        books = Books.open(_place(options), _subject(options), fresh=options.fresh)
     except (HarnessError, OSError) as error:
         print(f"ci/flakes: {error}", file=sys.stderr)
         return EXIT_COULD_NOT
     status = EXIT_INTERRUPTED
     try:
         while len(books.runs) < options.runs:
-            books.add(run_once(len(books.runs) + 1, options))
+            number = len(books.runs) + 1
+            books.add(run_once(number, books.file.parent / f"{number:03d}", options))
             print(books.runs[-1], flush=True)
         status = 1 if any(run.red for run in books.runs) else 0
     except KeyboardInterrupt:
@@ -162,7 +163,7 @@ def main() -> int:
     except (HarnessError, OSError) as error:
         print(f"ci/flakes: {error}", file=sys.stderr)
         status = EXIT_COULD_NOT
-    print(books.summary(), flush=True)
+    print(books.summary(), books.file, sep="\n", flush=True)
     return status
 
 
@@ -193,7 +194,11 @@ def _subject(options: argparse.Namespace) -> str:
     """What is tested: the commit, whether the tree is as it was committed, and which tests."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or "unknown"
-    return shlex.join([commit, *_selection(options)])
+    return shlex.join([commit, *_selection(options), *([f"--seed={options.seed}"] if options.seed is not None else ())])
+
+
+def _place(options: argparse.Namespace) -> Path:
+    return PLACE / hashlib.sha256(_subject(options).encode()).hexdigest()[:8]
 
 
 def _selection(options: argparse.Namespace) -> list[str]:
@@ -201,11 +206,10 @@ def _selection(options: argparse.Namespace) -> list[str]:
     return [f"-n{options.n}", *pairs, *(f"--impl={name}" for name in options.impl), *options.rest]
 
 
-def run_once(number: int, options: argparse.Namespace) -> Run:
-    """One run of the tests; what it left is kept if it was red."""
+def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
+    """One run of the tests; what it left in `place` is kept if it was red."""
     seed = options.seed if options.seed is not None and number == 1 else random.randrange(SEEDS)  # noqa: S311
     spinners = 0 if number % 2 else options.spinners
-    place = PLACE / f"{number:03d}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     command = [

@@ -21,7 +21,7 @@ def run(number: int, *failed: str, spinners: int = 0) -> Run:
 
 @pytest.fixture
 def books(tmp_path: Path) -> Books:
-    return Books(file=tmp_path / "flakes.json", subject="abc")
+    return Books.open(tmp_path / "books", "abc")
 
 
 @pytest.mark.parametrize(
@@ -40,19 +40,21 @@ def test_rate_of_none_is_bounded_by_the_number_of_trials(bad: int, of: int, text
 def test_runs_are_read_back_as_they_were_written(books: Books) -> None:
     books.add(run(1))
     books.add(run(2, "a", "b", spinners=2))
-    assert Books.open(books.file, "abc").runs == books.runs
+    assert Books.open(books.file.parent, "abc").runs == books.runs
 
 
-def test_runs_of_another_subject_do_not_count(books: Books) -> None:
-    books.add(run(1))
-    assert Books.open(books.file, "abd").runs == []
+def test_fresh_books_have_nothing_of_earlier_ones(books: Books) -> None:
+    books.add(run(1, "a"))
+    (books.file.parent / "001").mkdir()
+    assert Books.open(books.file.parent, "abc", fresh=True).runs == []
+    assert list(books.file.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"subject": "abc", "runs": [{"number": 1}]}'])
 def test_file_that_holds_no_books_is_named(books: Books, text: str) -> None:
     books.file.write_text(text)
     with pytest.raises(HarnessError, match=r"flakes.json: not the books of ci/flakes: .*; --fresh begins anew"):
-        Books.open(books.file, "abc")
+        Books.open(books.file.parent, "abc")
 
 
 def test_summary_tells_rates_by_load_and_by_test(books: Books) -> None:
