@@ -82,12 +82,16 @@ class Cries:
 
 def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """The lines in which it matches: offset, line, the line after it."""
-    for hit in pattern.finditer(text):
+    end = -1
+    while hit := pattern.search(text, end + 1):
         start = text.rfind(b"\n", 0, hit.start()) + 1
         line, _, after = text[start : start + _LONGEST].partition(b"\n")
         # What matches over the end of a line does not count.
         if pattern.search(line):
             yield start, line, after.partition(b"\n")[0]
+        end = text.find(b"\n", hit.start())
+        if end < 0:
+            return
 
 
 class Watchman:

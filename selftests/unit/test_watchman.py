@@ -87,3 +87,13 @@ def test_pattern_of_a_manifest_never_matches_over_the_end_of_a_line(log: Path) -
 def test_bytes_that_are_no_text_are_no_hindrance(log: Path) -> None:
     log.write_bytes(b"\xff\xfe\npanic: \xff\n")
     assert Cries(log, COMPLAINTS).heard() == ["wrote: panic: �"]
+
+
+def test_line_with_several_cries_is_told_once_and_hides_no_other(log: Path) -> None:
+    write(log, "SIGSEGV SIGSEGV SIGSEGV SIGSEGV\nwell\nSIGSEGV again\n")
+    assert Cries(log, COMPLAINTS).heard() == ["wrote: SIGSEGV SIGSEGV SIGSEGV SIGSEGV", "wrote: SIGSEGV again"]
+
+
+def test_match_over_the_end_of_a_line_hides_none_that_begins_behind_it(log: Path) -> None:
+    write(log, "<bad\n<news>\n")
+    assert Cries(log, ["<[^>]*>"]).heard() == ["wrote: <news>"]
