@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +38,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 VENV: Final = ROOT / ".venv"
 STAMP: Final = VENV / "wg-interop.json"
 
+PATIENCE: Final = 15  # seconds for a program to clean up after Ctrl-C
 EXIT_COULD_NOT: Final = 125
 EXIT_INTERRUPTED: Final = 130
 
@@ -155,6 +156,26 @@ def ensure_peers(asked: Collection[str] = ()) -> Outcome:
 def python_environment() -> dict[str, str]:
     """The environment for the project's own programs: those of .venv first."""
     return os.environ | {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
+
+
+def run_program(command: Sequence[str], deadline: float, output: int | None = None) -> int | None:
+    """Run a program of the virtual environment; its exit status, None if it had to be stopped.
+
+    deadline: in seconds. output: a descriptor for what it prints, instead of ours.
+    """
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+    )
+    with process, ended(process):
+        try:
+            return process.wait(timeout=deadline)
+        except subprocess.TimeoutExpired:
+            return None
+        except KeyboardInterrupt:
+            # The terminal has told it as well: let it undo what it did to the machine.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=PATIENCE)
+            raise
 
 
 def main() -> int:

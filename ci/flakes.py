@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import shlex
 import shutil
@@ -21,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, python_environment
+from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, run_program
 from harness.errors import HarnessError
 from harness.results import GATING
-from harness.toolchain import ended, exit_on_sigterm
+from harness.toolchain import exit_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -218,7 +217,7 @@ def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
     ]  # fmt: skip
     started = time.monotonic()
     with (place / "log").open("wb") as log, _load(spinners):
-        status = _to_its_end(command, log.fileno())
+        status = run_program(command, DEADLINE, log.fileno())
     seconds = time.monotonic() - started
     if status not in {0, 1, None}:
         raise HarnessError(f"pytest ended with status {status}; its output: {place / 'log'}")
@@ -237,24 +236,11 @@ def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
     )
 
 
-def _to_its_end(command: Sequence[str], output: int) -> int | None:
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-    )
-    with process, ended(process):
-        try:
-            return process.wait(timeout=DEADLINE)
-        except subprocess.TimeoutExpired:
-            return None
-
-
 @contextmanager
 def _load(spinners: int) -> Iterator[None]:
     """Keep so many processors busy."""
-    children = [
-        subprocess.Popen([sys.executable, "-S", "-c", SPIN], stdin=subprocess.DEVNULL, env=os.environ)
-        for _ in range(spinners)
-    ]
+    spinner = [sys.executable, "-S", "-c", SPIN]
+    children = [subprocess.Popen(spinner, stdin=subprocess.DEVNULL) for _ in range(spinners)]
     try:
         yield
     finally:

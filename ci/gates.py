@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 import tomllib
 import xml.etree.ElementTree as ET
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,11 +17,11 @@ from ci.environment import (
     Outcome,
     State,
     prepare,
-    python_environment,
+    run_program,
 )
 from ci.matrix import CORE
 from harness.errors import HarnessError
-from harness.toolchain import ended, exit_on_sigterm
+from harness.toolchain import exit_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +37,6 @@ OTHER_KERNEL: Final = "6.12"
 # The pairs of these four; those of the Rust programs with refwg are for the night. All others: CONTRIBUTING.md.
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian")
 RUST: Final = ("boringtun", "gotatun")
-PATIENCE: Final = 15  # seconds for a gate to clean up after Ctrl-C
 PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
 NAMED: Final = 5  # failed tests that the table names
 REPORTS: Final = ROOT / "report" / "junit"
@@ -248,7 +245,7 @@ def run_gate(gate: Gate, *, quick: bool) -> Outcome:
     print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     try:
-        status = _run([*command, f"--junit-xml={gate.junit}"] if gate.junit else command)
+        status = run_program([*command, f"--junit-xml={gate.junit}"] if gate.junit else command, DEADLINE)
     except KeyboardInterrupt:
         # pytest writes its file all the same, and the test that it broke off looks there as if it had passed.
         if gate.junit:
@@ -259,21 +256,6 @@ def run_gate(gate: Gate, *, quick: bool) -> Outcome:
     outcome = Outcome(name=gate.name, state=state, seconds=seconds, note=note)
     print(outcome.line(), flush=True)
     return outcome
-
-
-def _run(command: Sequence[str]) -> int | None:
-    """Run a program of the virtual environment; its exit status, None if it had to be stopped."""
-    process = subprocess.Popen(command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL)
-    with process, ended(process):
-        try:
-            return process.wait(timeout=DEADLINE)
-        except subprocess.TimeoutExpired:
-            return None
-        except KeyboardInterrupt:
-            # The terminal has told the gate as well: let it undo what it did to the machine.
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=PATIENCE)
-            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
