@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.suite_inside import FIGURES
 from ci import vm, vm_kernel
 from harness.cache import Area, building, directory, locked
 from harness.debian import unpack
@@ -29,42 +30,13 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("iptables", "iperf3", "ncat")
 MODULES: Final = ("nft_compat", "xt_length", "xt_mark", "xt_nat")
 SCRIPT: Final = "/lab/netns.sh"
-RESULT: Final = "figures.json"
 DEADLINE: Final = 3000.0
-PATIENCE: Final = 1200.0  # seconds for either suite
-PACE: Final = 10.0  # seconds between two signs of life
 # What the script checks, and nothing else: each test that cites one of its scenarios.
 OURS: Final = (
     "-m", "pytest", "-q", "selftests/netns", "--impl", "kernel", "--pair", "kernel~kernel", "--lane", "netns",
     "-m", "scenario and not waiting", "-n", "2", "--timeout-scale", "4", "--durations", "10",
     "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-p", "no:random_order",
 )  # fmt: skip
-# What the guest runs: both suites, each timed, with the words of neither lost, and a sign of life now and then.
-INSIDE: Final = f"""
-import json, re, subprocess, sys, threading, time
-figures, color = {{}}, re.compile("\\x1b\\\\[[0-9;]*m")
-for name, command in {{"script": ["bash", {SCRIPT!r}], "ours": [sys.executable, *{OURS!r}]}}.items():
-    started = told = time.monotonic()
-    last = []
-    with open(f"/lab/results/{{name}}.log", "w") as log, subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", text=True
-    ) as child:
-        overdue = threading.Timer({PATIENCE}, child.kill)
-        overdue.start()
-        for line in child.stdout:
-            log.write(line)
-            last = [*last[-14:], color.sub("", line).rstrip()]
-            if time.monotonic() - told > {PACE}:
-                told = time.monotonic()
-                print(f"{{name}}: {{told - started:.0f}} s: {{last[-1]}}", flush=True)
-        overdue.cancel()
-    figures[name] = {{"status": child.returncode, "seconds": round(time.monotonic() - started, 2)}}
-    print(name, figures[name], flush=True)
-    if child.returncode:
-        print(*last, sep="\\n", flush=True)
-with open("/lab/results/{RESULT}", "w") as file:
-    json.dump(figures, file)
-"""
 
 
 def main() -> int:
@@ -93,9 +65,10 @@ def main() -> int:
 def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
     """Boot a guest that runs both; how each ended and how long it took."""
     started = time.monotonic()
+    suites = {"script": ["bash", SCRIPT], "ours": ["python", *OURS]}
     result = vm.boot(
         kernel,
-        ["python", "-c", INSIDE],
+        ["python", "-m", "bench.suite_inside", vm.RESULTS_IN_GUEST, json.dumps(suites)],
         deadline=DEADLINE,
         modules=MODULES,
         files=[(script, SCRIPT), *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir())],
@@ -105,7 +78,7 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
     if result.verdict is not vm.Verdict.EXITED:
         raise HarnessError(vm.explain(result))
     print(f"logs: {result.results}; {time.monotonic() - started:.0f} s in all, {result.accelerator}, {result.kernel}")
-    figures: dict[str, dict[str, float]] = json.loads((result.results / RESULT).read_text())
+    figures: dict[str, dict[str, float]] = json.loads((result.results / FIGURES).read_text())
     return figures
 
 
