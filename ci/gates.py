@@ -68,22 +68,22 @@ class Gate:
 _ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "mutants"))
 _NETNS: Final = ("selftests/netns", "-n", "2", "--random-order")
 _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
-_RUST: Final = (
-    "-k",
-    "not harness",
-    *(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}")),
-)
+# What the lab itself can do depends on neither program nor kernel.
+_ALL: Final = "not harness"
+_RUST: Final = ("-k", _ALL, *(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}")))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
-# What the lab itself can do does not depend on the kernel.
-_VM: Final = ("selftests/netns", "-k", "not harness", "--lane", "vm", "-n", "2")
 # A thousand peers of Python's are for the night where Python is emulated, too.
-_VM_BY_DAY: Final = (*_VM, "-k", "not harness and not thousand_peers")
+_BY_DAY: Final = f"{_ALL} and not thousand_peers"
 _WARP: Final = ("selftests/netns", "--lane", "warp", "-n", "2")
 
 
 def _pairs(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"--pair={pair}" for pair in pairs)
+
+
+def _vm(selection: str, pairs: Sequence[str]) -> tuple[str, ...]:
+    return "selftests/netns", "-k", selection, "--lane", "vm", "-n", "2", *_pairs(pairs)
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -109,12 +109,10 @@ def all_gates() -> tuple[Gate, ...]:
             nightly=True,
         ),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
-        Gate(
-            name="vm tests", command=("pytest", *_VM_BY_DAY, *_pairs(VM_PAIRS), *_results("vm")), lane="vm", quick=None
-        ),
+        Gate(name="vm tests", command=("pytest", *_vm(_BY_DAY, VM_PAIRS), *_results("vm")), lane="vm", quick=None),
         Gate(
             name="vm refwg tests",
-            command=("pytest", *_VM, "-k", CORE, *_pairs(SLOW_PAIRS), *_results("vm-refwg")),
+            command=("pytest", *_vm(CORE, SLOW_PAIRS), *_results("vm-refwg")),
             lane="vm",
             quick=None,
         ),
@@ -138,7 +136,7 @@ def all_gates() -> tuple[Gate, ...]:
 
 
 _BY_NIGHT: Final = (
-    ("vm", (*_VM, *_pairs(VM_PAIRS + SLOW_PAIRS))),
+    ("vm", _vm(_ALL, VM_PAIRS + SLOW_PAIRS)),
     ("warp", (*_WARP, *_pairs(WARP_PAIRS + SLOW_WARP_PAIRS))),
 )
 
