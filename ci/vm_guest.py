@@ -171,7 +171,10 @@ class Port:
 
 
 class Command:
-    """The one command of this boot; what it prints goes to the host at once or, in warp, when it has ended."""
+    """The one command of this boot; what it prints goes to the host at once or, in warp, when it has ended.
+
+    interrupts: how many the ways to the host have raised while it ran.
+    """
 
     def __init__(self, order: Order, output: Port, verdict: Port) -> None:
         self.order = order
