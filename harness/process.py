@@ -171,18 +171,18 @@ class Process:
         try:
             return self.wait(deadline)
         except DeadlineExceeded:
-            if self._waits_for_the_kernel():
+            if "D" in self.thread_states():
                 with suppress(DeadlineExceeded):
                     return self.wait(_KERNEL)
             self.kill()
             raise
 
-    def _waits_for_the_kernel(self) -> bool:
-        """Whether a thread of it is in uninterruptible sleep (proc(5), state D)."""
+    def thread_states(self) -> str:
+        """A letter for each of its threads (proc(5)): S sleeps, R runs, D waits for the kernel; none if gone."""
         with suppress(FileNotFoundError):
             stats = [(task / "stat").read_text() for task in Path("/proc", str(self.pid), "task").iterdir()]
-            return any(stat.rpartition(")")[2].split()[0] == "D" for stat in stats)
-        return False
+            return "".join(stat.rpartition(")")[2].split()[0] for stat in stats)
+        return ""
 
     def close(self) -> None:
         """Release the descriptor that watches for its end."""

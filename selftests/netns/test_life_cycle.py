@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,8 +37,7 @@ def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
 def is_idle(program: ProgramInterface) -> bool:
     """Whether the program serves its control socket and no thread of it has anything to do."""
     program.get()
-    threads = Path(f"/proc/{program.process.pid}/task").iterdir()
-    return all((thread / "stat").read_text().rpartition(")")[2].split()[0] == "S" for thread in threads)
+    return set(program.process.thread_states()) == {"S"}
 
 
 def must_end(program: ProgramInterface) -> None:
