@@ -42,6 +42,10 @@ class Ends:
         self.sender.connect((address, PORT))
         lab.undo(self.receiver.close)
         lab.undo(self.sender.close)
+        # Neighbours know each other from here on: what waits for the answer of ARP or ND is overtaken by what comes
+        # just after it.
+        self.send(b"first")
+        self.receive(1)
 
     def send(self, *messages: bytes) -> None:
         for message in messages:
