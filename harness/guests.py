@@ -22,6 +22,7 @@ import pytest
 
 from harness.balance import imbalance
 from harness.errors import HarnessError
+from harness.implementation import MANIFESTS, load
 from harness.lanes import LANE, SHARE
 from harness.results import PROPERTY
 from harness.session import REPORTER, file_name, state_of_run
@@ -141,7 +142,7 @@ class Guests:
     def _boot(self, share: Share, words: list[str], show: Callable[[bytes], None], stop: int) -> Any:
         """Boot a guest that runs its share of the tests that `words` select, and wait for its end."""
         files, implementations = self._implementations()
-        lane = _lane_arguments(share.lane, self._config)
+        lane = lane_arguments(share.lane, self._config)
         arguments = [*words, *implementations, *self._pairs(), *lane, "--seed", str(self._seed)]
         return self._vm.boot(
             share.kernel,
@@ -179,6 +180,8 @@ class Guests:
         options: list[str] = []
         for name in self._registry.asked or self._registry.known:
             manifest = self._registry.get(name)
+            if manifest.source is not None and manifest.source.parent != MANIFESTS:
+                options += _take_manifest(manifest.source.absolute(), files)
             options += ["--impl", name + self._take(manifest, files)]
         return files, options
 
@@ -193,6 +196,13 @@ class Guests:
         there = f"{PEERS}/{manifest.name}/{program.name}"
         files.append((program, there))
         return f"={there}"
+
+
+def _take_manifest(source: Path, files: list[tuple[Path, str]]) -> list[str]:
+    """Take a user's manifest along, and the program that it names; both keep their paths, for it may name it by its."""
+    program = load(source).program
+    files += [(path, str(path)) for path in (source, program) if path is not None]
+    return ["--impl-manifest", str(source)]
 
 
 class Running:
@@ -305,7 +315,7 @@ class _Told:
             return
         report = revive(self._config, event["data"])
         self._rename_artifacts(report)
-        self._used_kernel |= report.passed and KERNEL in report.nodeid
+        self._used_kernel |= report.when == "call" and report.passed and KERNEL in report.nodeid
         self._any = True
         self._failed += report.failed
         self._begun.append(report)
@@ -381,13 +391,14 @@ def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     return revived
 
 
-def _lane_arguments(lane: str, config: pytest.Config) -> list[str]:
+def lane_arguments(lane: str, config: pytest.Config) -> list[str]:
+    """The options of pytest in a guest of this lane, made from those of the command line."""
     chosen = config.option.markexpr
     # Tests that wait for protocol time run where time is skipped, and nowhere else.
     waiting = "waiting" if lane == "warp" else "not waiting"
     expression = f"({chosen}) and {waiting}" if chosen else waiting
     scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
-    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}"]
+    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", config.option.wg_keep]
     # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
     limit = 0 if lane == "warp" else scale * TEST_TIMEOUT
     return [*arguments, "--timeout", f"{limit:g}"]

@@ -85,3 +85,19 @@ def test_command_that_prints_often_does_not_bring_the_clock_of_warp_into_doubt()
     talk = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
     done = subprocess.run([*RUN, "--warp", "--", "python", "-c", talk], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[-1]) == (0, "499"), done.stderr
+
+
+def test_guest_has_a_users_manifest_and_what_it_declares(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/mine"
+    program.write_text('#!/bin/sh\nexec python -m refwg "$@"\n')
+    program.chmod(0o755)
+    manifest = tmp_path / "mine.toml"
+    manifest.write_text('name = "mine"\nkind = "uapi"\ncapabilities = []\n[program]\npath = "bin/mine"\n')
+    words = ["selftests/netns/test_roaming.py", "--lane", "vm", "--pair", "mine~kernel", "--impl-manifest"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *words, str(manifest), "--results", str(tmp_path / "results.json")],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert "unsupported: mine does not declare the capability roaming" in done.stdout, done.stdout + done.stderr
+    assert "failed" not in done.stdout.splitlines()[-1], done.stdout

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from harness.errors import HarnessError
-from harness.guests import Objects, Running, selection
+from harness.guests import Objects, Running, lane_arguments, selection
 from harness.lanes import SHARE
 from harness.launcher import REFUSED
 
@@ -116,6 +116,13 @@ def test_guest_collects_only_files_with_tests_for_it(
     config = SimpleNamespace(args=args, rootpath=tmp_path, option=SimpleNamespace(keyword="k", wg_pair=["a~b"]))
     more = ["-k", "k", "--pair=a~b"] if expected else []
     assert selection(cast("pytest.Config", config), (*FILES, FILES[0])) == expected + more
+
+
+@pytest.mark.parametrize("keep", ["failed", "all", "none"])
+def test_guest_keeps_the_evidence_that_is_asked_for(pytestconfig: pytest.Config, keep: str) -> None:
+    option = SimpleNamespace(**{**vars(pytestconfig.option), "wg_keep": keep})
+    arguments = lane_arguments("vm", cast("pytest.Config", SimpleNamespace(option=option)))
+    assert arguments[arguments.index("--keep") + 1] == keep
 
 
 def test_objects_of_one_kernel_are_balanced_over_all_its_guests() -> None:
