@@ -145,10 +145,10 @@ def test_removed_peer_is_gone_for_both(lab: Lab, wg0: Interface, alice: Key) -> 
         wg0.peer(alice)
 
 
-def test_130560_allowed_ips_are_set_and_read(lab: Lab, wg0: Interface, alice: Key) -> None:
-    many = [f"10.{a}.{b}.{c}/32" for a, b, c in product(range(2), range(255), range(256))]
+def test_more_allowed_ips_than_a_netlink_message_holds_are_set_and_read(lab: Lab, wg0: Interface, alice: Key) -> None:
+    many = [f"10.0.{b}.{c}/32" for b, c in product(range(64), range(256))]
     wanted: tuple[AllowedIP, ...] = allowed_ips(*many)
-    assert len(set(wanted)) == 130_560
+    assert len(set(wanted)) == 16_384
     wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice, allowed_ips=wanted),)))
     assert set(wg0.peer(alice).allowed_ips) == set(wanted)
     key, *shown = wg0.wg("show", "wg0", "allowed-ips").stdout.split()
