@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
+from harness.control.base import DEFAULT_TIMEOUT
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 CONTROL_SOCKETS: Final = Path("/run/wireguard")
 # Generous: on a machine with ten times as much to do as it can, Python alone needs five seconds.
 _START: Final = 15.0
-_CONTROL: Final = 10.0
 _LISTENS: Final = 2.0
 _LOOK_AGAIN: Final = 0.002
 _NAME_MAX: Final = 15
@@ -109,7 +109,7 @@ class Interface:
         self.place.add_address(self.name, *addresses)
         self.place.set_link(self.name, up=True, mtu=mtu)
 
-    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+    def wg(self, *arguments: str, deadline: float = DEFAULT_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         """Run wg(8) where it finds this interface: `wg("show", "wg0", "endpoints")`."""
         raise NotImplementedError
 
@@ -147,7 +147,7 @@ class KernelInterface(Interface):
         self._socket = _genetlink(place)
         self.control = GenlControl(self._socket).interface(self.name)
 
-    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+    def wg(self, *arguments: str, deadline: float = DEFAULT_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
 
     def complaints(self) -> list[str]:
@@ -245,7 +245,7 @@ class ProgramInterface(Interface):
         while port and port not in self.birth.udp_ports() and time.monotonic() < end:
             let_pass(_LOOK_AGAIN, "a new socket has no event")
 
-    def wg(self, *arguments: str, deadline: float = _CONTROL, stdin: str = "", check: bool = True) -> Completed:
+    def wg(self, *arguments: str, deadline: float = DEFAULT_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
 
     def cpu_seconds(self) -> float:
