@@ -315,7 +315,7 @@ class _Told:
             return
         report = revive(self._config, event["data"])
         self._rename_artifacts(report)
-        self._used_kernel |= report.when == "call" and report.passed and KERNEL in report.nodeid
+        self._used_kernel |= used_driver(report)
         self._any = True
         self._failed += report.failed
         self._begun.append(report)
@@ -330,8 +330,8 @@ class _Told:
 
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
         """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
-        facts = dict(report.user_properties).get(PROPERTY)
-        if isinstance(facts, dict) and facts.get("artifacts"):
+        facts = facts_of(report)
+        if facts.get("artifacts"):
             facts["artifacts"] = facts["artifacts"].replace("evidence/", f"evidence/{self._place}/", 1)
 
     def ended(self, result: Any, vm: Any, text: list[str]) -> None:
@@ -379,6 +379,18 @@ class _Told:
         )
         report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
         self._config.hook.pytest_runtest_logreport(report=report)
+
+
+def facts_of(report: pytest.TestReport) -> dict[str, Any]:
+    """What the plugin in the guest knew of the test."""
+    facts = dict(report.user_properties).get(PROPERTY)
+    return facts if isinstance(facts, dict) else {}
+
+
+def used_driver(report: pytest.TestReport) -> bool:
+    """Whether the driver was under test, and the test passed: then it has made objects."""
+    sides = (facts_of(report).get(side) or {} for side in "ab")
+    return report.when == "call" and report.passed and any(side.get("impl") == KERNEL for side in sides)
 
 
 def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from harness.errors import HarnessError
-from harness.guests import Objects, Running, lane_arguments, selection
+from harness.guests import Objects, Running, lane_arguments, selection, used_driver
 from harness.lanes import SHARE
 from harness.launcher import REFUSED
+from harness.results import PROPERTY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,6 +138,26 @@ def test_guest_that_never_used_the_driver_says_nothing_of_objects() -> None:
     objects = Objects(1)
     objects.look("", used=False)
     assert (objects.used, objects.wrong) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("when", "outcome", "a", "b", "used"),
+    [
+        ("call", "passed", "refwg", "kernel", True),
+        ("call", "passed", "kernel", None, True),
+        ("call", "passed", "refwg", "refwg", False),
+        ("call", "passed", None, None, False),
+        ("call", "skipped", "kernel", "refwg", False),
+        ("setup", "passed", "kernel", "refwg", False),
+    ],
+)
+def test_driver_was_used_where_a_test_of_it_has_passed(
+    when: Any, outcome: Any, a: str | None, b: str | None, used: bool
+) -> None:
+    facts = {side: name and {"impl": name, "version": "1"} for side, name in (("a", a), ("b", b))}
+    name = "test_of_a_kernel"
+    report = pytest.TestReport(name, ("", 0, name), {}, outcome, None, when, user_properties=[(PROPERTY, facts)])
+    assert used_driver(report) is used
 
 
 @pytest.mark.parametrize(("share", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])
