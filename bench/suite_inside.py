@@ -1,11 +1,13 @@
 """What bench/suite runs in its guest: the suites one after the other, each timed, with the words of neither lost.
 
-Arguments: where the results go, and a JSON object of commands by name. Figures go to `figures.json` there.
+Arguments: where the results go, and a JSON object: by name, how often a command runs at once, and the command. Each of
+several is told its share of the tests, and has a /run of its own. Figures go to `figures.json` there.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +15,10 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from harness import launcher
+from harness.lanes import SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,46 +26,69 @@ if TYPE_CHECKING:
 FIGURES: Final = "figures.json"
 PATIENCE: Final = 1200.0  # seconds for either suite
 PACE: Final = 10.0  # seconds between two signs of life
+APART: Final = "--apart"
 SHOWN_LINES: Final = 15  # of one that failed
 _COLOR: Final = re.compile("\x1b\\[[0-9;]*m")
 
 
 def main() -> None:
     results = Path(sys.argv[1])
-    figures = {name: timed(name, command, results) for name, command in json.loads(sys.argv[2]).items()}
+    suites = json.loads(sys.argv[2]).items()
+    figures = {name: timed(name, at_once, command, results) for name, (at_once, command) in suites}
     (results / FIGURES).write_text(json.dumps(figures))
 
 
-def timed(name: str, command: Sequence[str], results: Path) -> dict[str, float]:
-    """Run one suite to its end, or until it is overdue; its status and its seconds."""
+def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dict[str, float]:
+    """Run one suite to its end, or until it is overdue; its worst status and its seconds."""
     started = told = time.monotonic()
     last: deque[str] = deque(maxlen=SHOWN_LINES)
-    with (
-        (results / f"{name}.log").open("w") as log,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            errors="replace",
-            text=True,
-        ) as child,
-    ):
-        overdue = threading.Timer(PATIENCE, child.kill)
-        overdue.start()
-        for line in child.stdout or ():
+    reading, writing = os.pipe()
+    children = [start(command, f"{number}/{at_once}", writing) for number in range(at_once)]
+    os.close(writing)
+    overdue = threading.Timer(PATIENCE, kill, [children])
+    overdue.start()
+    with (results / f"{name}.log").open("w") as log, os.fdopen(reading, errors="replace") as output:
+        for line in output:
             log.write(line)
             last.append(_COLOR.sub("", line).rstrip())
             if time.monotonic() - told > PACE:
                 told = time.monotonic()
                 print(f"{name}: {told - started:.0f} s: {last[-1]}", flush=True)
-        overdue.cancel()
-    figure = {"status": child.returncode, "seconds": round(time.monotonic() - started, 2)}
+    statuses = [child.wait() for child in children]
+    overdue.cancel()
+    figure = {"status": next(filter(None, statuses), 0), "seconds": round(time.monotonic() - started, 2)}
     print(name, figure, flush=True)
-    if child.returncode:
+    if figure["status"]:
         print(*last, sep="\n", flush=True)
     return figure
 
 
+def start(command: Sequence[str], share: str, output: int) -> subprocess.Popen[bytes]:
+    """Start a command for its share of the tests, `0/2`; the only one of its kind sees the guest as it is."""
+    if share == "0/1":
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.suite_inside", APART, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env={**os.environ, SHARE: share},
+    )
+
+
+def kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+
+
+def apart(command: Sequence[str]) -> NoReturn:
+    """Become this command, with mounts of its own: names of nodes and sockets are then nobody else's."""
+    launcher.unshare(launcher.CLONE_NEWNS)
+    launcher.private_mounts()
+    os.execvp(command[0], [*command])  # noqa: S606 - no shell has to see it
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == APART:
+        apart(sys.argv[2:])
     main()
