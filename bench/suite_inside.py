@@ -65,14 +65,9 @@ def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dic
 
 def start(command: Sequence[str], share: str, output: int) -> subprocess.Popen[bytes]:
     """Start a command for its share of the tests, `0/2`; the only one of its kind sees the guest as it is."""
-    if share == "0/1":
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    words = command if share == "0/1" else [sys.executable, "-m", "bench.suite_inside", APART, *command]
     return subprocess.Popen(
-        [sys.executable, "-m", "bench.suite_inside", APART, *command],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=output,
-        env={**os.environ, SHARE: share},
+        words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, SHARE: share}
     )
 
 
