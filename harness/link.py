@@ -25,6 +25,7 @@ _RTMGRP_LINK: Final = 1
 _CARRIER: Final = 5.0
 # The commands that switch one offload each; those without a row of their own are not needed here.
 _ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
+_ETHTOOL_GET: Final = {"tx": 0x16, "sg": 0x18, "tso": 0x1E, "gso": 0x23, "gro": 0x2B}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +98,15 @@ def set_offloads(node: NetNS, device: str, **switches: bool) -> None:
         _ethtool(node, device, _ETHTOOL_SET[name], on)
 
 
-def _ethtool(node: NetNS, device: str, command: int, value: int = 0) -> None:
+def offloads(node: NetNS, device: str) -> dict[str, bool]:
+    """The offloads of a device by their names, as for `set_offloads`, and sg: whether they are on."""
+    return {name: bool(_ethtool(node, device, command)) for name, command in _ETHTOOL_GET.items()}
+
+
+def _ethtool(node: NetNS, device: str, command: int, value: int = 0) -> int:
+    """Give one command; returns the value that it is answered with."""
     with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = array.array("B", struct.pack("II", command, value))
         address, _ = request.buffer_info()
         fcntl.ioctl(control, _SIOCETHTOOL, struct.pack("16sP16x", device.encode(), address))
+    return int(struct.unpack("II", request)[1])

@@ -38,6 +38,9 @@ _RTMGRP_IPV6_ROUTE: Final = 0x400
 _NETLINK_NETFILTER: Final = 12
 _RTF_LOCAL: Final = 0x80000000
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
+# Every kernel has it, anyone may choose it, and it goes by losses alone. The machine's own may be BBR, which paces a
+# stream that was starved for a while at some packets a second, for tens of seconds.
+_CONGESTION_CONTROL: Final = "reno"
 
 
 class NetNS:
@@ -46,7 +49,7 @@ class NetNS:
     def __init__(
         self, name: str, *, commands: Callable[[str, Sequence[str]], None] = lambda _node, _argv: None
     ) -> None:
-        """Make the namespace with its loopback interface up.
+        """Make the namespace with its loopback interface up and TCP's congestion control the same on every machine.
 
         commands: told of every program run here, for the evidence. Raises Unavailable outside a sandbox, UsageError for
         a name that is taken.
@@ -62,6 +65,7 @@ class NetNS:
         self._devices = Devices(self.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._netlink = Rtnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
         self._devices.set_up("lo", True)
+        self.sysctl("net.ipv4.tcp_congestion_control", _CONGESTION_CONTROL)
 
     def __enter__(self) -> Self:
         return self

@@ -32,8 +32,11 @@ _CHUNK: Final = 1 << 16
 _STRIDE: Final = 4099
 # How long streams may take: seconds, and bytes per second of a slow program on a busy machine.
 _PATIENCE: Final = 20.0
-_SLOWEST: Final = 500_000
+_SLOWEST: Final = 600_000
 _SO_BINDTODEVICE: Final = 25
+# struct tcp_info (linux/tcp.h) up to snd_cwnd, of which these are backoff, rto in microseconds, and snd_cwnd.
+_TCP_INFO: Final = struct.Struct("=8B19I")
+_BACKOFF, _RTO, _WINDOW = 4, 8, 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +196,8 @@ def tcp_streams(
             if left <= 0:
                 done, arrived = sum(stream.is_complete for stream in streams), sum(stream.arrived for stream in streams)
                 what = f"{done} of {count} streams and {arrived} of {count * size} bytes"
-                raise DeadlineExceeded(f"{way}: {what} arrived within {deadline:g} s")
+                left_behind = next(stream for stream in streams if not stream.is_complete)
+                raise DeadlineExceeded(f"{way}: {what} arrived within {deadline:g} s; {left_behind}")
         return count * size / (time.monotonic() - started)
 
 
@@ -224,6 +228,7 @@ class _Stream:
     def __init__(self, way: _Way, number: int) -> None:
         """Listen, and connect. number: each stream is another stretch of the bytes; none can stand in for another."""
         self._way = way
+        self._number = number
         self._start = number * _STRIDE % way.size
         self._sent = self.arrived = 0
         self.is_complete = False
@@ -234,6 +239,12 @@ class _Stream:
         self._client = way.socket(way.sender)
         self._client.connect_ex(self._listener.getsockname()[:2])
         way.selector.register(self._client, selectors.EVENT_WRITE, self._send)
+
+    def __str__(self) -> str:
+        """How far it has come, and why it may be no further."""
+        info = _TCP_INFO.unpack(self._client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+        why = f"{info[_BACKOFF]} times in vain since the last answer, a window of {info[_WINDOW]} segments"
+        return f"stream {self._number}: {self.arrived} bytes, retransmits after {info[_RTO] / 1000:.0f} ms, {why}"
 
     def _accept(self) -> None:
         self._server = self._way.stack.enter_context(self._listener.accept()[0])

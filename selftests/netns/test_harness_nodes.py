@@ -14,7 +14,7 @@ import pytest
 from harness import traffic
 from harness.departures import Departures
 from harness.errors import DeadlineExceeded, HarnessError, ProgramFailed, UsageError
-from harness.link import add_veth, set_offloads
+from harness.link import add_veth, offloads, set_offloads
 from harness.netns import leftover_nodes
 from harness.topology import DIRECT, LOOPBACK, NAT
 from harness.wait import wait_for
@@ -166,11 +166,11 @@ def test_counters_of_nft_count_packets(left: NetNS, right: NetNS) -> None:
 
 
 @pytest.mark.parametrize(("switch", "command"), [("tx", 0x16), ("tso", 0x1E), ("gso", 0x23), ("gro", 0x2B)])
-def test_offload_is_switched(left: NetNS, right: NetNS, switch: str, command: int) -> None:
+def test_offload_is_switched_and_read(left: NetNS, right: NetNS, switch: str, command: int) -> None:
     assert right.name == "right"
     for on in (False, True, False):
         set_offloads(left, "to-right", **{switch: on})
-        assert ethtool_get(left, "to-right", command) == on
+        assert offloads(left, "to-right")[switch] == ethtool_get(left, "to-right", command) == on
 
 
 def ethtool_get(node: NetNS, device: str, command: int) -> int:
@@ -236,6 +236,21 @@ def test_stream_to_nobody_is_named(lab: Lab) -> None:
     here, there = lab.node("here"), lab.node("there")
     with pytest.raises(HarnessError, match=r"^tcp here to there 127\.0\.0\.1: Connection refused after 0 bytes"):
         traffic.tcp_stream(here, there, "127.0.0.1")
+
+
+def test_stream_that_is_cut_off_tells_how_far_it_came_and_how_often_it_tried(left: NetNS, right: NetNS) -> None:
+    right.nft("table inet cut {\nchain input {\ntype filter hook input priority 0\ntcp flags psh drop\n}\n}\n")
+    tried = (
+        r"stream 0: 0 bytes, retransmits after \d+ ms, [1-9]\d* times in vain since the last answer, a window of 1 seg"
+    )
+    with pytest.raises(DeadlineExceeded, match=r"0 of 1 streams and 0 of 100 bytes arrived within 1 s; " + tried):
+        traffic.tcp_stream(left, right, "10.0.0.2", size=100, deadline=1.0)
+
+
+def test_streams_are_paced_by_no_choice_of_the_machine(left: NetNS) -> None:
+    with left.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
+        name = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+    assert name.rstrip(b"\0") == b"reno"
 
 
 @pytest.mark.parametrize("awaited", [("one",), ("one", "two")])
