@@ -51,6 +51,8 @@ MAX_REQUIREMENTS: Final = 3
 # Where each finished result is written as a line of JSON, for `wg-interop run`: the descriptor of a pipe. In a guest it
 # is `stdout`, every report is written whole, and each line begins with a record separator (RFC 7464).
 EVENTS: Final = "WG_INTEROP_EVENTS"
+# By what name a worker tells of a mistake.
+USAGE: Final = "wg_usage"
 
 
 # Options and start
@@ -173,7 +175,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         marks = [argument for marker in item.iter_markers("requirement") for argument in marker.args]
         if len(marks) > MAX_REQUIREMENTS:
-            raise pytest.UsageError(f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}")
+            said = f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}"
+            if is_worker(config):
+                config.workeroutput[USAGE] = said  # type: ignore[attr-defined]
+            raise pytest.UsageError(said)
     _choose(config, items, [item for item in items if _is_chosen(item)])
     yield
     # When all others have chosen, so that the shares are equal.
@@ -209,6 +214,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def _clear_evidence(state: State) -> None:
     shutil.rmtree(state.report_directory / "evidence", ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Tell what an xdist worker did not like; all that xdist says of it is that the worker has gone."""
+    if said := getattr(node, "workeroutput", {}).get(USAGE):
+        raise pytest.UsageError(said)
 
 
 @pytest.hookimpl(optionalhook=True)

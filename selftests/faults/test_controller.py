@@ -63,6 +63,15 @@ def test_exit_status_is_pytests_own(tmp_path: Path, source: str, arguments: tupl
     assert completed.returncode == status, completed.stdout + completed.stderr
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
+def test_mistake_in_a_marker_is_told(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    marked = "import pytest\n@pytest.mark.requirement('A', 'B', 'C', 'D')\n"
+    completed = run_pytest(tmp_path, marked + PASSES, *workers)
+    told = "ERROR: test_it.py::test_it: a test cites at most 3 requirements, not ['A', 'B', 'C', 'D']"
+    assert (completed.returncode, told in completed.stderr) == (4, True), completed.stdout + completed.stderr
+    assert "INTERNALERROR" not in completed.stdout
+
+
 def test_the_run_says_that_it_is_in_a_sandbox(tmp_path: Path) -> None:
     assert "wg-interop: sandbox of its own" in run_pytest(tmp_path, PASSES).stdout
 
