@@ -97,14 +97,15 @@ class Scripted:
 class Stage:
     """An interface under test, and its scripted peers; what comes to it through the tunnel is sent back.
 
-    arrived: that, in the order in which it came. answers: how much of it has come back to the peers.
+    arrived: that, in the order in which it came. answers: how much of it has come back to the peers. unowned: the names
+    of messages that are for none of the peers.
     """
 
     def __init__(self, lab: Lab, implementation: Manifest, peers: Iterable[Scripted]) -> None:
         self.peers = tuple(peers)
         self.arrived: list[bytes] = []
         self.answers = 0
-        self._unowned: list[str] = []
+        self.unowned: list[str] = []
         # Whose handshake or session it is, by the index that the peer has given it.
         self._owners: dict[bytes, Scripted] = {}
         node = lab.node("ns0")
@@ -134,6 +135,10 @@ class Stage:
         """Let a peer send this to the interface under test."""
         self._send(peer, peer.say(payload))
 
+    def throw(self, datagram: bytes) -> None:
+        """Send this to the interface under test, from where the peers are."""
+        self._outer.send(datagram)
+
     def converse(self, payload: bytes, deadline: float) -> None:
         """Let every peer send this and get it back, AT_ONCE of them at any time."""
         before, begun = self.answers, 0
@@ -153,7 +158,7 @@ class Stage:
 
     def __str__(self) -> str:
         said = f"{len(self.arrived)} datagrams arrived, and {self.answers} came back"
-        for name, count in Counter(self._unowned).items():
+        for name, count in Counter(self.unowned).items():
             said += f"; {count} times a datagram for none of the peers: {name}"
         return said
 
@@ -167,7 +172,7 @@ class Stage:
             peer = self._owners.get(datagram[start:end])
             if peer is None:
                 # An initiation, perhaps; nobody here has been silent for so long that there would have to be one.
-                self._unowned.append(NAMES[datagram[0]])
+                self.unowned.append(NAMES[datagram[0]])
                 continue
             before = len(peer.heard)
             self._send(peer, peer.hear(datagram))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.lanes import GUESTS, LANE
+from harness.messages import COOKIE_REPLY, DATA, RESPONSE, with_mac1
 from harness.verdicts import differs, twin
 from selftests.netns.scripted import Scripted, Stage
 
@@ -47,6 +48,53 @@ def test_messages_within_the_window_are_taken_once_and_older_ones_never(lab: Lab
     if window in ALSO_KNOWN:
         differs(f"the window is {window}, {ALSO_KNOWN[window]}, not {WINDOW}")
     assert window == WINDOW
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param("length", marks=pytest.mark.requirement("MSG-07", "MSG-08", "MSG-10")),
+        pytest.param("type", marks=pytest.mark.requirement("MSG-06", "MSG-09", "ROB-10")),
+        pytest.param("recipient", marks=pytest.mark.requirement("HS-06", "HS-17")),
+    ],
+)
+def test_what_is_no_message_for_it_is_not_answered(lab: Lab, implementation: Manifest, wrong: str) -> None:
+    peer, other, stranger = Scripted(1), Scripted(2), Scripted(3)
+    stage = Stage(lab, implementation, [peer, other])
+    target = lab.key("key1").public()
+    stranger.know(target)
+    (initiation,), (unknown,) = other.say(b""), stranger.say(b"")
+    for datagram in no_messages(initiation, unknown, target.raw)[wrong]:
+        stage.throw(datagram)
+    stage.say(peer, b"behind all these")
+    stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer to what came last")
+    assert stage.unowned == [], "one of them was answered"
+    with twin("the initiation as it was is answered"):
+        stage.throw(initiation)
+        stage.wait_for(lambda: len(stage.unowned) == 1, AT_ONCE, "a response")
+    assert stage.unowned == ["response"]
+
+
+def no_messages(initiation: bytes, unknown: bytes, target: bytes) -> dict[str, list[bytes]]:
+    """What looks like an initiation, or like another message, but for one thing; mac1, if there is one, is right."""
+    return {
+        "length": [
+            *(initiation[:size] for size in (0, 1, 3, 4, 31, 32, 92, 147)),
+            initiation + b"\0",
+            *(bytes([kind]) + initiation[1:] for kind in (RESPONSE, COOKIE_REPLY)),
+            *(bytes([DATA]) + initiation[1:size] for size in (15, 16, 31)),
+        ],
+        "type": [
+            *(with_mac1(initiation[:at] + b"\1" + initiation[at + 1 :], target) for at in (1, 2, 3)),
+            *(bytes([kind]) + initiation[1:] for kind in (0, 5, 129, 255)),
+        ],
+        "recipient": [
+            unknown,
+            with_mac1(bytes([RESPONSE]) + initiation[1:92], target),
+            bytes([COOKIE_REPLY]) + initiation[1:64],
+            bytes([DATA]) + initiation[1:],
+        ],
+    }
 
 
 @pytest.mark.requirement("ROB-11")

@@ -1,0 +1,120 @@
+"""The namespace where an interface of the driver's was made, which its sockets never leave (one interface)."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.control.genl import GenlControl
+from harness.control.records import DeviceConfig
+from harness.errors import ControlError, HarnessError
+from harness.tunnel import Tunnel
+from harness.verdicts import twin
+from harness.wait import FileSays, wait_for
+
+if TYPE_CHECKING:
+    from harness.implementation import Manifest
+    from harness.interface import Interface
+    from harness.lab import Lab
+    from harness.netns import NetNS
+
+NETLINK_GENERIC = 16
+PORT = 7
+DEADLINE = 5.0
+# Whoever makes a user namespace has all rights there, and in the network namespaces that are made in it.
+STRANGERS = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo here; exec sleep 1000"]
+
+
+@pytest.fixture(autouse=True)
+def _drivers_only(implementation: Manifest) -> None:
+    if implementation.kind != "kernel":
+        pytest.skip(f"unsupported: {implementation.name} is a process, and is where that is")
+
+
+@pytest.fixture
+def birth(lab: Lab) -> NetNS:
+    return lab.node("birth")
+
+
+@pytest.fixture
+def place(lab: Lab) -> NetNS:
+    return lab.node("place")
+
+
+@pytest.fixture
+def wg0(lab: Lab, implementation: Manifest, birth: NetNS, place: NetNS) -> Interface:
+    return lab.interface("wg0", implementation, birth, place)
+
+
+@pytest.mark.requirement("NS-08")
+def test_interface_is_configured_where_it_is(wg0: Interface) -> None:
+    refused = wg0.birth.run(["wg", "show", "wg0"], check=False)
+    assert (refused.status, refused.stderr) == (1, "Unable to access interface: No such device\n")
+    with twin("there it is"):
+        assert wg0.place.run(["wg", "show", "wg0", "listen-port"]).stdout == "0\n"
+
+
+@pytest.mark.requirement("NS-02")
+@pytest.mark.parametrize("sockets", ["birth", "third"], ids=["here", "in-a-third"])
+def test_interface_made_directly_elsewhere_has_its_sockets_where_it_was_asked_for(
+    lab: Lab, birth: NetNS, place: NetNS, sockets: str
+) -> None:
+    lab.node("third")
+    # ip(8) looks the number up where it runs, and the kernel where the interface is to be.
+    for node in (birth, place):
+        node.run(["ip", "netns", "set", "third", "7"])
+    link = ["link-netns", "third"] * (sockets == "third")
+    birth.run(["ip", "link", "add", "wg1", *link, "netns", "place", "type", "wireguard"])
+    control = place.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+    lab.undo(control.close)
+    GenlControl(control).interface("wg1").set(DeviceConfig(listen_port=PORT))
+    place.set_link("wg1", up=True)
+    listening = {name for name, node in lab.nodes.items() if PORT in node.udp_ports()}
+    assert listening == {sockets}
+    assert "wg1" not in birth.links()
+
+
+@pytest.mark.requirement("NS-04")
+def test_interface_outlives_the_namespace_of_its_sockets_without_a_carrier(wg0: Interface) -> None:
+    wg0.set(DeviceConfig(listen_port=PORT))
+    wg0.up()
+    assert PORT in wg0.birth.udp_ports()
+    assert "NO-CARRIER" not in flags(wg0)
+    wg0.birth.close()
+    # The kernel clears a namespace away when it comes to it.
+    assert "NO-CARRIER" in Tunnel.until(lambda: flags(wg0), lambda found: "NO-CARRIER" in found, DEADLINE)
+    for change in (DeviceConfig(listen_port=PORT + 1), DeviceConfig(fwmark=PORT)):
+        with pytest.raises(ControlError) as refusal:
+            wg0.set(change)
+        assert refusal.value.errno == errno.EPERM
+    wg0.place.set_link("wg0", up=False)
+    with pytest.raises(HarnessError, match="Machine is not on the network"):
+        wg0.place.set_link("wg0", up=True)
+    assert wg0.get().listen_port == PORT
+
+
+def flags(wg0: Interface) -> list[str]:
+    (shown,) = wg0.place.run_json(["ip", "-j", "link", "show", "wg0"])
+    found: list[str] = shown["flags"]
+    return found
+
+
+@pytest.mark.requirement("NS-05")
+def test_port_and_mark_are_changed_by_whom_the_birth_namespace_is_subject_to(lab: Lab, wg0: Interface) -> None:
+    log = lab.directory / "strangers.log"
+    strangers = wg0.place.spawn(STRANGERS, log=log)
+    lab.undo(strangers.kill)
+    wait_for(FileSays(log, "here"), DEADLINE, "a user namespace of strangers")
+    wg0.place.run(["ip", "link", "set", "wg0", "netns", str(strangers.pid)])
+    as_strangers = ["nsenter", "-t", str(strangers.pid), "--user", "--net"]
+    with twin("strangers change what is about the interface alone"):
+        key = str(lab.key("own"))
+        wg0.place.run([*as_strangers, "wg", "set", "wg0", "private-key", "/dev/stdin"], stdin=key)
+        shown = wg0.place.run([*as_strangers, "wg", "show", "wg0", "private-key"]).stdout
+        assert shown == f"{key}\n"
+    for setting in ("listen-port", "fwmark"):
+        refused = wg0.place.run([*as_strangers, "wg", "set", "wg0", setting, "7"], check=False)
+        assert (refused.status, refused.stderr) == (1, "Unable to modify interface: Operation not permitted\n")

@@ -1,0 +1,140 @@
+"""What the headers around WireGuard's messages say, and what becomes of a message when they lie."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import frames
+from harness.control.records import Endpoint
+from harness.faults import Drop
+from harness.messages import DATA, INITIATION, RESPONSE, kind_of
+from harness.stream import UdpStream
+from harness.tunnel import V4_OF_B
+from harness.verdicts import differs, twin
+from harness.wait import Datagram, wait_for
+
+if TYPE_CHECKING:
+    from harness.tunnel import Tunnel
+    from harness.wire import Wire
+
+ETH_P_ALL = 3
+DEADLINE = 5.0
+PORT_OF_A, PORT_OF_B = 1, 2
+# DSCP AF41, no ECN: handshakes shall not be the first to be lost.
+MARKED, PLAIN = 0x88, 0
+DONT_FRAGMENT = 0x40
+AS_THE_KERNEL = {"kernel", "refwg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """A datagram with the header that it was sent with."""
+
+    kind: int
+    ports: tuple[int, int]
+    mark: int
+    hops: int
+    has_options: bool
+    may_be_fragmented: bool
+
+
+def outer(packet: bytes) -> Outer:
+    if packet[0] >> 4 == 4:
+        length, mark, hops, may_be_fragmented = (
+            (packet[0] & 15) * 4,
+            packet[1],
+            packet[8],
+            not packet[6] & DONT_FRAGMENT,
+        )
+        has_options = length > 20 or packet[9] != socket.IPPROTO_UDP
+    else:
+        length, mark, hops, may_be_fragmented = 40, int.from_bytes(packet[:2]) >> 4 & 0xFF, packet[7], True
+        has_options = packet[6] != socket.IPPROTO_UDP
+    ports = int.from_bytes(packet[length : length + 2]), int.from_bytes(packet[length + 2 : length + 4])
+    return Outer(kind_of(packet[length + 8 :]), ports, mark, hops, has_options, may_be_fragmented)
+
+
+@pytest.fixture
+def sent(direct: Tunnel, host: str) -> list[Outer]:
+    """The first four datagrams of a tunnel over IPv4 or IPv6: the handshake, a ping and its answer."""
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
+    ns2.add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint(host, PORT_OF_B))
+    with ns1.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL)) as wire:
+        wire.bind(("veth1", ETH_P_ALL))
+        direct.must_ping("ns1", V4_OF_B)
+        from_a, from_b = PORT_OF_A.to_bytes(2), PORT_OF_B.to_bytes(2)
+        ports = {from_a + from_b, from_b + from_a}
+        is_ours = Datagram(wire, lambda packet: packet[20:24] in ports or packet[40:44] in ports)
+        return [outer(wait_for(is_ours, DEADLINE, "four datagrams")[0]) for _ in range(4)]
+
+
+V4 = pytest.mark.parametrize("host", ["10.0.0.2"], ids=["v4"])
+BOTH = pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v6"])
+
+
+@pytest.mark.requirement("MSG-17", "MSG-19", "MSG-20")
+@pytest.mark.capability("ipv6-underlay")
+@BOTH
+def test_handshakes_are_marked_and_all_else_is_plain(direct: Tunnel, sent: list[Outer]) -> None:
+    assert [one.kind for one in sent] == [INITIATION, RESPONSE, DATA, DATA]
+    assert {one.ports for one in sent} == {(PORT_OF_A, PORT_OF_B), (PORT_OF_B, PORT_OF_A)}
+    assert {(one.hops, one.has_options) for one in sent} == {(64, False)}
+    assert {one.mark for one in sent if one.kind == DATA} == {PLAIN}
+    handshake = [one for one in sent if one.kind != DATA]
+    assert {one.mark for one in handshake} <= {MARKED, PLAIN}
+    if plain := senders(direct, [one for one in handshake if one.mark == PLAIN]):
+        differs(f"handshakes of {plain} leave with a traffic class of 0, not 0x88")
+
+
+@pytest.mark.requirement("MTU-07")
+@V4
+def test_routers_may_fragment_what_leaves(direct: Tunnel, sent: list[Outer]) -> None:
+    if whole := senders(direct, [one for one in sent if not one.may_be_fragmented]):
+        differs(f"datagrams of {whole} leave with DF set: on a path with a smaller MTU they are lost")
+
+
+def senders(direct: Tunnel, found: list[Outer]) -> str:
+    """Who has sent these datagrams, which the driver would not, and so neither would refwg."""
+    names = {(direct.a if one.ports[0] == PORT_OF_A else direct.b).manifest.name for one in found}
+    assert not names & AS_THE_KERNEL, found
+    return " and ".join(sorted(names))
+
+
+@pytest.mark.requirement("ERR-08")
+def test_message_is_as_long_as_its_udp_header_says(wired: Tunnel, wire: Wire) -> None:
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
+        to_b.send()
+        to_b.wait_for(1)
+        wire.apply(Drop(message="data", sender="ns1", nth="1-4"))
+        to_b.send(4)
+        held = [wire.wait_for("data", "A's messages", sender="ns1", nth=nth).frame for nth in range(1, 5)]
+        for frame, lie in zip(held, (-(1 << 16), -1, 1), strict=False):
+            wire.inject(with_lengths(frame, udp=lie), sender="ns1")
+        with twin("what follows after the end of a datagram is no part of it"):
+            wire.inject(with_lengths(held[3], ip=4), sender="ns1")
+            to_b.wait_for(2)
+        to_b.send()
+        to_b.wait_for(3)
+        assert to_b.arrivals().numbers == (0, 4, 5)
+
+
+def with_lengths(frame: bytes, *, udp: int = 0, ip: int = 0) -> bytes:
+    """The frame with so many bytes more at its end, and with a UDP length that is so much more, at least 7."""
+    found = frames.udp(frame)
+    assert found is not None
+    new = bytearray(frame + bytes(ip))
+    length = max(7, found.end - found.start + udp)
+    # Without a checksum, which would give the lie away.
+    new[found.start + 4 : found.start + 8] = length.to_bytes(2) + bytes(2)
+    header = new[found.network : found.start]
+    header[2:4] = (found.end - found.network + ip).to_bytes(2)
+    header[10:12] = bytes(2)
+    header[10:12] = frames.checksum(bytes(header)).to_bytes(2)
+    new[found.network : found.start] = header
+    return bytes(new)
