@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
@@ -18,10 +18,14 @@ from harness.errors import HarnessError, Unsupported
 from harness.session import LAB, file_name, label_of, lane_of, state_of_run, uses
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from harness.implementation import Manifest
     from harness.lab import Lab
+
+
+# What is no failure of others is one of theirs.
+_AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
 
 
 class Differs(Skipped):
@@ -37,11 +41,14 @@ class Blocked(Failed):
     __module__ = "builtins"
 
 
-def differs(how: str) -> NoReturn:
+def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
     """End the test: what the program does is legitimate, and not what the kernel does. `how`: with what was measured.
 
-    The watchman still looks at every process, and the lab is still undone; what they find fails the test.
+    by: the names of those that do it, where that can be told; of the kernel itself, and of refwg, it is a failure. The
+    watchman still looks at every process, and the lab is still undone; what they find fails the test.
     """
+    if wrong := sorted(_AS_THE_KERNEL & set(by)):
+        pytest.fail(f"{' and '.join(wrong)}: {how}")
     raise Differs(how)
 
 

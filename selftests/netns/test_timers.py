@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+import time
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -11,6 +14,7 @@ import pytest
 
 from harness import traffic
 from harness.capture import DATA, INITIATION, RESPONSE, Capture
+from harness.lanes import LANE
 from harness.timing import slack
 from harness.tunnel import V4_OF_A, V4_OF_B
 from harness.verdicts import differs
@@ -118,7 +122,40 @@ def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel
     last = (sent[-1].time - sent[0].time) / SECOND
     assert LAST_RETRY[0] <= last <= LAST_RETRY[1]
     if len(sent) != INITIATIONS_OF_A_SERIES:
-        differs(f"{len(sent)} initiations in {last:.0f} s, not {INITIATIONS_OF_A_SERIES}")
+        how = f"{len(sent)} initiations in {last:.0f} s, not {INITIATIONS_OF_A_SERIES}"
+        differs(how, by=[loopback.a.manifest.name])
+
+
+@pytest.mark.requirement("ROB-09")
+def test_wall_clock_that_is_set_back_spoils_the_next_handshake_and_no_session(loopback: Tunnel, wire: Capture) -> None:
+    with wall_clock_off_by(-HOUR):
+        let_pass(REKEY_AFTER_TIME, "the session grows old enough")
+        loopback.must_ping("ns1", V4_OF_B)
+        let_pass(2 * (REKEY_TIMEOUT + 1), "A asks for a new session, and again")
+        loopback.must_ping("ns1", V4_OF_B)
+        begun = len(wire.messages(kind=INITIATION, port=PORT_OF_B))
+        assert not begun, f"B begins {begun} sessions, so that A begins none"
+        refused = len(wire.messages(kind=INITIATION, port=PORT_OF_A)) - 1
+        answered = len(wire.messages(kind=RESPONSE, port=PORT_OF_B)) - 1
+    assert refused, "A does not rekey"
+    if answered:
+        # Its stamps go by a clock of its own, which nobody can set.
+        how = f"a wall clock that is set back does not show in A's stamps: B answers {answered} of {refused}"
+        differs(how, by=[loopback.a.manifest.name])
+    let_pass(REKEY_TIMEOUT + 1, "A asks once more")
+    assert len(wire.messages(kind=RESPONSE, port=PORT_OF_B)) == 2
+    loopback.must_ping("ns1", V4_OF_B)
+
+
+@contextmanager
+def wall_clock_off_by(seconds: int) -> Iterator[None]:
+    """Set the machine's clock wrong, and right again. These tests run in guests only, whose clock is nobody else's."""
+    assert os.environ[LANE] == "warp"
+    time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
+    try:
+        yield
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, time.time() - seconds)
 
 
 @pytest.mark.requirement("DT-21")
@@ -151,7 +188,8 @@ def test_pending_handshake_is_erased_nine_minutes_after_giving_up(loopback: Tunn
     if not (late or confirmed):
         # The requirement says how long keys may live, not how long they must.
         loopback.must_ping("ns1", V4_OF_B)
-        differs(f"A has erased its pending handshake within {ERASURE} s, and still makes a new one")
+        how = f"A has erased its pending handshake within {ERASURE} s, and still makes a new one"
+        differs(how, by=[loopback.a.manifest.name])
     assert len(confirmed) == (0 if late else 1)
 
 

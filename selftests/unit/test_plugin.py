@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from _pytest.outcomes import Failed
 
 from harness.launcher import INSIDE, REFUSED
+from harness.verdicts import Differs, differs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,6 +248,14 @@ def test_undeclared_capability_is_unsupported(pytester: pytest.Pytester, declare
         entry["id"]: entry["state"] for entry in json.loads((pytester.path / "results.json").read_text())["results"]
     }
     assert states["test_it.py::test[mine]"] == state
+
+
+@pytest.mark.parametrize("by", [["kernel"], ["wireguard-go", "refwg"]])
+def test_difference_of_the_kernel_or_of_refwg_is_a_failure(by: list[str]) -> None:
+    with pytest.raises(Failed, match=f"^{by[-1]}: 1360 bytes, not 1359"):
+        differs("1360 bytes, not 1359", by=by)
+    with pytest.raises(Differs, match=r"^1360 bytes, not 1359"):
+        differs("1360 bytes, not 1359", by=["wireguard-go"])
 
 
 @pytest.mark.usefixtures("refused")
