@@ -264,6 +264,8 @@ def _version() -> str:
 def _explained(error: Exception) -> str:
     if isinstance(error, InterfaceGoneError):
         return str(error) or "the interface is gone"
+    if isinstance(error, PermissionError) and error.filename == TUN_DEVICE:
+        return f"{error}: only its owner may open it; be root, or as root: chmod 0666 {TUN_DEVICE}"
     if isinstance(error, PermissionError):
         return f"{error}; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"
     if isinstance(error, FileNotFoundError) and error.filename == TUN_DEVICE:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from refwg.__main__ import main
+from refwg.tun import Tun
 from selftests.unit.sandbox import ROOT, run_in_sandbox
 
 START = """
@@ -153,6 +155,27 @@ def test_a_name_that_is_taken_is_told() -> None:
     """
     words = "refwg: wg0: [Errno 16] Device or resource busy: there is an interface of that name already\n"
     assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "remedy"),
+    [
+        (errno.EACCES, "/dev/net/tun", ": only its owner may open it; be root, or as root: chmod 0666 /dev/net/tun"),
+        (errno.EPERM, None, "; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"),
+        (errno.ENOENT, "/dev/net/tun", ": the kernel has no TUN interfaces here; modprobe tun"),
+    ],
+)
+def test_interface_that_cannot_be_made_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, file: str | None, remedy: str
+) -> None:
+    refusal = OSError(number, os.strerror(number), file)
+
+    def refuse(_: str) -> Tun:
+        raise refusal
+
+    monkeypatch.setattr(Tun, "create", refuse)
+    assert main(["-f", "wg0"]) == 1
+    assert capsys.readouterr().err == f"refwg: wg0: {refusal}{remedy}\n"
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
