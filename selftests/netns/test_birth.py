@@ -106,6 +106,7 @@ def flags(wg0: Interface) -> list[str]:
 def test_port_and_mark_are_changed_by_whom_the_birth_namespace_is_subject_to(lab: Lab, wg0: Interface) -> None:
     log = lab.directory / "strangers.log"
     strangers = wg0.place.spawn(STRANGERS, log=log)
+    lab.undo(strangers.close)
     lab.undo(strangers.kill)
     wait_for(FileSays(log, "here"), DEADLINE, "a user namespace of strangers")
     wg0.place.run(["ip", "link", "set", "wg0", "netns", str(strangers.pid)])

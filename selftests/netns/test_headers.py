@@ -31,7 +31,7 @@ DONT_FRAGMENT = 0x40
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """A datagram with the header that it was sent with."""
+    """A datagram and what its IP header says. ports: from and to; mark: TOS or traffic class; hops: those left."""
 
     kind: int
     ports: tuple[int, int]
@@ -42,19 +42,16 @@ class Outer:
 
 
 def outer(packet: bytes) -> Outer:
+    """Read an IP packet that carries a datagram."""
     if packet[0] >> 4 == 4:
-        length, mark, hops, may_be_fragmented = (
-            (packet[0] & 15) * 4,
-            packet[1],
-            packet[8],
-            not packet[6] & DONT_FRAGMENT,
-        )
-        has_options = length > 20 or packet[9] != socket.IPPROTO_UDP
+        start = (packet[0] & 15) * 4
+        mark, hops, has_options, may_be_fragmented = packet[1], packet[8], start > 20, not packet[6] & DONT_FRAGMENT
     else:
-        length, mark, hops, may_be_fragmented = 40, int.from_bytes(packet[:2]) >> 4 & 0xFF, packet[7], True
-        has_options = packet[6] != socket.IPPROTO_UDP
-    ports = int.from_bytes(packet[length : length + 2]), int.from_bytes(packet[length + 2 : length + 4])
-    return Outer(kind_of(packet[length + 8 :]), ports, mark, hops, has_options, may_be_fragmented)
+        start = 40
+        mark, hops = int.from_bytes(packet[:2]) >> 4 & 0xFF, packet[7]
+        has_options, may_be_fragmented = packet[6] != socket.IPPROTO_UDP, True
+    ports = int.from_bytes(packet[start : start + 2]), int.from_bytes(packet[start + 2 : start + 4])
+    return Outer(kind_of(packet[start + 8 :]), ports, mark, hops, has_options, may_be_fragmented)
 
 
 @pytest.fixture
