@@ -48,12 +48,16 @@ _BUFFER: Final = 4 << 20
 
 
 class Scripted:
-    """A peer of the interface under test. heard: what was sent to it through the tunnel."""
+    """A peer of the interface under test.
+
+    heard: what was sent to it through the tunnel. cookies: how often it was asked for one.
+    """
 
     def __init__(self, number: int) -> None:
         self._now = 0
         self.address = f"10.8.{number >> 8}.{number & 255}"
         self.heard: list[bytes] = []
+        self.cookies = 0
         self._device = Device(SeededEnvironment(number, lambda: self._now), FakeSockets(), now=0)
         self._device.set_private_key(private_key(f"scripted peer {number}"), 0)
         identity = self._device.identity
@@ -78,6 +82,7 @@ class Scripted:
         """Take a datagram; what has to be sent because of it."""
         effects = self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)
         effects += self._device.process_handshakes(self._now)
+        self.cookies += datagram[0] == COOKIE_REPLY
         if datagram[0] == COOKIE_REPLY or any(isinstance(effect, Deliver) for effect in effects):
             self._now = self._device.next_deadline() or self._now
             effects += self._device.expire_timers(self._now)

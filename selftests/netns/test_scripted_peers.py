@@ -10,6 +10,7 @@ import pytest
 from harness.lanes import GUESTS, LANE
 from harness.messages import COOKIE_REPLY, DATA, RESPONSE, with_mac1
 from harness.verdicts import differs, twin
+from harness.wait import let_pass
 from selftests.netns.scripted import Scripted, Stage
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ ALSO_KNOWN = {8191: "that of GotaTun", 8160: "that of 32-bit kernels", 1023: "th
 # At the edges of all these: how far behind the newest message one comes.
 BEHIND = (8192, 8191, 8161, 8160, 8129, 8128, 8127, 1024, 1023, 1)
 AT_ONCE = 5.0
+LOAD_IS_OVER = 1.5
 PEERS = 1000
 PATIENCE = 60.0
 
@@ -59,15 +61,19 @@ def test_messages_within_the_window_are_taken_once_and_older_ones_never(lab: Lab
     ],
 )
 def test_what_is_no_message_for_it_is_not_answered(lab: Lab, implementation: Manifest, wrong: str) -> None:
-    peer, other, stranger = Scripted(1), Scripted(2), Scripted(3)
-    stage = Stage(lab, implementation, [peer, other])
+    first, last, other, stranger = (Scripted(number) for number in range(1, 5))
+    stage = Stage(lab, implementation, [first, last, other])
     target = lab.key("key1").public()
     stranger.know(target)
+    stage.say(first, b"a session")
+    stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer")
+    if first.cookies:
+        let_pass(LOAD_IS_OVER, "the driver still knows of another test's flood, and asks everyone for a cookie")
     (initiation,), (unknown,) = other.say(b""), stranger.say(b"")
     for datagram in no_messages(initiation, unknown, target.raw)[wrong]:
         stage.throw(datagram)
-    stage.say(peer, b"behind all these")
-    stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer to what came last")
+    stage.say(last, b"behind all these")
+    stage.wait_for(lambda: stage.answers == 2, AT_ONCE, "an answer to what came last")
     assert stage.unowned == [], "one of them was answered"
     with twin("the initiation as it was is answered"):
         stage.throw(initiation)
