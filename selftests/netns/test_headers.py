@@ -77,7 +77,7 @@ BOTH = pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v
 @pytest.mark.requirement("MSG-17", "MSG-19", "MSG-20")
 @pytest.mark.capability("ipv6-underlay")
 @BOTH
-def test_handshakes_are_marked_and_all_else_is_plain(direct: Tunnel, sent: list[Outer]) -> None:
+def test_initiations_and_responses_are_marked_and_all_else_is_plain(direct: Tunnel, sent: list[Outer]) -> None:
     assert [one.kind for one in sent] == [INITIATION, RESPONSE, DATA, DATA]
     assert {one.ports for one in sent} == {(PORT_OF_A, PORT_OF_B), (PORT_OF_B, PORT_OF_A)}
     assert {(one.hops, one.has_options) for one in sent} == {(64, False)}
