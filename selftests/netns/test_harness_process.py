@@ -24,6 +24,7 @@ SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
 IN_THE_KERNEL = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("now", flush=True)
 os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)])
 signal.pause()
 """
@@ -92,6 +93,8 @@ def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: Net
 def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
+    # Before, it may wait for its own code to be read.
+    process.says("now")
     end = time.monotonic() + 20
     while "State:\tD" not in Path(f"/proc/{process.pid}/status").read_text() and time.monotonic() < end:
         assert process.running, process.tail()
