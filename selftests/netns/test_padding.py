@@ -107,6 +107,8 @@ def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
 def why_wrong(manifest: Manifest, length: int) -> str | None:
     if length > PADDED_TO_LINK:
         return f"{manifest.name} padded to {length} bytes outside, and the link's MTU allows {PADDED_TO_LINK}"
+    if manifest.kind == "kernel" and length != PADDED_TO_ROUTE:
+        return f"the driver padded to {length} bytes outside, not to {PADDED_TO_ROUTE}"
     return None
 
 
