@@ -138,13 +138,13 @@ class KernelInterface(Interface):
 
     def __init__(self, name: str, manifest: Manifest, birth: NetNS) -> None:
         birth.add_link(name, kind="wireguard")
-        self._socket = _genetlink(birth)
+        self._socket = genetlink(birth)
         super().__init__(name, manifest, birth, GenlControl(self._socket).interface(name))
 
     def move(self, place: NetNS) -> None:
         super().move(place)
         self._socket.close()
-        self._socket = _genetlink(place)
+        self._socket = genetlink(place)
         self.control = GenlControl(self._socket).interface(self.name)
 
     def wg(self, *arguments: str, deadline: float = DEFAULT_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
@@ -264,7 +264,8 @@ class ProgramInterface(Interface):
         return complaints
 
 
-def _genetlink(node: NetNS) -> socket.socket:
+def genetlink(node: NetNS) -> socket.socket:
+    """A generic netlink socket of a node, by which the interfaces that are there are configured."""
     return node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
 
 

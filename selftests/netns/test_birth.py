@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig
 from harness.errors import ControlError, HarnessError
+from harness.interface import genetlink
 from harness.tunnel import Tunnel
 from harness.verdicts import twin
 from harness.wait import FileSays, wait_for
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from harness.lab import Lab
     from harness.netns import NetNS
 
-NETLINK_GENERIC = 16
 PORT = 7
 DEADLINE = 5.0
 # Whoever makes a user namespace has all rights there, and in the network namespaces that are made in it.
@@ -68,7 +67,7 @@ def test_interface_made_directly_elsewhere_has_its_sockets_where_it_was_asked_fo
         node.run(["ip", "netns", "set", "third", "7"])
     link = ["link-netns", "third"] * (sockets == "third")
     birth.run(["ip", "link", "add", "wg1", *link, "netns", "place", "type", "wireguard"])
-    control = place.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+    control = genetlink(place)
     lab.undo(control.close)
     GenlControl(control).interface("wg1").set(DeviceConfig(listen_port=PORT))
     place.set_link("wg1", up=True)

@@ -15,7 +15,7 @@ from harness.control.genl import GenlControl
 from harness.control.records import ZERO_KEY, DeviceConfig, Endpoint, Key, PeerConfig, allowed_ips
 from harness.control.uapi import UapiControl
 from harness.errors import ControlError, DeadlineExceeded
-from harness.interface import CONTROL_SOCKETS
+from harness.interface import CONTROL_SOCKETS, genetlink
 from harness.verdicts import twin
 from harness.wait import Datagram, wait_for
 
@@ -30,7 +30,6 @@ PORT: Final = 1111
 ALICES: Final = 2222
 # What goes out with the datagram for her has come a moment later.
 AFTER_HER: Final = 0.3
-NETLINK_GENERIC: Final = 16
 # All points of small order as a peer may spell them, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
 # 8, p-1, p and p+1. Whatever private key meets them, the shared secret is zero.
 LOW_ORDER: Final = tuple(
@@ -148,7 +147,7 @@ def test_interface_that_does_not_exist_cannot_be_shown(lab: Lab, wg0: Interface)
 def control(lab: Lab, wg0: Interface, name: str) -> Control:
     """Our typed way to an interface of this name where wg0 is, of the same kind."""
     if wg0.manifest.kind == "kernel":
-        sock = wg0.place.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+        sock = genetlink(wg0.place)
         lab.undo(sock.close)
         return GenlControl(sock).interface(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import nullcontext
 from itertools import product
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ from harness.control.genl import decode_dump, encode_get
 from harness.control.netlink import GenericSocket
 from harness.control.records import DeviceConfig, Key, PeerConfig, allowed_ips
 from harness.errors import ControlError
+from harness.interface import genetlink
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from harness.interface import Interface
     from harness.lab import Lab
 
-NETLINK_GENERIC: Final = 16
 # Of Alice, who loses some, and of Bob, who must lose none.
 ALICES: Final = [text for n in range(1, 198) for text in (f"192.168.0.{n}/32", f"abcd::{n}/128")]
 BOBS: Final = ["10.0.0.1/32", "beef::1/128"]
@@ -88,7 +87,7 @@ def test_130560_allowed_ips_of_one_peer_are_read_back(wg0: Interface, alice: Key
 def answer_to_get(wg0: Interface) -> list[Message]:
     """The netlink messages of which the answer to a get consists."""
     deadline = Deadline(DEFAULT_TIMEOUT)
-    with wg0.place.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC) as raw:
+    with genetlink(wg0.place) as raw:
         asking = GenericSocket(raw)
         request = encode_get("wg0", asking.resolve_family("wireguard", deadline))
         return asking.exchange(request, "wg0", "get", deadline)

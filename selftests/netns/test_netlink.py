@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness import interface
 from harness.control import genl
 from harness.control.base import DEFAULT_TIMEOUT, Deadline
 from harness.control.netlink import (
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from harness.lab import Lab
     from harness.netns import NetNS
 
-NETLINK_GENERIC: Final = 16
 IFINDEX: Final = 1
 UNKNOWN: Final = 99
 NOBODY: Final = "65534"
@@ -102,7 +102,7 @@ def driver(lab: Lab, implementation: Manifest) -> Driver:
 
 
 def genetlink(lab: Lab, node: NetNS) -> socket.socket:
-    sock = node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_GENERIC)
+    sock = interface.genetlink(node)
     lab.undo(sock.close)
     return sock
 
