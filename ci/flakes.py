@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, run_program
+from ci.gates import NETNS
 from harness.errors import HarnessError
 from harness.results import GATING
 from harness.toolchain import exit_on_sigterm
@@ -212,7 +213,7 @@ def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     command = [
-        "pytest", "selftests/netns", "-q", "--random-order-bucket=global", f"--random-order-seed={seed}",
+        "pytest", *NETNS, "-q", "--random-order-bucket=global", f"--random-order-seed={seed}",
         "--results", str(place / "results.json"), *_selection(options),
     ]  # fmt: skip
     started = time.monotonic()

@@ -15,6 +15,7 @@ from base64 import b64encode
 from dataclasses import fields
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from functools import cache
 from hashlib import blake2s, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -43,6 +44,8 @@ from harness.results import SCHEMA, UNSUPPORTED, Result
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from jinja2 import Template
+
     from harness.expectations import Expectation
 
 _T = TypeVar("_T")
@@ -69,13 +72,17 @@ def render(results: Sequence[Path], out: Path, *, root: Path | None = None, comp
 
 
 def _draw(gathered: Page) -> str:
+    return _template().render(page=gathered)
+
+
+@cache
+def _template() -> Template:
     # Imported late: whoever reads results alone need not wait for it.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"seconds": seconds, "sha256": _sha256}
-    template = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(page=gathered)
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 
 def _sha256(text: str) -> str:

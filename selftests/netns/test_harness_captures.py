@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
 
-if TYPE_CHECKING:
-    from harness.lab import Lab
-
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("inner_pytest")
 
 TESTS = """
 from harness.topology import NAT, WIRED
@@ -22,14 +18,6 @@ def test_wire(lab):
     WIRED.build(lab)["ns1"].run(["ping", "-c1", "-W1", "192.168.1.2"])
 """
 MAGIC = b"\x0a\x0d\x0d\x0a"
-
-
-# Used by every test: an inner pytest runs in the sandbox that this one has, and needs no plugin but ours.
-@pytest.fixture(autouse=True)
-def inner(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lab.nodes == {}
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
 
 
 @pytest.mark.parametrize(

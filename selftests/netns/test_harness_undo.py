@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("inner_pytest")
 
 FAILING_UNDO = """
 def test(lab):
@@ -20,14 +21,6 @@ def test(lab):
     lab.undo(lambda: 1 / 0)
     {last}
 """
-
-
-# Used by every test: an inner pytest runs in the sandbox that this one has, and needs no plugin but ours.
-@pytest.fixture(autouse=True)
-def inner(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lab.nodes == {}
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
 
 
 def fail(word: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,10 +11,8 @@ from harness import wait
 from harness.implementation import Registry
 from harness.netns import leftover_nodes
 
-if TYPE_CHECKING:
-    from harness.lab import Lab
-
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("inner_pytest")
 
 # Starts the real program, and does at SIGUSR1 and at SIGTERM what the test has put in.
 WRAPPER = """\
@@ -55,14 +52,6 @@ def test(lab, implementation):
 DONE = 'says("^done$")'
 ENDED = "wait(5)"
 GOES = "sys.exit(0)"
-
-
-# Used by every test: an inner pytest runs in the sandbox that this one has, and needs no plugin but ours.
-@pytest.fixture(autouse=True)
-def inner(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lab.nodes == {}
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
 
 
 @pytest.fixture
