@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import control
+from refwg.errors import OptionError
 from refwg.loop import STOPPING_SIGNALS, Loop
 from refwg.tun import TUN_DEVICE, InterfaceGoneError, Tun
 
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _break(parser, options.mutant)
     try:
         return _run(options)
-    except (OSError, LookupError, InterfaceGoneError) as error:
+    except (OSError, OptionError, InterfaceGoneError) as error:
         sys.stderr.write(f"refwg: {options.name}: {_explained(error)}\n")
         return 1
 
@@ -172,7 +173,7 @@ def _tun(name: str) -> Tun:
     try:
         return Tun(given)
     except InterfaceGoneError as error:
-        raise LookupError(f"WG_TUN_FD={given}: that is no TUN interface") from error
+        raise OptionError(f"WG_TUN_FD={given}: that is no TUN interface") from error
 
 
 def _listener(name: str) -> tuple[socket.socket, SocketFile]:
@@ -186,7 +187,7 @@ def _descriptor(variable: str) -> int | None:
     if not text:
         return None
     if not (text.isdecimal() and text.isascii()):
-        raise LookupError(f"{variable}={text}: want the number of an open descriptor")
+        raise OptionError(f"{variable}={text}: want the number of an open descriptor")
     return int(text)
 
 

@@ -277,7 +277,11 @@ class Device:
         self._shared.note(now, "keys forgotten", None)
 
     def distrust_sessions(self, now: int) -> None:
-        """The machine was cloned: the other copy would use the same keys and counters."""
+        """The machine was cloned: the other copy would use the same keys and counters.
+
+        Only tests call it, for nobody tells a running refwg that it was cloned: the loop would have to listen for the
+        uevent NEW_VMGENID of the kernel, and does not.
+        """
         for peer in self._shared.peers:
             peer.expire_current_keypairs()
         self._shared.note(now, "sessions distrusted", None)
@@ -355,15 +359,15 @@ class Device:
     def remove_allowed_ips(self, peer: Peer) -> None:
         self._shared.allowedips.remove_by_peer(peer)
 
-    def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> list[Effect]:
-        """Change the interval; from none to some, a keepalive goes out at once."""
-        is_new = seconds > 0 and peer.timers.persistent_keepalive_interval == 0
+    def set_persistent_keepalive(self, peer: Peer, seconds: int) -> bool:
+        """Change the interval; True if there was none, so that `peer_configured` has to be told of it."""
+        is_turned_on = seconds > 0 and peer.timers.persistent_keepalive_interval == 0
         peer.timers.persistent_keepalive_interval = seconds
-        return self._wake(peer, now, wants_keepalive=True) if is_new and self.is_up else []
+        return is_turned_on
 
-    def peer_configured(self, peer: Peer, now: int) -> list[Effect]:
-        """Call when all settings of a peer are made: it may have become reachable."""
-        return self._wake(peer, now) if self.is_up else []
+    def peer_configured(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
+        """Call when all settings of a peer are made: it may have become reachable, or be waiting for a keepalive."""
+        return self._wake(peer, now, wants_keepalive=wants_keepalive) if self.is_up else []
 
     def _wake(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
         effects = send.keepalive(peer, now) if wants_keepalive else send.staged_packets(peer, now)

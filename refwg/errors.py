@@ -13,6 +13,7 @@ class RefwgError(Exception):
 
     RefwgError
     |- ConfigError       a request that cannot be carried out, with the errno to answer
+    |- OptionError       an option or environment variable that makes no sense here
     |- MalformedMessage  bytes that are none of the four messages
     |- NotAuthentic      a tag that does not verify
     |- LowOrderPoint     a Diffie-Hellman result of 32 zero bytes
@@ -29,6 +30,10 @@ class ConfigError(RefwgError):
     def __init__(self, message: str, errno: int) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+class OptionError(RefwgError):
+    """The program was started with something that makes no sense here; the message names it and says what is wrong."""
 
 
 class MalformedMessage(RefwgError):

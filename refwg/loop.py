@@ -1,6 +1,6 @@
 """The loop: waits for the interface, the sockets, the configuration and the clock, and lets the engine do the rest.
 
-Mirrors what work queues, timers and notifiers are for the driver. With __main__.py the only place that reads a clock.
+Mirrors what work queues, timers and notifiers are for the driver. Only this place reads a clock, and the self-test.
 """
 
 from __future__ import annotations
@@ -122,12 +122,14 @@ class Loop:
 
     def _turn(self) -> None:
         self._watch_udp()
+        ready = self._selector.select(self._timeout())
+        # What has woken us must neither be answered with old keys nor begin a handshake that is forgotten then.
+        self._notice_sleep()
         # Changes of routes and links first: what is sent next must know of them.
-        for key, events in sorted(self._selector.select(self._timeout()), key=_by_urgency):
+        for key, events in sorted(ready, key=_by_urgency):
             handler: Handler = key.data
             handler(events)
             self._watch_udp()
-        self._notice_sleep()
         self._engine.time_passed()
         self._tun.rest()
 
@@ -160,6 +162,8 @@ class Loop:
             self._selector.register(one, selectors.EVENT_READ, lambda _, one=one: self._engine.datagrams_waiting(one))
 
     def _link_changed(self, _: int) -> None:
+        # Of the IPv4 routes by a link that goes down nothing else is told.
+        self._sockets.routes_changed()
         if self._tun.refresh():
             self._device.down(boot_clock())
         self._apply_link_state()

@@ -179,7 +179,8 @@ class Monitor:
                     raise
                 continue
             namespace = next((int(_ERRNO.unpack(number)[0]) for _, _, number in ancillary), None)
-            links += [(namespace, _read_link(body)) for kind, _, body in messages(data) if kind == _RTM_NEWLINK]
+            seen = [_read_link(body) for kind, _, body in messages(data) if kind == _RTM_NEWLINK]
+            links += [(namespace, link) for link in seen if link is not None]
 
 
 def netlink_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
@@ -222,11 +223,14 @@ def attributes(data: bytes) -> dict[int, bytes]:
     return found
 
 
-def _read_link(body: bytes) -> Link:
+def _read_link(body: bytes) -> Link | None:
+    """What a message says of a link; None if it says too little, as news of a wireless network (wext-core.c) do."""
     _, _, index, flags, _ = _LINK.unpack_from(body)
     found = attributes(body[_LINK.size :])
-    name = os.fsdecode(found[_IFLA_IFNAME].rstrip(b"\0"))
-    return Link(index, name, _U32.unpack(found[_IFLA_MTU])[0], bool(flags & _IFF_UP))
+    name, mtu = found.get(_IFLA_IFNAME), found.get(_IFLA_MTU)
+    if name is None or mtu is None:
+        return None
+    return Link(index, os.fsdecode(name.rstrip(b"\0")), _U32.unpack(mtu)[0], bool(flags & _IFF_UP))
 
 
 def _read_route(body: bytes) -> Route:

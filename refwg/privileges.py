@@ -15,6 +15,8 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from refwg.errors import OptionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,11 +39,11 @@ _LOWER: Final = 0xFFFFFFFF
 
 
 def drop(user: str) -> None:
-    """Become this user, for good; raises OSError, or LookupError if there is no such user."""
+    """Become this user, for good; raises OSError, or OptionError if there is no such user."""
     try:
         entry = pwd.getpwnam(user)
     except KeyError as error:
-        raise LookupError(f"--drop-privileges {user}: there is no such user") from error
+        raise OptionError(f"--drop-privileges {user}: there is no such user") from error
     libc = ctypes.CDLL(None, use_errno=True)
     kept = KEPT & _permitted()
     for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):

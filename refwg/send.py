@@ -5,7 +5,8 @@ Mirrors send.c of the driver; sections 5.4.6 and 6.2 of the paper. Every functio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from struct import Struct
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from refwg import packet as ip
 from refwg.boundary import Transmit
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from refwg.peer import Peer, Shared
 
 MessageT = TypeVar("MessageT", Initiation, Response)
+
+_UDP_HEADER_LENGTH: Final = 8
+# Of data the receiver's index follows, of the first two messages the sender's.
+_TYPE_AND_INDEX: Final = Struct("<L L")
 
 
 def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> list[Transmit[Peer]]:
@@ -129,7 +134,10 @@ def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
 
 
 def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
-    """Whether a packet for `peer` is a datagram of ours to the endpoint of the same peer, so that it would loop."""
+    """Whether a packet for `peer` is a datagram of ours to the endpoint of the same peer, so that it would loop.
+
+    Behind us others may use the same ports to speak to the same host: ours is only what we have made for this peer.
+    """
     if peer.endpoint is None:
         return False
     addresses = ip.udp_addresses(packet)
@@ -138,7 +146,20 @@ def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
         and addresses.source_port == listen_port
         and addresses.destination_port == peer.endpoint.port
         and addresses.destination == peer.endpoint.address
+        and _is_message_to(peer, ip.upper_layer(packet)[1][_UDP_HEADER_LENGTH:])
     )
+
+
+def _is_message_to(peer: Peer, datagram: bytes) -> bool:
+    """Whether it begins like a message to the peer on one of its sessions, or of a handshake that it knows."""
+    if len(datagram) < _TYPE_AND_INDEX.size:
+        return False
+    kind, index = _TYPE_AND_INDEX.unpack_from(datagram)
+    if kind == MessageType.DATA:
+        sessions = (peer.keypairs.previous, peer.keypairs.current, peer.keypairs.next)
+        return any(keypair is not None and keypair.remote_index == index for keypair in sessions)
+    entry = peer.shared.indices.lookup(index)
+    return kind in {MessageType.INITIATION, MessageType.RESPONSE} and entry is not None and entry.peer is peer
 
 
 def _can_send(keypair: Keypair, packets: int, now: int) -> bool:

@@ -31,6 +31,8 @@ _SO_RCVBUFFORCE: Final = 33
 _PKTINFO4: Final = Struct("=i4s4s")
 _PKTINFO6: Final = Struct("=16si")
 _INT: Final = Struct("=i")
+# A mark, which may be greater than the integers that setsockopt takes by themselves.
+_MARK: Final = Struct("=I")
 _LARGEST_DATAGRAM: Final = 65535
 _ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
 _PORT_ATTEMPTS: Final = 100
@@ -97,7 +99,7 @@ class UdpSockets:
     def set_fwmark(self, fwmark: int) -> None:
         try:
             for one in self._sockets.values():
-                one.setsockopt(socket.SOL_SOCKET, _SO_MARK, fwmark)
+                one.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(fwmark))
         except OSError as error:
             raise ConfigError(f"fwmark {fwmark}: {error.strerror}", error.errno or errno.EIO) from error
         self._fwmark = fwmark
@@ -223,7 +225,7 @@ class UdpSockets:
             # Root of a user namespace gets no more than the system allows to everybody.
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if self._fwmark:
-            one.setsockopt(socket.SOL_SOCKET, _SO_MARK, self._fwmark)
+            one.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(self._fwmark))
 
     def _remember(
         self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[Ancillary]

@@ -101,6 +101,9 @@ class Tun:
                 break
             # What was told while we looked would look like news the next time.
         self._where().limits.routes_changed()
+        if not self.link.is_up:
+            # The kernel makes the settings anew after a move, and after an MTU that is too small for IPv6.
+            self._call_there(lambda _: _quieten(self.link.name))
         return was_down or self._number != number
 
     def rest(self) -> None:
@@ -177,21 +180,28 @@ class Tun:
         self._place = None
 
     def _enter(self) -> _Place:
-        """Make sockets where the interface is: at once if that is our own namespace, else in a thread that goes."""
+        """Make sockets where the interface is; what was sent so far counts as long as it stays where it is."""
+        return self._call_there(lambda number: _Place(number, self._limits if number == self._number else None))
+
+    def _call_there(self, make: Callable[[int | None], T]) -> T:
+        """Call a function where the interface is: at once if that is our own namespace, else in a thread that goes.
+
+        It is told the number by which our own namespace knows that one, None if it is the same.
+        """
         try:
             namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
         except OSError as error:
             if error.errno in _CANNOT_LOOK:
-                return _Place(None, self._limits)
+                return make(None)
             why = "" if error.errno in {errno.EBADFD, errno.EBADF} else f"no network namespace: {error.strerror}"
             raise InterfaceGoneError(why) from error
         try:
             there, here = os.fstat(namespace), Path("/proc/thread-self/ns/net").stat()
             is_home = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-            number = None if is_home else self._home.namespace_id(namespace)
-            # What was sent so far counts as long as the interface stays where it is.
-            limits = self._limits if number == self._number else None
-            return _Place(number, limits) if is_home else _call_in(namespace, lambda: _Place(number, limits))
+            if is_home:
+                return make(None)
+            number = self._home.namespace_id(namespace)
+            return _call_in(namespace, lambda: make(number))
         except OSError as error:
             raise InterfaceGoneError(f"its network namespace cannot be entered: {error.strerror}") from error
         finally:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from refwg.address import IPV4_BYTES, format_address, parse_address
 from refwg.allowedips import Prefix
-from refwg.boundary import Endpoint
+from refwg.boundary import Endpoint, Transmit
 from refwg.errors import ConfigError
 from refwg.messages import KEY_LENGTH, SECOND
 
@@ -104,17 +104,21 @@ class Request:
         # The peer that the lines are about; None: the device, or a peer whose section is passed over.
         self._peer: Peer | None = None
         self._is_new = False
+        self._wants_keepalive = False
         self._handle_line = self._device_line
 
     def carry_out(self, lines: list[str]) -> int:
         """Do what the lines say; returns the errno, 0 if all is done."""
+        number = 0
         try:
             for line in lines:
                 self._handle_line(*_setting(line))
-            self._end_section()
         except ConfigError as error:
-            return error.errno
-        return 0
+            number = error.errno
+        # What was done before a mistake stays, and so has its consequences.
+        self._end_section()
+        self.effects = [effect for effect in self.effects if not self._is_to_removed_peer(effect)]
+        return number
 
     def _device_line(self, key: str, value: str) -> None:
         device, now = self._device, self._now
@@ -141,8 +145,16 @@ class Request:
             self._peer = self._device.add_peer(public_key, self._now)
 
     def _end_section(self) -> None:
-        if self._peer is not None:
-            self.effects += self._device.peer_configured(self._peer, self._now)
+        """Only now it is known where the peer is, in whatever order the lines came."""
+        peer, self._peer = self._peer, None
+        wants_keepalive, self._wants_keepalive = self._wants_keepalive, False
+        if peer is not None:
+            self.effects += self._device.peer_configured(peer, self._now, wants_keepalive=wants_keepalive)
+
+    def _is_to_removed_peer(self, effect: Effect) -> bool:
+        """Whether a later line has removed the peer; wg(8) gives the private key before it has the peers replaced."""
+        peer = effect.peer if isinstance(effect, Transmit) else None
+        return peer is not None and self._device.peer(peer.public_key) is not peer
 
     def _peer_line(self, key: str, value: str) -> None:
         if key == "public_key":
@@ -182,7 +194,8 @@ class Request:
     def _persistent_keepalive_interval(self, value: str) -> None:
         seconds = _number(value, _MAX_U16)
         if self._peer is not None:
-            self.effects += self._device.set_persistent_keepalive(self._peer, seconds, self._now)
+            is_turned_on = self._device.set_persistent_keepalive(self._peer, seconds)
+            self._wants_keepalive = is_turned_on or (self._wants_keepalive and seconds > 0)
 
     def _replace_allowed_ips(self, value: str) -> None:
         _true(value)
@@ -305,5 +318,5 @@ def _invalid(message: str) -> ConfigError:
 
 
 def _status(number: int) -> bytes:
-    """The last lines of every answer; the number is positive, as in errno(3)."""
-    return f"errno={number}\n\n".encode()
+    """The last lines of every answer. The number is negative, as in the kernel; wg(8) turns it round again."""
+    return f"errno={-number}\n\n".encode()

@@ -95,6 +95,21 @@ def test_preshared_key_is_read_back_and_cleared(lab: Lab, wg0: Interface, alice:
         assert wg0.wg("show", "wg0", "preshared-keys").stdout == f"{alice}\t{text}\n"
 
 
+@pytest.mark.requirement("CFG-31", "CFG-43")
+@pytest.mark.capability("fwmark")
+@pytest.mark.parametrize("by_wg", [False, True], ids=["ours", "wg"])
+def test_mark_is_read_back_and_turned_off_on_an_interface_that_is_up(lab: Lab, wg0: Interface, by_wg: bool) -> None:
+    wg0.set(DeviceConfig(private_key=lab.key("own"), listen_port=PORT))
+    wg0.up()
+    for given, text in ((0xFFFFFFFF, "0xffffffff"), (7, "0x7"), (0, "off")):
+        if by_wg:
+            wg0.wg("set", "wg0", "fwmark", hex(given))
+        else:
+            wg0.set(DeviceConfig(fwmark=given))
+        assert wg0.get().fwmark == given
+        assert wg0.wg("show", "wg0", "fwmark").stdout == f"{text}\n"
+
+
 @pytest.mark.scenario("N36")
 @pytest.mark.requirement("HS-32", "HS-33", "CFG-17")
 def test_interface_never_keeps_itself_as_a_peer(lab: Lab, wg0: Interface, alice: Key) -> None:

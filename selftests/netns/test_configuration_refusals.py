@@ -40,7 +40,7 @@ def test_line_without_an_equals_sign_is_a_protocol_error(wg0: Interface) -> None
     with wg0.connect() as connection:
         connection.settimeout(5)
         connection.sendall(b"set=1\nnokey\n\n")
-        # wireguard-go gives negative numbers, others positive ones; wg(8) takes both.
+        # wg(8) wants negative numbers, as wireguard-go has them; of a positive one it says "Unknown error".
         assert connection.recv(100).replace(b"-", b"") == f"errno={errno.EPROTO}\n\n".encode()
     wg0.set(DeviceConfig(listen_port=7))
     assert wg0.get().listen_port == 7

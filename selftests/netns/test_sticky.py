@@ -78,6 +78,43 @@ def test_address_on_another_interface_is_answered_from(direct: Tunnel, elsewhere
 @pytest.mark.scenario("N28")
 @pytest.mark.requirement("RT-13")
 def test_better_route_takes_over_with_its_address(direct: Tunnel) -> None:
+    add_second_link(direct)
+    ns1 = direct.nodes["ns1"]
+    ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=2)
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    direct.must_ping("ns1", V4_OF_B)
+    assert str(direct.seen_by_b().endpoint) == "10.0.0.1:1"
+    ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=1)
+    direct.must_ping("ns1", V4_OF_B)
+    seen = str(direct.seen_by_b().endpoint)
+    assert seen == "10.0.0.3:1", f"the better route leads by veth3 from 10.0.0.3, and A's datagrams come from {seen}"
+
+
+@pytest.mark.scenario("N28")
+@pytest.mark.requirement("RT-13")
+@pytest.mark.capability("sticky-source")
+def test_second_route_takes_over_with_its_address_when_the_first_link_goes_down(direct: Tunnel) -> None:
+    add_second_link(direct)
+    ns1 = direct.nodes["ns1"]
+    for device in ("veth1", "veth3"):
+        # What becomes of the IPv6 routes of a link is told; of those of IPv4 nothing but that the link is down.
+        ns1.sysctl(f"net.ipv6.conf.{device}.disable_ipv6", 1)
+    ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=1)
+    ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=2)
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    direct.must_ping("ns1", V4_OF_B)
+    assert str(direct.seen_by_b().endpoint) == "10.0.0.1:1"
+    # B answers by the link that is left, whichever address A's datagrams come from.
+    direct.nodes["ns2"].add_route("10.0.0.0/24", dev="veth4", src="10.0.0.2", metric=9)
+    direct.nodes["ns2"].set_link("veth2", up=False)
+    ns1.set_link("veth1", up=False)
+    direct.must_ping("ns1", V4_OF_B)
+    seen = str(direct.seen_by_b().endpoint)
+    assert seen == "10.0.0.3:1", f"only veth3 is left, with 10.0.0.3, and A's datagrams come from {seen}"
+
+
+def add_second_link(direct: Tunnel) -> None:
+    """Let A have a second address at a second link to B, and both sides take what comes by either."""
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     add_veth(ns1, "veth3", ns2, "veth4")
     for node, *devices in ((ns1, "veth1", "veth3"), (ns2, "veth2", "veth4")):
@@ -87,11 +124,3 @@ def test_better_route_takes_over_with_its_address(direct: Tunnel) -> None:
     ns1.add_address("veth1", "10.0.0.1/32")
     ns1.add_address("veth3", "10.0.0.3/32")
     ns2.add_address("veth2", "10.0.0.2/24")
-    ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=2)
-    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
-    direct.must_ping("ns1", V4_OF_B)
-    assert str(direct.seen_by_b().endpoint) == "10.0.0.1:1"
-    ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=1)
-    direct.must_ping("ns1", V4_OF_B)
-    seen = str(direct.seen_by_b().endpoint)
-    assert seen == "10.0.0.3:1", f"the better route leads by veth3 from 10.0.0.3, and A's datagrams come from {seen}"

@@ -107,7 +107,9 @@ class TwoDevices(RuleBasedStateMachine):
     def keep_alive(self, name: str, seconds: int) -> None:
         # Not 5, the period of retries: two sides in step would call each other in the same instant for ever.
         side = self.side(name)
-        self.pair.carry_out(side, side.device.set_persistent_keepalive(side.peer, seconds, self.pair.now))
+        is_turned_on = side.device.set_persistent_keepalive(side.peer, seconds)
+        now = self.pair.now
+        self.pair.carry_out(side, side.device.peer_configured(side.peer, now, wants_keepalive=is_turned_on))
 
     @rule(key=st.binary(min_size=32, max_size=32))
     def change_preshared_key(self, key: bytes) -> None:

@@ -80,7 +80,7 @@ def test_nobody_need_watch() -> None:
     peer = device.add_peer(bytes(range(32)), 0)
     assert peer is not None
     device.set_endpoint(peer, Endpoint(b"\x0a\0\0\2", 2), 0)
-    (effect,) = device.set_persistent_keepalive(peer, 25, 0)
+    (effect,) = device.peer_configured(peer, 0, wants_keepalive=device.set_persistent_keepalive(peer, 25))
     assert isinstance(effect, Transmit)
     assert effect.datagram[0] == INITIATION
 
@@ -89,12 +89,18 @@ def test_a_group_address_gets_no_icmp() -> None:
     assert Pair().a.device.send_packet(ip_packet("10.0.0.1", "224.0.0.1"), 1420, 0) == []
 
 
-def test_our_own_datagram_is_not_sent_through_itself() -> None:
-    pair = Pair()
+@pytest.mark.requirement("ROB-04", "AIP-01")
+def test_our_own_datagram_is_not_sent_through_itself_and_a_strangers_is() -> None:
+    pair = connected()
     pair.a.device.insert_allowed_ip(pair.a.peer, host_prefix("10.0.0.2"))
-    packet = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2))
-    assert pair.a.device.send_packet(packet, 1420, 0) == []
-    assert pair.a.peer.statistics.drops[DropReason.ROUTING_LOOP] == 1
+    (ours,) = pair.a.device.send_packet(ip_packet("10.9.9.9", "10.0.0.2", udp(5, 6)), 1420, pair.now)
+    assert isinstance(ours, Transmit)
+    looping = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2, ours.datagram))
+    assert pair.a.device.send_packet(looping, 1420, pair.now) == []
+    assert pair.a.peer.statistics.drops == {DropReason.ROUTING_LOOP: 1}
+    strangers = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2, b"\4" + bytes(31)))
+    (effect,) = pair.a.device.send_packet(strangers, 1420, pair.now)
+    assert isinstance(effect, Transmit)
 
 
 @pytest.mark.requirement("Q-01", "Q-02", "Q-03")
@@ -505,7 +511,8 @@ def test_a_configured_endpoint_is_used_for_the_next_datagram() -> None:
 def test_turning_the_persistent_keepalive_on_sends_one(before: int, after: int, sends: bool) -> None:
     pair = connected()
     pair.a.peer.timers.persistent_keepalive_interval = before
-    assert bool(pair.a.device.set_persistent_keepalive(pair.a.peer, after, pair.now)) is sends
+    is_turned_on = pair.a.device.set_persistent_keepalive(pair.a.peer, after)
+    assert bool(pair.a.device.peer_configured(pair.a.peer, pair.now, wants_keepalive=is_turned_on)) is sends
 
 
 @pytest.mark.requirement("HS-21")

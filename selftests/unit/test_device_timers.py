@@ -61,7 +61,8 @@ def test_steady_traffic_is_retried_for_ever() -> None:
 def test_a_persistent_keepalive_is_retried_for_ever() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
-    pair.carry_out(pair.a, pair.a.device.set_persistent_keepalive(pair.a.peer, 7, 0))
+    pair.a.device.set_persistent_keepalive(pair.a.peer, 7)
+    pair.carry_out(pair.a, pair.a.device.peer_configured(pair.a.peer, 0, wants_keepalive=True))
     pair.run(135 * SECOND)
     sent = times(pair.sent(pair.a, INITIATION))
     assert len(sent) > 24
@@ -111,7 +112,7 @@ def test_data_without_any_answer_leads_to_a_handshake_after_fifteen_seconds() ->
 @pytest.mark.requirement("TM-20", "TM-23")
 def test_persistent_keepalives_come_at_their_interval_and_at_up() -> None:
     pair = Pair(up=False)
-    pair.a.device.set_persistent_keepalive(pair.a.peer, 3, 0)
+    pair.a.device.set_persistent_keepalive(pair.a.peer, 3)
     for side in (pair.a, pair.b):
         pair.carry_out(side, side.device.up(0))
     pair.run(10 * SECOND)

@@ -46,7 +46,7 @@ def run(code: str) -> str:
 @pytest.mark.requirement("CFG-53", "CFG-45", "CFG-55")
 def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
     code = """
-        einval = b"errno=22\\n\\n"
+        einval = b"errno=-22\\n\\n"
         print(ask(b"\\x00\\xff\\xfe\\n\\n"), ask(b"GET / HTTP/1.1\\r\\n\\r\\n"))
         print(ask(b"set=1\\n\\xff\\x00=\\xfe\\n\\n") == einval)
         print(ask(b"set=1\\nlisten_port=" + b"9" * 5000 + b"\\n\\n") == einval)
@@ -59,7 +59,7 @@ def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
             half.close()
         print(wg("show wg0 listen-port").stdout.strip()); end()
     """
-    answers = "b'' b''\nTrue\nTrue\nb'errno=22\\n\\n' b'errno=71\\n\\n'\n7\n7\n"
+    answers = "b'' b''\nTrue\nTrue\nb'errno=-22\\n\\n' b'errno=-71\\n\\n'\n7\n7\n"
     assert run(code) == answers + WELL
 
 
@@ -102,7 +102,7 @@ def test_without_free_descriptors_it_says_so_and_recovers() -> None:
             client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 8 in ports())
         end()
     """
-    answers = "b'errno=24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
+    answers = "b'errno=-24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
     assert run(code) == answers + WELL
 
 

@@ -178,6 +178,16 @@ def test_interface_that_cannot_be_made_is_told_with_the_remedy(
     assert capsys.readouterr().err == f"refwg: wg0: {refusal}{remedy}\n"
 
 
+@pytest.mark.parametrize("error", [KeyError(4), IndexError("list index out of range")])
+def test_a_mistake_of_ours_is_not_taken_for_one_of_the_user(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> Tun:
+        raise error
+
+    monkeypatch.setattr(Tun, "create", fail)
+    with pytest.raises(type(error)):
+        main(["-f", "wg0"])
+
+
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_without_standard_streams_it_works_as_well(closed: str) -> None:
     code = f"""
@@ -298,6 +308,20 @@ def test_its_sockets_follow_the_link_state() -> None:
         process.terminate(); print(process.wait(5))
     """
     assert run_in_sandbox(START, code) == "True\n0\n"
+
+
+@pytest.mark.requirement("CFG-48", "CFG-19")
+def test_wg_says_why_a_port_cannot_be_had() -> None:
+    code = """
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        ip("link set wg0 up"); wait_for(lambda: wg("show wg0 listen-port").stdout != "0\\n")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.bind(("::", 7)); refused = wg("set wg0 listen-port 7")
+        print(refused.returncode, refused.stderr, end="")
+        print(wg("set wg0 listen-port 7").returncode); process.terminate(); print(process.wait(5))
+    """
+    words = "Unable to modify interface: Address already in use"
+    assert run_in_sandbox(START, code) == f"1 {words}\n0\n0\n"
 
 
 @pytest.mark.requirement("CFG-42", "CFG-41")

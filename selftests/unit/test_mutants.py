@@ -52,7 +52,7 @@ def roams() -> bool:
 def keeps_alive() -> bool:
     pair = Pair()
     pair.connect()
-    pair.a.device.set_persistent_keepalive(pair.a.peer, 5, 0)
+    pair.a.device.set_persistent_keepalive(pair.a.peer, 5)
     pair.send(pair.a)
     pair.run(60 * SECOND)
     return len(pair.sent(pair.a, MessageType.DATA)) > 5

@@ -77,3 +77,21 @@ def test_another_namespace_is_heard_by_its_number_and_not_kept_alive() -> None:
         print({(where == number, link.is_up) for where, link in everywhere.drain() if link.name == "v0"}, here.drain())
     """
     assert run_in_sandbox("", code) == "True True\n{(True, False), (True, True)} []\n"
+
+
+@pytest.mark.parametrize("left_out", ["mtu", "name"])
+def test_a_message_that_says_too_little_of_a_link_is_passed_over(left_out: str) -> None:
+    code = f"""
+        import socket, struct
+        from refwg.netlink import Monitor, attribute, netlink_socket
+        RTM_NEWLINK, IFLA_IFNAME, IFLA_MTU, IFLA_WIRELESS = 16, 3, 4, 11
+        def news(*attributes):
+            body = struct.pack("=BxHlLL", socket.AF_UNSPEC, 1, 7, 0, 0) + b"".join(attributes)
+            return struct.pack("=LHHLL", 16 + len(body), RTM_NEWLINK, 0, 0, 0) + body
+        said = dict(name=attribute(IFLA_IFNAME, b"wlan0\\0"), mtu=attribute(IFLA_MTU, struct.pack("=L", 1500)))
+        monitor, sender = Monitor(links=True), netlink_socket(0)
+        sender.sendto(news(*said.values()), (0, 1)); print([link.name for _, link in monitor.drain()])
+        del said[{left_out!r}]
+        sender.sendto(news(*said.values(), attribute(IFLA_WIRELESS, bytes(8))), (0, 1)); print(monitor.drain())
+    """
+    assert run_in_sandbox("", code) == "['wlan0']\n[]\n"

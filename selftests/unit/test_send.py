@@ -204,20 +204,62 @@ def test_only_data_makes_us_wait_for_an_answer(is_data: bool, waits: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("packet", "is_own"),
+    ("host", "ports", "protocol", "is_own"),
     [
-        (ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2)), True),
-        (ip_packet("10.9.9.9", "10.0.0.2", udp(9, 2)), False),
-        (ip_packet("10.9.9.9", "10.0.0.2", udp(1, 9)), False),
-        (ip_packet("10.9.9.9", "10.0.0.9", udp(1, 2)), False),
-        (ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2), protocol=6), False),
+        ("10.0.0.2", (1, 2), 17, True),
+        ("10.0.0.2", (9, 2), 17, False),
+        ("10.0.0.2", (1, 9), 17, False),
+        ("10.0.0.9", (1, 2), 17, False),
+        ("10.0.0.2", (1, 2), 6, False),
     ],
 )
-def test_our_own_datagram_to_the_peers_endpoint_is_recognized(packet: bytes, is_own: bool) -> None:
-    pair = Pair()
+def test_our_own_datagram_to_the_peers_endpoint_is_recognized(
+    host: str, ports: tuple[int, int], protocol: int, is_own: bool
+) -> None:
+    pair = connected()
+    (ours,) = send.keepalive(pair.a.peer, pair.now)
+    packet = ip_packet("10.9.9.9", host, udp(*ports, ours.datagram), protocol=protocol)
     assert send.is_own_datagram(packet, pair.a.peer, 1) is is_own
     pair.a.peer.endpoint = None
     assert not send.is_own_datagram(packet, pair.a.peer, 1)
+
+
+@pytest.mark.requirement("ROB-04")
+def test_our_own_handshake_messages_are_recognized_as_long_as_their_index_is_known() -> None:
+    pair = Pair()
+    pair.send(pair.a)
+    pair.settle()
+    for side, other, kind in ((pair.a, pair.b, INITIATION), (pair.b, pair.a, RESPONSE)):
+        (sent,) = pair.sent(side, kind)
+        ours, theirs = side.endpoint.port, other.endpoint.port
+        packet = ip_packet("10.9.9.9", f"10.0.0.{theirs}", udp(ours, theirs, sent.datagram))
+        assert send.is_own_datagram(packet, side.peer, ours)
+        side.device.forget_keys(pair.now)
+        assert not send.is_own_datagram(packet, side.peer, ours)
+
+
+@pytest.mark.requirement("AIP-01")
+@pytest.mark.parametrize("kind", [b"", b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0", b"\4\0\0\0", b"\4\0\0\1"])
+def test_a_strangers_datagram_between_the_same_ports_is_not_ours(kind: bytes) -> None:
+    pair = connected()
+    stranger = kind and kind + bytes(28)
+    packet = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2, stranger))
+    assert not send.is_own_datagram(packet, pair.a.peer, 1)
+
+
+@pytest.mark.requirement("AIP-01")
+def test_a_message_to_another_peer_is_not_one_to_this_one() -> None:
+    pair = connected()
+    other = pair.a.device.add_peer(bytes(range(32)), pair.now)
+    assert other is not None
+    other.endpoint = pair.a.peer.endpoint
+    pair.a.peer.last_sent_handshake = None
+    (data,) = send.keepalive(pair.a.peer, pair.now)
+    (initiation,) = send.handshake_initiation(pair.a.peer, pair.now)
+    for ours in (data, initiation):
+        packet = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2, ours.datagram))
+        assert send.is_own_datagram(packet, pair.a.peer, 1)
+        assert not send.is_own_datagram(packet, other, 1)
 
 
 @pytest.mark.requirement("RT-21", "MSG-17")

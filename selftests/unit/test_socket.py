@@ -208,3 +208,21 @@ def test_the_mark_decides_about_the_route_that_a_source_is_measured_by() -> None
         print(send()); sockets.set_fwmark(7); print(send())
     """
     assert run_in_sandbox(DETOUR, code) == "('sent', True)\n('sent', False)\n"
+
+
+@pytest.mark.requirement("CFG-31", "RT-17")
+@pytest.mark.parametrize("is_open_first", [True, False])
+def test_every_mark_of_32_bits_is_set(is_open_first: bool) -> None:
+    code = f"""
+        import socket
+        from refwg.netlink import Inquirer
+        from refwg.socket import UdpSockets
+        for mark in (0xFFFFFFFF, 0x80000000, 7, 0):
+            sockets = UdpSockets(Inquirer())
+            for do in (lambda: sockets.open(0), lambda: sockets.set_fwmark(mark))[::{1 if is_open_first else -1}]:
+                do()
+            marks = {{one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF for one in sockets.sockets}}
+            print(len(sockets.sockets), marks == {{mark}})
+            sockets.close()
+    """
+    assert run_in_sandbox("", code) == "2 True\n" * 4

@@ -39,6 +39,37 @@ def test_packets_cross_it_bare_and_changes_are_seen() -> None:
     assert run_in_sandbox(SETUP, code) == expected
 
 
+SETTINGS = """
+        def settings(name, *command):
+            for file in (f"ipv6/conf/{name}/addr_gen_mode", f"ipv4/conf/{name}/send_redirects"):
+                done = subprocess.run([*command, "cat", f"/proc/sys/net/{file}"], stdout=subprocess.PIPE, text=True)
+                print(done.stdout.strip(), end=" ")
+            print()
+"""
+
+
+@pytest.mark.requirement("IF-10", "NS-01")
+def test_it_is_quiet_in_another_namespace_too() -> None:
+    code = """
+        there = ("nsenter", "--net=/run/netns/other")
+        settings("wg0"); ip("netns add other"); ip("link set wg0 netns other"); settings("wg0", *there)
+        tun.refresh(); settings("wg0", *there)
+        ip("-n other link set wg0 up"); tun.refresh()
+        ip("-n other -6 address show dev wg0 scope link")
+    """
+    assert run_in_sandbox(SETUP + SETTINGS, code) == "1 0 \n0 1 \n1 0 \n"
+
+
+@pytest.mark.requirement("IF-10")
+def test_it_is_quiet_after_an_mtu_too_small_for_ipv6_too() -> None:
+    code = """
+        ip("link set wg0 mtu 1279"); tun.refresh(); ip("link set wg0 mtu 1420"); settings("wg0")
+        tun.refresh(); settings("wg0"); print(tun.refresh(), tun.monitor.drain())
+        ip("link set wg0 up"); tun.refresh(); ip("-6 address show dev wg0 scope link")
+    """
+    assert run_in_sandbox(SETUP + SETTINGS, code) == "0 0 \n1 0 \nFalse []\n"
+
+
 @pytest.mark.requirement("NS-01", "NS-09", "ERR-02")
 def test_it_is_followed_into_another_namespace_under_another_name() -> None:
     code = """

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from refwg.boundary import Endpoint
-from refwg.messages import SECOND
+from refwg.boundary import Endpoint, Transmit
+from refwg.messages import SECOND, MessageType
 from refwg.uapi import Answer, Conversation, format_endpoint
+from selftests.unit.packets import ip_packet
 from selftests.unit.pair import Pair
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def ask(side: Side, text: str) -> Answer:
 
 
 def apply(side: Side, *lines: str) -> int:
-    """Carry out a set request; returns its errno."""
+    """Carry out a set request; returns its errno, without the minus."""
     reply = ask(side, "".join(f"{line}\n" for line in ("set=1", *lines, ""))).reply.decode()
     assert reply.endswith("\n\n")
-    return int(reply.removeprefix("errno="))
+    return -int(reply.removeprefix("errno="))
 
 
 def state(side: Side) -> list[str]:
@@ -160,6 +161,22 @@ def test_a_set_stops_at_its_first_error_and_keeps_what_went_before() -> None:
     assert (side.device.fwmark, [peer.public_key.hex() for peer in side.device.peers]) == (7, [KEY])
 
 
+@pytest.mark.requirement("CFG-48", "CFG-46")
+@pytest.mark.parametrize(
+    ("line", "reply"),
+    [
+        ("fwmark=7", b"errno=0\n\n"),
+        ("fwmark=x", b"errno=-22\n\n"),
+        ("nokey", b"errno=-71\n\n"),
+        ("listen_port=7", b"errno=-98\n\n"),
+    ],
+)
+def test_numbers_of_errors_are_negative(line: str, reply: bytes) -> None:
+    side = one_side()
+    side.sockets.taken.add(7)
+    assert ask(side, f"set=1\n{line}\n\n").reply == reply
+
+
 @pytest.mark.requirement("CFG-19", "CFG-20")
 def test_a_taken_port_is_reported() -> None:
     side = one_side()
@@ -214,7 +231,55 @@ def test_effects_come_back_even_if_the_request_fails_later() -> None:
     lines = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5", "allowed_ip=bad"]
     answer = ask(one_side(), "\n".join(("set=1", *lines, "", "")))
     assert len(answer.effects) == 1
-    assert answer.reply == f"errno={errno.EINVAL}\n\n".encode()
+    assert answer.reply == f"errno={-errno.EINVAL}\n\n".encode()
+
+
+@pytest.mark.requirement("TM-22", "HS-28")
+@pytest.mark.parametrize("before", [[], ["endpoint=1.2.3.4:4"]], ids=["new", "known"])
+@pytest.mark.parametrize("order", [1, -1], ids=["endpoint-first", "interval-first"])
+def test_turning_the_keepalive_on_sends_one_initiation_to_the_endpoint_of_the_same_section(
+    before: list[str], order: int
+) -> None:
+    side = one_side()
+    assert apply(side, PEER, *before) == 0
+    lines = ["endpoint=1.2.3.4:5", "persistent_keepalive_interval=5"][::order]
+    (effect,) = ask(side, "\n".join(("set=1", PEER, *lines, "", ""))).effects
+    assert isinstance(effect, Transmit)
+    assert (effect.datagram[0], effect.endpoint.port) == (MessageType.INITIATION, 5)
+
+
+@pytest.mark.requirement("TM-22")
+@pytest.mark.parametrize(("intervals", "sends"), [((0,), 0), ((5, 7), 1), ((5, 0), 0)])
+def test_an_interval_that_is_changed_twice_counts_as_it_is_at_the_end(intervals: tuple[int, ...], sends: int) -> None:
+    lines = [f"persistent_keepalive_interval={interval}" for interval in intervals]
+    answer = ask(one_side(), "\n".join(("set=1", PEER, "endpoint=1.2.3.4:5", *lines, "", "")))
+    assert len(answer.effects) == sends
+
+
+@pytest.mark.requirement("TM-22")
+def test_a_keepalive_is_wanted_for_one_peer_and_not_for_the_next() -> None:
+    first = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5"]
+    second = ["public_key=" + "cc" * 32, "endpoint=1.2.3.4:6"]
+    answer = ask(one_side(), "\n".join(("set=1", *first, *second, "", "")))
+    assert [effect.endpoint.port for effect in answer.effects if isinstance(effect, Transmit)] == [5]
+
+
+@pytest.mark.requirement("TM-22")
+def test_a_section_that_a_bad_key_ends_has_its_consequences_once() -> None:
+    lines = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5", "public_key=12"]
+    answer = ask(one_side(), "\n".join(("set=1", *lines, "", "")))
+    assert len(answer.effects) == 1
+    assert answer.reply == f"errno={-errno.EINVAL}\n\n".encode()
+
+
+@pytest.mark.requirement("CFG-14")
+@pytest.mark.parametrize("removal", [(), ("replace_peers=true",), (PEER, "remove=true")], ids=["none", "all", "one"])
+def test_nothing_is_sent_to_a_peer_that_the_same_request_removes(removal: tuple[str, ...]) -> None:
+    side = one_side()
+    assert apply(side, "private_key=" + "00" * 32, PEER, "endpoint=1.2.3.4:5", "allowed_ip=10.0.0.0/8") == 0
+    assert side.device.send_packet(ip_packet("10.0.0.1", "10.0.0.2"), 1420, 0) == []
+    answer = ask(side, "\n".join(("set=1", "private_key=" + "11" * 32, *removal, "", "")))
+    assert (len(answer.effects), answer.reply) == (0 if removal else 1, b"errno=0\n\n")
 
 
 @pytest.mark.requirement("CFG-42", "CFG-53")
@@ -237,13 +302,13 @@ def test_an_unknown_operation_ends_the_conversation(text: str) -> None:
 @pytest.mark.requirement("CFG-53", "CFG-45")
 def test_a_line_that_never_ends_is_an_error() -> None:
     answer = ask(one_side(), "set=1\nfwmark=7" + "7" * 5000)
-    assert (answer.reply, answer.is_over) == (f"errno={errno.EINVAL}\n\n".encode(), True)
+    assert (answer.reply, answer.is_over) == (f"errno={-errno.EINVAL}\n\n".encode(), True)
 
 
 @pytest.mark.parametrize(("text", "is_over"), [("get=1\nX", True), ("get=1\nX\n", False)])
 def test_something_after_get_is_an_error(text: str, is_over: bool) -> None:
     answer = ask(one_side(), text)
-    assert (answer.reply, answer.is_over) == (f"errno={errno.EINVAL}\n\n".encode(), is_over)
+    assert (answer.reply, answer.is_over) == (f"errno={-errno.EINVAL}\n\n".encode(), is_over)
 
 
 @pytest.mark.requirement("CFG-55")
