@@ -27,7 +27,8 @@ GUEST_ROUNDS = 3
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} rounds instead of {FULL}, and no guest")
+    quick = f"{QUICK} rounds instead of {FULL}, and no guest, large configuration or flood"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--rounds", type=int, help="so many rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by ci/setup and ci/test: the little that has to be done before there is a Python, then over to it.
+# Sourced by ci/setup, ci/test, ci/interop and ci/flakes: the little that has to be done before there is a Python, then over to it.
 
 # Start a module of ci/ with a Python that is new enough, in the root of the checkout.
 hand_over() {

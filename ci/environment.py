@@ -53,7 +53,7 @@ Make this checkout ready to test with: run it after cloning and after pulling.
 Variables of pip, Go, cargo and apt that name registries, proxies or certificates are honoured (PIP_INDEX_URL,
 GOPROXY, ...).
 To start over: rm -r .venv
-exit status: 0 ready, 2 wrong usage, 125 something is missing and could not be installed
+exit status: 0 ready, 2 wrong usage, 125 something is missing and could not be installed, 130 interrupted
 """
 
 

@@ -169,7 +169,8 @@ def _fully_covered() -> list[str]:
 
 HELP: Final = """\
 Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests. With --nightly also
-what takes long: the programs in Rust, which have to be built once, minutes of protocol time, a second kernel.
+what takes long: the programs in Rust, which have to be built once, protocol time with refwg and boringtun, a second
+kernel.
 
 A gate that fails does not keep the others from running; the table at the end names what failed, and the
 last line counts the tests. Results of the tests lie in report/junit/.
@@ -181,7 +182,8 @@ examples:
   ci/test --lane core     lint, types, and no tests but those of one lane
   ci/test --nightly       all gates, and what takes too long for every change
 
-exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed
+exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed,
+130 interrupted
 """
 
 

@@ -15,7 +15,7 @@ from harness.toolchain import exit_on_sigterm
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
 # What an implementation does alone, and what the lab itself can do, is no matter of pairs; ci/test has both.
 FULL: Final = "not configuration and not harness and not capabilities"
-# What makes a tunnel, in a time that one waits for: connecting, counting, streams, allowed ips, roaming, NAT, answers.
+# What makes a tunnel, in a time that one waits for: connecting, counting, allowed ips, roaming, NAT, answers.
 CORE: Final = "test_handshake or test_allowedips or test_roaming or answers_leave"
 QUICK: Final = "test_handshake"
 REPORT: Final = ROOT / "report" / "index.html"
@@ -30,7 +30,7 @@ examples:
   ci/interop                                kernel, refwg, wireguard-go
   ci/interop --impl mine=/tmp/build/wg      yours with each of them, and with itself
   ci/interop --impl boringtun --impl gotatun          those two as well, which take minutes to build the first time
-  ci/interop --quick                        handshakes, pings and streams only
+  ci/interop --quick                        handshakes and pings only
   ci/interop --full                         every scenario for two: more than twice as long
   ci/interop --kernel 6.1 --kernel 6.12     in guests with these kernels, a column each
 
@@ -67,7 +67,7 @@ def _parse_arguments() -> argparse.Namespace:
         prog="ci/interop", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", dest="tests", action="store_const", const=QUICK, help="handshakes and streams only")
+    extent.add_argument("--quick", dest="tests", action="store_const", const=QUICK, help="handshakes and pings only")
     extent.add_argument("--full", dest="tests", action="store_const", const=FULL, help="every scenario for two")
     parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="this one too, or its PATH")
     parser.add_argument(

@@ -113,13 +113,19 @@ class _WithPytestArguments(click.Command):
 
 @cli.command(cls=_WithPytestArguments)
 @click.option("--impl", multiple=True, metavar="NAME[=PROGRAM]", help="Test this implementation, or PROGRAM as it.")
-@click.option("--impl-manifest", multiple=True, metavar="FILE", help="Test what this manifest describes, too.")
+@click.option(
+    "--impl-manifest", multiple=True, metavar="FILE",
+    help="Test what this manifest describes: with itself, unless --impl or --pair names others.",
+)  # fmt: skip
 @click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1 with B in ns2. Default: all ordered pairs.")
 @click.option("--lane", multiple=True, metavar="LANE", help="Only this lane: core, netns, vm or warp.")
 @click.option("--kernel", multiple=True, metavar="VERSION|PATH", help="The kernel of lanes vm and warp.")
 @click.option("-n", "workers", metavar="N", help="In so many processes at once, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
-@click.option("--results", type=click.Path(path_type=Path), metavar="FILE", help="Default: report/results.json.")
+@click.option(
+    "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Where index.html and evidence/ go, too. Default: report/results.json.",
+)  # fmt: skip
 @click.option("--keep", metavar="failed|all|none", help="Of which tests the evidence stays. Default: failed.")
 @click.option("--seed", metavar="N", help="The seed of all random choices, as an earlier run printed it.")
 @click.option("--timeout-scale", metavar="F", help="Multiply every deadline, for slow machines.")
@@ -322,9 +328,9 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command(name="install")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
 def install_(names: tuple[str, ...]) -> int:
-    """Install the implementations to test: all of them, or those named.
+    """Install the implementations to test: all of them, or those named, or what a manifest describes.
 
     What is there already is left alone. `wg-interop doctor` lists the names.
     """

@@ -33,7 +33,7 @@ from harness.namespace import require_sandbox
 from harness.sandbox import launcher_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from harness.implementation import Manifest
     from harness.netns import NetNS
@@ -301,6 +301,9 @@ def _newest_wanted(language: str) -> toolchain.Version:
 
 
 def _implementation(manifest: Manifest, bench: Bench) -> str:
+    if manifest.kind == "kernel":
+        # Outside, it would be this machine's network namespace that is asked, where we may make no link.
+        require_sandbox()
     reason = manifest.why_unavailable()
     if reason is not None:
         detail, _, remedy = reason.rpartition("; ")
@@ -373,7 +376,7 @@ def inside() -> None:
 # Outside
 
 
-def findings() -> Iterator[Finding]:
+def findings() -> Generator[Finding]:
     """Start the probes in a sandbox and hand on what they find, as they find it."""
     command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", "harness.doctor"]
     home = str(Path(__file__).parents[1])
@@ -381,11 +384,23 @@ def findings() -> Iterator[Finding]:
     with tempfile.TemporaryFile("w+") as said:
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": said}
         child = subprocess.Popen(command, env=env, text=True, **streams)
-        timer = threading.Timer(DEADLINE, child.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(DEADLINE, end)
+        # Whoever ends early, by Ctrl-C or `| head -1`, is not to wait for it.
+        timer.daemon = True
         timer.start()
-        with child, toolchain.ended(child):
-            yield from (Finding(**json.loads(line)) for line in child.stdout or ())
-        timer.cancel()
+        try:
+            with child, toolchain.ended(child):
+                yield from (Finding(**json.loads(line)) for line in child.stdout or ())
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise HarnessError(f"doctor: the probes took longer than {DEADLINE:g} s")
         said.seek(0)
         if child.returncode != 0:
             last = (said.read().splitlines() or ["nothing"])[-1]

@@ -25,7 +25,7 @@ from harness.errors import HarnessError
 from harness.implementation import MANIFESTS, load
 from harness.lanes import LANE, SHARE
 from harness.results import PROPERTY
-from harness.session import REPORTER, file_name, state_of_run
+from harness.session import REPORTER, file_name, implementations, state_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,9 +141,9 @@ class Guests:
 
     def _boot(self, share: Share, words: list[str], show: Callable[[bytes], None], stop: int) -> Any:
         """Boot a guest that runs its share of the tests that `words` select, and wait for its end."""
-        files, implementations = self._implementations()
+        files, programs = self.programs()
         lane = lane_arguments(share.lane, self._config)
-        arguments = [*words, *implementations, *self._pairs(), *lane, "--seed", str(self._seed)]
+        arguments = [*words, *programs, *self.pairs(share.lane), *lane, "--seed", str(self._seed)]
         return self._vm.boot(
             share.kernel,
             ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
@@ -166,23 +166,22 @@ class Guests:
             stop=stop,
         )
 
-    def _pairs(self) -> list[str]:
-        """Where lane netns runs too, it has the pairs of programs, and the guest runs those with the kernel."""
+    def pairs(self, lane: str) -> list[str]:
+        """Where lane netns runs too, it has the pairs of programs, and a guest of vm runs those with the kernel."""
         names = self._registry.asked or list(self._registry.known)
         option = self._config.option
-        if option.wg_pair or "netns" not in option.wg_lane or KERNEL not in names:
+        if lane != "vm" or option.wg_pair or "netns" not in option.wg_lane or KERNEL not in names:
             return []
         return [f"--pair={a}~{b}" for a in names for b in names if KERNEL in {a, b}]
 
-    def _implementations(self) -> tuple[list[tuple[Path, str]], list[str]]:
+    def programs(self) -> tuple[list[tuple[Path, str]], list[str]]:
         """The programs to take along, and the options that name them there."""
         files: list[tuple[Path, str]] = []
         options: list[str] = []
-        for name in self._registry.asked or self._registry.known:
-            manifest = self._registry.get(name)
+        for manifest in implementations(self._config):
             if manifest.source is not None and manifest.source.parent != MANIFESTS:
                 options += _take_manifest(manifest.source.absolute(), files)
-            options += ["--impl", name + self._take(manifest, files)]
+            options += ["--impl", manifest.name + self._take(manifest, files)]
         return files, options
 
     @staticmethod
@@ -361,7 +360,7 @@ class _Told:
         """The exit statuses of pytest that the reports explain."""
         if not self._any:
             return {pytest.ExitCode.NO_TESTS_COLLECTED}
-        return {pytest.ExitCode.TESTS_FAILED} if self._failed else {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+        return {pytest.ExitCode.TESTS_FAILED if self._failed else pytest.ExitCode.OK}
 
     def _failure(self, kernel: str, text: str) -> None:
         """A failed result that belongs to the guest, not to one of its tests."""
@@ -378,6 +377,7 @@ class _Told:
             when="call",
         )
         report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
+        self._config.pluginmanager.getplugin(REPORTER).expect(1)
         self._config.hook.pytest_runtest_logreport(report=report)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -79,17 +80,26 @@ class Manifest:
     key_log: tuple[str, ...] = ()
     """What is added to the command so that it reveals its keys; `{file}` is filled in. Empty: it does not."""
     source: Path | None = None
+    base: str = ""
+    """What a variant is a variant of; empty for any other."""
 
     def find_program(self) -> Path:
         """Where the program is; raises Unavailable with the remedy if it is nowhere."""
         if self.program is not None:
             return self.program
-        found = install.installed(self.name, self.install) if self.install else None
+        if not self.install:
+            where = f"set program.path in {self.source}, or " if self.source else ""
+            raise Unavailable(f"{self.name} names no program; {where}--impl {self.name}=PATH")
+        # Every variant is the same program.
+        base = self.base or self.name
+        found = install.installed(base, self.install)
         if found is None:
-            why = install.why_not_installed(self.name)
+            why = install.why_not_installed(base)
             said = f"could not be installed ({why})" if why else "is not installed"
             again = "to try again" if why else "to install it"
-            raise Unavailable(f"{self.name} {said}; {again}: wg-interop install {self.name}")
+            known = self.source is None or self.source.parent == MANIFESTS
+            what = base if known else shlex.quote(str(self.source))
+            raise Unavailable(f"{self.name} {said}; {again}: wg-interop install {what}")
         return found
 
     def argv(self, interface: str, key_log: Path | None = None) -> list[str]:
@@ -110,7 +120,11 @@ class Manifest:
         """This implementation as the variant of that name, `refwg+no-clamp`."""
         words = [word.replace("{variant}", variant) for word in self.variant]
         return replace(
-            self, name=f"{self.name}+{variant}", command=(*self.command, *words), env={**self.env, **self.variant_env}
+            self,
+            name=f"{self.name}+{variant}",
+            base=self.name,
+            command=(*self.command, *words),
+            env={**self.env, **self.variant_env},
         )
 
     def why_unavailable(self) -> str | None:
@@ -208,10 +222,10 @@ class _Reader:
             program=self._program(program),
             command=self._command(program, "command", _GENERIC.command),
             version_command=self._command(program, "version", _GENERIC.version_command),
-            env=self._env(program),
+            env=self._env(program, "program"),
             mtu=self._mtu(program),
-            variant=self._words(variant, "args", ()),
-            variant_env=self._env(variant),
+            variant=self._variant(variant),
+            variant_env=self._env(variant, "variant"),
             key_log=self._key_log(program),
             complaints=self._patterns(watch),
             descriptors=self._take(watch, "descriptors", int, 16),
@@ -263,13 +277,21 @@ class _Reader:
         words = self._words(table, key, default)
         if not words:
             raise self._wrong(f"program.{key} must not be empty")
+        self._fillable(f"program.{key}", words, "{program}, {interface} and {python}")
+        return words
+
+    def _variant(self, table: dict[str, Any]) -> tuple[str, ...]:
+        words = self._words(table, "args", ())
+        # Its name is put in first; they are filled in with the command, to which they are added.
+        named = [word.replace("{variant}", "") for word in words]
+        self._fillable("variant.args", named, "{variant}, {program}, {interface} and {python}")
+        return words
+
+    def _fillable(self, key: str, words: Iterable[str], names: str) -> None:
         try:
             [word.format(program="", interface="", python="") for word in words]
         except (AttributeError, KeyError, IndexError, ValueError) as error:
-            raise self._wrong(
-                f"program.{key}: only {{program}}, {{interface}} and {{python}} are filled in: {error}"
-            ) from error
-        return words
+            raise self._wrong(f"{key}: only {names} are filled in: {error}") from error
 
     def _key_log(self, table: dict[str, Any]) -> tuple[str, ...]:
         words = self._words(table, "key_log", ())
@@ -277,11 +299,11 @@ class _Reader:
             raise self._wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
         return words
 
-    def _env(self, table: dict[str, Any]) -> dict[str, str]:
+    def _env(self, table: dict[str, Any], title: str) -> dict[str, str]:
         env: dict[str, str] = self._take(table, "env", dict, {})
         for name, value in env.items():
             if not isinstance(value, str):
-                raise self._wrong(f"program.env.{name} must be a str, not {value!r}")
+                raise self._wrong(f"{title}.env.{name} must be a str, not {value!r}")
         return env
 
     def _mtu(self, table: dict[str, Any]) -> int | None:
@@ -301,7 +323,13 @@ class _Reader:
 
     def _program(self, table: dict[str, Any]) -> Path | None:
         text = self._take(table, "path", str, "")
-        return executable(self._path.parent / text, f"manifest {self._path}") if text else None
+        if not text:
+            return None
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError as error:
+            raise self._wrong(f"program.path: {text}: {error}") from error
+        return executable(self._path.parent / path, f"manifest {self._path}")
 
     def _patterns(self, table: dict[str, Any]) -> tuple[str, ...]:
         patterns = self._words(table, "complaints", ())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness import toolchain
-from harness.cache import Area, cache_root
+from harness.cache import REMEDY, Area, cache_root
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.progress import Step
 from harness.recipes import parse
@@ -36,7 +36,11 @@ def install(name: str, table: Table, report: Report = lambda _: None) -> Path:
     except Unavailable as error:
         _remember_failure(name, str(error))
         raise Unavailable(f"{name} could not be installed: {error}; {own}") from error
-    except (ToolFailed, OSError) as error:
+    except OSError as error:
+        # The tools tell of the network; this is a file of ours.
+        _remember_failure(name, str(error))
+        raise Unavailable(f"{name} could not be installed: {error}; {REMEDY}, {own}") from error
+    except ToolFailed as error:
         _remember_failure(name, str(error))
         raise Unavailable(
             f"{name} could not be installed: {error}; check the network and its proxies, {own}"
@@ -89,14 +93,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _install_one(name: str, tables: Mapping[str, Table]) -> int:
     try:
-        if name not in tables:
-            raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(tables)}")
+        name, table = _find(name, tables)
         with Step(name) as step:
-            step.outcome = str(installed(name, tables[name]) or install(name, tables[name], step.report))
+            step.outcome = str(installed(name, table) or install(name, table, step.report))
     except HarnessError as error:
         print(f"wg-interop install: {error}", file=sys.stderr)  # noqa: T201 - this is a command
         return EXIT_FAILED.get(type(error), 1)
     return 0
+
+
+def _find(name: str, tables: Mapping[str, Table]) -> tuple[str, Table]:
+    """The name and the [install] table of what the command line names: a known implementation, or a manifest."""
+    if name in tables:
+        return name, tables[name]
+    if not name.endswith(".toml") and not Path(name).is_file():
+        raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(tables)}")
+    from harness.implementation import load  # noqa: PLC0415 - it needs this module
+
+    manifest = load(Path(name))
+    if not manifest.install:
+        raise UsageError(f"{name}: it has no table [install]")
+    return manifest.name, manifest.install
 
 
 def _parse_arguments(arguments: Sequence[str] | None, tables: Mapping[str, Table]) -> argparse.Namespace:
@@ -117,7 +134,7 @@ def _parse_arguments(arguments: Sequence[str] | None, tables: Mapping[str, Table
         "  python -m harness.install wireguard-go    one of them\n\n"
         "exit status: 0 all there, 2 no such name or a bad manifest, 125 something could not be installed",
     )
-    parser.add_argument("name", nargs="*", metavar="NAME", help="an implementation; without one: all of them")
+    parser.add_argument("name", nargs="*", metavar="NAME", help="an implementation, or a manifest's file; else: all")
     return parser.parse_args(arguments)
 
 

@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,7 @@ from harness.control.base import DEFAULT_TIMEOUT
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
-from harness.errors import DeadlineExceeded, HarnessError, Unsupported, UsageError
+from harness.errors import HarnessError, Unsupported, UsageError
 from harness.namespace import NamespaceThread, enter_network, enter_new_mounts
 from harness.process import Process, run
 from harness.wait import EitherOf, EntryAppears, let_pass, scaled, wait_for
@@ -173,32 +174,30 @@ class ProgramInterface(Interface):
         argv = manifest.argv(name, self.key_log)
         self.name = name
         self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
-        try:
-            self.process = self._start(name, manifest, argv, log)
+        with ExitStack() as undo:
+            undo.callback(self._thread.close)
+            self.process = self._start(name, manifest, argv, log, undo)
             self._await_listening(manifest)
+            if not birth.has_link(name):
+                raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
             self._watchman = Watchman(self.process, manifest)
-        except BaseException:
-            self._thread.close()
-            raise
-        super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
-        if manifest.mtu is not None:
-            birth.set_link(name, mtu=manifest.mtu)
+            super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
+            if manifest.mtu is not None:
+                birth.set_link(name, mtu=manifest.mtu)
+            undo.pop_all()
 
-    def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path) -> Process:
+    def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path, undo: ExitStack) -> Process:
         env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}
-        appears = self._thread.call(EntryAppears, CONTROL_SOCKETS, f"{name}.sock")
-        process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
-        resource.prlimit(process.pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        either = EitherOf(appears, process.exited)
-        try:
-            wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
-        except DeadlineExceeded:
-            process.kill()
-            raise
-        finally:
-            either.close()
+        with ExitStack() as watch:
+            appears = self._thread.call(EntryAppears, CONTROL_SOCKETS, f"{name}.sock")
             # The kernel lets a grace period of 25 ms pass before it lets go of the watch; no need to wait for that.
-            Thread(target=appears.close, name="close").start()
+            watch.callback(Thread(target=appears.close, name="close").start)
+            process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
+            undo.callback(_end, process)
+            resource.prlimit(process.pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            either = EitherOf(appears, process.exited)
+            watch.callback(either.close)
+            wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
         if not process.running:
             raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
         return process
@@ -208,7 +207,6 @@ class ProgramInterface(Interface):
         try:
             self.connect().close()
         except OSError as error:
-            self.process.kill()
             said = f"{manifest.name}: {CONTROL_SOCKETS}/{self.name}.sock: {error.strerror}"
             raise HarnessError(f"{said}\n{self.process.tail()}") from error
 
@@ -272,6 +270,11 @@ def genetlink(node: NetNS) -> socket.socket:
 def _enter(birth: NetNS) -> None:
     enter_network(birth.handle)
     enter_new_mounts(CONTROL_SOCKETS)
+
+
+def _end(process: Process) -> None:
+    process.kill()
+    process.close()
 
 
 def create(name: str, manifest: Manifest, birth: NetNS, log: Path) -> Interface:

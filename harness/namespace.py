@@ -63,7 +63,7 @@ class NamespaceThread:
             return future.result(scaled(_CALL_DEADLINE))
         except TimeoutError as error:
             raise DeadlineExceeded(
-                f"{self.name}: {function.__qualname__} still runs after {_CALL_DEADLINE:g} s"
+                f"{self.name}: {function.__qualname__} still runs after {scaled(_CALL_DEADLINE):g} s"
             ) from error
 
     def close(self) -> None:

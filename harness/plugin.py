@@ -22,6 +22,7 @@ from harness.session import (
     REPORTER,
     asked,
     guest_lanes,
+    guests_have_more,
     implementations,
     is_worker,
     lane_of,
@@ -29,6 +30,7 @@ from harness.session import (
     pairs,
     state_of_run,
     uses,
+    waits,
 )
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--impl-manifest", action="append", default=[], metavar="FILE", type=Path, dest="wg_manifest",
-        help="Test the implementation that this manifest describes, too.",
+        help="Test the implementation that this manifest describes: with itself, unless --impl or --pair names others.",
     )  # fmt: skip
     group.addoption(
         "--pair", action="append", default=[], metavar="A~B", dest="wg_pair",
@@ -83,7 +85,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--results", metavar="FILE", type=Path, dest="wg_results",
-        help="Where the results go; evidence goes beside them. Default: report/results.json below the root directory.",
+        help="Where the results go; index.html and evidence/ go beside them. Default: report/results.json below the "
+        "root directory.",
     )  # fmt: skip
     group.addoption(
         "--keep", choices=("failed", "all", "none"), default="failed", dest="wg_keep",
@@ -107,17 +110,33 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if asked(config):
         # Mistakes in the options are told before anything is started.
         pairs(config)
+    state = state_of_run(config)
+    if state.used and not config.option.collectonly:
+        _check_place(state.results_path)
     if config.option.wg_kernel and not guest_lanes(config):
         raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
     if guest_lanes(config) and not (config.option.collectonly or sandbox.inside()):
         # Kernels come from the network, which no sandbox has.
         _guests(config).prepare(config.option.wg_kernel)
-    if only_guests(config):
+    if guests_have_more(config):
+        # Workers would have to collect what they must not run, for them to tell of it. As many guests run all the same.
         undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
         for name, value in undistributed.items():
             setattr(config.option, name, value)
+    if only_guests(config):
         return
     sandbox.enter_if_needed(config, asked(config))
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what the results cannot be written to: told at the end of the run, that would lose them."""
+    # Path.is_dir() would raise where this user may not look.
+    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
+    if there == path and path.is_dir():
+        raise pytest.UsageError(f"--results {path}: is a directory; name a file: --results {path / 'results.json'}")
+    folder = path.parent if there == path else there
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise pytest.UsageError(f"results {path}: cannot write to {folder}; choose a place: --results FILE")
 
 
 def _guests(config: pytest.Config) -> Guests:
@@ -136,8 +155,9 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     with _guests(session.config).beside(session, lanes) as running:
         # Under xdist nothing is collected here, and the workers tell.
         if collected:
-            running.begin(item.nodeid.partition("::")[0] for item in collected if lane_of(item) == "netns")
-        session.items = [] if only_guests(session.config) else collected
+            theirs = (item for item in collected if lane_of(item) == "netns" and (waits(item) or "vm" in lanes))
+            running.begin(item.nodeid.partition("::")[0] for item in theirs)
+        session.items = [item for item in collected if _runs_here(item)]
         answer = yield
         session.items = collected
         running.finish()
@@ -196,10 +216,16 @@ def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest
 
 def _is_chosen(item: pytest.Item) -> bool:
     """Whether the item runs in one of the lanes asked for; what runs in guests is collected here too."""
-    lanes = {"netns" if lane in GUESTS else lane for lane in item.config.option.wg_lane}
-    if item.get_closest_marker("waiting") and os.environ.get(LANE) != "warp":
-        return "warp" in item.config.option.wg_lane
-    return not lanes or lane_of(item) in lanes
+    lanes = item.config.option.wg_lane
+    if waits(item) and os.environ.get(LANE) != "warp":
+        return "warp" in lanes
+    return not lanes or lane_of(item) in {"netns" if lane == "vm" else lane for lane in lanes}
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    """Whether a chosen item runs on this kernel, be it a guest's."""
+    lanes = item.config.option.wg_lane
+    return LANE in os.environ or not lanes or (lane_of(item) in lanes and not waits(item))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -213,7 +239,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def _clear_evidence(state: State) -> None:
-    shutil.rmtree(state.report_directory / "evidence", ignore_errors=True)
+    # Without results of an earlier run beside it, a directory of this name is somebody else's.
+    if state.results_path.exists():
+        shutil.rmtree(state.report_directory / "evidence", ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -260,13 +288,14 @@ class Reporter:
             # Under xdist the report knows its worker, which means nothing elsewhere.
             data.pop("node", None)
             self._tell({"event": "report", "data": data})
-        elif report.when == "teardown" or (result.id.endswith("]") and "::guest[" in result.id):
+        # What is said of a guest as a whole (harness.guests) has no teardown.
+        elif report.when == "teardown" or result.id.partition("::")[0] in GUESTS:
             facts = {name: getattr(result, name) for name in _TOLD}
             self._tell({"event": "result", **facts})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if not only_guests(self._config):
-            self.expect(len(session.items))
+            self.expect(sum(map(_runs_here, session.items)))
 
     def expect(self, count: int) -> None:
         """So many tests more are to come."""
@@ -305,11 +334,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     if state.used:
         state.results.write(state.results_path)
-        if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(session.config, state.results)):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            session.config.stash[_SHORTCOMING] = shortcoming
-        # A guest's results are drawn where they are brought to.
+        # A guest's results are judged and drawn where they are brought to.
         if LANE not in os.environ:
+            if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(session.config, state.results)):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                session.config.stash[_SHORTCOMING] = shortcoming
             session.config.stash[_REPORT] = _draw(session.config, exitstatus)
     state.close()
 

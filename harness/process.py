@@ -64,7 +64,7 @@ def run(
         child.kill()
         stdout, stderr = child.communicate()
         raise DeadlineExceeded(
-            f"{thread.name}: {shlex.join(argv)}: still ran after {deadline:g} s: {stderr}"
+            f"{thread.name}: {shlex.join(argv)}: still ran after {scaled(deadline):g} s: {stderr}"
         ) from error
     except BaseException:
         child.kill()
@@ -179,10 +179,13 @@ class Process:
 
     def thread_states(self) -> str:
         """A letter for each of its threads (proc(5)): S sleeps, R runs, D waits for the kernel; none if gone."""
+        states = ""
         with suppress(FileNotFoundError):
-            stats = [(task / "stat").read_text() for task in Path("/proc", str(self.pid), "task").iterdir()]
-            return "".join(stat.rpartition(")")[2].split()[0] for stat in stats)
-        return ""
+            for task in Path("/proc", str(self.pid), "task").iterdir():
+                # One that ends meanwhile has no file, or one that cannot be read.
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    states += (task / "stat").read_text().rpartition(")")[2].split()[0]
+        return states
 
     def close(self) -> None:
         """Release the descriptor that watches for its end."""

@@ -217,13 +217,17 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
     """The expectation that made a result an xfail or an xpass."""
     if root is None or result.state not in {"xfailed", "xpassed"}:
         return None
-    for name, side in (("a", result.a), ("b", result.b)):
+    found = [
+        entry
+        for name, side in (("a", result.a), ("b", result.b))
         # A name is a part of a path here, and comes from the file of results.
-        for entry in _load(root, side["impl"]) if side and re.fullmatch(r"[\w.+-]+", side["impl"]) else ():
-            of_test = fnmatchcase(result.id, entry.test + "*") and entry.side in {"", name}
-            if of_test and fnmatchcase((side or {}).get("version", ""), entry.versions):
-                return entry
-    return None
+        for entry in (_load(root, side["impl"]) if side and re.fullmatch(r"[\w.+-]+", side["impl"]) else ())
+        if fnmatchcase(result.id, entry.test + "*") and entry.side in {"", name}
+        if fnmatchcase((side or {}).get("version", ""), entry.versions)
+    ]
+    if result.state == "xfailed":
+        return expectations.explains(found, result.message)
+    return next(iter(expectations.refuted(found)), None)
 
 
 def _load(root: Path, name: str) -> tuple[Expectation, ...]:

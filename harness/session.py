@@ -39,7 +39,8 @@ class State:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.seed: int = _from_controller(config, "wg_seed") or config.option.wg_seed or secrets.randbits(32)
+        given = (_from_controller(config, "wg_seed"), config.option.wg_seed)
+        self.seed: int = next((seed for seed in given if seed is not None), secrets.randbits(32))
         # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
         self.used = config.option.wg_results is not None or asked(config)
         self.results_path: Path = (config.option.wg_results or config.rootpath / "report" / "results.json").absolute()
@@ -121,6 +122,12 @@ def only_guests(config: pytest.Config) -> bool:
     return bool(guest_lanes(config)) and not set(config.option.wg_lane) & set(HERE)
 
 
+def guests_have_more(config: pytest.Config) -> bool:
+    """Whether guests may have tests that do not run on this kernel as well."""
+    lanes = config.option.wg_lane
+    return "warp" in lanes or ("vm" in lanes and "netns" not in lanes)
+
+
 def _read_registry(config: pytest.Config) -> Registry:
     from harness.implementation import Registry
 
@@ -181,6 +188,11 @@ def uses(item: pytest.Item, fixture: str) -> bool:
 def lane_of(item: pytest.Item) -> str:
     """`netns` for a test that uses the lab, else `core`."""
     return "netns" if uses(item, "lab") else "core"
+
+
+def waits(item: pytest.Item) -> bool:
+    """Whether minutes of protocol time have to pass in a test, so that it runs in lane `warp` only."""
+    return item.get_closest_marker("waiting") is not None
 
 
 def label_of(item: pytest.Item) -> str:

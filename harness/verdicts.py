@@ -187,12 +187,22 @@ def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
     if made is None or keep == "none" or (keep == "failed" and not report.failed):
         return ""
     target = state_of_run(item.config).report_directory / "evidence" / file_name(item.nodeid)
+    if report.when == "setup":
+        # After the call of a test, its wrapper has done so.
+        _snapshot(made)
     if report.longreprtext:
         made.note("failure.txt", report.longreprtext + "\n")
     with suppress(FileNotFoundError):
         shutil.rmtree(target)
     shutil.copytree(made.directory, target)
     return str(target.relative_to(target.parent.parent))
+
+
+def _snapshot(made: Lab) -> None:
+    try:
+        made.snapshot()
+    except Exception as error:  # noqa: BLE001 - whatever it meets in a lab half made, the test's error stays the verdict
+        made.note("snapshot.txt", f"{error!r}\n")
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import DeadlineExceeded
+from harness.wait import scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -115,7 +116,7 @@ class Watchman:
         try:
             status = self._process.terminate(_TERMINATION)
         except DeadlineExceeded:
-            found.append(f"{self._who} still ran {_TERMINATION:g} s after SIGTERM")
+            found.append(f"{self._who} still ran {scaled(_TERMINATION):g} s after SIGTERM")
         else:
             if was_running and status < 0 and status != -15:  # noqa: PLR2004 - SIGTERM itself
                 found.append(f"{self._who} died of signal {-status} after SIGTERM")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import interface
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.errors import ControlError, UsageError
+from harness.errors import ControlError, HarnessError, UsageError
 from harness.implementation import Registry
 
 if TYPE_CHECKING:
@@ -67,6 +69,52 @@ def test_program_is_ready_when_its_socket_takes_connections(lab: Lab) -> None:
     # wg(8) would delete a socket that refuses it.
     assert wg0.wg("show", "interfaces").stdout == "wg0\n"
     assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
+
+
+# A program that serves its socket, and has no TUN device to serve it for.
+WITHOUT_LINK = """\
+import os, signal, socket
+print(os.getpid(), flush=True)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/wireguard/wg0.sock")
+listener.listen()
+signal.pause()
+"""
+
+
+def watched_processes() -> int:
+    """How many processes this one watches by a descriptor."""
+    return sum(entry.is_symlink() and "pidfd" in str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (WITHOUT_LINK, r"refwg made its socket and no interface wg0:\n\d+"),
+        ("import os; print(os.getpid())", r"refwg: .*: ended at its start:\n\d+"),
+        (WITHOUT_LINK.replace("listener.listen()\n", ""), r"refwg: .*wg0\.sock: Connection refused\n\d+"),
+    ],
+    ids=["no-link", "ended", "deaf"],
+)
+def test_program_that_does_not_come_up_is_ended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, script: str, complaint: str
+) -> None:
+    monkeypatch.setattr(interface, "_LISTENS", 0.1)
+    program = replace(Registry().get("refwg"), command=("{python}", "-c", script), key_log=())
+    before = watched_processes()
+    with pytest.raises(HarnessError, match=rf"(?s)^{complaint}$"):
+        lab.interface("wg0", program, lab.node("birth"))
+    pid = (lab.directory / "birth-wg0-refwg.log").read_text().strip()
+    assert not Path("/proc", pid).exists()
+    assert watched_processes() == before
+
+
+def test_program_whose_link_cannot_be_set_up_is_ended(lab: Lab) -> None:
+    node = lab.node("birth")
+    before = watched_processes()
+    with pytest.raises(HarnessError, match="Invalid argument"):
+        lab.interface("wg0", replace(Registry().get("refwg"), mtu=70_000), node)
+    assert watched_processes() == before
 
 
 def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:

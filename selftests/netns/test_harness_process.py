@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import wait
 from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def test_more_output_than_a_pipe_holds_is_captured(node: NetNS) -> None:
         (["sh", "-c", "kill -9 $$"], ProgramFailed, "here: sh -c 'kill -9 $$': status -9: "),
         (["/no-such"], Unavailable, "/no-such: No such file or directory; wg-interop doctor tells what is missing"),
         (["/etc/passwd"], Unavailable, "/etc/passwd: Permission denied; wg-interop doctor tells what is missing"),
-        (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after 0.5 s: "),
+        (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after "),
     ],
 )
 def test_program_that_fails_is_named_with_node_and_reason(
@@ -67,9 +68,23 @@ def test_program_that_fails_is_named_with_node_and_reason(
 
 def test_program_that_takes_too_long_is_killed(node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wait, "_scale", 2.0)
     with pytest.raises(DeadlineExceeded, match=r"still ran after 0\.5 s: busy"):
-        node.run(SLEEP, deadline=0.5)
+        node.run(SLEEP, deadline=0.25)
     assert not Path("/proc", Path("pid").read_text().strip()).exists()
+
+
+def test_call_that_takes_too_long_is_told_with_the_time_it_was_given(
+    node: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    with monkeypatch.context() as short:
+        short.setattr(wait, "_scale", 0.01)
+        try:
+            with pytest.raises(DeadlineExceeded, match=r"^here: Event\.wait still runs after 0\.2 s$"):
+                node.thread.call(release.wait)
+        finally:
+            release.set()
 
 
 def test_background_program_is_heard_and_ended(node: NetNS, tmp_path: Path) -> None:
@@ -102,6 +117,22 @@ def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS,
     release.start()
     assert process.terminate(0.05) == 0
     release.join()
+    process.close()
+
+
+def test_program_that_ends_while_it_is_looked_at_has_no_threads(
+    node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = node.spawn(["sleep", "60"], log=tmp_path / "log")
+
+    def read_late(path: Path) -> str:
+        with path.open() as file:
+            process.kill()
+            return file.read()
+
+    with monkeypatch.context() as late:
+        late.setattr(Path, "read_text", read_late)
+        assert process.thread_states() == ""
     process.close()
 
 

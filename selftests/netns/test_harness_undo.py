@@ -76,3 +76,31 @@ def test_evidence_stays_as_asked(pytester: pytest.Pytester, keep: str, kept: lis
     evidence = pytester.path / "report" / "evidence"
     assert [path.name.rpartition("_")[2] for path in sorted(evidence.glob("*"))] == kept
     assert all("x: true" in (path / "commands.txt").read_text() for path in evidence.glob("*"))
+
+
+FAILING_SETUP = """
+import pytest
+
+@pytest.fixture
+def half(lab):
+    lab.capture(lab.node("x"), "lo")
+    {last}
+    1 / 0
+
+def test(half):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"), [("pass", {"x.txt", "x-lo.pcapng"}), ("lab.wires.append(None)", {"x.txt", "snapshot.txt"})]
+)
+def test_setup_that_fails_leaves_the_state_of_the_nodes_as_evidence(
+    pytester: pytest.Pytester, last: str, kept: set[str]
+) -> None:
+    pytester.makepyfile(FAILING_SETUP.format(last=last))
+    run = pytester.runpytest_inprocess()
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines("E *ZeroDivisionError: division by zero")
+    (evidence,) = (pytester.path / "report" / "evidence").glob("*")
+    assert kept | {"failure.txt"} <= {path.name for path in evidence.iterdir()}

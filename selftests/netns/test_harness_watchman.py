@@ -106,14 +106,15 @@ def test_program_that_is_unwell_turns_the_test_red(
 @pytest.mark.parametrize(
     ("on_sigterm", "complaint"),
     [
-        ("pass", "still ran 2 s after SIGTERM"),
+        ("pass", "still ran 2.5 s after SIGTERM"),
         ("os.abort()", "died of signal 6 after SIGTERM"),
         ("print('panic: at the end', flush=True); sys.exit(0)", "wrote: panic: at the end"),
     ],
 )
 def test_program_that_does_not_end_well_turns_the_test_red(
-    pytester: pytest.Pytester, real: str, on_sigterm: str, complaint: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, real: str, on_sigterm: str, complaint: str
 ) -> None:
+    monkeypatch.setattr(wait, "_scale", 1.25)
     run = run_wrapped(pytester, wrapper(real, "pass", on_sigterm), TEST.format(awaited=DONE))
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")

@@ -110,6 +110,7 @@ def test_run_with_a_failure_exits_with_1_and_says_why() -> None:
         (["--impl", "moon"], 2, "unknown implementation 'moon'"),
         (["--pair", "kernel"], 2, "--pair kernel: want A~B"),
         (["--impl", "moon=/moon"], 2, "--impl moon=/moon: no program /moon"),
+        (["--results", "."], 2, "Invalid value for '--results': File '.' is a directory"),
         (["--impl-manifest", "moon.toml"], 2, "manifest moon.toml: No such file or directory"),
         (["--lane", "moon"], 2, "invalid choice: 'moon'"),
         (["--", "--moon"], 2, "unrecognized arguments: --moon"),

@@ -6,16 +6,19 @@ import errno
 import io
 import json
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from harness import doctor
 from harness.doctor import Bench, Finding, Missing, Probe, is_able
 from harness.errors import HarnessError, ProgramFailed, Unavailable
+from harness.launcher import INSIDE
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ROOT = Path(__file__).parents[2]
 
 WORKS = Finding(name="x", kind="ability", works=True, detail="fine")
 LACKS = Finding(name="y", kind="program", works=False, detail="gone", disables="all", remedy="get y", package="y")
@@ -46,6 +49,24 @@ def test_probe_that_fails_says_what_that_disables_and_the_remedy(tmp_path: Path)
 def test_probe_without_a_sandbox_was_not_tried(tmp_path: Path) -> None:
     found = probe(Unavailable("no sandbox: reason: remedy"), tmp_path=tmp_path)
     assert (found.detail, found.remedy) == ("not tried: no sandbox", "")
+
+
+ASK_THE_KERNEL = """
+import pathlib, sys
+from harness import doctor
+(probe,) = [probe for probe in doctor._probes() if probe.name == "kernel"]
+print(probe.run(doctor.Bench(pathlib.Path(sys.argv[1]))).detail)
+"""
+
+
+def test_kernel_is_not_said_to_lack_wireguard_where_nobody_may_look(tmp_path: Path) -> None:
+    # In a user namespace alone nobody has a right to the network, as an ordinary user has none.
+    command = ["unshare", "--user", sys.executable, "-c", ASK_THE_KERNEL, str(tmp_path)]
+    env = {name: value for name, value in os.environ.items() if name != INSIDE}
+    if subprocess.run(["unshare", "--user", "true"], check=False).returncode:
+        pytest.skip("no user namespace here: allow kernel.unprivileged_userns_clone")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == ("not tried: no sandbox\n", "")
 
 
 def test_output_of_a_program_is_cut_to_its_first_and_last_line(tmp_path: Path) -> None:
@@ -124,3 +145,18 @@ def test_doctor_tries_everything_for_real() -> None:
     found = {finding.name: finding for finding in doctor.findings()}
     assert {"sandbox", "/dev/net/tun", "nft", "wg", "kernel", "wireguard-go"} <= found.keys()
     assert all(finding.works or finding.disables for finding in found.values())
+
+
+def test_doctor_that_is_interrupted_leaves_no_timer_to_wait_for() -> None:
+    found = doctor.findings()
+    next(found)
+    (timer,) = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+    found.close()
+    timer.join(5)
+    assert not timer.is_alive()
+
+
+def test_probes_that_take_too_long_are_ended_and_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DEADLINE", 0.02)
+    with pytest.raises(HarnessError, match=r"^doctor: the probes took longer than 0\.02 s$"):
+        list(doctor.findings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from types import SimpleNamespace
@@ -9,11 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from ci import vm
 from harness.errors import HarnessError
-from harness.guests import Objects, Running, lane_arguments, selection, used_driver
+from harness.guests import Guests, Objects, Running, Share, _Told, lane_arguments, selection, used_driver
 from harness.lanes import SHARE
 from harness.launcher import REFUSED
+from harness.plugin import EVENTS, Reporter
 from harness.results import PROPERTY
+from harness.session import REPORTER, state_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +26,24 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 FILES = ("selftests/netns/test_a.py", "selftests/netns/test_b.py")
+# In place of ci/vm.py: its guest is a process of this machine, and notes which files it was given.
+NO_VM = """
+import enum, os, pathlib, subprocess, tempfile, types
+
+Verdict = enum.Enum("Verdict", ["EXITED"])
+vm_kernel = types.SimpleNamespace(CATALOGUE={"default": "6.1"})
+
+def find(kernel): pass
+
+def boot(kernel, command, *, environment, folder, show, **rest):
+    done = subprocess.run(command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE)
+    show(done.stdout)
+    with open(environment["WG_INTEROP_LANE"] + ".txt", "a") as note:
+        print(*(word for word in command if word.endswith(".py")), file=note)
+    results = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    (results / "kernel.log").touch()
+    return types.SimpleNamespace(verdict=Verdict.EXITED, status=done.returncode, kernel=kernel, results=results)
+"""
 CREATED = "wireguard: wg0: Interface created\n"
 DESTROYED = "wireguard: wg0: Interface destroyed\n"
 
@@ -158,6 +180,119 @@ def test_driver_was_used_where_a_test_of_it_has_passed(
     name = "test_of_a_kernel"
     report = pytest.TestReport(name, ("", 0, name), {}, outcome, None, when, user_properties=[(PROPERTY, facts)])
     assert used_driver(report) is used
+
+
+def test_pairs_that_lane_netns_has_are_left_out_in_vm_and_not_in_warp(pytester: pytest.Pytester) -> None:
+    pytester.mkdir("ci").joinpath("vm.py").touch()
+    words = ["--lane=netns", "--lane=vm", "--lane=warp", "--impl=kernel", "--impl=refwg"]
+    config = pytester.parseconfig(*words)
+    guests = Guests(config, state_of_run(config).registry, 1, pytester.path)
+    assert guests.pairs("vm") == [f"--pair={pair}" for pair in ("kernel~kernel", "kernel~refwg", "refwg~kernel")]
+    assert guests.pairs("warp") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["--pair", "mine~wireguard-go"], ["mine", "wireguard-go"]),
+        (["--pair", "mine~mine"], ["mine"]),
+        ([], ["mine"]),
+    ],
+)
+def test_guest_has_the_programs_of_the_pairs_asked_for(
+    pytester: pytest.Pytester, words: list[str], taken: list[str]
+) -> None:
+    pytester.mkdir("ci").joinpath("vm.py").touch()
+    program = pytester.makefile("", mine="#!/bin/sh\n")
+    program.chmod(0o755)
+    config = pytester.parseconfig("--impl", f"mine={program}", *words)
+    files, options = Guests(config, state_of_run(config).registry, 1, pytester.path).programs()
+    assert (program, "/peers/mine/mine") in files
+    assert [word.partition("=")[0] for word in options] == [each for name in taken for each in ("--impl", name)]
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with a test for each lane, and guests that are processes."""
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin,pytest_timeout")
+    (pytester.mkpydir("ci") / "vm.py").write_text(NO_VM)
+    pytester.makepyfile(
+        test_core="def test_core(): pass",
+        test_link="def test_link(lab): pass",
+        test_minutes="import pytest\n@pytest.mark.waiting\ndef test_minutes(lab): pass",
+    )
+    return pytester
+
+
+@pytest.mark.parametrize(
+    ("options", "ran", "given"),
+    [
+        ("--lane=warp", "warp::test_minutes", {"warp": "test_minutes.py"}),
+        ("--lane=netns --lane=vm -n 2", "netns::test_link vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=core --lane=vm", "core::test_core vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=core --lane=vm -n 2", "core::test_core vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=netns --lane=warp", "netns::test_link warp::test_minutes", {"warp": "test_minutes.py"}),
+    ],
+)
+def test_each_test_runs_in_the_lanes_asked_for_and_in_no_other(
+    project: pytest.Pytester, options: str, ran: str, given: dict[str, str]
+) -> None:
+    run = project.runpytest_subprocess("--results=results.json", "--impl=kernel", *options.split())
+    results = json.loads((project.path / "results.json").read_text())["results"]
+    assert sorted(f"{each['lane']}::{each['id'].partition('::')[2]}" for each in results) == ran.split()
+    # Several guests are given the same files, of whose tests each has a share.
+    files = {path.stem: path.read_text().split() for path in project.path.glob("*.txt")}
+    assert {lane: " ".join(dict.fromkeys(each)) for lane, each in files.items()} == given, run.stdout.str()
+
+
+def reporting(pytester: pytest.Pytester) -> pytest.Config:
+    """A configuration with the plugin's Reporter."""
+    config = pytester.parseconfig("--results", "results.json")
+    config.pluginmanager.register(Reporter(config, state_of_run(config)), REPORTER)
+    return config
+
+
+def test_what_is_told_of_a_guest_as_a_whole_is_counted(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setenv(EVENTS, str(writing))
+    _Told(reporting(pytester), Share("vm", "6.12"), pytester.path, Objects(1)).failed(HarnessError("no such kernel"))
+    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    assert [event.get("count") or event["id"] for event in told] == [1, "vm::guest[6.12]"]
+    os.close(writing)
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "complaints"),
+    [
+        (None, pytest.ExitCode.NO_TESTS_COLLECTED, 0),
+        (None, pytest.ExitCode.OK, 1),
+        ("passed", pytest.ExitCode.OK, 0),
+        ("skipped", pytest.ExitCode.OK, 0),
+        ("failed", pytest.ExitCode.TESTS_FAILED, 0),
+        ("passed", pytest.ExitCode.TESTS_FAILED, 1),
+        ("skipped", pytest.ExitCode.TESTS_FAILED, 1),
+        ("failed", pytest.ExitCode.OK, 1),
+    ],
+)
+def test_status_that_the_reports_do_not_explain_is_a_failure_of_the_guest(
+    pytester: pytest.Pytester, outcome: Any, status: int, complaints: int
+) -> None:
+    config = reporting(pytester)
+    told = _Told(config, Share("vm", "6.12"), pytester.path, Objects(1))
+    if outcome:
+        report = pytest.TestReport("test_it.py::test_it", ("test_it.py", 0, "test_it"), {}, outcome, None, "call")
+        data = config.hook.pytest_report_to_serializable(config=config, report=report)
+        told.take({"event": "report", "data": data})
+    (pytester.path / "kernel.log").touch()
+    result = SimpleNamespace(results=pytester.path, verdict=vm.Verdict.EXITED, status=status, kernel="6.12")
+    told.ended(result, vm, [])
+    found = [result.id for result in state_of_run(config).results.by_id.values() if result.lane == "vm"]
+    assert found == complaints * ["vm::guest[6.12]"]
 
 
 @pytest.mark.parametrize(("share", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])

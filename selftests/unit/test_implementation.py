@@ -17,6 +17,14 @@ kind = "uapi"
 """
 NAMES = "name must be lower-case letters, digits and . _ + -, not"
 FILLED = "only {program}, {interface} and {python} are filled in:"
+INSTALL = """
+[install]
+kind = "go"
+module = "example.org/wg"
+version = "v1.2.3"
+binary = "wg"
+go = "1.23.1"
+"""
 KERNEL = 'name = "mine"\nkind = "kernel"\n'
 SINCE = 'capabilities_since.roaming must be a kernel version such as "6.16", not'
 
@@ -62,6 +70,10 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[program]\ncommand = ["{"]', f"program.command: {FILLED} Single '{{'"),
         (GOOD + '[program]\nversion = ["{program.name}"]', f"program.version: {FILLED} 'str' object"),
         (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
+        (GOOD + "[variant]\nenv = { LEVEL = 1 }", "variant.env.LEVEL must be a str, not 1"),
+        (GOOD + '[variant]\nargs = ["--{mutant}"]', f"variant.args: only {{variant}}, {FILLED[5:]} 'mutant'"),
+        (GOOD + '[variant]\nargs = ["{"]', "variant.args: only {variant}, {program}, {interface} and {python} are "),
+        (GOOD + '[program]\npath = "~no-such-user/x"', "program.path: ~no-such-user/x: "),
         (GOOD + "[program]\nmtu = 67", "program.mtu must be from 68 to 65535, not 67"),
         (GOOD + '[program]\nmtu = "1420"', "mtu must be a int, not '1420'"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
@@ -111,6 +123,16 @@ def test_manifest_says_how_the_program_is_started(manifest: Path, program: Path)
     assert mine.why_unavailable() is None
 
 
+def test_program_may_lie_below_the_home_directory(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    manifest = tmp_path / "elsewhere" / "mine.toml"
+    manifest.write_text(f'{GOOD}[program]\npath = "~/program"')
+    assert load(manifest).find_program() == program
+
+
 @pytest.mark.parametrize("text", ["nothing", "exit 1", "sleep"])
 def test_version_is_unknown_where_the_program_says_none(program: Path, text: str) -> None:
     program.write_text(f"#!/bin/sh\n{text}\n")
@@ -134,6 +156,35 @@ def test_implementation_that_could_not_be_installed_says_why(tmp_path: Path, mon
     assert Registry().get("boringtun").why_unavailable() == (
         "boringtun could not be installed (no network); to try again: wg-interop install boringtun"
     )
+
+
+def test_manifest_that_names_no_program_says_where_one_is_named(manifest: Path) -> None:
+    manifest.write_text(GOOD)
+    assert load(manifest).why_unavailable() == (
+        f"mine names no program; set program.path in {manifest}, or --impl mine=PATH"
+    )
+
+
+def test_manifest_of_a_user_is_installed_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    manifest = tmp_path / "my own.toml"
+    manifest.write_text(f"{GOOD}{INSTALL}")
+    assert load(manifest).why_unavailable() == (
+        f"mine is not installed; to install it: wg-interop install '{manifest}'"
+    )
+
+
+def test_variant_is_the_program_that_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mine.toml").write_text(f'{GOOD}{INSTALL}\n[variant]\nargs = ["--{{variant}}"]')
+    variant = load(tmp_path / "mine.toml").varied("fast")
+    said = f"mine+fast is not installed; to install it: wg-interop install {tmp_path}/mine.toml"
+    assert variant.why_unavailable() == said
+    built = tmp_path / "wg-interop" / "peers" / "mine" / "v1.2.3" / "wg"
+    built.parent.mkdir(parents=True)
+    built.write_text("")
+    built.chmod(0o755)
+    assert variant.argv("wg0") == [str(built), "-f", "wg0", "--fast"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import install as installer
+from harness.cache import REMEDY
 from harness.errors import Unavailable, UsageError
 from harness.install import install, installed, main, on_request, recipes, why_not_installed
 from harness.recipes import parse
@@ -189,6 +190,17 @@ def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, progra
     assert {path.name for path in (cache / "peers" / "peer").iterdir()} == {".v1.2.3.lock", "why-not"}
 
 
+def test_file_that_cannot_be_written_is_no_matter_of_the_network(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO)
+    # A name with which its lock may be made, and the directory beside it may not.
+    version = f"v1.2.3-{'x' * 238}"
+    with pytest.raises(Unavailable, match=r"^peer could not be installed: .*File name too long") as refusal:
+        install("peer", GO | {"version": version})
+    assert "network" not in str(refusal.value)
+    assert f"; {REMEDY}, or name a program of your own: " in str(refusal.value)
+    assert (cache / "peers" / "peer" / "why-not").exists()
+
+
 def test_failure_is_remembered_until_an_installation_succeeds(programs: Path) -> None:
     write_program(programs / "go", FAILING_GO)
     with pytest.raises(Unavailable):
@@ -226,6 +238,35 @@ def test_command_line_refuses_an_unknown_name(cache: Path, capsys: pytest.Captur
     assert main(["wireguard-goo"]) == 2
     assert "wireguard-goo: no implementation of this name can be installed; known: " in capsys.readouterr().err
     assert not cache.exists()
+
+
+def test_command_line_takes_the_manifest_of_a_user(
+    tmp_path: Path, programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_program(programs / "go", WORKING_GO)
+    table = "\n".join(f"{key} = {value!r}" for key, value in GO.items())
+    (tmp_path / "file.toml").write_text(f"name = 'mine'\nkind = 'uapi'\n[install]\n{table}\n")
+    assert main([str(tmp_path / "file.toml")]) == 0
+    assert installed("mine", GO)
+    assert f"{installed('mine', GO)}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "manifest {}: No such file or directory"),
+        ("name = 'mine'\nkind = 'uapi'", "{}: it has no table [install]"),
+        ("name = '../mine'\nkind = 'uapi'", "manifest {}: name must be lower-case letters"),
+    ],
+)
+def test_command_line_refuses_a_manifest_that_is_of_no_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, complaint: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    assert main([str(path)]) == 2
+    assert f"wg-interop install: {complaint.format(path)}" in capsys.readouterr().err
 
 
 def test_command_line_goes_on_after_a_peer_that_failed(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from _pytest.outcomes import Failed
 
+from harness.lanes import LANE
 from harness.launcher import INSIDE, REFUSED
+from harness.plugin import EVENTS
 from harness.verdicts import Differs, differs
 
 if TYPE_CHECKING:
@@ -121,6 +124,8 @@ def test_looking_at_what_there_is_enters_no_sandbox(pytester: pytest.Pytester, o
         (["--pair", ONE], f"--pair {ONE}: want A~B, two implementations with a tilde between"),
         (["--pair", f"{ONE}~{TWO}~kernel"], "--pair *: want A~B, two implementations with a tilde between"),
         (["--lane", "fast"], "argument --lane: invalid choice: 'fast' (choose from *"),
+        (["--results", "."], "--results /*: is a directory; name a file: --results /*/results.json"),
+        (["--results", "/proc/stat/x/y"], "results /proc/stat/x/y: cannot write to /proc/stat; choose a place: *"),
         (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
         (["--timeout-scale", "slow"], "argument --timeout-scale: invalid float value: 'slow'"),
     ],
@@ -182,6 +187,8 @@ def test_single_implementation_is_the_id(pytester: pytest.Pytester, options: lis
         (["core"], ["test_core"]),
         (["netns"], [f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
         (["core", "netns"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["core", "vm"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["core", "warp"], ["test_core"]),
     ],
 )
 def test_lane_chooses_by_whether_a_test_uses_the_lab(
@@ -221,6 +228,67 @@ def test_lane_core_alone_is_a_success_and_writes_results(pytester: pytest.Pytest
     assert document["seed"] == 7
     assert [(entry["id"], entry["state"], entry["lane"]) for entry in document["results"]] == [
         ("test_it.py::test_core", "passed", "core")
+    ]
+
+
+@pytest.mark.usefixtures("refused")
+def test_run_in_a_guest_is_judged_where_its_results_are_brought_to(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LANE, "vm")
+    pytester.makepyfile(test_it=LAB)
+    assert pytester.runpytest_inprocess("--lane", "netns", "--impl", ONE).ret == OK
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_seed_of_zero_is_a_seed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    pytester.makepyfile(
+        "from harness.session import state_of_run\ndef test_it(request): assert state_of_run(request.config).seed == 0"
+    )
+    assert pytester.runpytest_subprocess("--seed", "0", *workers).ret == OK
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("earlier", "stays"), [(True, False), (False, True)])
+def test_evidence_of_an_earlier_run_only_is_cleared(pytester: pytest.Pytester, *, earlier: bool, stays: bool) -> None:
+    pytester.makepyfile("def test_core(): pass\ndef test_lab(lab): pass")
+    note = pytester.mkdir("evidence") / "note"
+    note.touch()
+    if earlier:
+        (pytester.path / "results.json").touch()
+    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
+    assert note.exists() is stays
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("name", ["guest", "objects"])
+def test_what_is_said_of_a_guest_as_a_whole_is_an_event(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytester.makeconftest(
+        f"""
+        import pytest
+
+        def pytest_runtest_logfinish(nodeid):
+            report = pytest.TestReport("vm::{name}[6.12]", ("vm", None, ""), {{}}, "passed", None, "call")
+            hook.pytest_runtest_logreport(report=report)
+
+        def pytest_configure(config):
+            global hook
+            hook = config.hook
+        """
+    )
+    pytester.makepyfile(test_it="def test_core(): pass")
+    reading, writing = os.pipe()
+    monkeypatch.setenv(EVENTS, str(writing))
+    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
+    os.close(writing)
+    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    os.close(reading)
+    assert [event["id"] for event in told if event["event"] == "result"] == [
+        "test_it.py::test_core",
+        f"vm::{name}[6.12]",
     ]
 
 

@@ -391,16 +391,43 @@ def test_test_without_an_implementation_covers_for_none(tmp_path: Path, checkout
     assert coverage.shares[""]["should"].covered == 1
 
 
+def expect(checkout: Path, *expectations: dict[str, Any]) -> None:
+    """Write what is expected of the program y."""
+    rest = {"versions": "1", "requirement": "HS-01", "observed": "no answer", "link": "https://example.org/1"}
+    text = "".join(
+        "[[expect]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in (rest | each).items())
+        for each in expectations
+    )
+    (checkout / "selftests" / "expectations" / "y.toml").write_text(text)
+
+
 def test_xfail_is_shown_with_its_expectation(tmp_path: Path, checkout: Path) -> None:
-    expectation = {
-        "test": "test_it.py::test_ping", "versions": "1", "requirement": "HS-01", "observed": "no answer",
-        "message": "lost", "link": "https://example.org/1", "side": "b",
-    }  # fmt: skip
-    lines = [f"{key} = {json.dumps(value)}" for key, value in expectation.items()]
-    (checkout / "selftests" / "expectations" / "y.toml").write_text("\n".join(["[[expect]]", *lines]))
-    path = write(tmp_path, entry(state="xfailed"), entry(a="y", b="x", state="xfailed", message="another"))
+    expect(checkout, {"test": "test_it.py::test_ping", "message": "lost", "side": "b"})
+    path = write(
+        tmp_path,
+        entry(state="xfailed", message="1 of 2 was lost"),
+        entry(a="y", b="x", state="xfailed", message="another"),
+    )
     known = gather([read(path)], tmp_path, checkout).known
     assert [(same[0].link, len(same)) for same in known] == [("https://example.org/1", 1), ("", 1)]
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "observed"),
+    [
+        ("xfailed", "it panicked", "panic"),
+        ("xfailed", "1 of 2 was lost", "loss"),
+        ("xfailed", "nobody knows why", None),
+        ("xpassed", "it passes", "loss"),
+    ],
+)
+def test_known_failure_is_the_one_that_decided(
+    tmp_path: Path, checkout: Path, state: str, message: str, observed: str | None
+) -> None:
+    anywhere = {"test": "test_*", "message": "panicked", "observed": "panic", "always": False}
+    expect(checkout, anywhere, {"test": "test_it.py::test_ping", "message": "lost", "observed": "loss"})
+    (shown,) = gather([read(write(tmp_path, entry(state=state, message=message)))], tmp_path, checkout).tests
+    assert (shown.expectation.observed if shown.expectation else None) == observed
 
 
 def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
