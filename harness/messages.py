@@ -17,6 +17,7 @@ KEEPALIVE_SIZE: Final = 32
 NANOSECONDS: Final = 1_000_000_000
 
 _TRANSPORT_HEADER: Final = 16
+_MAC: Final = 16
 # First and last byte (not included) of each field; a negative one counts from the end of the message.
 FIELDS: Final[dict[int, dict[str, tuple[int, int | None]]]] = {
     INITIATION: {
@@ -49,10 +50,13 @@ def counter_of(payload: bytes) -> int:
 
 
 def with_mac1(payload: bytes, recipient: bytes) -> bytes:
-    """A handshake message with the right mac1: anyone can make it who knows the recipient's public key."""
-    start, end = FIELDS[payload[0]]["mac1"]
+    """The same with the right mac1 before its last 16 bytes, as in both handshake messages, whatever else it may be.
+
+    Anyone can make it who knows the recipient's public key.
+    """
+    covered, mac2 = payload[: -2 * _MAC], payload[-_MAC:]
     key = hashlib.blake2s(b"mac1----" + recipient).digest()
-    return payload[:start] + hashlib.blake2s(payload[:start], key=key, digest_size=16).digest() + payload[end:]
+    return covered + hashlib.blake2s(covered, key=key, digest_size=_MAC).digest() + mac2
 
 
 def split(payload: bytes) -> list[bytes]:

@@ -98,9 +98,9 @@ def ping(
         for sequence in range(count):
             started = time.monotonic()
             outcome.sent += 1
-            raw.send(_echo_request(echo, identifier, sequence, size))
-            expected = partial(_is_reply, echo, identifier + struct.pack(">H", sequence))
-            answer = Datagram(raw, expected)
+            request = _echo_request(echo, identifier, sequence, size)
+            raw.send(request)
+            answer = Datagram(raw, partial(_is_reply, echo, request))
             with suppress(DeadlineExceeded):
                 wait_for(answer, min(timeout, PING_INTERVAL) if outcome.lost > 1 else timeout, "an echo reply")
                 outcome.answered[sequence] = time.monotonic() - started
@@ -121,7 +121,7 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
                 raw.send(_echo_request(echo, identifier, sequence, size))
         let_pass(seconds, "what the requests set off is what is looked at")
         for sequence in range(count):
-            expected = partial(_is_reply, echo, identifier + struct.pack(">H", sequence))
+            expected = partial(_is_reply, echo, _echo_request(echo, identifier, sequence, size))
             if Datagram(raw, expected).look() is not None:
                 outcome.answered[sequence] = seconds
     return outcome
@@ -141,10 +141,11 @@ def _echo_request(echo: _Echo, identifier: bytes, sequence: int, size: int) -> b
     return struct.pack(">BBH", echo.request, 0, value) + body
 
 
-def _is_reply(echo: _Echo, label: bytes, data: bytes) -> bool:
+def _is_reply(echo: _Echo, request: bytes, data: bytes) -> bool:
+    """Whether it is the answer to this request: with its identifier and sequence number, and all that it carried."""
     # An IPv4 raw socket hands out the IP header too.
     message = data[(data[0] & 15) * 4 :] if echo.family == socket.AF_INET else data
-    return message[0] == echo.reply and message[4:8] == label
+    return message[0] == echo.reply and message[4:] == request[4:]
 
 
 def udp_receiver(node: NetNS, address: str, port: int) -> socket.socket:

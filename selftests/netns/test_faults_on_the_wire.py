@@ -34,15 +34,23 @@ SPACING = 0.1
 PING = 96 + 32
 ELSEWHERE = 7777
 PORT_OF_A = 1
+ENDPOINT_OF_B = "192.168.1.2:2"
+A_MOMENT = 0.05
 LESS_THAN_A_RETRY = 4.5
 FORGED_INITIATIONS = [
     Flip(message="initiation", field=field, bit=bit)
     for field, bit in (("mac1", 0), ("mac1", 127), ("ephemeral", 1), ("static", 0), ("timestamp", 223))
 ]
 FORGED_RESPONSES = [
-    Flip(message="response", field=field, bit=bit)
-    for field, bit in (("mac1", 0), ("ephemeral", 1), ("nothing", 7), ("receiver", 31))
+    pytest.param(Flip(message="response", field=field, bit=bit), marks=marks)
+    for field, bit, marks in (
+        ("mac1", 0, pytest.mark.requirement("HS-04")),
+        ("ephemeral", 1, ()),
+        ("nothing", 7, ()),
+        ("receiver", 31, pytest.mark.requirement("HS-17")),
+    )
 ]
+FORGED_DATA = [Flip(message="data", field=field) for field in ("receiver", "counter", "packet", "tag")]
 
 
 def field_and_bit(forgery: Flip) -> str:
@@ -50,9 +58,9 @@ def field_and_bit(forgery: Flip) -> str:
 
 
 def forged(sighting: Sighting, forgery: Flip, recipient: Key) -> bytes:
-    """The message with one bit changed; unless it is one of mac1, mac1 is right, as anyone can make it."""
+    """The message with one bit changed; mac1, if it has one and it is not that, is right, as anyone can make it."""
     payload = forgery.apply(sighting.message.payload)
-    return payload if forgery.field == "mac1" else with_mac1(payload, recipient.raw)
+    return payload if forgery.message == "data" or forgery.field == "mac1" else with_mac1(payload, recipient.raw)
 
 
 @pytest.fixture
@@ -77,7 +85,7 @@ def names(sightings: list[Sighting]) -> list[str]:
 # Handshakes
 
 
-@pytest.mark.requirement("HS-04", "HS-07", "RT-04")
+@pytest.mark.requirement("HS-04", "HS-07")
 @pytest.mark.parametrize("forgery", FORGED_INITIATIONS, ids=field_and_bit)
 def test_forged_initiation_is_not_answered(wired: Tunnel, wire: Wire, to_b: UdpStream, forgery: Flip) -> None:
     wire.apply(Hold(message="initiation", nth=1))
@@ -123,7 +131,7 @@ def test_replayed_response_has_no_effect(wired: Tunnel, wire: Wire) -> None:
     assert (a.rx_bytes, b.rx_bytes) == (b.tx_bytes, a.tx_bytes)
 
 
-@pytest.mark.requirement("HS-18", "HS-04", "RT-04")
+@pytest.mark.requirement("HS-18", "RT-04")
 @pytest.mark.bug("IB-05")
 @pytest.mark.parametrize("forgery", FORGED_RESPONSES, ids=field_and_bit)
 def test_forged_response_does_not_spoil_the_handshake(
@@ -133,10 +141,36 @@ def test_forged_response_does_not_spoil_the_handshake(
     to_b.send()
     response = wire.wait_for("response", "B's response", sender="ns2")
     wire.replay(response, port=ELSEWHERE, payload=forged(response, forgery, wired.pub_a))
+    # A says nothing before it has a session, and the response that gives it one puts its endpoint right.
+    seen = wired.until(lambda: str(wired.seen_by_a().endpoint), lambda found: found != ENDPOINT_OF_B, A_MOMENT)
+    assert seen == ENDPOINT_OF_B, "the forged one has moved the endpoint"
     wire.release()
     to_b.wait_for(1, LESS_THAN_A_RETRY)
     assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 data"]
-    assert str(wired.seen_by_a().endpoint) == "192.168.1.2:2"
+    assert str(wired.seen_by_a().endpoint) == ENDPOINT_OF_B
+
+
+@pytest.mark.requirement("HS-23")
+def test_handshake_that_was_given_up_for_that_of_the_peer_is_not_completed(
+    wire: Wire, to_b: UdpStream, to_a: UdpStream
+) -> None:
+    wire.apply(Hold(message="initiation", sender="ns1", nth=1))
+    to_b.send()
+    wire.wait_for("initiation", "A's own initiation, which is late", sender="ns1")
+    to_a.send()
+    initiation = wire.wait_for("initiation", "B's initiation", sender="ns2")
+    to_a.wait_for(1)
+    to_b.wait_for(1)
+    wire.release()
+    wire.wait_for("response", "B's response to the initiation that A has given up", sender="ns2")
+    # One after the other, so that A has time to do what it must not do.
+    for number in (2, 3, 4):
+        to_b.send()
+        to_b.wait_for(number)
+    handshakes = ["ns1 initiation", "ns2 initiation", "ns1 response", "ns2 response"]
+    assert names(wire.sightings("handshake")) == handshakes
+    used = {s.message.payload[4:8].hex() for s in wire.sightings("transport", sender="ns1")}
+    assert used == {initiation.message.payload[4:8].hex()}, "A has completed the handshake that it had given up"
 
 
 @pytest.mark.requirement("HS-24", "HS-15", "DT-16")
@@ -185,6 +219,41 @@ def test_unconfirmed_session_is_replaced_by_a_later_one(wired: Tunnel, wire: Wir
     assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"] * 3
 
 
+@pytest.mark.requirement("DT-16")
+def test_late_data_is_taken_on_the_session_before_and_on_no_older_one(
+    wired: Tunnel, wire: Wire, to_b: UdpStream
+) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    early, late = lost_on_its_way(wire, to_b, 2)
+    begin_anew_and_confirm(wired, wire)
+    wire.replay(early)
+    to_b.wait_for(1)
+    (newer,) = lost_on_its_way(wire, to_b, 1)
+    begin_anew_and_confirm(wired, wire)
+    wire.replay(late)
+    with twin("the like is taken on the session before the newest"):
+        wire.replay(newer)
+        taken = to_b.wait_for(2).numbers
+    assert taken == (0, 2), "B took data on a session of which it has confirmed two later ones"
+
+
+def lost_on_its_way(wire: Wire, to_b: UdpStream, count: int) -> list[Sighting]:
+    """Datagrams that A sends now, and that do not arrive."""
+    wire.apply(Drop(message="data", sender="ns1"))
+    to_b.send(count)
+    wire.wait_for("data", "A's datagrams, which are lost", sender="ns1", nth=count)
+    return wire.sightings("data", sender="ns1")
+
+
+def begin_anew_and_confirm(wired: Tunnel, wire: Wire) -> None:
+    """Let A begin another session, and B know that A has it."""
+    wire.apply()
+    let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
+    begin_anew(wired)
+    wired.must_ping("ns1", V4_OF_B)
+    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"]
+
+
 @pytest.mark.requirement("HS-01")
 def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Delay(message="any", seconds=LATENCY))
@@ -212,6 +281,22 @@ def test_replayed_data_is_dropped_and_does_not_move_the_endpoint(wired: Tunnel, 
     assert to_b.wait_for(4).numbers == (0, 1, 2, 3)
     a, b = wired.counted()
     assert b.rx_bytes == a.tx_bytes, "a replayed message was counted"
+
+
+@pytest.mark.requirement("RT-04", "DT-13", "HS-04")
+def test_what_is_not_authentic_does_not_move_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    (initiation,) = wire.sightings("initiation")
+    # One that B has seen is refused before anybody looks at its tag.
+    (fresh,) = lost_on_its_way(wire, to_b, 1)
+    for sighting, forgeries in ((initiation, FORGED_INITIATIONS), (fresh, FORGED_DATA)):
+        for forgery in forgeries:
+            wire.replay(sighting, port=ELSEWHERE, payload=forged(sighting, forgery, wired.pub_b))
+    send_from_b(wired, wire)
+    assert_where_b_looks_for_a(wired, wire)
+    with twin("the datagram, as it was, is taken"):
+        wire.replay(fresh)
+        to_b.wait_for(1)
 
 
 @pytest.mark.requirement("RT-03", "DT-04")
@@ -358,7 +443,7 @@ def test_response_to_an_initiation_that_was_given_up_is_ignored(wire: Wire, to_b
 
 
 @pytest.mark.waiting
-@pytest.mark.requirement("ROB-14", "HS-23")
+@pytest.mark.requirement("ROB-14")
 @pytest.mark.bug("IB-04")
 def test_both_sides_may_begin_at_once(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
     wire.apply(Hold(message="initiation", nth="1-2", gather=2))

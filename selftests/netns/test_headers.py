@@ -10,14 +10,15 @@ import pytest
 
 from harness import frames
 from harness.control.records import Endpoint
-from harness.faults import Drop
-from harness.messages import DATA, INITIATION, RESPONSE, kind_of
+from harness.faults import Drop, Flip
+from harness.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE, SIZES, kind_of, with_mac1
 from harness.stream import UdpStream
 from harness.tunnel import V4_OF_B
 from harness.verdicts import differs, twin
 from harness.wait import Datagram, wait_for
 
 if TYPE_CHECKING:
+    from harness.frames import Transport
     from harness.tunnel import Tunnel
     from harness.wire import Wire
 
@@ -27,6 +28,9 @@ PORT_OF_A, PORT_OF_B = 1, 2
 # DSCP AF41, no ECN: handshakes shall not be the first to be lost.
 MARKED, PLAIN = 0x88, 0
 DONT_FRAGMENT = 0x40
+SENDER, RECEIVER = slice(*FIELDS[RESPONSE]["sender"]), slice(*FIELDS[DATA]["receiver"])
+# All of a response but its macs.
+BODY = FIELDS[RESPONSE]["mac1"][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +115,64 @@ def test_message_is_as_long_as_its_udp_header_says(wired: Tunnel, wire: Wire) ->
         assert to_b.arrivals().numbers == (0, 4, 5)
 
 
+@pytest.mark.requirement("MSG-07", "MSG-09", "ROB-10")
+def test_response_is_one_by_its_type_and_its_exact_length(wired: Tunnel, wire: Wire) -> None:
+    wire.apply(Drop(message="response", nth=1))
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
+        to_b.send()
+        response = wire.wait_for("response", "B's response, which is lost", sender="ns2")
+        for payload in no_responses(response.message.payload, wired.pub_a.raw):
+            wire.inject(with_payload(response.frame, payload), sender="ns2")
+        with twin("the response, as it was, is taken if none of the others was"):
+            wire.replay(response)
+            confirmation = wire.wait_for("transport", "A's datagram on the new session", sender="ns1")
+        index = confirmation.message.payload[RECEIVER]
+        assert index == response.message.payload[SENDER], "A has taken what is no response, by the index that it gives"
+        to_b.wait_for(1)
+    assert len(wire.sightings("handshake")) == 2, "there was an answer to what is no initiation"
+
+
+def no_responses(response: bytes, recipient: bytes) -> list[bytes]:
+    """What is a response but for its length or its type; mac1 is right.
+
+    Each gives another index, which nothing but mac1 protects: by that one sees whether it was taken.
+    """
+    marked = with_mac1(Flip(message="response", field="sender").apply(response), recipient)
+    body, macs = marked[:BODY], marked[BODY:]
+    return [
+        marked[:-1],
+        marked + b"\0",
+        # For whoever looks for the macs before the end.
+        with_mac1(body + b"\0" + macs, recipient),
+        *(
+            with_mac1(bytes([kind]) + marked[1:], recipient)
+            for kind in (0, INITIATION, COOKIE_REPLY, DATA, 5, 130, 255)
+        ),
+        with_mac1(bytes([INITIATION]) + body[1:].ljust(SIZES[INITIATION] - 1 - len(macs), b"\0") + macs, recipient),
+    ]
+
+
+def with_payload(frame: bytes, payload: bytes) -> bytes:
+    """The frame of a datagram that carries this instead."""
+    found = frames.udp(frame)
+    assert found is not None
+    return labelled(frame[: found.end - len(found.payload(frame))] + payload, found, 8 + len(payload))
+
+
 def with_lengths(frame: bytes, *, udp: int = 0, ip: int = 0) -> bytes:
     """The frame with so many bytes more at its end, and with a UDP length that is so much more, at least 7."""
     found = frames.udp(frame)
     assert found is not None
-    new = bytearray(frame + bytes(ip))
-    length = max(7, found.end - found.start + udp)
-    # Without a checksum, which would give the lie away.
+    return labelled(frame + bytes(ip), found, max(7, found.end - found.start + udp))
+
+
+def labelled(frame: bytes, found: Transport, length: int) -> bytes:
+    """The frame with this as its UDP length, and an IP length up to its end."""
+    new = bytearray(frame)
+    # Without a checksum, which would give a lie away.
     new[found.start + 4 : found.start + 8] = length.to_bytes(2) + bytes(2)
     header = new[found.network : found.start]
-    header[2:4] = (found.end - found.network + ip).to_bytes(2)
+    header[2:4] = (len(frame) - found.network).to_bytes(2)
     header[10:12] = bytes(2)
     header[10:12] = frames.checksum(bytes(header)).to_bytes(2)
     new[found.network : found.start] = header

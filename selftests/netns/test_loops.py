@@ -23,6 +23,15 @@ BOUND = 70_000
 # The driver's loop ends by itself; a program's may go on for ever, and is cut.
 WATCHED = {"kernel": 1.0, "uapi": 0.25}
 MOMENT = 0.1
+# Datagrams of the tunnel outside that go into the one inside.
+COUNTING = """
+table inet counting {
+chain out {
+type filter hook output priority 0
+oifname "wg1" udp dport 7 counter comment "looped"
+}
+}
+"""
 
 
 @pytest.mark.scenario("N19")
@@ -43,6 +52,7 @@ def test_routing_loop_through_the_own_tunnel_stays_bounded(
     lab.dismiss(inner.b)
     lab.dismiss(outer.b)
     carrier.set_peer(outer.pub_b, endpoint=Endpoint.parse(f"{V4_OF_B}:7"))
+    ns0.nft(COUNTING)
     before, worked = inner.seen_by_a().tx_bytes, carrier.cpu_seconds() + carried.cpu_seconds()
     try:
         pings = traffic.flood(ns0, V4_OF_B, count=10, seconds=WATCHED[pair.a.kind])
@@ -54,6 +64,7 @@ def test_routing_loop_through_the_own_tunnel_stays_bounded(
     record_property("looped_bytes", looped)
     record_property("looped_cpu_seconds", round(worked, 2))
     assert pings.lost == pings.sent, f"there is nobody to answer, and yet: {pings}"
+    assert ns0.nft_counters()["looped"] > 0, "no datagram has gone into the tunnel that it carries: nothing was shown"
     assert_calm_and_configurable(outer, inner)
     if looped > BOUND:
         assert pair.a.kind != "kernel", f"the driver sent {looped} bytes; {BOUND} is what its own test allows"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness.interface import Interface
+    from harness.netns import NetNS
     from harness.tunnel import Tunnel
 
 INNER_OF_A, INNER_OF_B = "192.168.242.1", "192.168.242.2"
@@ -26,6 +27,7 @@ LOOPING = 0.25
 # A program that loops has sent so much long before, unless it never gets its turn.
 CERTAIN = 5.0
 AT_REST = 0.2
+A_MOMENT = 0.1
 
 
 def wrap_once_more(nat: Tunnel) -> Interface:
@@ -63,7 +65,9 @@ def test_peer_behind_itself_loops_without_bound_only_where_no_bound_is_declared(
     is_bounded = "bounded-loop" in nat.a.manifest.capabilities
     try:
         pings = traffic.ping(ns1, INNER_OF_B, timeout=LOOPING)
-        if not is_bounded:
+        if is_bounded:
+            assert sent_in_a_moment(ns1) == 0, "the loop does not end by itself"
+        else:
             nat.until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, CERTAIN)
     finally:
         nat.a.set_peer(pub3, remove=True)
@@ -72,12 +76,19 @@ def test_peer_behind_itself_loops_without_bound_only_where_no_bound_is_declared(
     record_property("looped_cpu_seconds", round(busy, 2))
     assert pings.lost == 1, "somebody answers who is not there"
     nat.must_ping("ns1", V4_OF_B)
-    assert rests(nat.a), "A is still busy although the loop was cut"
+    # How busy the driver is nobody can tell.
+    assert nat.a.manifest.kind == "kernel" or rests(nat.a), "A is still busy although the loop was cut"
     looped = f"one ping became {sent} bytes until the loop was cut; what is bounded is at most {BOUNDED}"
     name = nat.a.manifest.name
     assert (sent <= BOUNDED) == is_bounded, f"{looped}; {name} {'declares' if is_bounded else 'does not declare'} this"
     if not is_bounded:
         differs(looped)
+
+
+def sent_in_a_moment(node: NetNS) -> int:
+    before = node.links()["wg0"]["tx_bytes"]
+    let_pass(A_MOMENT, "a loop that goes on would send all the time")
+    return int(node.links()["wg0"]["tx_bytes"] - before)
 
 
 def rests(side: Interface) -> bool:
