@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PORT = 1111
 NEIGHBOUR_OF_B = "192.168.241.3"
+# Addresses of B that no prefix but the default route covers, and such as another peer's prefix covers too.
+ANYWHERE, OF_ANOTHER = ("198.51.100.7/32", "2001:db8:7::7/128"), ("203.0.113.7/32", "2001:db8:8::7/128")
 
 
 @pytest.mark.scenario("N15")
@@ -50,3 +52,22 @@ def test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned(loopba
         with twin("another address of B's still gets in"):
             data, (source, _) = wait_for(Datagram(receiver), 5.0, "a datagram from another address of B's")
     assert data == b"mine too", f"A let a datagram in whose source, {source}, is another peer's allowed ip"
+
+
+@pytest.mark.requirement("AIP-06", "AIP-01")
+def test_default_routes_lead_wherever_no_longer_prefix_does(loopback: Tunnel) -> None:
+    ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
+    loopback.a.set_peer(loopback.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips("0.0.0.0/0", "::/0"))
+    another = loopback.lab.key("key3").public()
+    loopback.a.set_peer(another, allowed_ips=allowed_ips("203.0.113.0/24", "2001:db8:8::/48"))
+    for prefix in (*ANYWHERE, *OF_ANOTHER):
+        ns2.add_address("wg0", prefix)
+        ns1.add_route(prefix, dev="wg0")
+    for anywhere, of_another in zip(ANYWHERE, OF_ANOTHER, strict=True):
+        there, elsewhere = anywhere.partition("/")[0], of_another.partition("/")[0]
+        with traffic.udp_receiver(ns2, "::", PORT) as receiver:
+            traffic.udp_message(ns1, elsewhere, PORT, b"to another")
+            traffic.udp_message(ns1, there, PORT, b"to B")
+            data, _ = wait_for(Datagram(receiver), 5.0, f"the datagram to {there}")
+        assert data == b"to B", f"B got what is for {elsewhere}, which is of another peer's prefix"
+        loopback.must_ping("ns1", there)
