@@ -66,8 +66,9 @@ class Gate:
 
 # The directories that have a gate of their own; all else below selftests/ is unit tests.
 _ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "mutants"))
-# Each worker would import all of Hypothesis at its end, to find that no test here uses it.
-NETNS: Final = ("selftests/netns", "-p", "no:hypothesispytest")
+# Each worker would import all of Hypothesis at its end, to find that no test here uses it. Tests take from 0.01 to 10
+# seconds: who has none left takes from who has some.
+NETNS: Final = ("selftests/netns", "-p", "no:hypothesispytest", "--dist", "worksteal")
 _NETNS: Final = (*NETNS, "-n", "2", "--random-order")
 _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
 # What the lab itself can do depends on neither program nor kernel.
