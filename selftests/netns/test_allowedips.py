@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PORT = 1111
 NEIGHBOUR_OF_B = "192.168.241.3"
+NOBODY = "127.0.0.1:9"
 # Addresses of B that no prefix but the default route covers, and such as another peer's prefix covers too.
 ANYWHERE, OF_ANOTHER = ("198.51.100.7/32", "2001:db8:7::7/128"), ("203.0.113.7/32", "2001:db8:8::7/128")
 
@@ -59,7 +60,10 @@ def test_default_routes_lead_wherever_no_longer_prefix_does(loopback: Tunnel) ->
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
     loopback.a.set_peer(loopback.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips("0.0.0.0/0", "::/0"))
     another = loopback.lab.key("key3").public()
-    loopback.a.set_peer(another, allowed_ips=allowed_ips("203.0.113.0/24", "2001:db8:8::/48"))
+    # Nobody is there; but the driver refuses to send to a peer of which it has no endpoint.
+    loopback.a.set_peer(
+        another, endpoint=Endpoint.parse(NOBODY), allowed_ips=allowed_ips("203.0.113.0/24", "2001:db8:8::/48")
+    )
     for prefix in (*ANYWHERE, *OF_ANOTHER):
         ns2.add_address("wg0", prefix)
         ns1.add_route(prefix, dev="wg0")
