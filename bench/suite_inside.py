@@ -77,9 +77,10 @@ def kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def apart(command: Sequence[str]) -> NoReturn:
-    """Become this command, with mounts of its own: names of nodes and sockets are then nobody else's."""
-    launcher.unshare(launcher.CLONE_NEWNS)
+    """Become this command, with mounts and network of its own: names of nodes, sockets and links are nobody else's."""
+    launcher.unshare(launcher.CLONE_NEWNS | launcher.CLONE_NEWNET)
     launcher.private_mounts()
+    launcher.loopback_up()
     os.execvp(command[0], [*command])  # noqa: S606 - no shell has to see it
 
 
