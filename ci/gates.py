@@ -69,7 +69,7 @@ _ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "fa
 # Each worker would import all of Hypothesis at its end, to find that no test here uses it. Tests take from 0.01 to 10
 # seconds: who has none left takes from who has some.
 NETNS: Final = ("selftests/netns", "-p", "no:hypothesispytest", "--dist", "worksteal")
-_NETNS: Final = (*NETNS, "-n", "2", "--random-order")
+_SHUFFLED: Final = (*NETNS, "-n", "2", "--random-order")
 _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
 # What the lab itself can do depends on neither program nor kernel.
 _ALL: Final = "not harness"
@@ -102,10 +102,10 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="mypy", command=("mypy",)),
         Gate(name="workflows", command=("python", "-m", "ci.workflows"), quick=None),
         *_unit_gates(_fully_covered()),
-        Gate(name="netns tests", command=("pytest", *_NETNS), lane="netns", quick=("--pair", PAIR), full=_FOUR),
+        Gate(name="netns tests", command=("pytest", *_SHUFFLED), lane="netns", quick=("--pair", PAIR), full=_FOUR),
         Gate(
             name="rust netns tests",
-            command=("pytest", *_NETNS, *_RUST, *_results("rust")),
+            command=("pytest", *_SHUFFLED, *_RUST, *_results("rust")),
             lane="netns",
             quick=None,
             peers=RUST,
