@@ -91,9 +91,9 @@ class Interface:
         """Change one peer; the changes are PeerConfig's fields."""
         self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))  # type: ignore[arg-type]
 
-    def get(self) -> DeviceState:
-        """The configuration and the counters as the implementation reports them."""
-        return self.control.get()
+    def get(self, timeout: float | None = None) -> DeviceState:
+        """The configuration and the counters as the implementation reports them; in so many seconds, scaled."""
+        return self.control.get(timeout)
 
     def peer(self, public_key: Key) -> PeerState:
         """One peer as the implementation reports it."""

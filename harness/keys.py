@@ -10,6 +10,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from harness.control.base import EVIDENCE_TIMEOUT
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def configured(interface: Interface) -> list[str]:
     """The static keys of the interface and its peers, as it reports them or else was told."""
     # One that is dead says nothing any more.
     with suppress(HarnessError, OSError):
-        state = interface.get()
+        state = interface.get(EVIDENCE_TIMEOUT)
         key = state.private_key or interface.told
         own = [] if key is None else [f"LOCAL_STATIC_PRIVATE_KEY = {key}"]
         return own + [f"REMOTE_STATIC_PUBLIC_KEY = {peer.public_key}" for peer in state.peers]

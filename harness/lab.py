@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import interface, keys
 from harness.capture import EVIDENCE_BUFFER, Capture
+from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import Key
 from harness.errors import HarnessError
 from harness.faults import Script
@@ -133,7 +134,8 @@ class Lab:
                 self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, check=False))
         for made in self.interfaces:
             name = f"{made.place.name}-{made.name}.wg.txt"
-            self._note_output(name, ["wg", "show"], partial(made.wg, "show", made.name, check=False))
+            show = partial(made.wg, "show", made.name, deadline=EVIDENCE_TIMEOUT, check=False)
+            self._note_output(name, ["wg", "show"], show)
         self.save_captures()
 
     def save_captures(self) -> None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
     from harness.control.records import DeviceConfig, DeviceState, PeerConfig
 
-# Of one get or set: long enough for 130 560 allowed-ips of a program that has a tenth of a processor.
+# Of one get or set, in seconds: long enough for 130 560 allowed-ips of a program that has a tenth of a processor.
 DEFAULT_TIMEOUT: Final = 30.0
+# Of one that is asked for evidence after a failure, which may be that it does not answer.
+EVIDENCE_TIMEOUT: Final = 2.0
 
 # Where a number has two names, Python knows the one that WireGuard's documentation does not use.
 _USUAL_NAMES: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
@@ -26,7 +28,7 @@ _USUAL_NAMES: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
 class Control(Protocol):
     """One WireGuard interface, in whichever way it is reached."""
 
-    def get(self) -> DeviceState: ...
+    def get(self, timeout: float | None = None) -> DeviceState: ...
 
     def set(self, config: DeviceConfig) -> None: ...
 

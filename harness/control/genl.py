@@ -357,9 +357,9 @@ class GenlControl:
             part = f" (part {number} of {len(requests)})" if len(requests) > 1 else ""
             self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)
 
-    def get(self, ifname: str) -> DeviceState:
+    def get(self, ifname: str, timeout: float | None = None) -> DeviceState:
         """Read the device; once more from the start whenever somebody changed it meanwhile."""
-        where, deadline = f"{ifname} (genl)", Deadline(self._timeout)
+        where, deadline = f"{ifname} (genl)", Deadline(self._timeout if timeout is None else timeout)
         request = encode_get(ifname, self.family_id)
         while True:
             with contextlib.suppress(DumpInterrupted):
@@ -371,8 +371,8 @@ class _Interface:
     control: GenlControl
     ifname: str
 
-    def get(self) -> DeviceState:
-        return self.control.get(self.ifname)
+    def get(self, timeout: float | None = None) -> DeviceState:
+        return self.control.get(self.ifname, timeout)
 
     def set(self, config: DeviceConfig) -> None:
         self.control.set(self.ifname, config)

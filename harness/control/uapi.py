@@ -188,12 +188,12 @@ class UapiControl:
         action = describe(config)
         _check(self.exchange(encode_set(config), action), self._where, action)
 
-    def get(self) -> DeviceState:
-        return decode_get(self.exchange(GET, "get"), self._where, scope_index=self._scope_index)
+    def get(self, timeout: float | None = None) -> DeviceState:
+        return decode_get(self.exchange(GET, "get", timeout), self._where, scope_index=self._scope_index)
 
-    def exchange(self, request: bytes, action: str) -> bytes:
+    def exchange(self, request: bytes, action: str, timeout: float | None = None) -> bytes:
         """Send one request as it is and return the answer as it is; `action` names it in errors."""
-        deadline = Deadline(self._timeout)
+        deadline = Deadline(self._timeout if timeout is None else timeout)
         answer = bytearray()
         try:
             with self._connect() as sock:

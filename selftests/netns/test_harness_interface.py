@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import interface
+from harness import interface, keys
+from harness import lab as harness_lab
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
 from harness.errors import ControlError, HarnessError, UsageError
 from harness.implementation import Registry
+from harness.wait import scaled
 
 if TYPE_CHECKING:
     from harness.control.records import AllowedIP, Key
@@ -116,6 +119,18 @@ def test_program_whose_link_cannot_be_set_up_is_ended(lab: Lab) -> None:
     with pytest.raises(HarnessError, match="Invalid argument"):
         lab.interface("wg0", replace(Registry().get("refwg"), mtu=70_000), node)
     assert watched_processes() == before
+
+
+def test_program_that_hangs_is_not_waited_for_when_a_test_has_failed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("birth"))
+    assert isinstance(wg0, interface.ProgramInterface)
+    for module in (harness_lab, keys):
+        monkeypatch.setattr(module, "EVIDENCE_TIMEOUT", 0.1)
+    wg0.process.signal(signal.SIGSTOP)
+    lab.snapshot()
+    wg0.process.signal(signal.SIGCONT)
+    shown = (lab.directory / "birth-wg0.wg.txt").read_text()
+    assert shown == f"$ wg show\nwg0@birth: wg show wg0: still ran after {scaled(0.1):g} s: \n\n"
 
 
 def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:

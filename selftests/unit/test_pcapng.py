@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from harness import keys, pcapng
+from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import DeviceState, Key
 from harness.errors import HarnessError
 
@@ -73,7 +74,7 @@ class Dead:
     def __init__(self, key_log: Path | None) -> None:
         self.key_log = key_log
 
-    def get(self) -> Any:
+    def get(self, _timeout: float) -> Any:
         raise HarnessError("nobody answers")
 
 
@@ -92,7 +93,8 @@ class Alive:
     told: Key | None
     key_log: None = None
 
-    def get(self) -> DeviceState:
+    def get(self, timeout: float) -> DeviceState:
+        assert timeout == EVIDENCE_TIMEOUT
         return DeviceState(private_key=self.reported)
 
 
