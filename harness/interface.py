@@ -194,7 +194,7 @@ class ProgramInterface(Interface):
             watch.callback(Thread(target=appears.close, name="close").start)
             process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
             undo.callback(_end, process)
-            resource.prlimit(process.pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            _set_limits(process.pid)
             either = EitherOf(appears, process.exited)
             watch.callback(either.close)
             wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
@@ -270,6 +270,13 @@ def genetlink(node: NetNS) -> socket.socket:
 def _enter(birth: NetNS) -> None:
     enter_network(birth.handle)
     enter_new_mounts(CONTROL_SOCKETS)
+
+
+def _set_limits(pid: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    # One that leaks descriptors is told on by the watchman; without any left it would not show its state, either.
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
 def _end(process: Process) -> None:

@@ -131,6 +131,17 @@ class Tunnel:
             let_pass(_LOOK_AGAIN, "the state of a program has no event")
         return seen
 
+    def keep_alive(self, seconds: int) -> None:
+        """Have A send persistent keepalives so many seconds apart; none for 0.
+
+        One that cannot change a peer (capability `update-peer`) is given it anew, and begins a new session.
+        """
+        if "update-peer" not in self.a.manifest.capabilities:
+            self.a.set(DeviceConfig(peers=(PeerConfig(public_key=self.pub_b, remove=True),)))
+            self.a.set(DeviceConfig(peers=(replace(self._peer(1), persistent_keepalive=seconds),)))
+        else:
+            self.a.set_peer(self.pub_b, persistent_keepalive=seconds)
+
     def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
         """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""
         pings = traffic.ping(self.nodes[sender], address, count=count)
@@ -156,18 +167,21 @@ class Tunnel:
         return self.lab.interface(self.plan.name, manifest, birth, self.nodes[self.topology.place[side]])
 
     def _configure(self) -> None:
-        endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
-        ends = ((self.a, self.key_a, self.pub_b), (self.b, self.key_b, self.pub_a))
-        for side, (interface, key, other) in enumerate(ends):
-            endpoint = endpoints[1 - side]
-            peer = PeerConfig(
-                public_key=other,
-                preshared_key=self.psk,
-                endpoint=Endpoint.parse(endpoint) if endpoint else None,
-                allowed_ips=allowed_ips(*map(_alone, self.plan.addresses[1 - side])),
-            )
-            interface.set(DeviceConfig(private_key=key, listen_port=self.plan.ports[side], peers=(peer,)))
+        for side, (interface, key) in enumerate(((self.a, self.key_a), (self.b, self.key_b))):
+            port, peer = self.plan.ports[side], self._peer(1 - side)
+            interface.set(DeviceConfig(private_key=key, listen_port=port, peers=(peer,)))
             interface.up(*self.plan.addresses[side], mtu=self.plan.mtu)
+
+    def _peer(self, side: int) -> PeerConfig:
+        """A or B as the other one is told of it."""
+        endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
+        endpoint = endpoints[side]
+        return PeerConfig(
+            public_key=(self.pub_a, self.pub_b)[side],
+            preshared_key=self.psk,
+            endpoint=Endpoint.parse(endpoint) if endpoint else None,
+            allowed_ips=allowed_ips(*map(_alone, self.plan.addresses[side])),
+        )
 
 
 def _alone(address: str) -> str:

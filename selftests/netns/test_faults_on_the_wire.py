@@ -192,7 +192,7 @@ def test_lost_keepalive_is_made_up_for_by_the_next_datagram(
     wired: Tunnel, wire: Wire, to_b: UdpStream, to_a: UdpStream
 ) -> None:
     wire.apply(Drop(message="keepalive", sender="ns1", nth=1))
-    wired.a.set_peer(wired.pub_b, persistent_keepalive=600)
+    wired.keep_alive(600)
     wire.wait_for("keepalive", "A to confirm the session, which is lost", sender="ns1")
     to_a.send()
     to_b.send()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 from dataclasses import replace
 from itertools import product
@@ -131,6 +132,17 @@ def test_program_that_hangs_is_not_waited_for_when_a_test_has_failed(lab: Lab, m
     wg0.process.signal(signal.SIGCONT)
     shown = (lab.directory / "birth-wg0.wg.txt").read_text()
     assert shown == f"$ wg show\nwg0@birth: wg show wg0: still ran after {scaled(0.1):g} s: \n\n"
+
+
+def test_program_may_have_as_many_descriptors_as_the_machine_allows(lab: Lab) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+    try:
+        wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("birth"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert isinstance(wg0, interface.ProgramInterface)
+    assert resource.prlimit(wg0.process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
 
 
 def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:

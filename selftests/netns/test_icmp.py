@@ -90,7 +90,7 @@ def test_icmp_error_goes_back_through_the_nat_it_came_by(nat: Tunnel) -> None:
     ns2.sysctl("net.ipv4.ip_forward", 1)
     ns2.nft(TRANSLATING)
     ns0.add_route(f"{V4_OF_A}/32", via="10.0.0.100")
-    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
+    nat.keep_alive(1)
     with twin("ns0 reaches A through B, and the guard lets no other network in"):
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns0", V4_OF_A)

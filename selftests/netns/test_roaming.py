@@ -64,7 +64,7 @@ def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
 @pytest.mark.requirement("RT-19")
 @pytest.mark.capability("persistent-keepalive")
 def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel) -> None:
-    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
+    nat.keep_alive(1)
     nat.must_ping("ns1", V4_OF_B)
     nat.must_ping("ns2", V4_OF_A)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
@@ -95,7 +95,7 @@ def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunn
 @pytest.mark.capability("persistent-keepalive")
 def test_peer_is_followed_when_its_nat_gives_it_another_port(nat: Tunnel) -> None:
     # Else the mapping may expire on a slow machine before B has used it.
-    nat.a.set_peer(nat.pub_b, persistent_keepalive=1)
+    nat.keep_alive(1)
     nat.must_ping("ns1", V4_OF_B)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
     nat.nodes["ns0"].nft(ANOTHER_PORT)
