@@ -399,7 +399,8 @@ class Registry:
     def _derive(self, name: str) -> None:
         """Make the variant known that a name like `refwg+no-clamp` asks for."""
         base, plus, variant = name.partition("+")
-        if plus and name not in self.known and base in self.known and self.known[base].variant:
+        named = plus and name not in self.known and _NAME.fullmatch(name)
+        if named and base in self.known and self.known[base].variant:
             self.known[name] = self.known[base].varied(variant)
 
     def get(self, name: str) -> Manifest:

@@ -191,6 +191,7 @@ def test_variant_is_the_program_that_was_installed(tmp_path: Path, monkeypatch: 
     ("text", "complaint"),
     [
         ("nope", "unknown implementation 'nope'; there are: boringtun, "),
+        ("refwg+{x}", "unknown implementation 'refwg+{x}'; there are: boringtun, "),
         ("mine=/nowhere", "--impl mine=/nowhere: no program /nowhere"),
         ("mine=/etc/passwd", "--impl mine=/etc/passwd: /etc/passwd is not executable: chmod +x /etc/passwd"),
         ("mine=/tmp", "--impl mine=/tmp: no program /tmp"),
