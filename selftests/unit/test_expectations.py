@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import filter as filter_names
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +140,18 @@ def test_success_refutes_all_that_depend_on_no_race(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_expectations_can_be_read(path: Path) -> None:
     assert expectations.load(path)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_expectations_are_of_tests_that_exist(path: Path) -> None:
+    root = SHIPPED.parents[1]
+    tests = [
+        f"{file.relative_to(root)}::{name}"
+        for file in SHIPPED.parent.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    ]
+    gone = [entry.test for entry in expectations.load(path) if not filter_names(tests, entry.test.partition("[")[0])]
+    assert not gone
 
 
 @pytest.mark.parametrize(
