@@ -92,7 +92,10 @@ class Interface:
         self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))  # type: ignore[arg-type]
 
     def get(self, timeout: float | None = None) -> DeviceState:
-        """The configuration and the counters as the implementation reports them; in so many seconds, scaled."""
+        """The configuration and the counters as the implementation reports them.
+
+        timeout: seconds, scaled, that it may take; None for those of its control.
+        """
         return self.control.get(timeout)
 
     def peer(self, public_key: Key) -> PeerState:

@@ -325,7 +325,7 @@ class GenlControl:
     """The WireGuard interfaces of the network namespace in which the socket was opened.
 
     sock: socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC); closing it stays with the caller. timeout: seconds that one
-    get or set may take.
+    get or set may take, unless a get is given its own.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float = DEFAULT_TIMEOUT) -> None:

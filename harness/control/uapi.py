@@ -167,7 +167,8 @@ class UapiControl:
     """One interface under control of a program.
 
     connect: opens a connection to the program's socket, in the mount namespace where that is; each get and set opens
-    its own, as wg(8) does. timeout: seconds that one get or set may take. scope_index: see `decode_get`.
+    its own, as wg(8) does. timeout: seconds that one get or set may take, unless a get is given its own. scope_index:
+    see `decode_get`.
     """
 
     def __init__(
