@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.lab import Lab
+from harness import Lab
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
+    from harness import Manifest
 
 # 255 x 256 of either family, as the kernel's own test has them.
 MANY: Final = tuple(text for a in range(1, 256) for b in range(256) for text in (f"{a}.{b}.0.0/16", f"{a}::{b}/128"))

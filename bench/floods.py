@@ -1,6 +1,6 @@
 """What a flood costs refwg, and what it costs the others: CPU time, memory, and a peer that wants to connect meanwhile.
 
-The full size, some minutes: `.venv/bin/python harness/launcher.py -- .venv/bin/python -m bench.floods`
+The full size, some minutes: `.venv/bin/python harness/sandbox/launcher.py -- .venv/bin/python -m bench.floods`
 """
 
 from __future__ import annotations
@@ -14,19 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness import traffic
-from harness.errors import DeadlineExceeded
-from harness.implementation import Registry
-from harness.lab import Lab
-from harness.topology import LOOPBACK
-from harness.tunnel import V4_OF_A, Tunnel
-from harness.wait import Datagram, let_pass, wait_for
+from harness import (
+    LOOPBACK,
+    V4_OF_A,
+    Datagram,
+    DeadlineExceeded,
+    Lab,
+    Registry,
+    Tunnel,
+    let_pass,
+    udp_message,
+    udp_receiver,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.interface import Interface
-    from harness.process import Process
+    from harness import Interface
+    from harness.sandbox.process import Process
 
 MEBIBYTE: Final = 1 << 20
 FULL_SIZE: Final = {"garbage": 1_000_000, "initiations": 1_000_000, "forged": 100_000}
@@ -108,10 +114,10 @@ class Flood:
             self.tunnel.nodes["ns2"].set_link("wg0", up=up)
 
     def _connect(self, patience: float) -> float | None:
-        receiver = traffic.udp_receiver(self.tunnel.nodes["ns1"], V4_OF_A, DISCARD)
+        receiver = udp_receiver(self.tunnel.nodes["ns1"], V4_OF_A, DISCARD)
         started = time.monotonic()
         with receiver:
-            traffic.udp_message(self.tunnel.nodes["ns2"], V4_OF_A, DISCARD, b"through the flood")
+            udp_message(self.tunnel.nodes["ns2"], V4_OF_A, DISCARD, b"through the flood")
             try:
                 wait_for(Datagram(receiver), patience, "B to connect in spite of the flood")
             except DeadlineExceeded:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from ci import vm, vm_kernel
-from harness.errors import HarnessError
+from harness import HarnessError
+from harness.vm import boot, kernels
 
 
 def first_verdict() -> float:
     """Seconds from the call to the exit status of `wg --version` in a guest."""
     started = time.perf_counter()
-    result = vm.boot(str(vm_kernel.CATALOGUE["default"]), ["wg", "--version"])
+    result = boot.boot(str(kernels.CATALOGUE["default"]), ["wg", "--version"])
     if result.exit_status() != 0:
-        raise HarnessError(vm.explain(result))
+        raise HarnessError(boot.explain(result))
     return time.perf_counter() - started

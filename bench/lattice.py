@@ -25,8 +25,8 @@ from refwg.noise import StaticIdentity
 from refwg.queueing import LoadMemory
 from refwg.ratelimiter import RateLimiter
 from refwg.timers import Agenda
-from selftests.unit.packets import ip_packet
-from selftests.unit.pair import FakeSockets, SeededEnvironment, private_key
+from selftests.support.packets import ip_packet
+from selftests.support.pair import FakeSockets, SeededEnvironment, private_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from bench import configuration, floods, topologies, tunnels
 from bench.guest import first_verdict
-from harness.errors import HarnessError
-from harness.implementation import Registry
+from harness import HarnessError, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from bench.suite_inside import FIGURES
-from ci import vm, vm_kernel
-from ci.environment import ROOT
-from harness.cache import Area, building, directory, locked
-from harness.debian import unpack
-from harness.errors import HarnessError
-from harness.guests import FIRST_PID_NAMESPACE
-from harness.progress import Step
+from ci.setup_checkout import ROOT
+from harness import HarnessError
+from harness.install.cache import Area, building, directory, locked
+from harness.install.debian import unpack
+from harness.install.progress import Step
+from harness.plugin.guests import FIRST_PID_NAMESPACE
+from harness.vm import boot, kernels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ def main() -> int:
         prog="bench/suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("script", type=Path, metavar="NETNS.SH")
-    parser.add_argument("--kernel", default=str(vm_kernel.CATALOGUE["default"]), help="default: %(default)s")
+    parser.add_argument("--kernel", default=str(kernels.CATALOGUE["default"]), help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     if not arguments.script.is_file():
@@ -68,17 +68,17 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
     started = time.monotonic()
     # As in lane vm: half of the tests each, for the workers of xdist take ten seconds to begin under emulation.
     suites = {"script": (1, ["bash", SCRIPT]), "ours": (2, ["python", *OURS, *tests()])}
-    result = vm.boot(
+    result = boot.boot(
         kernel,
-        ["python", "-m", "bench.suite_inside", vm.RESULTS_IN_GUEST, json.dumps(suites)],
+        ["python", "-m", "bench.suite_inside", boot.RESULTS_IN_GUEST, json.dumps(suites)],
         deadline=DEADLINE,
         modules=MODULES,
         files=[(script, SCRIPT), *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir())],
         environment={"WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE, "PYTHONDONTWRITEBYTECODE": "1"},
         show=lambda data: print(data.decode(errors="replace"), end="", flush=True),
     )
-    if result.verdict is not vm.Verdict.EXITED:
-        raise HarnessError(vm.explain(result))
+    if result.verdict is not boot.Verdict.EXITED:
+        raise HarnessError(boot.explain(result))
     print(f"logs: {result.results}; {time.monotonic() - started:.0f} s in all, {result.accelerator}, {result.kernel}")
     figures: dict[str, dict[str, float]] = json.loads((result.results / FIGURES).read_text())
     return figures

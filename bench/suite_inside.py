@@ -17,8 +17,8 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from harness import launcher
 from harness.lanes import SHARE
+from harness.sandbox import launcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,12 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.lab import Lab
-from harness.topology import NAT
-from harness.tunnel import Tunnel
+from harness import NAT, Lab, Tunnel
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
+    from harness import Manifest
 
 # The same nodes, links, rules and interfaces as topology NAT has them, in the words of a shell script.
 _MAKE: Final = r"""

@@ -7,13 +7,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import traffic
-from harness.lab import Lab
-from harness.topology import LOOPBACK
-from harness.tunnel import V4_OF_B, Tunnel
+from harness import LOOPBACK, V4_OF_B, Lab, Tunnel, tcp_stream
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
+    from harness import Manifest
 
 STREAM = 4 << 20
 
@@ -25,7 +22,7 @@ def seconds_per_mebibyte(manifest: Manifest) -> float:
         try:
             tunnel = Tunnel(lab, LOOPBACK, manifest, manifest)
             tunnel.must_ping("ns1", V4_OF_B)
-            rate = traffic.tcp_stream(tunnel.nodes["ns1"], tunnel.nodes["ns2"], V4_OF_B, size=STREAM)
+            rate = tcp_stream(tunnel.nodes["ns1"], tunnel.nodes["ns2"], V4_OF_B, size=STREAM)
             return (1 << 20) / rate
         finally:
             lab.close()

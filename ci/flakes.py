@@ -20,11 +20,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, run_program
 from ci.gates import NETNS
+from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, prepare, run_program
 from harness.errors import HarnessError
-from harness.results import GATING
-from harness.toolchain import exit_on_sigterm
+from harness.install.tools import exit_on_sigterm
+from harness.report.results import GATING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,22 +6,13 @@ import argparse
 import sys
 import time
 import tomllib
-import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ci.environment import (
-    EXIT_COULD_NOT,
-    EXIT_INTERRUPTED,
-    ROOT,
-    Outcome,
-    State,
-    prepare,
-    run_program,
-)
-from ci.matrix import CORE
+from ci.junit import Tally, read_tally
+from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, Outcome, State, prepare, run_program
 from harness.errors import HarnessError
-from harness.toolchain import exit_on_sigterm
+from harness.install.tools import exit_on_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,29 +55,30 @@ class Gate:
         return REPORTS / f"{self.name.replace(' ', '-')}.xml" if "pytest" in self.command else None
 
 
-# The directories that have a gate of their own; all else below selftests/ is unit tests.
-_ELSEWHERE: Final = tuple(f"--ignore=selftests/{name}" for name in ("netns", "faults", "mutants"))
+# Folders whose tests need neither namespaces nor a guest.
+_UNIT: Final = ("selftests/unit", "selftests/properties", "selftests/vectors")
+# The scenarios of all pairs; and what the lab itself can do, which depends on neither program nor kernel.
+_SCENARIOS: Final = "selftests/netns"
+_LAB: Final = "selftests/lab"
 # Each worker would import all of Hypothesis at its end, to find that no test here uses it. Tests take from 0.01 to 10
 # seconds: who has none left takes from who has some.
-NETNS: Final = ("selftests/netns", "-p", "no:hypothesispytest", "--dist", "worksteal")
+NETNS: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
 _SHUFFLED: Final = (*NETNS, "-n", "2", "--random-order")
 _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
-# What the lab itself can do depends on neither program nor kernel.
-_ALL: Final = "not harness"
-_RUST: Final = ("-k", _ALL, *(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}")))
+_RUST: Final = tuple(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}"))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
-# A thousand peers of Python's are for the night where Python is emulated, too.
-_BY_DAY: Final = f"{_ALL} and not thousand_peers"
-_WARP: Final = ("selftests/netns", "--lane", "warp", "-n", "2")
+# What takes minutes where Python is emulated is for the night.
+_BY_DAY: Final = ("-m", "not long_in_guest")
+_WARP: Final = (_SCENARIOS, "--lane", "warp", "-n", "2")
 
 
 def _pairs(pairs: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"--pair={pair}" for pair in pairs)
 
 
-def _vm(selection: str, pairs: Sequence[str]) -> tuple[str, ...]:
-    return "selftests/netns", "-k", selection, "--lane", "vm", "-n", "2", *_pairs(pairs)
+def _vm(pairs: Sequence[str], *selection: str) -> tuple[str, ...]:
+    return _SCENARIOS, *selection, "--lane", "vm", "-n", "2", *_pairs(pairs)
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -102,20 +94,26 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(name="mypy", command=("mypy",)),
         Gate(name="workflows", command=("python", "-m", "ci.workflows"), quick=None),
         *_unit_gates(_fully_covered()),
-        Gate(name="netns tests", command=("pytest", *_SHUFFLED), lane="netns", quick=("--pair", PAIR), full=_FOUR),
+        Gate(
+            name="netns tests",
+            command=("pytest", _SCENARIOS, _LAB, *_SHUFFLED),
+            lane="netns",
+            quick=("--pair", PAIR),
+            full=_FOUR,
+        ),
         Gate(
             name="rust netns tests",
-            command=("pytest", *_SHUFFLED, *_RUST, *_results("rust")),
+            command=("pytest", _SCENARIOS, *_SHUFFLED, *_RUST, *_results("rust")),
             lane="netns",
             quick=None,
             peers=RUST,
             nightly=True,
         ),
         Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None),
-        Gate(name="vm tests", command=("pytest", *_vm(_BY_DAY, VM_PAIRS), *_results("vm")), lane="vm", quick=None),
+        Gate(name="vm tests", command=("pytest", *_vm(VM_PAIRS, *_BY_DAY), *_results("vm")), lane="vm", quick=None),
         Gate(
             name="vm refwg tests",
-            command=("pytest", *_vm(CORE, SLOW_PAIRS), *_results("vm-refwg")),
+            command=("pytest", *_vm(SLOW_PAIRS, "-m", "core"), *_results("vm-refwg")),
             lane="vm",
             quick=None,
         ),
@@ -139,7 +137,7 @@ def all_gates() -> tuple[Gate, ...]:
 
 
 _BY_NIGHT: Final = (
-    ("vm", _vm(_ALL, VM_PAIRS + SLOW_PAIRS)),
+    ("vm", _vm(VM_PAIRS + SLOW_PAIRS)),
     ("warp", (*_WARP, *_pairs(WARP_PAIRS + SLOW_WARP_PAIRS))),
 )
 
@@ -151,7 +149,7 @@ def _on_other_kernel(lane: str, arguments: Sequence[str]) -> Gate:
 
 
 def _unit_gates(covered: Sequence[str]) -> tuple[Gate, ...]:
-    command = ("pytest", "selftests", *_ELSEWHERE)
+    command = ("pytest", *_UNIT)
     if not covered:
         return (Gate(name="unit tests", command=command, lane="core"),)
     report = ("coverage", "report", f"--include={','.join(covered)}", "--fail-under=100")
@@ -259,49 +257,6 @@ def run_gate(gate: Gate, *, quick: bool) -> Outcome:
     outcome = Outcome(name=gate.name, state=state, seconds=seconds, note=note)
     print(outcome.line(), flush=True)
     return outcome
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
-    """What became of the tests of one gate, or of all."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    names: tuple[str, ...] = ()  # of those that failed
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
-            passed=self.passed + other.passed,
-            failed=self.failed + other.failed,
-            skipped=self.skipped + other.skipped,
-            names=self.names + other.names,
-        )
-
-    def __str__(self) -> str:
-        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
-
-
-def read_tally(junit: Path) -> Tally:
-    """Count the results in a file that pytest wrote; none if it wrote none."""
-    try:
-        cases = list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own pytest wrote it
-    except (OSError, ET.ParseError):
-        return Tally()
-    # An error in a test's teardown comes as a second case of the same name: a set counts it once.
-    failed = {_case_name(case) for case in cases if _has(case, "failure", "error")}
-    skipped = {_case_name(case) for case in cases if _has(case, "skipped")} - failed
-    passed = {_case_name(case) for case in cases} - failed - skipped
-    return Tally(passed=len(passed), failed=len(failed), skipped=len(skipped), names=tuple(sorted(failed)))
-
-
-def _case_name(case: ET.Element) -> str:
-    # Only the family xunit1 has the file, which can be handed back to pytest as it is.
-    return f"{case.get('file') or case.get('classname')}::{case.get('name')}"
-
-
-def _has(case: ET.Element, *tags: str) -> bool:
-    return any(case.find(tag) is not None for tag in tags)
 
 
 def judge(status: int | None, tally: Tally) -> tuple[State, str]:

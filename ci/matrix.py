@@ -8,16 +8,17 @@ import sys
 import time
 from typing import Final
 
-from ci.environment import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, VENV, prepare, python_environment
+from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, VENV, prepare, python_environment
 from harness.errors import HarnessError
-from harness.toolchain import exit_on_sigterm
+from harness.install.tools import exit_on_sigterm
 
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
+SCENARIOS: Final = ROOT / "selftests" / "netns"
 # What an implementation does alone, and what the lab itself can do, is no matter of pairs; ci/test has both.
-FULL: Final = "not configuration and not harness and not capabilities"
+FULL: Final = ("--suite", "pairs", str(SCENARIOS))
 # What makes a tunnel, in a time that one waits for: connecting, counting, allowed ips, roaming, NAT, answers.
-CORE: Final = "test_handshake or test_allowedips or test_roaming or answers_leave"
-QUICK: Final = "test_handshake"
+CORE: Final = ("-m", "core", str(SCENARIOS))
+QUICK: Final = (str(SCENARIOS / "test_handshake.py"),)
 REPORT: Final = ROOT / "report" / "index.html"
 
 HELP: Final = """\
@@ -92,8 +93,7 @@ def _run(options: argparse.Namespace) -> int:
     command = [str(VENV / "bin" / "wg-interop"), "run", "--lane", "netns", "--lane", "vm", "-n", "2"]
     command += [word for name in chosen for word in ("--impl", name)]
     command += [word for kernel in options.kernel for word in ("--kernel", kernel)]
-    command += ["-k", options.tests]
-    return subprocess.run([*command, str(ROOT / "selftests" / "netns")], check=False, cwd=ROOT).returncode
+    return subprocess.run([*command, *options.tests], check=False, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ import subprocess
 import sys
 from typing import Final
 
-from ci.environment import EXIT_COULD_NOT, ROOT
+from ci.setup_checkout import EXIT_COULD_NOT, ROOT
 from harness.errors import HarnessError
-from harness.progress import Step
-from harness.recipes import GoProgram
-from harness.toolchain import ToolFailed, exit_on_sigterm
+from harness.install.progress import Step
+from harness.install.recipes import GoProgram
+from harness.install.tools import ToolFailed, exit_on_sigterm
 
 ACTIONLINT: Final = GoProgram(
     module="github.com/rhysd/actionlint/cmd/actionlint", version="v1.7.12", binary="actionlint", go="1.24.0"

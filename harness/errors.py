@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from typing import Final
+
 
 class HarnessError(Exception):
     """Anything the harness itself reports; its message is one line, fit to print without a traceback.
@@ -45,3 +49,23 @@ class DeadlineExceeded(HarnessError):
 
 class ProgramFailed(HarnessError):
     """A program exited with a status other than zero."""
+
+
+# Where a number has two names, Python knows the one that WireGuard's documentation does not use.
+_USUAL_NAMES: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
+
+
+def error_name(number: int) -> str:
+    """EADDRINUSE for 98, as errno(3) names it."""
+    return _USUAL_NAMES.get(number) or errno.errorcode.get(number, f"errno {number}")
+
+
+def refusal(where: str, action: str, number: int, detail: str = "") -> ControlError:
+    """Make the error of a refused request: `wg0 (uapi): EADDRINUSE: set listen_port 51820: Address already in use`."""
+    explained = f" ({detail})" if detail else ""
+    return ControlError(f"{where}: {error_name(number)}: {action}: {os.strerror(number)}{explained}", number)
+
+
+def unreadable(where: str, what: object) -> ControlError:
+    """Make the error of an answer that breaks the protocol."""
+    return ControlError(f"{where}: unreadable answer: {what}", errno.EBADMSG)

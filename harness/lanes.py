@@ -1,4 +1,4 @@
-"""The lanes: where a test runs."""
+"""The lanes: where a test runs; and the variables by which a run hands down what its parts must know."""
 
 from __future__ import annotations
 
@@ -12,3 +12,6 @@ GUESTS: Final = ("vm", "warp")
 LANE: Final = "WG_INTEROP_LANE"
 # Set in a guest that has a share of the tests only, as `0/2`: the first of two.
 SHARE: Final = "WG_INTEROP_SHARE"
+# Where each finished result is written as a line of JSON, for `wg-interop run`: the descriptor of a pipe. In a guest it
+# is `stdout`, every report is written whole, and each line begins with a record separator (RFC 7464).
+EVENTS: Final = "WG_INTEROP_EVENTS"

@@ -28,6 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _IN_MODIFY, _IN_CREATE, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0o2000000, 0o4000
 _MILLISECONDS: Final = 1000
 _EVENT_BUFFER: Final = 65536
+# Seconds for a request and its answer: 130 560 allowed-ips of a program that has a tenth of a processor take so long.
+REQUEST_TIMEOUT: Final = 30.0
 
 _scale = 1.0
 
@@ -201,3 +203,23 @@ class EitherOf:
 
     def close(self) -> None:
         self._both.close()
+
+
+class Deadline:
+    """The end of one request, however many reads it takes: in so many seconds, multiplied by --timeout-scale."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = scaled(seconds)
+        self._end = time.monotonic() + self._seconds
+
+    def limit(self, sock: socket.socket) -> None:
+        """Give the next call on this socket what is left of the time; TimeoutError when nothing is."""
+        left = self._end - time.monotonic()
+        # A socket takes a timeout of 0 for "do not wait at all" and raises something else then.
+        if left <= 0:
+            raise TimeoutError
+        sock.settimeout(left)
+
+    def exceeded(self, where: str, action: str, seen: str) -> DeadlineExceeded:
+        """Make the error of a request that took longer."""
+        return DeadlineExceeded(f"{where}: waited {self._seconds:g} s for the answer to {action}; seen: {seen}")

@@ -14,7 +14,7 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
-from refwg import control
+from refwg import uapi_socket
 from refwg.errors import OptionError
 from refwg.loop import STOPPING_SIGNALS, Loop
 from refwg.tun import TUN_DEVICE, InterfaceGoneError, Tun
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from refwg.boundary import Watcher
-    from refwg.control import SocketFile
+    from refwg.uapi_socket import SocketFile
 
 _HELP: Final = """\
 A WireGuard interface in userspace, written to be read: it does what the Linux driver does, one packet at a time.
@@ -178,8 +178,8 @@ def _tun(name: str) -> Tun:
 
 def _listener(name: str) -> tuple[socket.socket, SocketFile]:
     given = _descriptor("WG_UAPI_FD")
-    listener = control.listen(name) if given is None else socket.socket(fileno=given)
-    return listener, control.SocketFile(listener)
+    listener = uapi_socket.listen(name) if given is None else socket.socket(fileno=given)
+    return listener, uapi_socket.SocketFile(listener)
 
 
 def _descriptor(variable: str) -> int | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 if TYPE_CHECKING:
-    from refwg.packet import IcmpError
+    from refwg.ip import IcmpError
 
 PeerT = TypeVar("PeerT")
 

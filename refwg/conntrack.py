@@ -10,9 +10,9 @@ import socket
 from struct import Struct
 from typing import Final
 
-from refwg import packet as ip
+from refwg import ip
 from refwg.address import IPV4_BYTES
-from refwg.netlink import Requester, attribute, attributes
+from refwg.rtnetlink import Requester, attribute, attributes
 
 _NETLINK_NETFILTER: Final = 12
 _CTNETLINK_GET: Final = 1 << 8 | 1

@@ -15,8 +15,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from refwg import packet as ip
-from refwg import receive, send
+from refwg import ip, receive, send
 from refwg.boundary import Deliver, Endpoint, Transmit, Unreachable
 from refwg.cookie import CookieChecker
 from refwg.crypto import is_zero

@@ -20,8 +20,8 @@ from refwg.messages import MILLISECOND, SECOND
 from refwg.socket import packet_info
 
 if TYPE_CHECKING:
-    from refwg.netlink import Inquirer
-    from refwg.packet import IcmpError
+    from refwg.ip import IcmpError
+    from refwg.rtnetlink import Inquirer
 
 _ICMP_HEADER_LENGTH: Final = 8
 _LOOPBACK: Final = 1

@@ -13,21 +13,21 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from refwg.control import Control
 from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
 from refwg.errors import ConfigError
 from refwg.messages import MILLISECOND, SECOND
-from refwg.netlink import Inquirer, Monitor
+from refwg.rtnetlink import Inquirer, Monitor
 from refwg.socket import UdpSockets
 from refwg.tun import InterfaceGoneError
+from refwg.uapi_socket import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refwg.boundary import Watcher
-    from refwg.control import SocketFile
     from refwg.tun import Tun
+    from refwg.uapi_socket import SocketFile
 
     Handler = Callable[[int], None]
     Log = Callable[[str], None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from refwg import packet as ip
+from refwg import ip
 from refwg.cookie import MacState
 from refwg.errors import DropReason, NotAuthentic, Refused
 from refwg.messages import (

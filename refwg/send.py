@@ -8,7 +8,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from refwg import packet as ip
+from refwg import ip
 from refwg.boundary import Transmit
 from refwg.errors import Refused
 from refwg.messages import (

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from refwg.address import IPV4_BYTES, format_address
 from refwg.boundary import Endpoint, LocalAddress
 from refwg.errors import ConfigError
-from refwg.packet import ECN_MASK
+from refwg.ip import ECN_MASK
 
 if TYPE_CHECKING:
     from refwg.boundary import Transmit
-    from refwg.netlink import Inquirer
     from refwg.peer import Peer
+    from refwg.rtnetlink import Inquirer
 
 _IP_PKTINFO: Final = 8
 _IP_MTU_DISCOVER: Final = 10

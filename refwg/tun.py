@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
-from refwg.netlink import Inquirer, Monitor
+from refwg.rtnetlink import Inquirer, Monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refwg.netlink import Link
-    from refwg.packet import IcmpError
+    from refwg.ip import IcmpError
+    from refwg.rtnetlink import Link
 
 T = TypeVar("T")
 

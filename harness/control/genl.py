@@ -14,8 +14,15 @@ from functools import cached_property
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from harness.control.base import DEFAULT_TIMEOUT, Deadline, describe, unreadable
-from harness.control.netlink import (
+from harness.control.base import describe
+from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
+from harness.errors import (
+    ControlError,
+    Unavailable,
+    UsageError,
+    unreadable,
+)
+from harness.net.netlink import (
     NLA_F_NESTED,
     NLM_F_ACK,
     NLM_F_DUMP,
@@ -28,15 +35,17 @@ from harness.control.netlink import (
     generic,
     nest,
 )
-from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
-from harness.errors import ControlError, Unavailable, UsageError
+from harness.wait import (
+    REQUEST_TIMEOUT,
+    Deadline,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from harness.control.base import Control
-    from harness.control.netlink import Message
     from harness.control.records import DeviceConfig, PeerConfig
+    from harness.net.netlink import Message
 
 GET_DEVICE: Final = 0
 SET_DEVICE: Final = 1
@@ -328,7 +337,7 @@ class GenlControl:
     get or set may take, unless a get is given its own.
     """
 
-    def __init__(self, sock: socket.socket, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = REQUEST_TIMEOUT) -> None:
         self._socket = GenericSocket(sock)
         self._timeout = timeout
 

@@ -11,9 +11,17 @@ import socket
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from harness.control.base import DEFAULT_TIMEOUT, Deadline, describe, refusal, unreadable
+from harness.control.base import describe
 from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
-from harness.errors import UsageError
+from harness.errors import (
+    UsageError,
+    refusal,
+    unreadable,
+)
+from harness.wait import (
+    REQUEST_TIMEOUT,
+    Deadline,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -176,7 +184,7 @@ class UapiControl:
         ifname: str,
         connect: Callable[[], socket.socket],
         *,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float = REQUEST_TIMEOUT,
         scope_index: Callable[[str], int] = socket.if_nametoindex,
     ) -> None:
         self._where = f"{ifname} (uapi)"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from refwg import packet as ip
+from refwg import ip
 from refwg.boundary import Deliver, Transmit
 from refwg.errors import DropReason
 from refwg.messages import MILLISECOND

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.launcher import COULD_NOT_TEST
-from harness.sandbox import LAUNCHER
-from selftests.faults import host
+from harness.sandbox.launch import LAUNCHER
+from harness.sandbox.launcher import COULD_NOT_TEST
+from selftests.support import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +177,7 @@ def test_sigterm_to_the_launcher_ends_the_run_by_that_signal(hanging: Terminal) 
 def test_pdb_finds_the_lab_standing_and_reads_from_the_terminal(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, FAILS, "--pdb")
     terminal.wait_for("(Pdb)")
-    terminal.write("import harness.netns; print('nodes', harness.netns.leftover_nodes())\n")
+    terminal.write("import harness.net.netns; print('nodes', harness.net.netns.leftover_nodes())\n")
     terminal.wait_for("nodes ['n1']")
     terminal.write("q\n")
     assert terminal.end() == pytest.ExitCode.INTERRUPTED

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.implementation import Registry
-from selftests.faults import host
+from harness.implementations.registry import Registry
+from selftests.support import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

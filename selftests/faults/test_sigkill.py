@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.wait import let_pass
-from selftests.faults import host
+from selftests.support import host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

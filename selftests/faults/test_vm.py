@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ci import vm_qemu
+from harness.vm import qemu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ RUN = [sys.executable, str(ROOT / "ci/vm.py"), "run"]
 UP = b"the guest is up"
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which(vm_qemu.QEMU), reason=f"no QEMU here; install it: {vm_qemu.QEMU_REMEDY}"),
+    pytest.mark.skipif(not shutil.which(qemu.QEMU), reason=f"no QEMU here; install it: {qemu.QEMU_REMEDY}"),
     pytest.mark.timeout(240),
 ]
 

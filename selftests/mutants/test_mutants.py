@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from harness.implementation import Registry
-from selftests.faults import host
+from harness.implementations.registry import Registry
+from selftests.support import host
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, Endpoint, allowed_ips
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.verdicts import twin
-from harness.wait import Datagram, wait_for
+from harness import (
+    V4_OF_A,
+    V4_OF_B,
+    Datagram,
+    DeviceConfig,
+    Endpoint,
+    allowed_ips,
+    twin,
+    udp_message,
+    udp_receiver,
+    wait_for,
+)
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 PORT = 1111
 NEIGHBOUR_OF_B = "192.168.241.3"
@@ -22,6 +29,7 @@ NOBODY = "127.0.0.1:9"
 ANYWHERE, OF_ANOTHER = ("198.51.100.7/32", "2001:db8:7::7/128"), ("203.0.113.7/32", "2001:db8:8::7/128")
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N15")
 @pytest.mark.requirement("AIP-02", "AIP-03", "RT-03")
 @pytest.mark.capability("ipv6-underlay", "listen-port-change")
@@ -36,25 +44,26 @@ def test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned(loopba
     b.set_peer(loopback.pub_a, endpoint=Endpoint.parse("[::1]:1"))
     ns2.add_address("wg0", f"{NEIGHBOUR_OF_B}/24")
     stranger = loopback.lab.key("key3").public()
-    with traffic.udp_receiver(loopback.nodes["ns1"], V4_OF_A, PORT) as receiver:
+    with udp_receiver(loopback.nodes["ns1"], V4_OF_A, PORT) as receiver:
         with twin("the same address gets in while it is B's"):
-            traffic.udp_message(ns2, V4_OF_A, PORT, b"mine", source=V4_OF_B)
+            udp_message(ns2, V4_OF_A, PORT, b"mine", source=V4_OF_B)
             wait_for(Datagram(receiver), 5.0, "the datagram from an address that is B's")
         a.set_peer(stranger, allowed_ips=allowed_ips(f"{V4_OF_B}/32"))
         b.set(DeviceConfig(listen_port=9997))
-        traffic.udp_message(ns2, V4_OF_A, PORT, b"not mine", source=V4_OF_B)
+        udp_message(ns2, V4_OF_A, PORT, b"not mine", source=V4_OF_B)
         # It was authentic, so that it tells where B is now.
         seen = loopback.until(
             lambda: loopback.seen_by_a().endpoint, lambda found: found == Endpoint.parse("[::1]:9997")
         )
         assert str(seen) == "[::1]:9997", f"A looks for B at {seen}, and B has sent from [::1]:9997"
         # What one peer sends stays in order, so that nothing needs to be waited for that must not come.
-        traffic.udp_message(ns2, V4_OF_A, PORT, b"mine too", source=NEIGHBOUR_OF_B)
+        udp_message(ns2, V4_OF_A, PORT, b"mine too", source=NEIGHBOUR_OF_B)
         with twin("another address of B's still gets in"):
             data, (source, _) = wait_for(Datagram(receiver), 5.0, "a datagram from another address of B's")
     assert data == b"mine too", f"A let a datagram in whose source, {source}, is another peer's allowed ip"
 
 
+@pytest.mark.core
 @pytest.mark.requirement("AIP-06", "AIP-01")
 def test_default_routes_lead_wherever_no_longer_prefix_does(loopback: Tunnel) -> None:
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
@@ -69,9 +78,9 @@ def test_default_routes_lead_wherever_no_longer_prefix_does(loopback: Tunnel) ->
         ns1.add_route(prefix, dev="wg0")
     for anywhere, of_another in zip(ANYWHERE, OF_ANOTHER, strict=True):
         there, elsewhere = anywhere.partition("/")[0], of_another.partition("/")[0]
-        with traffic.udp_receiver(ns2, "::", PORT) as receiver:
-            traffic.udp_message(ns1, elsewhere, PORT, b"to another")
-            traffic.udp_message(ns1, there, PORT, b"to B")
+        with udp_receiver(ns2, "::", PORT) as receiver:
+            udp_message(ns1, elsewhere, PORT, b"to another")
+            udp_message(ns1, there, PORT, b"to B")
             data, _ = wait_for(Datagram(receiver), 5.0, f"the datagram to {there}")
         assert data == b"to B", f"B got what is for {elsewhere}, which is of another peer's prefix"
         loopback.must_ping("ns1", there)

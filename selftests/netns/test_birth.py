@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import ControlError, DeviceConfig, FileSays, HarnessError, Tunnel, twin, wait_for
 from harness.control.genl import GenlControl
-from harness.control.records import DeviceConfig
-from harness.errors import ControlError, HarnessError
-from harness.interface import genetlink
-from harness.tunnel import Tunnel
-from harness.verdicts import twin
-from harness.wait import FileSays, wait_for
+from harness.implementations.interface import genetlink
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
-    from harness.netns import NetNS
+    from harness import Interface, Lab, Manifest, NetNS
 
 PORT = 7
 DEADLINE = 5.0

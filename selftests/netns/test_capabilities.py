@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import interface
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig
-from harness.errors import ControlError, Unsupported
-from harness.implementation import Registry
-from harness.topology import DIRECT
-from harness.tunnel import V4_OF_A, V4_OF_B, Tunnel
-from harness.wait import scaled
+from harness import (
+    DIRECT,
+    V4_OF_A,
+    V4_OF_B,
+    ControlError,
+    DeviceConfig,
+    Endpoint,
+    PeerConfig,
+    Registry,
+    Tunnel,
+    Unsupported,
+    scaled,
+)
+from harness.implementations import interface
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from harness.control.records import Key
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
+    from harness import Interface, Key, Lab, Manifest
 
 ELSEWHERE: Final = Endpoint.parse("127.0.0.1:9")
 ADDRESSED: Final = (Endpoint.parse("10.0.0.1:1"), Endpoint.parse("10.0.0.2:1"))

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, Capture
-from harness.faults import Drop
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
+from harness import DATA, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Capture, Drop, ping, tcp_stream
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from harness.session import Pair
-    from harness.tunnel import Tunnel
-    from harness.wire import Wire
+    from harness import Pair, Tunnel, Wire
 
 STREAM = 64 << 10
 
@@ -84,7 +79,7 @@ def test_identities_are_read_where_only_the_configuration_is_known(loopback: Tun
 def test_verdict_stands_beside_the_packet_that_it_is_on(wired: Tunnel, wire: Wire) -> None:
     wired.must_ping("ns1", V4_OF_B)
     wire.apply(Drop(message="data", nth=2))
-    pings = traffic.ping(wired.nodes["ns1"], V4_OF_B, timeout=0.2)
+    pings = ping(wired.nodes["ns1"], V4_OF_B, timeout=0.2)
     assert pings.lost == 1
     wire.wait_for("data", "B's answer", nth=2)
     wired.lab.save_captures()
@@ -95,7 +90,7 @@ def test_verdict_stands_beside_the_packet_that_it_is_on(wired: Tunnel, wire: Wir
 def test_capture_has_each_datagram_of_those_that_were_sent_at_once(loopback: Tunnel) -> None:
     with Capture(loopback.nodes["ns0"], "lo") as capture:
         loopback.must_ping("ns1", V4_OF_B)
-        traffic.tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)
+        tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)
         # A session's first counter is 0, whether a keepalive or the ping has it.
         counters = [message.counter for message in capture.messages(kind=DATA, port=1)]
     assert counters == list(range(len(counters)))

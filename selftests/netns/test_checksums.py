@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import Endpoint
-from harness.frames import checksum
-from harness.link import set_offloads
-from harness.tunnel import V4_OF_B, V6_OF_B
-from harness.wait import Datagram, wait_for
+from harness import V4_OF_B, V6_OF_B, Datagram, Endpoint, set_offloads, udp_message, wait_for
+from harness.net.checksum import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import NetNS, Tunnel
 
 TCP, UDP = 6, 17
 PORT = 1111
@@ -78,7 +73,7 @@ def test_packets_inside_carry_right_checksums(direct: Tunnel, address: str) -> N
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with tap(ns2, "wg0") as inside, ns1.socket(family, socket.SOCK_STREAM) as client:
-        traffic.udp_message(ns1, address, PORT, b"odd")
+        udp_message(ns1, address, PORT, b"odd")
         client.setblocking(False)
         client.connect_ex((address, PORT))
         for protocol, name in ((UDP, "datagram"), (TCP, "SYN")):

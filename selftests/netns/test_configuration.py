@@ -10,20 +10,27 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from harness import traffic
+from harness import (
+    ZERO_KEY,
+    ControlError,
+    Datagram,
+    DeadlineExceeded,
+    DeviceConfig,
+    Endpoint,
+    Key,
+    PeerConfig,
+    allowed_ips,
+    twin,
+    udp_receiver,
+    wait_for,
+)
 from harness.control.genl import GenlControl
-from harness.control.records import ZERO_KEY, DeviceConfig, Endpoint, Key, PeerConfig, allowed_ips
 from harness.control.uapi import UapiControl
-from harness.errors import ControlError, DeadlineExceeded
-from harness.interface import CONTROL_SOCKETS, genetlink
-from harness.verdicts import twin
-from harness.wait import Datagram, wait_for
+from harness.implementations.interface import CONTROL_SOCKETS, genetlink
 
 if TYPE_CHECKING:
+    from harness import Interface, Lab, Manifest
     from harness.control.base import Control
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
 
 LOCALHOST: Final = "127.0.0.1"
 PORT: Final = 1111
@@ -191,8 +198,8 @@ def test_low_order_peers_are_listed_and_never_spoken_to(lab: Lab, wg0: Interface
         for key, port in [*((key, PORT) for key in LOW_ORDER), (alice, ALICES)]
     ]
     with (
-        traffic.udp_receiver(wg0.birth, LOCALHOST, PORT) as theirs,
-        traffic.udp_receiver(wg0.birth, LOCALHOST, ALICES) as hers,
+        udp_receiver(wg0.birth, LOCALHOST, PORT) as theirs,
+        udp_receiver(wg0.birth, LOCALHOST, ALICES) as hers,
     ):
         # wireguard-go may speak at once, for it does not notice that the link is down (IF-08).
         wg0.set(DeviceConfig(peers=tuple(speaking)))

@@ -8,21 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness.control.base import DEFAULT_TIMEOUT, Deadline
+from harness import ControlError, DeviceConfig, Key, PeerConfig, allowed_ips
 from harness.control.genl import decode_dump, encode_get
-from harness.control.netlink import GenericSocket
-from harness.control.records import DeviceConfig, Key, PeerConfig, allowed_ips
-from harness.errors import ControlError
-from harness.interface import genetlink
+from harness.implementations.interface import genetlink
+from harness.net.netlink import GenericSocket
+from harness.wait import REQUEST_TIMEOUT, Deadline
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from harness.control.netlink import Message
-    from harness.control.records import AllowedIP
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
+    from harness import AllowedIP, Interface, Lab, Manifest
+    from harness.net.netlink import Message
 
 # Of Alice, who loses some, and of Bob, who must lose none.
 ALICES: Final = [text for n in range(1, 198) for text in (f"192.168.0.{n}/32", f"abcd::{n}/128")]
@@ -86,7 +82,7 @@ def test_130560_allowed_ips_of_one_peer_are_read_back(wg0: Interface, alice: Key
 
 def answer_to_get(wg0: Interface) -> list[Message]:
     """The netlink messages of which the answer to a get consists."""
-    deadline = Deadline(DEFAULT_TIMEOUT)
+    deadline = Deadline(REQUEST_TIMEOUT)
     with genetlink(wg0.place) as raw:
         asking = GenericSocket(raw)
         request = encode_get("wg0", asking.resolve_family("wireguard", deadline))

@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.control.records import DeviceConfig, PeerConfig
-from harness.errors import ControlError
-from harness.interface import ProgramInterface
+from harness import ControlError, DeviceConfig, PeerConfig, ProgramInterface
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
+    from harness import Interface, Lab, Manifest
 
 
 @pytest.fixture

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.tunnel import V4_OF_B
-from harness.wait import Datagram, wait_for
+from harness import V4_OF_B, Datagram, udp_message, udp_receiver, wait_for
 
 if TYPE_CHECKING:
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import NetNS, Tunnel
 
 PORT = 1111
 SECRET = b"for B only"
@@ -27,8 +24,8 @@ SEALED = tuple(struct.pack(">H", port) for port in (1, 2)), b"\4\0\0\0"
 @pytest.mark.requirement("NS-03")
 def test_each_namespace_sees_its_own_side_of_the_tunnel_only(loopback: Tunnel) -> None:
     ns0, ns1, ns2 = (loopback.nodes[name] for name in ("ns0", "ns1", "ns2"))
-    with tap(ns0) as outside, tap(ns1) as inside, traffic.udp_receiver(ns2, V4_OF_B, PORT) as receiver:
-        traffic.udp_message(ns1, V4_OF_B, PORT, SECRET)
+    with tap(ns0) as outside, tap(ns1) as inside, udp_receiver(ns2, V4_OF_B, PORT) as receiver:
+        udp_message(ns1, V4_OF_B, PORT, SECRET)
         wait_for(Datagram(receiver), DEADLINE, "the datagram at B")
         sealed, plain = packets(outside), packets(inside)
     assert any(is_sealed(packet) for packet in sealed)

@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import INITIATION, Capture
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.tunnel import V4_OF_A, V4_OF_B
+from harness import INITIATION, V4_OF_A, V4_OF_B, Capture, DeviceConfig, Endpoint, PeerConfig, allowed_ips, udp_message
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 OTHER_OF_B = "192.168.241.3"
 DISCARD = 9
@@ -61,7 +58,7 @@ def test_packet_that_is_refused_confirms_the_session_it_came_by(connected: Tunne
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
     ns2.add_address("wg0", f"{OTHER_OF_B}/24")
     with Capture(ns1, "veth1") as from_a, Capture(ns2, "veth2") as from_b:
-        traffic.udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
+        udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
         confirmed = connected.until(lambda: connected.seen_by_a().latest_handshake, bool, 5.0)
         sent = [message for message in from_b.messages() if message.kind != INITIATION]
         assert confirmed, f"A took nothing for a confirmation of the session; B sent {', '.join(map(str, sent))}"

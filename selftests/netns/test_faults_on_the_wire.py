@@ -6,22 +6,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import frames, traffic
-from harness.control.records import Endpoint
-from harness.faults import Delay, Drop, Flip, Hold
-from harness.messages import with_mac1
-from harness.stream import UdpStream
-from harness.timing import slack
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.verdicts import twin
-from harness.wait import let_pass
+from harness import (
+    V4_OF_A,
+    V4_OF_B,
+    Delay,
+    Drop,
+    Endpoint,
+    Flip,
+    Hold,
+    UdpStream,
+    let_pass,
+    ping,
+    slack,
+    twin,
+    udp_message,
+)
+from harness.wire import frames
+from harness.wire.messages import with_mac1
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.control.records import Key
-    from harness.tunnel import Tunnel
-    from harness.wire import Sighting, Wire
+    from harness import Key, Sighting, Tunnel, Wire
 
 SECOND = 1_000_000_000
 REKEY_TIMEOUT = 5
@@ -150,6 +156,7 @@ def test_forged_response_does_not_spoil_the_handshake(
     assert str(wired.seen_by_a().endpoint) == ENDPOINT_OF_B
 
 
+@pytest.mark.core
 @pytest.mark.requirement("HS-23")
 def test_handshake_that_was_given_up_for_that_of_the_peer_is_not_completed(
     wire: Wire, to_b: UdpStream, to_a: UdpStream
@@ -257,7 +264,7 @@ def begin_anew_and_confirm(wired: Tunnel, wire: Wire) -> None:
 @pytest.mark.requirement("HS-01")
 def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Delay(message="any", seconds=LATENCY))
-    pings = traffic.ping(wired.nodes["ns1"], V4_OF_B, count=2)
+    pings = ping(wired.nodes["ns1"], V4_OF_B, count=2)
     assert pings.lost == 0, str(pings)
     assert pings.answered[0] >= 4 * LATENCY
     assert pings.answered[1] >= 2 * LATENCY
@@ -394,7 +401,7 @@ def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
     """Let B send, a datagram after the other, so that it has time to do what it must not do."""
     before = len(wire.sightings("data", sender="ns2"))
     for number in range(1, count + 1):
-        traffic.udp_message(wired.nodes["ns2"], V4_OF_A, 9, b"where are you?")
+        udp_message(wired.nodes["ns2"], V4_OF_A, 9, b"where are you?")
         wire.wait_for("data", "B's datagram", sender="ns2", nth=before + number)
 
 

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
+from harness import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
 
 if TYPE_CHECKING:
-    from harness.interface import Interface
-    from harness.tunnel import Tunnel
+    from harness import Interface, Tunnel
 
 # Ten echo requests of 84 bytes are padded to 96 and sealed to 128 each; a handshake is 148 one way and 92 the other.
 PINGS = 10
@@ -21,6 +20,7 @@ INNER = PINGS * 84
 SIZES = {KEEPALIVE: "a keepalive", 92: "a response", 128: "an echo", 148: "an initiation"}
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N01")
 @pytest.mark.requirement("NS-01")
 def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tunnel) -> None:
@@ -30,6 +30,7 @@ def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tu
     assert {1, 2} <= loopback.nodes["ns0"].udp_ports()
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N02")
 @pytest.mark.requirement("IF-11", "IF-12")
 def test_ten_pings_are_counted_to_the_byte(loopback: Tunnel) -> None:
@@ -49,6 +50,7 @@ def off(counted: int, expected: int) -> str:
     return f"{counted} bytes, not {expected}: {by} too {'many' if counted > expected else 'few'}{message}"
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N02")
 @pytest.mark.requirement("IF-12")
 def test_wg_and_ip_count_the_same_ten_pings(loopback: Tunnel) -> None:
@@ -70,6 +72,7 @@ def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[in
     return messages if side.manifest.kind == "kernel" else (INNER, INNER)
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N03")
 @pytest.mark.parametrize(
     ("sender", "address"),

@@ -8,19 +8,33 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import frames
-from harness.control.records import Endpoint
-from harness.faults import Drop, Flip
-from harness.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE, SIZES, kind_of, with_mac1
-from harness.stream import UdpStream
-from harness.tunnel import V4_OF_B
-from harness.verdicts import differs, twin
-from harness.wait import Datagram, wait_for
+from harness import (
+    COOKIE_REPLY,
+    DATA,
+    INITIATION,
+    RESPONSE,
+    V4_OF_B,
+    Datagram,
+    Drop,
+    Endpoint,
+    Flip,
+    UdpStream,
+    differs,
+    twin,
+    wait_for,
+)
+from harness.net.checksum import checksum
+from harness.wire import frames
+from harness.wire.messages import (
+    FIELDS,
+    SIZES,
+    kind_of,
+    with_mac1,
+)
 
 if TYPE_CHECKING:
-    from harness.frames import Transport
-    from harness.tunnel import Tunnel
-    from harness.wire import Wire
+    from harness import Tunnel, Wire
+    from harness.wire.frames import Transport
 
 ETH_P_ALL = 3
 DEADLINE = 5.0
@@ -174,6 +188,6 @@ def labelled(frame: bytes, found: Transport, length: int) -> bytes:
     header = new[found.network : found.start]
     header[2:4] = (len(frame) - found.network).to_bytes(2)
     header[10:12] = bytes(2)
-    header[10:12] = frames.checksum(bytes(header)).to_bytes(2)
+    header[10:12] = checksum(bytes(header)).to_bytes(2)
     new[found.network : found.start] = header
     return bytes(new)

@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, Capture
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.errorqueue import AT_ONCE, DISCARD, Error, error_for
-from harness.errors import DeadlineExceeded
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
-from harness.verdicts import differs, twin
-from harness.wait import let_pass
+from harness import (
+    DATA,
+    V4_OF_A,
+    V4_OF_B,
+    V6_OF_B,
+    Capture,
+    DeadlineExceeded,
+    DeviceConfig,
+    Endpoint,
+    PeerConfig,
+    allowed_ips,
+    differs,
+    error_for,
+    let_pass,
+    twin,
+    udp_message,
+)
+from harness.traffic.icmp_errors import AT_ONCE, DISCARD, Error
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.lab import Lab
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import Lab, Manifest, NetNS, Tunnel
 
 PROBE: Final = 1.0
 AN_ANSWER: Final = 0.2
@@ -96,7 +103,7 @@ def test_icmp_error_goes_back_through_the_nat_it_came_by(nat: Tunnel) -> None:
         nat.must_ping("ns0", V4_OF_A)
         assert ns2.nft_counters()["translated"] == 1
         ns0.nft(GUARDING)
-        traffic.udp_message(ns2, "10.0.0.1", DISCARD, b"let me in", source=V4_OF_B)
+        udp_message(ns2, "10.0.0.1", DISCARD, b"let me in", source=V4_OF_B)
         assert nat.until(lambda: ns0.nft_counters()["strangers"], lambda packets: packets > 0) == 1
     nat.b.set_peer(nat.pub_a, remove=True)
     declared = "icmp-through-nat" in nat.b.manifest.capabilities
@@ -140,7 +147,7 @@ def test_nothing_goes_back_for_an_inner_packet_that_is_refused(direct: Tunnel) -
         assert error_for(ns2, V4_OF_A, source=OTHER_OF_B)[1].errno == errno.ECONNREFUSED
     direct.a.set_peer(direct.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips(f"{V4_OF_B}/32"))
     with Capture(ns1, "veth1") as wire:
-        traffic.udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
+        udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
         # Its answer comes behind whatever else there is.
         direct.must_ping("ns2", V4_OF_A)
         back = [str(message) for message in wire.messages(kind=DATA) if not message.is_keepalive]

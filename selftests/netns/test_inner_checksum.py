@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.frames import checksum
-from harness.tunnel import V6_OF_A, V6_OF_B
-from harness.wait import Datagram, wait_for
+from harness import V6_OF_A, V6_OF_B, Datagram, udp_receiver, wait_for
+from harness.net.checksum import checksum
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 FROM, TO = 2222, 1111
 
@@ -26,7 +24,7 @@ def test_udp_checksum_of_zero_is_sent_as_ffff_over_ipv6(loopback: Tunnel) -> Non
     # With the sum of all else as its payload, a datagram has a sum of zero, which RFC 8200 has sent as 0xffff.
     payload = checksum(summed).to_bytes(2)
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
-    with traffic.udp_receiver(ns2, V6_OF_B, TO) as receiver, ns1.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
+    with udp_receiver(ns2, V6_OF_B, TO) as receiver, ns1.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
         sender.bind((V6_OF_A, FROM))
         for data in (payload, b"the next one"):
             sender.sendto(data, (V6_OF_B, TO))

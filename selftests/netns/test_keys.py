@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.capture import DATA, INITIATION, Capture
-from harness.control.records import DeviceConfig, PeerConfig, allowed_ips
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A
-from harness.verdicts import twin
+from harness import DATA, INITIATION, V4_OF_A, V4_OF_B, V6_OF_A, Capture, DeviceConfig, PeerConfig, allowed_ips, twin
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 PORT_OF_A = 1
 

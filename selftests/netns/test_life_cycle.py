@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import interface
-from harness.interface import ProgramInterface
-from harness.tunnel import Tunnel
+from harness import ProgramInterface, Tunnel
+from harness.implementations import interface
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.implementation import Manifest
-    from harness.lab import Lab
+    from harness import Lab, Manifest
 
 # boringtun looks once a second whether its socket is still there.
 ENDS = 4.0

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.control.records import DeviceConfig
-from harness.departures import Departures
-from harness.wait import wait_for
+from harness import DeviceConfig, wait_for
+from harness.net.nsid import Departures
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.lab import Lab
+    from harness import Lab, Manifest
 
 
 @pytest.mark.scenario("N40")

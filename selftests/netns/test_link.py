@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import HarnessError
-from harness.link import offloads
+from harness import HarnessError, offloads
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
+    from harness import Interface, Lab, Manifest
 
 # The largest number of 31 bits less what a message adds, in whole units of padding; of a TUN device, by its driver.
 MTUS = {"kernel": (0, 0x7FFFFFFF // 16 * 16 - 80), "uapi": (68, 65535)}

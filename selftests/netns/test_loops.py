@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import Endpoint
-from harness.topology import LOOPBACK
-from harness.tunnel import OUTER, V4_OF_A, V4_OF_B, Tunnel
-from harness.verdicts import differs, twin
-from harness.wait import let_pass
+from harness import LOOPBACK, OUTER, V4_OF_A, V4_OF_B, Endpoint, Tunnel, differs, flood, let_pass, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.lab import Lab
-    from harness.session import Pair
+    from harness import Lab, Pair
 
 BOUND = 70_000
 # The driver's loop ends by itself; a program's may go on for ever, and is cut.
@@ -55,7 +49,7 @@ def test_routing_loop_through_the_own_tunnel_stays_bounded(
     ns0.nft(COUNTING)
     before, worked = inner.seen_by_a().tx_bytes, carrier.cpu_seconds() + carried.cpu_seconds()
     try:
-        pings = traffic.flood(ns0, V4_OF_B, count=10, seconds=WATCHED[pair.a.kind])
+        pings = flood(ns0, V4_OF_B, count=10, seconds=WATCHED[pair.a.kind])
     finally:
         ns0.set_link(carried.name, up=False)
     looped = inner.seen_by_a().tx_bytes - before

@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import faults, traffic
-from harness.faults import Drop, Duplicate, Flip, Hold
-from harness.stream import UdpStream
-from harness.tunnel import V4_OF_A, V4_OF_B
+from harness import V4_OF_A, V4_OF_B, Drop, Duplicate, Flip, Hold, UdpStream, tcp_stream
+from harness.wire import script
 
 if TYPE_CHECKING:
-    from harness.stream import Arrivals
-    from harness.tunnel import Tunnel
-    from harness.wire import Wire
+    from harness import Arrivals, Tunnel, Wire
 
 # So many datagrams fit every queue on the way; more are sent when these are on the wire.
 BURST = 50
@@ -58,7 +54,7 @@ def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = 256) -> tuple[Ar
 def test_tcp_stream_arrives_intact_although_a_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
     # By chance alone it would be none of all these in one run of a thousand.
     wire.apply(Drop(message="data", share=0.1), Drop(message="data", sender="ns1", nth=20))
-    traffic.tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
+    tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
     assert wire.sightings("data", did="dropped"), "nothing was lost, so nothing was shown"
 
 
@@ -72,12 +68,12 @@ def test_exactly_what_the_wire_drops_is_lost(wired: Tunnel, wire: Wire) -> None:
 
 @pytest.mark.requirement("ROB-12", "DT-03", "DT-04")
 def test_over_a_bad_line_all_arrives_once_but_what_the_line_drops(wired: Tunnel, wire: Wire) -> None:
-    wire.apply(faults.load(BAD_LINE))
+    wire.apply(script.load(BAD_LINE))
     arrivals, dropped = carry(wired, wire, 200)
     assert (arrivals.lost, arrivals.duplicated, arrivals.broken) == (dropped, 0, 0), str(arrivals)
     assert min(dropped, arrivals.reordered) > 0, f"the line was not bad: {arrivals}"
-    wire.apply(faults.load(BAD_LINE))
-    traffic.tcp_stream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=32 << 10, deadline=60.0)
+    wire.apply(script.load(BAD_LINE))
+    tcp_stream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=32 << 10, deadline=60.0)
 
 
 @pytest.mark.requirement("DT-04", "ROB-12")

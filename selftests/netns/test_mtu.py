@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, Capture
-from harness.control.records import Endpoint
-from harness.errorqueue import Error, error_for
-from harness.link import add_veth
-from harness.tunnel import V4_OF_B, V6_OF_B
-from harness.wait import Datagram, wait_for
+from harness import (
+    DATA,
+    V4_OF_B,
+    V6_OF_B,
+    Capture,
+    Datagram,
+    Endpoint,
+    add_veth,
+    error_for,
+    ping,
+    udp_message,
+    udp_receiver,
+    wait_for,
+)
+from harness.traffic.icmp_errors import Error
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 OUTER = [pytest.param("10.0.0.2", 20, id="over-v4"), pytest.param("fd00:aa::2", 40, id="over-v6")]
 MTU = 1420
@@ -38,9 +46,9 @@ def connect(direct: Tunnel, host: str = "10.0.0.2") -> None:
 def test_messages_are_as_much_longer_as_their_headers(direct: Tunnel, host: str, header: int) -> None:
     connect(direct, host)
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
-    with Capture(ns1, "veth1") as wire, traffic.udp_receiver(ns2, V4_OF_B, 1111) as receiver:
+    with Capture(ns1, "veth1") as wire, udp_receiver(ns2, V4_OF_B, 1111) as receiver:
         for inner, outer in ((1280, 1320 + header), (MTU, 1460 + header)):
-            traffic.udp_message(ns1, V4_OF_B, 1111, bytes(inner - 20 - UDP))
+            udp_message(ns1, V4_OF_B, 1111, bytes(inner - 20 - UDP))
             wait_for(Datagram(receiver), DEADLINE, f"the packet of {inner} bytes")
             lengths = [len(message.payload) + UDP + header for message in wire.messages(kind=DATA)]
             assert lengths[-1] == outer, f"a packet of {inner} bytes made a datagram of {lengths[-1]}, not {outer}"
@@ -58,7 +66,7 @@ def test_packets_longer_than_the_path_arrive_in_fragments(direct: Tunnel, host: 
         node.set_link("wg0", mtu=9000)
     device = "veth1"
     before = direct.nodes["ns1"].links()[device]["tx_bytes"]
-    assert traffic.ping(direct.nodes["ns1"], V4_OF_B, size=8000).lost == 0, direct.diagnosis()
+    assert ping(direct.nodes["ns1"], V4_OF_B, size=8000).lost == 0, direct.diagnosis()
     sent = direct.nodes["ns1"].links()[device]["tx_bytes"] - before
     # A handshake, and six fragments with a header each where one datagram would have had one.
     assert sent > 8000 + 5 * header

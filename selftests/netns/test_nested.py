@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.topology import LOOPBACK
-from harness.trafficset import must_carry_everything
-from harness.tunnel import OUTER, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Tunnel
+from harness import LOOPBACK, OUTER, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Tunnel, must_carry_everything
 
 if TYPE_CHECKING:
-    from harness.lab import Lab
-    from harness.session import Pair
+    from harness import Lab, Pair
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import interface
+from harness import ControlError, DeviceConfig, Endpoint, PeerConfig, allowed_ips, twin
 from harness.control import genl
-from harness.control.base import DEFAULT_TIMEOUT, Deadline
-from harness.control.netlink import (
+from harness.implementations import interface
+from harness.net.netlink import (
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_DUMP_INTR,
@@ -29,17 +29,11 @@ from harness.control.netlink import (
     nest,
     parse_messages,
 )
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.errors import ControlError
-from harness.verdicts import twin
+from harness.wait import REQUEST_TIMEOUT, Deadline
 
 if TYPE_CHECKING:
-    from harness.control.netlink import Message
-    from harness.control.records import Key
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.lab import Lab
-    from harness.netns import NetNS
+    from harness import Interface, Key, Lab, Manifest, NetNS
+    from harness.net.netlink import Message
 
 IFINDEX: Final = 1
 UNKNOWN: Final = 99
@@ -65,11 +59,11 @@ class Driver:
         self.wg0 = wg0
         self.index = wg0.place.index("wg0")
         self._socket = GenericSocket(sock)
-        self.family = self._socket.resolve_family("wireguard", Deadline(DEFAULT_TIMEOUT))
+        self.family = self._socket.resolve_family("wireguard", Deadline(REQUEST_TIMEOUT))
 
     def exchange(self, command: int, payload: bytes, flags: int) -> list[Message]:
         request = generic(self.family, command, NLM_F_REQUEST | flags, payload)
-        return self._socket.exchange(request, "wg0", f"command {command}", Deadline(DEFAULT_TIMEOUT))
+        return self._socket.exchange(request, "wg0", f"command {command}", Deadline(REQUEST_TIMEOUT))
 
     def ask(self, command: int, *parts: bytes, flags: int) -> int:
         try:
@@ -120,7 +114,7 @@ def test_family_has_one_command_to_dump_and_one_to_set_in_every_namespace(lab: L
     question = generic(CONTROLLER, GETFAMILY, NLM_F_REQUEST | NLM_F_ACK, attribute(FAMILY_NAME, b"wireguard\0"))
     for node in (driver.wg0.place, lab.node("elsewhere")):
         asking = GenericSocket(genetlink(lab, node))
-        family = dict(attributes(asking.exchange(question, "genl", "look up", Deadline(DEFAULT_TIMEOUT))[0].payload))
+        family = dict(attributes(asking.exchange(question, "genl", "look up", Deadline(REQUEST_TIMEOUT))[0].payload))
         commands = [dict(attributes(entry)) for _, entry in attributes(family[OPERATIONS])]
         flags = {number(command[OPERATION]): number(command[FLAGS]) & ~CHECKED for command in commands}
         assert number(family[VERSION]) == 1

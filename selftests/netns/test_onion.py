@@ -6,18 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.tunnel import V4_OF_B
-from harness.verdicts import differs, twin
-from harness.wait import let_pass
+from harness import V4_OF_B, DeviceConfig, Endpoint, PeerConfig, allowed_ips, differs, let_pass, ping, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness.interface import Interface
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import Interface, NetNS, Tunnel
 
 INNER_OF_A, INNER_OF_B = "192.168.242.1", "192.168.242.2"
 PORT = 5
@@ -64,7 +58,7 @@ def test_peer_behind_itself_loops_without_bound_only_where_no_bound_is_declared(
     before, busy = ns1.links()["wg0"]["tx_bytes"], nat.a.cpu_seconds()
     is_bounded = "bounded-loop" in nat.a.manifest.capabilities
     try:
-        pings = traffic.ping(ns1, INNER_OF_B, timeout=LOOPING)
+        pings = ping(ns1, INNER_OF_B, timeout=LOOPING)
         if is_bounded:
             assert sent_in_a_moment(ns1) == 0, "the loop does not end by itself"
         else:

@@ -6,18 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, Capture
-from harness.control.records import Endpoint
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.verdicts import differs, twin
+from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, differs, must_ping, twin, udp_message
 
 if TYPE_CHECKING:
-    from harness.capture import Message
-    from harness.implementation import Manifest
-    from harness.interface import Interface
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import Interface, Manifest, Message, NetNS, Tunnel
 
 DEFAULT = 1420
 PORT = 1111
@@ -58,7 +50,7 @@ def test_packet_as_long_as_the_new_mtu_passes_whole(loopback: Tunnel) -> None:
     loopback.must_ping("ns1", V4_OF_B)
     set_mtu(loopback, 9000)
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        traffic.must_ping(loopback.nodes["ns1"], V4_OF_B, size=9000 - OUTSIDE)
+        must_ping(loopback.nodes["ns1"], V4_OF_B, size=9000 - OUTSIDE)
         long = [
             len(message.payload) - HEADER_AND_TAG for message in wire.messages(kind=DATA) if not message.is_keepalive
         ]
@@ -104,7 +96,7 @@ def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
         if length == PADDED_TO_LINK:
             how = f"{manifest.name} knows the MTU of the link only: {length} bytes, not {PADDED_TO_ROUTE}"
             differs(how, by=[manifest.name])
-    traffic.must_ping(tunnel.nodes["ns2"], V4_OF_A, size=PAYLOAD)
+    must_ping(tunnel.nodes["ns2"], V4_OF_A, size=PAYLOAD)
 
 
 def why_wrong(manifest: Manifest, length: int) -> str | None:
@@ -117,7 +109,7 @@ def why_wrong(manifest: Manifest, length: int) -> str | None:
 
 def prove_the_drop_rule(node: NetNS) -> None:
     """Send a packet of just the length that is dropped, from and to the node."""
-    traffic.udp_message(node, "127.0.0.1", PORT, bytes(PADDED_TO_LINK - OUTSIDE))
+    udp_message(node, "127.0.0.1", PORT, bytes(PADDED_TO_LINK - OUTSIDE))
     assert node.nft_counters()["1360"] == 1
 
 
@@ -130,7 +122,7 @@ def outer_lengths(tunnel: Tunnel, wires: tuple[Capture, Capture]) -> list[int]:
 def outer_length(side: Interface, other: str, wire: Capture) -> int:
     port = side.get().listen_port
     before = len(wire.messages(port=port))
-    traffic.udp_message(side.place, other, PORT, bytes(PAYLOAD))
+    udp_message(side.place, other, PORT, bytes(PAYLOAD))
 
     def is_it(message: Message) -> bool:
         return message in wire.messages(port=port)[before:] and message.kind == DATA and len(message.payload) > PAYLOAD

@@ -9,16 +9,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, Capture
-from harness.control.records import Endpoint, allowed_ips
-from harness.errors import DeadlineExceeded
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.wait import Datagram, wait_for
+from harness import (
+    DATA,
+    V4_OF_A,
+    V4_OF_B,
+    Capture,
+    Datagram,
+    DeadlineExceeded,
+    Endpoint,
+    allowed_ips,
+    ping,
+    udp_receiver,
+    wait_for,
+)
+from harness.traffic.ping import PING_TIMEOUT
 
 if TYPE_CHECKING:
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import NetNS, Tunnel
 
 PORT = 1111
 BURST = 400
@@ -53,7 +60,7 @@ def test_burst_is_sent_and_delivered_in_order(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
     with (
         Capture(ns1, "veth1") as wire,
-        traffic.udp_receiver(ns2, V4_OF_B, PORT) as receiver,
+        udp_receiver(ns2, V4_OF_B, PORT) as receiver,
         sender_in(ns1, V4_OF_B) as sender,
     ):
         for number in range(BURST):
@@ -106,6 +113,6 @@ def test_tunnel_works_at_once_after_more_than_it_could_carry(connected: Tunnel) 
         carried = connected.until(overload, lambda sent: sent > CARRIED * SIZE, 10.0)
     assert carried > CARRIED * SIZE, f"only {carried} bytes were carried under load"
     # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
-    connected.until(lambda: traffic.ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=traffic.PING_TIMEOUT)
+    connected.until(lambda: ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=PING_TIMEOUT)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from bench.floods import MAX_GROWTH, Flood
-from harness import traffic
-from harness.tunnel import V4_OF_A
+from harness import V4_OF_A, ping
 
 if TYPE_CHECKING:
-    from harness.lab import Lab
+    from harness import Lab
 
 # Slow enough for a machine that has much else to do, and long enough for memory to show where it goes.
 COUNT, RATE = 20_000, 4_000
@@ -36,7 +35,7 @@ def test_a_session_carries_on_during_a_flood(lab: Lab) -> None:
     flood.tunnel.must_ping("ns2", V4_OF_A)
     before = flood.tunnel.seen_by_a()
     with flood.attack("forged", COUNT // 2, RATE):
-        pings = traffic.ping(flood.tunnel.nodes["ns2"], V4_OF_A, count=50)
+        pings = ping(flood.tunnel.nodes["ns2"], V4_OF_A, count=50)
     assert pings.lost < 25, pings
     after = flood.tunnel.seen_by_a()
     assert (after.latest_handshake, after.endpoint) == (before.latest_handshake, before.endpoint)

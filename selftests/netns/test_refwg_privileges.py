@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, Endpoint
-from harness.implementation import Registry
-from harness.interface import ProgramInterface
-from harness.topology import DIRECT
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B, Tunnel
-from harness.wait import let_pass
+from harness import (
+    DIRECT,
+    V4_OF_A,
+    V4_OF_B,
+    V6_OF_B,
+    DeviceConfig,
+    Endpoint,
+    ProgramInterface,
+    Registry,
+    Tunnel,
+    let_pass,
+    must_ping,
+)
 
 if TYPE_CHECKING:
-    from harness.lab import Lab
+    from harness import Lab
 
 USER: Final = "nobody"
 # CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_NET_RAW.
@@ -68,4 +74,4 @@ def test_without_root_it_roams_changes_its_port_and_follows_the_link(tunnel: Tun
     tunnel.nodes["ns1"].set_link("wg0", up=False)
     tunnel.nodes["ns1"].set_link("wg0", up=True, mtu=1300)
     tunnel.must_ping("ns1", V4_OF_B)
-    traffic.must_ping(tunnel.nodes["ns1"], V4_OF_B, size=1272)
+    must_ping(tunnel.nodes["ns1"], V4_OF_B, size=1272)

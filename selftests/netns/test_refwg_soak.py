@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from harness.capture import INITIATION, RESPONSE, Capture
-from harness.tunnel import V4_OF_B
+from harness import INITIATION, RESPONSE, V4_OF_B, Capture
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 pytestmark = pytest.mark.waiting
 

@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, PeerConfig, allowed_ips
-from harness.implementation import Registry
-from harness.interface import CONTROL_SOCKETS
-from harness.namespace import NamespaceThread, enter_network, enter_new_mounts
-from harness.process import run
-from harness.topology import DIRECT
+from harness import DIRECT, DeviceConfig, PeerConfig, Registry, allowed_ips, must_ping
+from harness.implementations.interface import CONTROL_SOCKETS
+from harness.sandbox.namespace import NamespaceThread, enter_network, enter_new_mounts
+from harness.sandbox.process import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.control.records import Key
-    from harness.lab import Lab
-    from harness.netns import NetNS
-    from harness.process import Completed
+    from harness import Key, Lab, NetNS
+    from harness.sandbox.process import Completed
 
 PROGRAM: Final = Path(sys.executable).with_name("refwg")
 FAR_V4, FAR_V6 = "192.168.99.7", "abab::1111"
@@ -116,7 +111,7 @@ def test_wg_quick_sends_everything_through_the_tunnel_but_the_tunnel(nodes: dict
     assert "userspace implementation" in quick("up").stderr
     assert quick.wg("show", "wg1", "fwmark") == "0xca6c"
     for address in (FAR_V4, FAR_V6, "192.168.241.2", "fd00::2"):
-        traffic.must_ping(nodes["ns1"], address, count=3)
+        must_ping(nodes["ns1"], address, count=3)
     assert int(quick.wg("show", "wg1", "transfer").split()[1]) > 12 * 96
     quick("down")
     assert "wg1" not in nodes["ns1"].links()
@@ -128,7 +123,7 @@ def test_wg_quick_sends_everything_through_the_tunnel_but_the_tunnel(nodes: dict
 def test_wg_quick_comes_up_again_after_it_was_down(nodes: dict[str, NetNS], quick: Quick) -> None:
     for _ in range(3):
         quick("up")
-        traffic.must_ping(nodes["ns1"], FAR_V4)
-        traffic.must_ping(nodes["ns1"], FAR_V6)
+        must_ping(nodes["ns1"], FAR_V4)
+        must_ping(nodes["ns1"], FAR_V6)
         assert quick.wg("show", "interfaces") == "wg1"
         quick("down")

@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, Endpoint
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_B
-from harness.verdicts import twin
-from harness.wait import let_pass
+from harness import V4_OF_A, V4_OF_B, V6_OF_B, DeviceConfig, Endpoint, let_pass, ping, twin
 
 if TYPE_CHECKING:
-    from harness.interface import Interface
-    from harness.tunnel import Tunnel
+    from harness import Interface, Tunnel
 
 pytestmark = pytest.mark.capability("roaming")
 
@@ -30,6 +25,7 @@ table ip nat {
 """
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N13")
 @pytest.mark.requirement("RT-03", "CFG-22")
 @pytest.mark.capability("listen-port-change")
@@ -48,6 +44,7 @@ def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> No
     assert endpoint_by_wg(loopback.b) == endpoint
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N14")
 @pytest.mark.requirement("RT-05")
 @pytest.mark.capability("listen-port-change", "ipv6-underlay")
@@ -60,6 +57,7 @@ def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
     assert endpoint_by_wg(loopback.b) == "[::1]:9998"
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19")
 @pytest.mark.capability("persistent-keepalive")
@@ -73,10 +71,11 @@ def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel
     before = nat.seen_by_b().rx_bytes
     let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping would expire if no keepalive renewed it")
     arrived = f"{nat.seen_by_b().rx_bytes - before} bytes arrived at B in {LONGER_THAN_THE_NAT_MAPPING:g} s"
-    pings = traffic.ping(nat.nodes["ns2"], V4_OF_A)
+    pings = ping(nat.nodes["ns2"], V4_OF_A)
     assert pings.lost == 0, f"the NAT mapping expired; of A's keepalives {arrived}: {pings}"
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19")
 def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunnel) -> None:
@@ -84,12 +83,13 @@ def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunn
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns2", V4_OF_A)
     let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping expires")
-    pings = traffic.ping(nat.nodes["ns2"], V4_OF_A, timeout=0.5)
+    pings = ping(nat.nodes["ns2"], V4_OF_A, timeout=0.5)
     assert pings.lost == 1, "the mapping outlived its two seconds, or A has sent without being told to"
     with twin("the tunnel still works when A begins"):
         nat.must_ping("ns1", V4_OF_B)
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19", "RT-06")
 @pytest.mark.capability("persistent-keepalive")

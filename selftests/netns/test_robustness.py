@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.wait import let_pass
+from harness import V4_OF_A, V4_OF_B, DeviceConfig, Endpoint, PeerConfig, allowed_ips, let_pass
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from harness.netns import NetNS
-    from harness.tunnel import Tunnel
+    from harness import NetNS, Tunnel
 
 PORT = 1111
 ROUNDS = 20

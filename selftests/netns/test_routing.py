@@ -8,17 +8,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
-from harness.link import add_veth
-from harness.messages import COOKIE_REPLY, INITIATION, SIZES, kind_of, with_mac1
-from harness.tunnel import V4_OF_B, V6_OF_B, Tunnel
-from harness.verdicts import twin
+from harness import (
+    COOKIE_REPLY,
+    INITIATION,
+    V4_OF_B,
+    V6_OF_B,
+    DeviceConfig,
+    Endpoint,
+    PeerConfig,
+    Tunnel,
+    add_veth,
+    allowed_ips,
+    must_ping,
+    ping,
+    twin,
+)
+from harness.wire.messages import SIZES, kind_of, with_mac1
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.lab import Lab
-    from harness.netns import NetNS
+    from harness import Lab, Manifest, NetNS
 
 MARK = 51820
 # The flag FIB_RULE_INVERT of include/uapi/linux/fib_rules.h: `ip rule add not ...`.
@@ -67,17 +75,17 @@ ELSEWHERE = 0.1
 def test_socket_bound_to_the_device_gets_through_rerouted_or_not(nat: Tunnel) -> None:
     ns1 = nat.nodes["ns1"]
     for address in (V4_OF_B, V6_OF_B):
-        traffic.must_ping(ns1, address, device="wg0")
+        must_ping(ns1, address, device="wg0")
     ns1.nft(MARKING)
     for address in (V4_OF_B, V6_OF_B):
-        traffic.must_ping(ns1, address)
-        traffic.must_ping(ns1, address, device="wg0")
+        must_ping(ns1, address)
+        must_ping(ns1, address, device="wg0")
     counted = ns1.nft_counters()
     assert min(counted["inner"], counted["outer"]) >= 4, f"not every packet was rerouted: {counted}"
     assert counted["marked"] >= counted["inner"] + counted["outer"]
     ns1.delete_route("192.168.241.0/24", dev="wg0")
-    assert traffic.ping(ns1, V4_OF_B, timeout=ELSEWHERE).lost == 1, "there is still a route into the tunnel"
-    traffic.must_ping(ns1, V4_OF_B, device="wg0")
+    assert ping(ns1, V4_OF_B, timeout=ELSEWHERE).lost == 1, "there is still a route into the tunnel"
+    must_ping(ns1, V4_OF_B, device="wg0")
 
 
 @pytest.mark.scenario("N23")

@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import (
+    COOKIE_REPLY,
+    DATA,
+    INITIATION,
+    RESPONSE,
+    differs,
+    let_pass,
+    twin,
+)
 from harness.lanes import GUESTS, LANE
-from harness.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE, with_mac1
-from harness.verdicts import differs, twin
-from harness.wait import let_pass
-from selftests.netns.scripted import Scripted, Stage
+from harness.wire.messages import (
+    FIELDS,
+    with_mac1,
+)
+from selftests.support.scripted import Scripted, Stage
 
 if TYPE_CHECKING:
-    from harness.implementation import Manifest
-    from harness.lab import Lab
+    from harness import Lab, Manifest
 
 NEWEST = 100_000
 WINDOW = 8128
@@ -118,6 +127,7 @@ def spoilt(message: bytes, place: int, value: int) -> bytes:
     return message[:place] + bytes([value]) + message[place + 1 :]
 
 
+@pytest.mark.long_in_guest
 @pytest.mark.requirement("ROB-11")
 def test_thousand_peers_have_sessions_and_are_answered(lab: Lab, implementation: Manifest) -> None:
     if os.environ.get(LANE) in GUESTS and implementation.kind != "kernel":

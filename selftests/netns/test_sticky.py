@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.control.records import Endpoint
-from harness.link import add_veth
-from harness.tunnel import V4_OF_A, V4_OF_B
+from harness import V4_OF_A, V4_OF_B, Endpoint, add_veth
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 V4 = ("10.0.0.1", "10.0.0.2")
 V6 = ("fd00:aa::1", "fd00:aa::2")
@@ -21,6 +19,7 @@ ALTERNATING = (V4[0], V6[0], V4[1], V6[1]) * 3
 CHANGES = (("10.0.0.2", "10.0.0.1/24", "10.0.0.10/24"), ("fd00:aa::2", "fd00:aa::1/96", "fd00:aa::10/96"))
 
 
+@pytest.mark.core
 @pytest.mark.scenario("N26")
 @pytest.mark.requirement("RT-05", "RT-11")
 @pytest.mark.capability("sticky-source", "ipv6-underlay")

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.control.records import Endpoint
-from harness.trafficset import must_carry_everything, must_stream_udp, volume
-from harness.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
+from harness import (
+    V4_OF_A,
+    V4_OF_B,
+    V6_OF_A,
+    V6_OF_B,
+    Endpoint,
+    must_carry_everything,
+    must_stream_udp,
+    tcp_stream,
+    tcp_streams,
+    volume,
+)
 
 if TYPE_CHECKING:
-    from harness.tunnel import Tunnel
+    from harness import Tunnel
 
 DEFAULT, JUMBO = 1420, 34816 - 1500 + 1420
 MTU_13 = pytest.mark.requirement("MTU-13")
@@ -23,12 +31,12 @@ V4, V6 = ("127.0.0.1:1", "127.0.0.1:2"), ("[::1]:1", "[::1]:2")
 
 @pytest.mark.scenario("N04")
 def test_tcp_stream_from_a_to_b_arrives_intact_over_v4(loopback: Tunnel) -> None:
-    traffic.tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=volume())
+    tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=volume())
 
 
 @pytest.mark.scenario("N04")
 def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None:
-    traffic.tcp_stream(loopback.nodes["ns2"], loopback.nodes["ns1"], V6_OF_A, size=volume())
+    tcp_stream(loopback.nodes["ns2"], loopback.nodes["ns1"], V6_OF_A, size=volume())
 
 
 @pytest.mark.scenario("N05")
@@ -44,7 +52,7 @@ def test_tunnel_survives_datagrams_that_nobody_paces(loopback: Tunnel, sender: s
 @pytest.mark.scenario("N06")
 @pytest.mark.parametrize("count", [4, 5, 50])
 def test_parallel_tcp_streams_all_arrive_intact(loopback: Tunnel, count: int) -> None:
-    traffic.tcp_streams(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, count=count, size=volume())
+    tcp_streams(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, count=count, size=volume())
 
 
 @pytest.mark.scenario("N04")

@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import traffic
-from harness.capture import DATA, INITIATION, RESPONSE, Capture
+from harness import (
+    DATA,
+    INITIATION,
+    RESPONSE,
+    V4_OF_A,
+    V4_OF_B,
+    Capture,
+    Datagram,
+    differs,
+    let_pass,
+    ping,
+    slack,
+    twin,
+    udp_message,
+    udp_receiver,
+    wait_for,
+)
 from harness.lanes import LANE
-from harness.timing import slack
-from harness.tunnel import V4_OF_A, V4_OF_B
-from harness.verdicts import differs, twin
-from harness.wait import Datagram, let_pass, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.capture import Message
-    from harness.tunnel import Tunnel
+    from harness import Message, Tunnel
 
 pytestmark = pytest.mark.waiting
 
@@ -97,8 +107,8 @@ def test_responder_uses_a_session_for_three_minutes_and_only_then_begins_one(loo
     start = session_start(wire)
     # Else B begins another session after 15 s, because what it has sent is not answered.
     let_pass(1, "B has noted that it answered the ping")
-    with traffic.udp_receiver(loopback.nodes["ns2"], V4_OF_B, 1111) as receiver:
-        traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, 1111, b"by A")
+    with udp_receiver(loopback.nodes["ns2"], V4_OF_B, 1111) as receiver:
+        udp_message(loopback.nodes["ns1"], V4_OF_B, 1111, b"by A")
         wait_for(Datagram(receiver), 2.0, "A's datagram to arrive")
     # A asks for another one as soon as it sends; B shall not hear of it.
     drop(loopback, f"udp sport {PORT_OF_A} udp length {8 + 148}")
@@ -106,7 +116,7 @@ def test_responder_uses_a_session_for_three_minutes_and_only_then_begins_one(loo
     for then in (*RESPONDER_IS_CONTENT, REJECT_AFTER_TIME + 1):
         let_pass(then - age, "the session grows old")
         age = then
-        traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, DISCARD, b"by B")
+        udp_message(loopback.nodes["ns2"], V4_OF_A, DISCARD, b"by B")
     let_pass(1, "it initiates at once")
     sent = [m for m in wire.messages(port=PORT_OF_B) if m.time > start + SECOND and not m.is_keepalive]
     begun = [(m.time - start) / SECOND for m in sent if m.kind == INITIATION]
@@ -117,10 +127,10 @@ def test_responder_uses_a_session_for_three_minutes_and_only_then_begins_one(loo
 
 @pytest.mark.requirement("TM-10", "TM-11")
 def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Capture) -> None:
-    with traffic.udp_receiver(loopback.nodes["ns1"], V4_OF_A, 1111):
+    with udp_receiver(loopback.nodes["ns1"], V4_OF_A, 1111):
         let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT), "the keepalive for the ping's answer has been sent")
         before = wire.messages()[-1].time
-        traffic.udp_message(loopback.nodes["ns2"], V4_OF_A, 1111, b"no answer to this")
+        udp_message(loopback.nodes["ns2"], V4_OF_A, 1111, b"no answer to this")
         data = wire.wait_for(lambda m: m.kind == DATA and m.time > before, 2.0, "B's datagram to be sent")
         let_pass(2 * (KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT)) + 1, "the keepalive's time, and that of one for it")
     answers = [m for m in wire.messages(port=PORT_OF_B) if m.is_keepalive and m.time > data.time]
@@ -135,7 +145,7 @@ def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Captur
 def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel) -> None:
     drop(loopback, f"udp dport {PORT_OF_B}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
+        udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
         let_pass((INITIATIONS_OF_A_SERIES + 6) * (REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)), "all retries")
         sent = initiations(wire, PORT_OF_A)
     gaps = [(b.time - a.time) / SECOND for a, b in pairwise(sent)]
@@ -187,7 +197,7 @@ def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Ca
     let_pass(REJECT_AFTER_TIME - 10, "the session is still good")
     loopback.must_ping("ns1", V4_OF_B)
     let_pass(12, "the session is past its end")
-    pings = traffic.ping(loopback.nodes["ns1"], V4_OF_B, count=2)
+    pings = ping(loopback.nodes["ns1"], V4_OF_B, count=2)
     assert pings.lost == 2
     late = [m for m in wire.messages(kind=DATA) if m.time - start > (REJECT_AFTER_TIME + 1) * SECOND]
     assert not late, f"sent under an expired key: {late[0]}"
@@ -199,7 +209,7 @@ def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Ca
 def test_pending_handshake_is_erased_nine_minutes_after_giving_up(loopback: Tunnel, late: bool) -> None:
     drop(loopback, f"udp dport {PORT_OF_A}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        traffic.udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"no response comes")
+        udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"no response comes")
         let_pass(GIVEN_UP, "A has given up")
         response = wire.messages(kind=RESPONSE, port=PORT_OF_B)[-1]
         assert response.time - session_start(wire) > (REKEY_TIMEOUT + 1) * SECOND, "A did not try again"
@@ -276,7 +286,7 @@ def test_persistent_keepalive_keeps_a_mapping_of_thirty_seconds(nat: Tunnel) -> 
     nat.must_ping("ns2", V4_OF_A)
     nat.keep_alive(0)
     let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "no keepalive, not even that for the ping, keeps it now")
-    unreachable = traffic.ping(nat.nodes["ns2"], V4_OF_A).lost
+    unreachable = ping(nat.nodes["ns2"], V4_OF_A).lost
     with twin("what A sends opens the mapping again"):
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns2", V4_OF_A)

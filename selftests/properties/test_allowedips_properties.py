@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from refwg.allowedips import AllowedIPs, Prefix
-from selftests.properties.strategies import addresses, prefixes
+from selftests.support.strategies import addresses, prefixes
 
 OWNERS = st.sampled_from("abc")
 

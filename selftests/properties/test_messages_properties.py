@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refwg import packet as ip
+from refwg import ip
 from refwg.errors import MalformedMessage
 from refwg.messages import padded_length, parse
-from selftests.properties.strategies import messages
+from selftests.support.strategies import messages
 
 if TYPE_CHECKING:
     from refwg.messages import Message

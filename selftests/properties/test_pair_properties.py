@@ -12,10 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from refwg.boundary import Endpoint
 from refwg.messages import MILLISECOND, REJECT_AFTER_TIME, REKEY_TIMEOUT, SECOND, ZERO_KEYS_AFTER, MessageType
-from selftests.unit.pair import Pair, private_key
+from selftests.support.pair import Pair, private_key
 
 if TYPE_CHECKING:
-    from selftests.unit.pair import Sent, Side
+    from selftests.support.pair import Sent, Side
 
 SIDES = st.sampled_from("ab")
 PROBABILITIES = st.sampled_from([0, 0.1, 0.5])

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from refwg.device import Device
 from refwg.uapi import Conversation
-from selftests.properties.strategies import endpoints, keys, prefixes
-from selftests.unit.pair import FakeSockets, SeededEnvironment
+from selftests.support.pair import FakeSockets, SeededEnvironment
+from selftests.support.strategies import endpoints, keys, prefixes
 
 peers = st.dictionaries(
     keys,

@@ -1,20 +1,27 @@
-"""Who may import whom: each module only what stands below it. A cycle, or a clock in the core, fails here."""
+"""Who may import whom: each module only what stands below it. A cycle, or a clock in the core, fails here.
+
+Imports inside functions and those that only annotations need count, too. Imports by string exist in two places, the
+facade `harness/__init__.py` and `pytest_plugins`; both are read as imports.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+import harness
 import refwg
 
-ROOT = Path(refwg.__file__).parent
+ROOT = Path(refwg.__file__).parents[1]
 
 # From the bottom to the top; modules of one row do not know each other.
 ROWS = [
     ["errors"],
-    ["messages", "packet", "address"],
+    ["messages", "ip", "address"],
     ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips"],
     ["noise", "cookie"],
     ["peer"],
@@ -22,11 +29,11 @@ ROWS = [
     ["device"],
     ["uapi"],
     # From here on modules may touch the world.
-    ["netlink", "inotify"],
+    ["rtnetlink", "inotify"],
     ["conntrack", "socket"],
     ["icmp"],
-    ["tun", "control", "trace", "mutants", "selftest", "privileges"],
-    ["engine/simple"],
+    ["tun", "uapi_socket", "trace", "mutants", "selftest", "privileges"],
+    ["engine.simple"],
     ["loop"],
     ["__main__"],
 ]
@@ -48,42 +55,220 @@ WORLD = {
 }
 IMPORTERS_OF_CRYPTOGRAPHY = {"crypto"}
 
+# The folders of harness from the bottom to the top; those of one row do not know each other. Inside a folder the order
+# is free, but there is no cycle.
+FOLDERS = [
+    ["errors", "wait", "lanes"],
+    ["install"],
+    ["vm", "sandbox"],
+    ["net"],
+    ["control", "wire"],
+    ["implementations", "traffic"],
+    ["report", "lab"],
+    ["plugin"],
+    ["cli"],
+    # `python -m harness`, and the facade, which names modules of any folder.
+    ["__main__", "__init__"],
+]
+# A guest's kernel comes from the network: vm knows the cache and its errors, and nothing of a run.
+BELOW_VM = {"install", "errors"}
+HARNESS = sorted(
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in (ROOT / "harness").rglob("*.py")
+)
+# These run where nothing is installed, or where an import costs too much: the standard library, and each other.
+STANDARD_LIBRARY_ONLY = {
+    "harness.sandbox.launcher": {"harness.sandbox.launcher"},
+    "harness.vm.init": {"harness.vm.init"},
+} | {
+    name: {"harness.errors", "harness.install", "harness.wait"}
+    for name in HARNESS
+    if name.startswith("harness.install.")
+}
+# Loaded into every pytest run of an environment that has the plugin.
+LOADED_WITH_THE_PLUGIN = {
+    "harness",
+    "harness.errors",
+    "harness.lanes",
+    "harness.plugin",
+    "harness.plugin.fixtures",
+    "harness.plugin.hooks",
+    "harness.plugin.options",
+    "harness.plugin.reporter",
+    "harness.plugin.sandboxed",
+    "harness.plugin.selection",
+    "harness.plugin.session",
+    "harness.plugin.verdicts",
+    "harness.sandbox",
+    "harness.sandbox.launch",
+    "harness.sandbox.launcher",
+}
+
 
 def tree(module: str) -> ast.Module:
-    return ast.parse((ROOT / f"{module}.py").read_text())
+    """The syntax tree of `harness.net.netns`, or of the package `harness.net.__init__`."""
+    return ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
 
 
 def imported(module: str) -> set[str]:
-    """Dotted names of all that a module imports, also what only its annotations need."""
+    """Dotted names of all modules that a module imports, also late, also what only its annotations need."""
     names: set[str] = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names |= (
-                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "refwg" else {node.module}
-            )
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{module}: a relative import"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if is_module(name) else node.module for name in inside}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytest_plugins":
+            names |= set(ast.literal_eval(node.value))
+        elif isinstance(node, ast.AnnAssign) and module == "harness.__init__" and ast.unparse(node.target) == "NAMES":
+            assert node.value is not None
+            names |= set(ast.literal_eval(node.value).values())
     return names
 
 
+def folder(module: str) -> str:
+    """`net` for harness.net.netns, `errors` for harness.errors."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def ours(module: str) -> set[str]:
+    return {name for name in imported(module) if name.partition(".")[0] == "harness"}
+
+
+def row_of(name: str) -> int:
+    return next(number for number, row in enumerate(FOLDERS) if name in row)
+
+
+def refwg_modules() -> set[str]:
+    paths = (ROOT / "refwg").rglob("*.py")
+    return {str(p.relative_to(ROOT / "refwg").with_suffix("")).replace("/", ".") for p in paths if p.stem != "__init__"}
+
+
 def test_the_table_names_every_module() -> None:
-    there = {str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.py") if path.stem != "__init__"}
-    assert there == set(MODULES)
+    assert refwg_modules() == set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
     below = {other for row in ROWS[: next(i for i, row in enumerate(ROWS) if module in row)] for other in row}
-    ours = {name.removeprefix("refwg.").replace(".", "/") for name in imported(module) if name.startswith("refwg.")}
-    assert ours <= below
+    found = {name.removeprefix("refwg.") for name in imported(f"refwg.{module}") if name.startswith("refwg.")}
+    assert found <= below
 
 
 @pytest.mark.parametrize("module", CORE)
 def test_the_core_knows_no_clock_no_chance_and_no_network(module: str) -> None:
-    assert not {name.partition(".")[0] for name in imported(module)} & WORLD
+    assert not {name.partition(".")[0] for name in imported(f"refwg.{module}")} & WORLD
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_crypto_imports_cryptography(module: str) -> None:
-    imports_it = any(name.partition(".")[0] == "cryptography" for name in imported(module))
+    imports_it = any(name.partition(".")[0] == "cryptography" for name in imported(f"refwg.{module}"))
     assert imports_it == (module in IMPORTERS_OF_CRYPTOGRAPHY)
+
+
+def test_folder_table_names_every_folder() -> None:
+    assert {folder(module) for module in HARNESS} == {name for row in FOLDERS for name in row}
+
+
+@pytest.mark.parametrize("module", HARNESS)
+def test_harness_module_imports_only_folders_below_its_own(module: str) -> None:
+    own = folder(module)
+    below = {other for row in FOLDERS[: row_of(own)] for other in row} | {own}
+    if own in {"errors", "wait", "lanes"}:
+        below = {"errors"}
+    if own == "vm":
+        below = {*BELOW_VM, "vm"}
+    found = {name: folder(name) for name in ours(module) if name != module}
+    assert {name for name, other in found.items() if other not in below} == set()
+
+
+@pytest.mark.parametrize("module", HARNESS)
+def test_harness_module_imports_nothing_from_the_facade(module: str) -> None:
+    assert "harness" not in imported(module)
+
+
+@pytest.mark.parametrize("module", HARNESS)
+def test_harness_does_not_import_what_is_tested_or_tests(module: str) -> None:
+    assert not {name.partition(".")[0] for name in imported(module)} & {"refwg", "ci", "bench", "selftests"}
+
+
+@pytest.mark.parametrize("name", sorted({folder(module) for module in HARNESS}))
+def test_folder_has_no_import_cycle(name: str) -> None:
+    modules = [module for module in HARNESS if folder(module) == name]
+    # A package is imported before its modules, whoever asks; what its __init__ imports counts as its own.
+    graph = {module.removesuffix(".__init__"): ours(module) - {f"harness.{name}"} for module in modules}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" > ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("module", sorted(STANDARD_LIBRARY_ONLY))
+def test_module_imports_standard_library_only(module: str) -> None:
+    allowed = STANDARD_LIBRARY_ONLY[module]
+    for name in imported(module):
+        inside = name in allowed or any(name.startswith(f"{package}.") for package in allowed)
+        assert inside or name.partition(".")[0] in sys.stdlib_module_names, name
+
+
+def test_plugin_loads_a_handful_of_modules() -> None:
+    found, todo = set(), ["harness.plugin.__init__"]
+    while todo:
+        module = todo.pop()
+        parents = module.removesuffix(".__init__").split(".")
+        for name in (*(".".join(parents[:end]) for end in range(1, len(parents) + 1)), *imported_at_once(module)):
+            if name not in found:
+                found.add(name)
+                todo.append(name if (ROOT / f"{name.replace('.', '/')}.py").exists() else f"{name}.__init__")
+    assert found == LOADED_WITH_THE_PLUGIN
+
+
+def imported_at_once(module: str) -> set[str]:
+    """What importing the module imports: neither late imports nor those for annotations."""
+    top = ast.Module([node for node in tree(module).body if not isinstance(node, ast.If)], [])
+    for function in [node for node in ast.walk(top) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
+        function.body = []
+    names: set[str] = set()
+    for node in ast.walk(top):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name if is_module(name) else node.module for name in inside}
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytest_plugins":
+            names |= set(ast.literal_eval(node.value))
+    return {name for name in names if name.partition(".")[0] == "harness"}
+
+
+def test_facade_offers_what_it_declares() -> None:
+    declared = {
+        alias.asname: node.module
+        for block in tree("harness.__init__").body
+        if isinstance(block, ast.If)
+        for node in ast.walk(block)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert declared == harness.NAMES
+
+
+@pytest.mark.parametrize("name", sorted(harness.NAMES))
+def test_facade_name_is_defined_where_the_table_says(name: str) -> None:
+    value = getattr(harness, name)
+    assert value is getattr(sys.modules[harness.NAMES[name]], name)
+    assert getattr(value, "__module__", harness.NAMES[name]) == harness.NAMES[name]
+
+
+def test_facade_imports_nothing_until_a_name_is_used() -> None:
+    top = [node for node in tree("harness.__init__").body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert {ast.unparse(node) for node in top} == {
+        "from __future__ import annotations",
+        "from importlib import import_module",
+        "from typing import TYPE_CHECKING, Any, Final",
+    }
+    with pytest.raises(AttributeError, match="module 'harness' has no attribute 'Tunel'"):
+        _ = harness.Tunel

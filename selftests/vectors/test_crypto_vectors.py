@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from refwg.crypto import Aead, blake2s_hash, clamp, dh, hchacha20, kdf, mac, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
-from selftests.vectors import files
+from selftests.support import vector_files
 
-X25519 = files.wycheproof("Protocol/wycheproof/x25519_test.json")
-XCHACHA = files.wycheproof("Cipher/wycheproof/xchacha20_poly1305_test.json")
-CHACHA = files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json")
-OPENSSL = files.nist("ciphers/ChaCha20Poly1305/openssl.txt")
-BORINGSSL = files.nist("ciphers/ChaCha20Poly1305/boringssl.txt")
+X25519 = vector_files.wycheproof("Protocol/wycheproof/x25519_test.json")
+XCHACHA = vector_files.wycheproof("Cipher/wycheproof/xchacha20_poly1305_test.json")
+CHACHA = vector_files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json")
+OPENSSL = vector_files.nist("ciphers/ChaCha20Poly1305/openssl.txt")
+BORINGSSL = vector_files.nist("ciphers/ChaCha20Poly1305/boringssl.txt")
 
 # Each way to be invalid has one error.
 ERRORS: dict[str, tuple[type[Exception], str]] = {
@@ -43,7 +43,7 @@ def test_x25519_agrees_with_wycheproof_and_refuses_zero(case: dict[str, Any]) ->
 
 @pytest.mark.requirement("CR-09")
 @pytest.mark.parametrize(
-    "case", [case for case in files.nist("asymmetric/X25519/rfc7748.txt") if "INPUT_SCALAR" in case]
+    "case", [case for case in vector_files.nist("asymmetric/X25519/rfc7748.txt") if "INPUT_SCALAR" in case]
 )
 def test_x25519_agrees_with_rfc_7748(case: dict[str, str]) -> None:
     assert dh(bytes.fromhex(case["INPUT_SCALAR"]), bytes.fromhex(case["INPUT_U"])).hex() == case["OUTPUT_U"]
@@ -109,12 +109,12 @@ def test_chacha20_poly1305_agrees_with_rfc_8439_2_8_2_and_boringssl(case: dict[s
     key, nonce, sealed = (
         bytes.fromhex(text) for text in (case["KEY"], case["NONCE"], case["CT"].strip('"') + case["TAG"])
     )
-    message, ad = (files.quoted_or_hexadecimal(case[name]) for name in ("IN", "AD"))
+    message, ad = (vector_files.quoted_or_hexadecimal(case[name]) for name in ("IN", "AD"))
     assert Aead(key).seal_with(nonce, message, ad) == sealed
 
 
 @pytest.mark.requirement("CR-07")
-@pytest.mark.parametrize("case", files.nist("ciphers/ChaCha20/rfc7539.txt"))
+@pytest.mark.parametrize("case", vector_files.nist("ciphers/ChaCha20/rfc7539.txt"))
 def test_hchacha20_is_the_keystream_of_rfc_8439_without_the_initial_state(case: dict[str, str]) -> None:
     start = int(case["INITIAL_BLOCK_COUNTER"]).to_bytes(4, "little") + bytes.fromhex(case["NONCE"])
     plaintext, ciphertext = bytes.fromhex(case["PLAINTEXT"])[:64], bytes.fromhex(case["CIPHERTEXT"])[:64]
@@ -133,14 +133,14 @@ def test_hchacha20_agrees_with_the_draft() -> None:
 
 
 @pytest.mark.requirement("CR-03")
-@pytest.mark.parametrize("case", files.nist("hashes/blake2/blake2s.txt"))
+@pytest.mark.parametrize("case", vector_files.nist("hashes/blake2/blake2s.txt"))
 def test_blake2s_agrees_with_its_vectors(case: dict[str, str]) -> None:
     message = bytes.fromhex(case["Msg"])[: int(case["Len"]) // 8]
     assert blake2s_hash(message[:3], message[3:]).hex() == case["MD"]
 
 
 @pytest.mark.requirement("CR-04")
-@pytest.mark.parametrize("case", files.blake2_keyed()[:64])
+@pytest.mark.parametrize("case", vector_files.blake2_keyed()[:64])
 def test_mac_is_no_shortened_keyed_blake2s(case: dict[str, str]) -> None:
     key, message = bytes.fromhex(case["key"]), bytes.fromhex(case["in"])
     assert len(mac(key, message)) == 16

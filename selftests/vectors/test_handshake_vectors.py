@@ -19,14 +19,14 @@ from refwg.noise import (
     static_static,
     timestamp,
 )
-from selftests.vectors import files
+from selftests.support import vector_files
 
 if TYPE_CHECKING:
     from refwg.noise import (
         Keypair,
     )
 
-VECTOR = files.wireguard()
+VECTOR = vector_files.wireguard()
 INITIATOR = StaticIdentity.from_private(VECTOR["initiator_static_private"])
 RESPONDER = StaticIdentity.from_private(VECTOR["responder_static_private"])
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 from refwg.cookie import cookie_key_of
 from refwg.crypto import public_key_of, xopen
 from refwg.messages import SECOND, CookieReply, Data, Initiation, MessageType, Response, parse
-from selftests.unit.pair import START, Pair, SeededEnvironment
+from selftests.support.pair import START, Pair, SeededEnvironment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from selftests.unit.pair import Sent, Side
+    from selftests.support.pair import Sent, Side
 
 DIRECTORY: Final = Path(__file__).parent / "transcripts"
 SEED: Final = 1

@@ -18,9 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from harness.control.uapi import UapiControl
-from harness.interface import CONTROL_SOCKETS
-from harness.launcher import die_with_parent
-from harness.namespace import NamespaceThread, enter_new_mounts
+from harness.implementations.interface import CONTROL_SOCKETS
+from harness.sandbox.launcher import die_with_parent
+from harness.sandbox.namespace import NamespaceThread, enter_new_mounts
 from harness.wait import EntryAppears, wait_for
 
 if TYPE_CHECKING:

@@ -1,0 +1,53 @@
+"""JUnit files of pytest: how many tests passed, failed and were skipped, and the names of the failed."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What became of the tests of one gate, or of all."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    names: tuple[str, ...] = ()  # of those that failed
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            passed=self.passed + other.passed,
+            failed=self.failed + other.failed,
+            skipped=self.skipped + other.skipped,
+            names=self.names + other.names,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def read_tally(junit: Path) -> Tally:
+    """Count the results in a file that pytest wrote; none if it wrote none."""
+    try:
+        cases = list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own pytest wrote it
+    except (OSError, ET.ParseError):
+        return Tally()
+    # An error in a test's teardown comes as a second case of the same name: a set counts it once.
+    failed = {_case_name(case) for case in cases if _has(case, "failure", "error")}
+    skipped = {_case_name(case) for case in cases if _has(case, "skipped")} - failed
+    passed = {_case_name(case) for case in cases} - failed - skipped
+    return Tally(passed=len(passed), failed=len(failed), skipped=len(skipped), names=tuple(sorted(failed)))
+
+
+def _case_name(case: ET.Element) -> str:
+    # Only the family xunit1 has the file, which can be handed back to pytest as it is.
+    return f"{case.get('file') or case.get('classname')}::{case.get('name')}"
+
+
+def _has(case: ET.Element, *tags: str) -> bool:
+    return any(case.find(tag) is not None for tag in tags)

@@ -1,0 +1,1 @@
+"""The command line wg-interop: run, doctor, install, clean."""

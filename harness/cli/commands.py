@@ -1,0 +1,416 @@
+"""The command `wg-interop`: run, doctor, install, clean.
+
+`run` starts pytest behind the launcher, so that the sandbox and all in it die with this process, and reads what
+becomes of the tests from a pipe (harness.plugin.reporter). Every error is one line on stderr and an exit status.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import importlib.util
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from harness.cli import (
+    terminal,
+)
+from harness.cli.terminal import COULD_NOT, FAILED, OK, USAGE
+from harness.errors import HarnessError, Unavailable, UsageError
+from harness.install import (
+    cache,
+    installer,
+    tools,
+)
+from harness.lanes import EVENTS, GUESTS
+from harness.plugin import (
+    rundir,
+)
+from harness.sandbox.launch import launcher_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+EXIT_STATUS: Final = {UsageError: USAGE, Unavailable: COULD_NOT}
+# The descriptor of the events gets a number that no program uses which merely inherits the variable.
+_EVENTS_FROM: Final = 200
+_TICK: Final = 0.25
+_PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
+_LOG_TAIL: Final = 40
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The console script."""
+    sys.exit(_status(arguments))
+
+
+def _status(arguments: Sequence[str] | None) -> int:
+    try:
+        return int(cli.main(arguments, prog_name="wg-interop", standalone_mode=False) or OK)
+    except click.ClickException as error:
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "wg-interop"
+        return _complain(f"{error.format_message().rstrip('.')}; see {command} --help", USAGE)
+    except HarnessError as error:
+        return _complain(str(error), EXIT_STATUS.get(type(error), FAILED))
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", 128 + signal.SIGINT)
+    except OSError as error:
+        return _system_error(error)
+
+
+def _complain(message: str, status: int) -> int:
+    click.echo(f"wg-interop: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _system_error(error: OSError) -> int:
+    if error.errno == errno.EPIPE:
+        # Who read our output has gone; Python would say so once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return _complain(f"{error.filename or 'system'}: {error.strerror}", COULD_NOT)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("wg-interop"), message="wg-interop %(version)s")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Test WireGuard implementations against each other, in network namespaces of their own.
+
+    \b
+    First time:
+      wg-interop doctor                      what works on this machine, and how to fix the rest
+      wg-interop install                     fetch and build the implementations to test
+      wg-interop run -n 2                    every implementation against every other
+
+    \b
+    Your own program, which is started as `PROGRAM -f INTERFACE`:
+      wg-interop run --impl mine=./my-wireguard --pair mine~wireguard-go
+
+    Exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted.
+    """  # noqa: D301 - \b is click's sign for a paragraph to leave as it is
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+# run
+
+
+class _WithPytestArguments(click.Command):
+    """A command that leaves all after `--` to pytest."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        ctx.obj = args[end + 1 :]
+        return super().parse_args(ctx, args[:end])
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "[OPTIONS] [PATH]... [-- PYTEST ARGUMENTS...]")
+
+
+@cli.command(cls=_WithPytestArguments)
+@click.option("--impl", multiple=True, metavar="NAME[=PROGRAM]", help="Test this implementation, or PROGRAM as it.")
+@click.option(
+    "--impl-manifest", multiple=True, metavar="FILE",
+    help="Test what this manifest describes: with itself, unless --impl or --pair names others.",
+)  # fmt: skip
+@click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1 with B in ns2. Default: all ordered pairs.")
+@click.option("--lane", multiple=True, metavar="LANE", help="Only this lane: core, netns, vm or warp.")
+@click.option("--kernel", multiple=True, metavar="VERSION|PATH", help="The kernel of lanes vm and warp.")
+@click.option("-n", "workers", metavar="N", help="In so many processes at once, or `auto`.")
+@click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
+@click.option(
+    "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Where index.html and evidence/ go, too. Default: report/results.json.",
+)  # fmt: skip
+@click.option("--keep", metavar="failed|all|none", help="Of which tests the evidence stays. Default: failed.")
+@click.option("--seed", metavar="N", help="The seed of all random choices, as an earlier run printed it.")
+@click.option("--timeout-scale", metavar="F", help="Multiply every deadline, for slow machines.")
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+@click.pass_context
+def run(context: click.Context, /, paths: tuple[str, ...], results: Path | None, **options: Any) -> int:
+    """Run the tests and show who can talk to whom.
+
+    PATH is a test file or directory, or one test as a failure names it; without one, the directory selftests of this
+    checkout.
+
+    \b
+      wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
+      wg-interop run --impl wireguard-go=/tmp/build/wireguard -k handshake
+      wg-interop run --impl-manifest mine.toml --keep all
+      wg-interop run --lane netns -- --random-order --maxfail=1
+      wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
+    """  # noqa: D301
+    root = find_root(paths)
+    report = (results or root / "report" / "results.json").absolute()
+    arguments = [*_pytest_options(options), f"--rootdir={root}", f"--results={report}", *context.obj]
+    if not os.access(root, os.W_OK):
+        # Another's checkout: pytest warns of a cache that it cannot write, and warnings are errors there.
+        arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
+    return _Run(report).run([*(paths or [str(root / "selftests")]), *arguments])
+
+
+def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
+    """The directory whose `selftests` are to be run: above the first path, else above the current directory."""
+    for text in paths:
+        if not Path(text.partition("::")[0]).exists():
+            raise UsageError(f"no test file or directory {text.partition('::')[0]}")
+    start = Path(paths[0].partition("::")[0]).absolute() if paths else (here or Path.cwd())
+    for candidate in (start, *start.parents):
+        if (candidate / "selftests").is_dir():
+            return candidate
+    if paths:
+        return Path.cwd()
+    raise UsageError(f"no directory selftests in {start} or above it; go to a checkout, or wg-interop run PATH")
+
+
+def _pytest_options(options: dict[str, Any]) -> list[str]:
+    """Our options in pytest's words; what is wrong with their values, the plugin tells."""
+    named = {"expression": "-k", "workers": "-n"}
+    words: list[str] = []
+    for name, given in options.items():
+        values = given if isinstance(given, tuple) else () if given is None else (given,)
+        for value in values:
+            words += [named[name], value] if name in named else [f"--{name.replace('_', '-')}={value}"]
+    return words
+
+
+class _Run:
+    """One run of pytest, and what is told of it."""
+
+    def __init__(self, results: Path) -> None:
+        self._results = results
+        self._log = results.with_name("pytest.log")
+        self._tally = terminal.Tally()
+        self._out = terminal.console(sys.stdout)
+        self._stopped_by: signal.Signals | None = None
+        self._deadline: float | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def run(self, arguments: list[str]) -> int:
+        """Run pytest, show progress and outcome; the exit status of the command."""
+        for module, package in (("pytest", "pytest"), ("xdist", "pytest-xdist")):
+            if importlib.util.find_spec(module) is None and (module == "pytest" or "-n" in arguments):
+                raise Unavailable(f"{package} is not installed; to install it: pip install 'wg-interop[test]'")
+        before = _identity(self._results)
+        progress = terminal.Progress(self._out, self._tally)
+        with self._started(arguments) as (child, events), progress:
+            self._follow(child, events, progress)
+        fresh = _identity(self._results) != before
+        if fresh:
+            self._tally.replace(json.loads(self._results.read_text())["results"])
+        return self._conclude(child.returncode, fresh, progress.seconds)
+
+    @contextmanager
+    def _started(self, arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], terminal.Events]]:
+        """The child and the pipe on which it tells events; it is ended with the block, and with this process."""
+        read_end, write_end = os.pipe()
+        events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
+        os.close(write_end)
+        # Kernels of guests are fetched first, which no sandbox could do; pytest enters one by itself afterwards.
+        guests = any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments)
+        sandbox = "--without" if guests else "--or-without"
+        command = [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]
+        with self._open_log() as log, _signals_to(self._stop):
+            # In a session of its own the child hears of Ctrl-C from us alone, and therefore once.
+            self._child = subprocess.Popen(
+                [*command, "--color=no", *arguments],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | {EVENTS: str(events)}, pass_fds=[events], start_new_session=True,
+            )  # fmt: skip
+            os.close(events)
+            try:
+                yield self._child, terminal.Events(read_end)
+            finally:
+                self._child.kill()
+                self._child.wait()
+                os.close(read_end)
+
+    def _open_log(self) -> Any:
+        try:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            return self._log.open("wb")
+        except OSError as error:
+            raise Unavailable(f"cannot write {self._log}: {error.strerror}; choose a place: --results FILE") from error
+
+    def _stop(self, number: int, _: object) -> None:
+        """Ctrl-C and its like: pytest stops as it does by itself; the second time it is killed."""
+        if self._child is None:
+            raise KeyboardInterrupt
+        if self._stopped_by is None:
+            self._stopped_by = signal.Signals(number)
+            self._deadline = time.monotonic() + _PATIENCE
+            self._child.send_signal(signal.SIGINT)
+        else:
+            self._child.kill()
+
+    def _follow(self, child: subprocess.Popen[bytes], events: terminal.Events, progress: terminal.Progress) -> None:
+        """Take events until the child has ended and the pipe is empty."""
+        exited = os.pidfd_open(child.pid)
+        try:
+            while child.poll() is None:
+                select.select([exited] if events.ended else [exited, events.descriptor], [], [], _TICK)
+                self._take(events, progress)
+                self._hurry(child, progress)
+                progress.tick()
+            self._take(events, progress)
+        finally:
+            os.close(exited)
+
+    def _take(self, events: terminal.Events, progress: terminal.Progress) -> None:
+        for outcome in filter(None, map(self._tally.take, events.lines())):
+            progress.moved(outcome)
+
+    def _hurry(self, child: subprocess.Popen[bytes], progress: terminal.Progress) -> None:
+        if self._deadline is not None:
+            progress.note = "stopping; once more to stop at once"
+            if time.monotonic() > self._deadline:
+                child.kill()
+
+    def _conclude(self, status: int, fresh: bool, seconds: float) -> int:
+        said = self._log.read_text(errors="replace").splitlines()
+        if status == terminal.PYTEST_USAGE and not self._stopped_by:
+            raise UsageError(terminal.usage_error(said))
+        verdict = terminal.judge(status, set(self._tally.counts()), said)
+        if self._stopped_by:
+            verdict = terminal.Verdict(128 + self._stopped_by, "interrupted")
+        self._show_end(verdict, said)
+        style = "bold green" if verdict.status == OK else "bold red"
+        terminal.line(self._out, f"{self._tally} in {seconds:.1f} s", style)
+        if fresh:
+            terminal.line(self._out, f"results: {terminal.short(self._results)}")
+        terminal.line(self._out, f"pytest's output: {terminal.short(self._log)}")
+        return _complain(verdict.reason, verdict.status) if verdict.reason else verdict.status
+
+    def _show_end(self, verdict: terminal.Verdict, said: Sequence[str]) -> None:
+        terminal.summary(self._out, self._tally, self._results.parent)
+        for name, error in terminal.uncollected(said).items():
+            terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")
+        for line in said[-_LOG_TAIL:] if verdict.see_log else ():
+            terminal.line(self._out, f"  | {line}", "dim")
+        terminal.line(self._out)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns
+    return None
+
+
+@contextmanager
+def _signals_to(handler: Any) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# The other commands
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings for a program.")
+def doctor(as_json: bool) -> int:
+    """Try what the lab needs by really using it, and say how to fix what is missing.
+
+    Lists the implementations that are known, too. Exit status 0 if the netns lane can run, else 125.
+    """
+    from harness.cli.doctor import examine  # noqa: PLC0415 - few ask for it
+
+    return examine(sys.stdout, as_json=as_json)
+
+
+@cli.command(name="install")
+@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
+def install_(names: tuple[str, ...]) -> int:
+    """Install the implementations to test: all of them, or those named, or what a manifest describes.
+
+    What is there already is left alone. `wg-interop doctor` lists the names.
+    """
+    from harness.implementations.manifest import load  # noqa: PLC0415 - few ask for it
+
+    tools.exit_on_sigterm()
+    for name in names:
+        if installer.is_manifest(name):
+            # A mistake in any of its keys is told before a build that takes minutes.
+            load(Path(name))
+    return installer.install_each(names)
+
+
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="Installed peers, toolchains and kernels, too.")
+def clean(everything: bool) -> int:
+    """Remove what killed runs left in the cache; running runs are left alone."""
+    root = cache.cache_root()
+    running = _clean_runs(root / cache.Area.RUNS)
+    if everything and running:
+        raise HarnessError(f"the rest of {root} stays, because {running[0].name} uses it; end that run first")
+    if everything and root.is_dir():
+        for path in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name != cache.Area.RUNS):
+            _remove_area(path)
+    return OK
+
+
+def _clean_runs(runs: Path) -> list[Path]:
+    """Remove the directories of dead runs; returns those of the others."""
+    if not runs.is_dir():
+        click.echo(f"nothing to remove: no {runs}")
+        return []
+    with cache.locked(runs):
+        sizes = {path: _size(path) for path in runs.iterdir() if path.is_dir()}
+        removed = rundir.remove_abandoned(runs)
+    for path in removed:
+        click.echo(f"removed {path} ({terminal.human(sizes.get(path, 0))})")
+    running = [path for path in sizes if path.exists()]
+    for path in running:
+        click.echo(f"left alone, still running: {path} ({_owner(path)})")
+    click.echo(f"{len(removed)} dead runs removed, {terminal.human(sum(sizes.get(path, 0) for path in removed))}")
+    return running
+
+
+def _owner(run: Path) -> str:
+    with suppress(OSError):
+        return (run / "owner").read_text().strip()
+    return "another user's"
+
+
+def _remove_area(path: Path) -> None:
+    busy = next((lock for lock in path.rglob(".*.lock") if _is_locked(lock)), None)
+    if busy is not None:
+        raise HarnessError(f"{path} stays: something is being installed below {busy.parent}; wait for its end")
+    size = _size(path)
+    cache.remove(path)
+    click.echo(f"removed {path} ({terminal.human(size)})")
+
+
+def _is_locked(lock: Path) -> bool:
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _size(tree: Path) -> int:
+    total = 0
+    for path in tree.rglob("*"):
+        # What a running test removes meanwhile counts nothing.
+        with suppress(OSError):
+            total += path.lstat().st_blocks * 512
+    return total

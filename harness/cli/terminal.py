@@ -1,0 +1,349 @@
+"""What a run looks like and comes to: progress, the matrix of A and B, failures, what was skipped, the verdict.
+
+On a terminal the progress is a bar and the matrix so far, drawn in place; elsewhere it is a line every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import Counter, defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from harness.report.results import GATING, STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from rich.console import RenderableType
+
+
+OK, FAILED, USAGE, COULD_NOT = 0, 1, 2, 125
+PYTEST_USAGE, PYTEST_NO_TESTS = 4, 5  # exit statuses, pytest.ExitCode
+PACE: Final = 3.0  # seconds between two lines of progress where there is no terminal
+FRAME: Final = 0.1  # and between two pictures on one
+RECENT: Final = 3  # finished tests that the live view names
+MESSAGE_LINES: Final = 6  # of a failure's message: the first and, after a gap, the last, where programs say why
+WIDTH: Final = 200  # where there is no terminal: nothing is folded that someone may want to grep
+ALONE: Final = "(alone)"  # the column of tests with one implementation
+_STYLES: Final = {"passed": "green", "skipped": "dim"} | dict.fromkeys(GATING, "bold red")
+_OTHER_STYLE: Final = "yellow"
+# Not passed, not failed: why, is told once for all tests with the same reason.
+_WITH_REASON: Final = frozenset({"differs", "unsupported", "skipped"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one test; `pair` is `A~B`, `A` or empty, `artifacts` relative to the report directory."""
+
+    id: str
+    pair: str = ""
+    state: str = "passed"
+    seconds: float = 0.0
+    message: str = ""
+    artifacts: str = ""
+    lane: str = ""
+    kernel: str = ""
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What tells it from the same test in another lane or on another kernel."""
+        return self.id, self.lane, self.kernel
+
+    @property
+    def name(self) -> str:
+        """The test's function with its parameters."""
+        return self.id.rpartition("/")[2].partition("::")[2] or self.id
+
+
+class Events:
+    """The reading end of the pipe on which pytest tells what becomes of the tests."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+        self._rest = b""
+        self.ended = False
+
+    def lines(self) -> list[bytes]:
+        """The lines that have come since; does not wait."""
+        with suppress(BlockingIOError):
+            while chunk := os.read(self.descriptor, 1 << 16):
+                self._rest += chunk
+            self.ended = True
+        *lines, self._rest = self._rest.split(b"\n")
+        return lines
+
+
+@dataclass(slots=True)
+class Tally:
+    """The outcomes so far, by test, lane and kernel, and how many tests there are; None until that is known."""
+
+    total: int | None = None
+    outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
+
+    def take(self, line: bytes) -> Outcome | None:
+        """Take one event of the plugin's Reporter; returns the outcome if it is one. Other lines are passed over."""
+        try:
+            event = json.loads(line)
+            kind = event.pop("event")
+            if kind == "collected":
+                self.total = max(self.total or 0, int(event["count"]))
+                return None
+            outcome = Outcome(**event)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+        self.outcomes[outcome.identity] = outcome
+        return outcome
+
+    def replace(self, results: Iterable[dict[str, Any]]) -> None:
+        """Take the results of results.json instead: they know more, such as where evidence lies.
+
+        One that reads passed, and of whose end no event told, was interrupted.
+        """
+        whole = [_from_result(result) for result in results]
+        told = self.outcomes
+        self.outcomes = {each.identity: each for each in whole if each.state != "passed" or each.identity in told}
+
+    def counts(self) -> Counter[str]:
+        return Counter(outcome.state for outcome in self.outcomes.values())
+
+    def __str__(self) -> str:
+        total = "" if self.total is None else f" of {self.total}"
+        return ", ".join([f"{len(self.outcomes)}{total} tests", *_counted(self.counts())])
+
+
+_KEPT: Final = ("id", "state", "seconds", "message", "artifacts", "lane", "kernel")
+
+
+def _from_result(result: dict[str, Any]) -> Outcome:
+    pair = "~".join(side["impl"] for side in (result["a"], result["b"]) if side)
+    return Outcome(pair=pair, **{name: result[name] for name in _KEPT})
+
+
+def _counted(counts: Counter[str]) -> list[str]:
+    """`14 passed`, `2 failed`, in the order of the states."""
+    return [f"{counts[state]} {state}" for state in STATES if counts[state]]
+
+
+def console(stream: TextIO) -> Console:
+    """A console that draws on a terminal and writes plain text elsewhere, whatever FORCE_COLOR says."""
+    terminal = stream.isatty()
+    made = Console(
+        file=stream,
+        force_terminal=terminal,
+        width=None if terminal else WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    if not terminal or made.is_dumb_terminal:
+        return Console(file=stream, color_system=None, force_terminal=False, width=made.width, markup=False)
+    return made
+
+
+def line(out: Console, text: str = "", style: str = "") -> None:
+    """Print a line that is not folded, so that what is in it can be copied."""
+    out.print(Text(text, style=style), soft_wrap=True)
+
+
+# While it runs
+
+
+class Progress:
+    """Tells how a run is getting on; `moved` after each outcome, `tick` at least twice a second."""
+
+    def __init__(self, out: Console, tally: Tally, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._tally = tally
+        self._clock = clock
+        self._start = self._told = clock()
+        self._recent: list[Outcome] = []
+        self._live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
+        self.note = ""
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._start
+
+    def moved(self, outcome: Outcome) -> None:
+        """Take note of one more outcome; a failure is told at once."""
+        self._recent = [*self._recent, outcome][-RECENT:]
+        if outcome.state in GATING:
+            line(self._out, f"{outcome.state}: {outcome.id}", _style(outcome.state))
+
+    def tick(self) -> None:
+        """Draw, or say a line if the last was said a while ago."""
+        if self._clock() - self._told < (PACE if self._live is None else FRAME):
+            return
+        self._told = self._clock()
+        if self._live is None:
+            line(self._out, self._status())
+        else:
+            self._live.update(self._picture(), refresh=True)
+
+    def _status(self) -> str:
+        what = "collecting tests" if self._tally.total is None else str(self._tally)
+        return f"{what}, {self.seconds:.0f} s{self.note and '; '}{self.note}"
+
+    def _picture(self) -> RenderableType:
+        done, total = len(self._tally.outcomes), self._tally.total
+        bar = ProgressBar(total=total or 1, completed=done, width=min(40, self._out.width))
+        recent = [Text(f"{outcome.state} {outcome.name}", _style(outcome.state)) for outcome in self._recent]
+        for text in recent:
+            text.truncate(self._out.width, overflow="ellipsis")
+        table = matrix(self._tally.outcomes.values())
+        bottom = Table.grid(padding=(0, 1))
+        bottom.add_row(bar, self._status())
+        return Group(*recent, *([table] if table else []), bottom)
+
+
+# When it is over
+
+
+def matrix(outcomes: Iterable[Outcome]) -> Table | None:
+    """How many tests came to which state, A downwards and B across; None if no test had an implementation."""
+    cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for outcome in outcomes:
+        a, _, b = outcome.pair.partition("~")
+        if a:
+            cells[a, b or ALONE][outcome.state] += 1
+    if not cells:
+        return None
+    columns = sorted({b for _, b in cells}, key=lambda name: (name == ALONE, name))
+    table = Table("A \\ B", *columns, show_lines=True)
+    for a in sorted({a for a, _ in cells}):
+        table.add_row(Text(a, "bold"), *(_cell(cells.get((a, b), Counter())) for b in columns))
+    return table
+
+
+def _cell(counts: Counter[str]) -> Text:
+    lines = [Text(f"{counts[state]} {state}", _style(state)) for state in STATES if counts[state]]
+    return Text("\n").join(lines)
+
+
+def _style(state: str) -> str:
+    return _STYLES.get(state, _OTHER_STYLE)
+
+
+def summary(out: Console, tally: Tally, report: Path) -> None:
+    """The matrix, each failure with its message and evidence, the reasons of what was skipped."""
+    outcomes = list(tally.outcomes.values())
+    table = matrix(outcomes)
+    if table is not None:
+        out.print(table)
+    rest = Counter(outcome.state for outcome in outcomes if not outcome.pair)
+    if rest:
+        line(out, f"without an implementation: {', '.join(_counted(rest))}")
+    for outcome in outcomes:
+        if outcome.state in GATING:
+            _show_failure(out, outcome, report)
+    _show_reasons(out, [outcome for outcome in outcomes if outcome.state in _WITH_REASON])
+
+
+def _show_failure(out: Console, outcome: Outcome, report: Path) -> None:
+    line(out)
+    line(out, f"{outcome.state}: {outcome.pair}{outcome.pair and '  '}{outcome.name}", _style(outcome.state))
+    lines = outcome.message.splitlines() or ["no message"]
+    if len(lines) > MESSAGE_LINES:
+        half = MESSAGE_LINES // 2
+        lines = [*lines[:half], f"... {len(lines) - 2 * half} more lines", *lines[-half:]]
+    for text in lines:
+        line(out, f"    {text}")
+    line(out, f"    test: {outcome.id}", "dim")
+    if outcome.artifacts:
+        line(out, f"    evidence: {short(report / outcome.artifacts)}", "dim")
+
+
+def _show_reasons(out: Console, outcomes: list[Outcome]) -> None:
+    if outcomes:
+        line(out)
+    for (state, reason), count in Counter((outcome.state, outcome.message) for outcome in outcomes).most_common():
+        line(out, f"{count} {state}: {reason.removeprefix('unsupported: ')}", _style(state))
+
+
+def short(path: Path) -> str:
+    """A path as the user would type it: relative to the current directory if it is below that."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+# The verdict
+
+
+def usage_error(said: Sequence[str]) -> str:
+    """The line of pytest's output that says what is wrong with the command line."""
+    for text in reversed(said):
+        for mark in ("pytest: error: ", "ERROR: "):
+            if mark in text and "ERROR: usage: " not in text:
+                return f"{text.partition(mark)[2]}; see wg-interop run --help"
+    return said[-1] if said else "pytest refused the command line and said nothing"
+
+
+def uncollected(said: Sequence[str]) -> dict[str, str]:
+    """The files that pytest could not collect, and the error of each."""
+    found: dict[str, str] = {}
+    name = ""
+    for text in said:
+        if header := re.fullmatch(r"_+ ERROR collecting (.+?) _+", text):
+            name = header[1]
+            found[name] = ""
+        elif name and text.startswith("E  ") and not found[name]:
+            found[name] = text[1:].strip()
+    return found
+
+
+class Verdict(NamedTuple):
+    """What a run comes to: the exit status, the reason if the outcomes do not show it, whether the log may tell."""
+
+    status: int
+    reason: str = ""
+    see_log: bool = False
+
+
+def judge(status: int, states: set[str], said: Sequence[str]) -> Verdict:
+    """Judge a run by pytest's exit status, the states that tests came to, and what pytest wrote."""
+    if states & GATING:
+        return Verdict(FAILED)
+    if status == OK and "passed" in states:
+        return Verdict(OK)
+    if uncollected(said):
+        return Verdict(COULD_NOT, "could not test: tests could not be collected")
+    # The plugin ends its output with what it holds against a run without a failure.
+    told = [text.removeprefix("wg-interop: ") for text in said if re.match("wg-interop: (?!.*, seed )", text)]
+    reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"} | ({FAILED: told[-1]} if told else {})
+    if status in reasons:
+        return Verdict(COULD_NOT, f"could not test: {reasons[status]}")
+    return Verdict(COULD_NOT, f"could not test: pytest ended with status {status}", see_log=True)
+
+
+# What the doctor found
+
+
+def human(size: float) -> str:
+    """A number of bytes as people read it."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,1 @@
+"""Programs under test: manifests, the registry, interfaces under test, health checks, key logs."""

@@ -1,0 +1,295 @@
+"""A WireGuard interface under test, of any implementation, with one typed way to configure it.
+
+It has a birth node, where its process, UDP sockets and control socket are, and a place, where its link is now.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+from harness.control.genl import GenlControl
+from harness.control.records import DeviceConfig, PeerConfig
+from harness.control.uapi import UapiControl
+from harness.errors import HarnessError, Unsupported, UsageError
+from harness.implementations.health import Watchman
+from harness.sandbox.namespace import NamespaceThread, enter_network, enter_new_mounts
+from harness.sandbox.process import Process, run
+from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, let_pass, scaled, wait_for
+
+if TYPE_CHECKING:
+    from harness.control.base import Control
+    from harness.control.records import DeviceState, Key, PeerState
+    from harness.implementations.manifest import Manifest
+    from harness.net.netns import NetNS
+    from harness.sandbox.process import Completed
+
+CONTROL_SOCKETS: Final = Path("/run/wireguard")
+# Generous: on a machine with ten times as much to do as it can, Python alone needs five seconds.
+_START: Final = 15.0
+_LISTENS: Final = 2.0
+_LOOK_AGAIN: Final = 0.002
+_NAME_MAX: Final = 15
+_TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
+_NETLINK_GENERIC: Final = 16
+# Value of the sysctl addr_gen_mode: no link-local address, so that no router solicitation disturbs exact counts.
+_ADDRGENMODE_NONE: Final = 1
+
+
+class Interface:
+    """What both kinds have in common; made by `create`.
+
+    key_log: where it writes its keys, if it reveals them. told: the private key that it was given last through `set`.
+    """
+
+    key_log: Path | None = None
+    told: Key | None = None
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS, control: Control) -> None:
+        self.name = name
+        self.manifest = manifest
+        self.birth = birth
+        self.place = birth
+        self.control = control
+        self._quiet()
+
+    def __repr__(self) -> str:
+        return f"Interface({self.name!r}, {self.manifest.name}, born in {self.birth.name}, now in {self.place.name})"
+
+    def set(self, config: DeviceConfig) -> None:
+        """Change the configuration; raises ControlError with the errno the implementation gave.
+
+        What the implementation does not declare to survive is not tried: Unsupported.
+        """
+        self._require_declared(config)
+        self.control.set(config)
+        self.told = config.private_key or self.told
+
+    def _require_declared(self, config: DeviceConfig) -> None:
+        lacking = {"update-peer", "peer-before-key"} - self.manifest.capabilities
+        given = {peer.public_key for peer in config.peers if not peer.remove}
+        if not given or not lacking:
+            return
+        now = self.control.get()
+        asked = set()
+        if not config.replace_peers and given & {peer.public_key for peer in now.peers}:
+            asked.add("update-peer")
+        if not (config.private_key or now.private_key or now.public_key):
+            asked.add("peer-before-key")
+        for capability in sorted(asked & lacking):
+            raise Unsupported(f"{self.manifest.name} does not declare the capability {capability}")
+
+    def set_peer(self, public_key: Key, **changes: object) -> None:
+        """Change one peer; the changes are PeerConfig's fields."""
+        self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))  # type: ignore[arg-type]
+
+    def get(self, timeout: float | None = None) -> DeviceState:
+        """The configuration and the counters as the implementation reports them.
+
+        timeout: seconds, scaled, that it may take; None for those of its control.
+        """
+        return self.control.get(timeout)
+
+    def peer(self, public_key: Key) -> PeerState:
+        """One peer as the implementation reports it."""
+        return self.get().peer(public_key)
+
+    def move(self, place: NetNS) -> None:
+        """Move the link to another node; the process and its sockets stay behind."""
+        self.place.move_link(self.name, place)
+        self.place = place
+        self._quiet()
+
+    def up(self, *addresses: str, mtu: int | None = None) -> None:
+        """Give the link addresses and bring it up."""
+        self.place.add_address(self.name, *addresses)
+        self.place.set_link(self.name, up=True, mtu=mtu)
+
+    def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
+        """Run wg(8) where it finds this interface: `wg("show", "wg0", "endpoints")`."""
+        raise NotImplementedError
+
+    def complaints(self) -> list[str]:
+        """What the watchman has to say while the interface lives."""
+        raise NotImplementedError
+
+    def complaints_in_log(self) -> list[str]:
+        """The last lines of its log, at most two, that speak of something it did not like; none without a log."""
+        return []
+
+    def cpu_seconds(self) -> float:
+        """How long its program has worked so far; 0 for the driver, of which nobody can tell."""
+        return 0.0
+
+    def close(self) -> list[str]:
+        """End the interface; returns the watchman's last complaints."""
+        raise NotImplementedError
+
+    def _quiet(self) -> None:
+        self.place.sysctl(f"net.ipv6.conf.{self.name}.addr_gen_mode", _ADDRGENMODE_NONE)
+
+
+class KernelInterface(Interface):
+    """An interface of the Linux driver, configured over generic netlink in the node where it is."""
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS) -> None:
+        birth.add_link(name, kind="wireguard")
+        self._socket = genetlink(birth)
+        super().__init__(name, manifest, birth, GenlControl(self._socket).interface(name))
+
+    def move(self, place: NetNS) -> None:
+        super().move(place)
+        self._socket.close()
+        self._socket = genetlink(place)
+        self.control = GenlControl(self._socket).interface(self.name)
+
+    def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
+        return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    def complaints(self) -> list[str]:
+        return []
+
+    def close(self) -> list[str]:
+        self._socket.close()
+        # With its namespace the kernel removes the link too.
+        if self.place.is_open and self.place.has_link(self.name):
+            self.place.delete_link(self.name)
+        return []
+
+
+class ProgramInterface(Interface):
+    """An interface of a userspace program.
+
+    Each program has a mount namespace of its own with an empty /run/wireguard, so that equal names never clash.
+    """
+
+    def __init__(self, name: str, manifest: Manifest, birth: NetNS, log: Path) -> None:
+        if manifest.key_log:
+            self.key_log = log.with_suffix(".keys")
+        argv = manifest.argv(name, self.key_log)
+        self.name = name
+        self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
+        with ExitStack() as undo:
+            undo.callback(self._thread.close)
+            self.process = self._start(name, manifest, argv, log, undo)
+            self._await_listening(manifest)
+            if not birth.has_link(name):
+                raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
+            self._watchman = Watchman(self.process, manifest)
+            super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
+            if manifest.mtu is not None:
+                birth.set_link(name, mtu=manifest.mtu)
+            undo.pop_all()
+
+    def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path, undo: ExitStack) -> Process:
+        env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}
+        with ExitStack() as watch:
+            appears = self._thread.call(EntryAppears, CONTROL_SOCKETS, f"{name}.sock")
+            # The kernel lets a grace period of 25 ms pass before it lets go of the watch; no need to wait for that.
+            watch.callback(Thread(target=appears.close, name="close").start)
+            process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
+            undo.callback(_end, process)
+            _set_limits(process.pid)
+            either = EitherOf(appears, process.exited)
+            watch.callback(either.close)
+            wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
+        if not process.running:
+            raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
+        return process
+
+    def _await_listening(self, manifest: Manifest) -> None:
+        """Wait until the control socket takes connections: wg(8) deletes one that refuses them, as if left behind."""
+        try:
+            self.connect().close()
+        except OSError as error:
+            said = f"{manifest.name}: {CONTROL_SOCKETS}/{self.name}.sock: {error.strerror}"
+            raise HarnessError(f"{said}\n{self.process.tail()}") from error
+
+    def connect(self) -> socket.socket:
+        """Make a new connection to its control socket; the caller closes it."""
+        end = time.monotonic() + scaled(_LISTENS)
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
+            except BaseException as error:
+                connection.close()
+                # The file is there as soon as the program binds its socket, a moment before it listens.
+                if not isinstance(error, ConnectionRefusedError) or not self.process.running or time.monotonic() > end:
+                    raise
+                let_pass(_LOOK_AGAIN, "a socket that begins to listen has no event")
+            else:
+                return connection
+
+    @property
+    def has_socket(self) -> bool:
+        """Whether its control socket is in its /run/wireguard, if only as a file that a dead program left."""
+        return self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").exists)
+
+    def remove_socket(self) -> None:
+        """Delete its control socket, which tells it to end."""
+        self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").unlink)
+
+    def up(self, *addresses: str, mtu: int | None = None) -> None:
+        """As for every interface; returns when the program listens, which may be a moment after the link is up."""
+        super().up(*addresses, mtu=mtu)
+        port = self.get().listen_port
+        end = time.monotonic() + scaled(_LISTENS)
+        while port and port not in self.birth.udp_ports() and time.monotonic() < end:
+            let_pass(_LOOK_AGAIN, "a new socket has no event")
+
+    def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
+        return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    def cpu_seconds(self) -> float:
+        return self.process.cpu_seconds()
+
+    def complaints(self) -> list[str]:
+        return self._watchman.complaints()
+
+    def complaints_in_log(self) -> list[str]:
+        lines = self.process.log.read_text(errors="replace").splitlines()
+        return [line.strip() for line in lines if _TELLING.search(line)][-2:]
+
+    def close(self) -> list[str]:
+        complaints = self._watchman.dismiss()
+        self._thread.close()
+        return complaints
+
+
+def genetlink(node: NetNS) -> socket.socket:
+    """A generic netlink socket of a node, by which the interfaces that are there are configured."""
+    return node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
+
+
+def _enter(birth: NetNS) -> None:
+    enter_network(birth.handle)
+    enter_new_mounts(CONTROL_SOCKETS)
+
+
+def _set_limits(pid: int) -> None:
+    resource.prlimit(pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    # One that leaks descriptors is told on by the watchman; without any left it would not show its state, either.
+    _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+
+
+def _end(process: Process) -> None:
+    process.kill()
+    process.close()
+
+
+def create(name: str, manifest: Manifest, birth: NetNS, log: Path) -> Interface:
+    """Make an interface of this implementation in its birth node; what its program writes goes to `log`."""
+    if not name or len(os.fsencode(name)) > _NAME_MAX or "/" in name:
+        raise UsageError(f"interface name {name!r}: 1 to {_NAME_MAX} bytes without a slash")
+    if manifest.kind == "kernel":
+        return KernelInterface(name, manifest, birth)
+    return ProgramInterface(name, manifest, birth, log)

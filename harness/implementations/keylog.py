@@ -1,0 +1,50 @@
+"""The keys of a lab's interfaces, as Wireshark takes them: what a program reveals, and what the configuration says.
+
+Source: Wireshark's description of its key log format for WireGuard. With the ephemeral private key of one side all that
+its sessions carried can be read; with static keys only, the handshakes.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from harness.control.base import EVIDENCE_TIMEOUT
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from harness.implementations.interface import Interface
+
+_LINE: Final = re.compile(
+    r"(LOCAL_STATIC_PRIVATE|REMOTE_STATIC_PUBLIC|LOCAL_EPHEMERAL_PRIVATE|PRESHARED)_KEY = [A-Za-z0-9+/]{43}="
+)
+
+
+def key_log(interfaces: Iterable[Interface]) -> str:
+    """Everything known of these interfaces' keys; empty if that is nothing."""
+    made = list(interfaces)
+    # A preshared key belongs to the ephemeral one before it, so what the programs reveal stays together.
+    lines = [line for interface in made for line in configured(interface)]
+    lines += [line for interface in made for line in revealed(interface)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def configured(interface: Interface) -> list[str]:
+    """The static keys of the interface and its peers, as it reports them or else was told."""
+    # One that is dead says nothing any more.
+    with suppress(HarnessError, OSError):
+        state = interface.get(EVIDENCE_TIMEOUT)
+        key = state.private_key or interface.told
+        own = [] if key is None else [f"LOCAL_STATIC_PRIVATE_KEY = {key}"]
+        return own + [f"REMOTE_STATIC_PUBLIC_KEY = {peer.public_key}" for peer in state.peers]
+    return []
+
+
+def revealed(interface: Interface) -> list[str]:
+    """What the program has written to its key log; lines that are something else are left out."""
+    if interface.key_log is None or not interface.key_log.exists():
+        return []
+    return [line for line in interface.key_log.read_text(errors="replace").splitlines() if _LINE.fullmatch(line)]

@@ -1,0 +1,1 @@
+"""Fetches and builds the programs under test into the cache, with the standard library only."""

@@ -1,0 +1,215 @@
+"""Recipes: how a program under test is built or fetched into the cache, as the [install] table of a manifest says.
+
+[install]                                   [install]
+kind = "go"                                 kind = "debian"
+module = "golang.zx2c4.com/wireguard"       package = "wireguard-go"
+version = "v0.0.0-20250521234502-..."       binary = "/usr/bin/wireguard-go"
+binary = "wireguard"
+go = "1.23.1"       # the go line of the     [install]
+                    # module's go.mod       kind = "cargo"
+                                            crate = "boringtun-cli"
+                                            version = "0.7.1"
+                                            binary = "boringtun-cli"
+                                            rust = "1.85"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import Unavailable, UsageError
+from harness.install import go, rust
+from harness.install.cache import Area, building, cache_root, locked, remove
+from harness.install.debian import apt_install, unpack
+from harness.install.tools import run_tool
+
+if TYPE_CHECKING:
+    from harness.install.progress import Report
+
+Table = Mapping[str, object]
+
+COMPILER: Final = ("gcc", "libc6-dev")
+
+
+class _Built:
+    """A program that is built from source, once, into a directory of the cache that is named after its version."""
+
+    __slots__ = ()
+
+    version: str
+    binary: str
+
+    def installed(self, name: str) -> Path | None:
+        return _if_there(self._target(name) / self._place / self.binary)
+
+    def install(self, name: str, report: Report) -> Path:
+        with locked(self._target(name), report):
+            # Another run may have built it while we waited.
+            if (found := self.installed(name)) is None:
+                with building(self._target(name)) as part:
+                    self._build(part, part / ".build", report)
+                    remove(part / ".build")
+                found = self.installed(name)
+        if found is None:
+            raise Unavailable(f"{self._source} {self.version} builds no program named {self.binary}")
+        return found
+
+    def _target(self, name: str) -> Path:
+        return cache_root() / Area.PEERS / name / self.version
+
+    _place = "."
+
+    @property
+    def _source(self) -> str:
+        raise NotImplementedError
+
+    def _build(self, target: Path, scratch: Path, report: Report) -> None:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoProgram(_Built):
+    """A program that `go install` builds from a module."""
+
+    module: str
+    version: str
+    binary: str
+    go: str  # the oldest Go that can build it
+
+    def __post_init__(self) -> None:
+        _check(self.version, r"v\d[\w.+-]*", "version", "is not a fixed version such as v1.2.3")
+        _check(self.binary, r"\w[\w.+-]*", "binary", "is not a file name")
+        _check(self.go, r"\d+(\.\d+)+", "go", "is not a Go version such as 1.23.1")
+
+    @property
+    def _source(self) -> str:
+        return self.module
+
+    def _build(self, target: Path, scratch: Path, report: Report) -> None:
+        compiler = go.go(self.go, report)
+        report(f"building {self.module}@{self.version} with {compiler}")
+        run_tool(
+            # -modcacherw: what is fetched can be deleted again.
+            [compiler, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
+            report,
+            env=go.go_environment(compiler, scratch) | {"GOBIN": str(target)},
+            cwd=target,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CargoProgram(_Built):
+    """A program that `cargo install` builds from a crate, with the versions of its own lock file."""
+
+    crate: str
+    version: str
+    binary: str
+    rust: str  # the oldest Rust that can build it
+
+    _place = "bin"
+
+    def __post_init__(self) -> None:
+        _check(self.crate, r"[A-Za-z][\w-]*", "crate", "is not the name of a crate")
+        _check(self.version, r"\d+\.\d+\.\d+[\w.+-]*", "version", "is not a fixed version such as 1.2.3")
+        _check(self.binary, r"\w[\w.+-]*", "binary", "is not a file name")
+        _check(self.rust, r"\d+(\.\d+)+", "rust", "is not a Rust version such as 1.85")
+
+    @property
+    def _source(self) -> str:
+        return self.crate
+
+    def _build(self, target: Path, scratch: Path, report: Report) -> None:
+        tools = rust.rust(self.rust, report)
+        _ensure_linker(report)
+        report(f"building {self.crate} {self.version} with {tools.cargo}")
+        places: list[str | Path] = ["--root", target, "--target-dir", scratch / "target"]
+        run_tool(
+            [tools.cargo, *rust.users_settings(), "install", "--locked", *places, f"{self.crate}@{self.version}"],
+            report,
+            env=tools.environment(scratch),
+            cwd=target,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DebianProgram:
+    """A program of the distribution: its package, and where that puts the program."""
+
+    package: str
+    binary: str
+
+    def __post_init__(self) -> None:
+        _check(self.package, r"[a-z0-9][a-z0-9.+-]+", "package", "is not the name of a Debian package")
+        _check(self.binary, r"(/\w[\w.+-]*)+", "binary", "is not an absolute path")
+
+    def installed(self, name: str) -> Path | None:
+        return _if_there(Path(self.binary)) or _if_there(self._tree(name) / self.binary.removeprefix("/"))
+
+    def install(self, name: str, report: Report) -> Path:
+        if (found := self.installed(name)) is None:
+            if os.geteuid() == 0:
+                apt_install([self.package], report)
+            else:
+                self._unpack(name, report)
+            found = self.installed(name)
+        if found is None:
+            raise Unavailable(f"package {self.package} holds no {self.binary}")
+        return found
+
+    def _tree(self, name: str) -> Path:
+        return cache_root() / Area.PEERS / name / "debian"
+
+    def _unpack(self, name: str, report: Report) -> None:
+        with locked(self._tree(name), report):
+            if self.installed(name) is None:
+                with building(self._tree(name)) as part:
+                    unpack([self.package], part, report)
+
+
+Recipe = GoProgram | CargoProgram | DebianProgram
+_KINDS: Final[dict[str, type[Recipe]]] = {"go": GoProgram, "cargo": CargoProgram, "debian": DebianProgram}
+
+
+def parse(name: str, table: Table) -> Recipe:
+    """Check an [install] table and make a recipe of it."""
+    kind = table.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise UsageError(f"{name}: [install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
+    given = {key: value for key, value in table.items() if key != "kind"}
+    wanted = {field.name for field in fields(_KINDS[kind])}
+    if wrong := given.keys() ^ wanted:
+        said = "missing" if wrong <= wanted else "unknown key"
+        raise UsageError(f"{name}: [install] {said}: {', '.join(sorted(wrong - wanted or wrong))}")
+    try:
+        return _KINDS[kind](**{key: _text(key, value) for key, value in given.items()})
+    except UsageError as error:
+        raise UsageError(f"{name}: [install] {error}") from None
+
+
+def _ensure_linker(report: Report) -> None:
+    """Rust links with a C compiler, and crates bring C of their own."""
+    if shutil.which("cc") is None and os.geteuid() == 0:
+        apt_install(COMPILER, report)
+    if shutil.which("cc") is None:
+        raise Unavailable(f"there is no C compiler to link with: as root: apt-get install -y {' '.join(COMPILER)}")
+
+
+def _text(key: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{key}: {value!r} is not a string")
+    return value
+
+
+def _check(value: str, pattern: str, key: str, complaint: str) -> None:
+    if re.fullmatch(pattern, value) is None:
+        raise UsageError(f"{key}: {value!r} {complaint}")
+
+
+def _if_there(program: Path) -> Path | None:
+    return program if os.access(program, os.X_OK) and program.is_file() else None

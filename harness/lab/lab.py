@@ -1,0 +1,160 @@
+"""The lab of one test: nodes, interfaces and links made in it, what was noted, and the undoing of it all in reverse.
+
+Undo is registered where a thing is made and runs last in, first out; an undo that fails fails the test.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shlex
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from harness.control.base import EVIDENCE_TIMEOUT
+from harness.control.records import Key
+from harness.errors import HarnessError
+from harness.implementations import interface, keylog
+from harness.net.netns import NetNS
+from harness.wire.capture import EVIDENCE_BUFFER, Capture
+from harness.wire.script import Script
+from harness.wire.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from harness.implementations.interface import Interface
+    from harness.implementations.manifest import Manifest
+    from harness.sandbox.process import Completed
+
+
+class Complaint(HarnessError):
+    """The watchman found something wrong with a process under test."""
+
+
+class Lab:
+    """Everything that one test makes. `directory` is where its evidence lies; `seed` decides every random choice."""
+
+    def __init__(self, directory: Path, seed: int = 0) -> None:
+        self.directory = directory
+        self.seed = seed
+        self.random = random.Random(seed)  # noqa: S311 - reproducible on purpose
+        self.nodes: dict[str, NetNS] = {}
+        self.interfaces: list[Interface] = []
+        self.wires: list[Wire] = []
+        self.captures: list[Capture] = []
+        self._undo = ExitStack()
+        self._start = time.monotonic()
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """Undo everything, last in, first out; raises the last failure after all were tried."""
+        # The kernel takes some milliseconds to let a capture go, which pass while the programs end.
+        closing = [threading.Thread(target=capture.close) for capture in self.captures]
+        for thread in closing:
+            thread.start()
+        try:
+            self._undo.close()
+        finally:
+            for thread in closing:
+                thread.join()
+            self.captures.clear()
+
+    def undo(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Register what undoes the thing just made."""
+        self._undo.callback(function, *arguments)
+
+    def note(self, name: str, text: str) -> None:
+        """Keep a text as evidence, at the end of the file `name`."""
+        with (self.directory / name).open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def node(self, name: str) -> NetNS:
+        """Make a network namespace."""
+        node = NetNS(name, commands=self._note_command)
+        self.nodes[name] = node
+        self.undo(node.close)
+        return node
+
+    def interface(self, name: str, manifest: Manifest, birth: NetNS, place: NetNS | None = None) -> Interface:
+        """Make a WireGuard interface in its birth node and move its link to its place."""
+        log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
+        made = interface.create(name, manifest, birth, log)
+        self.interfaces.append(made)
+        self.undo(self.dismiss, made)
+        if place is not None and place is not birth:
+            made.move(place)
+        return made
+
+    def dismiss(self, made: Interface) -> None:
+        """End an interface, unless that was done already; raises Complaint if its program does not end well."""
+        if made not in self.interfaces:
+            return
+        self.interfaces.remove(made)
+        complaints = made.close()
+        if complaints:
+            raise Complaint("; ".join(complaints))
+
+    def wire(self, a: tuple[NetNS, str], b: tuple[NetNS, str], script: Script | None = None) -> Wire:
+        """Connect two nodes by a wire; each end is (node, device), and the device is made."""
+        middle = self.node(f"wire{len(self.wires)}")
+        made = Wire(a, b, middle, seed=self.seed, script=script or Script())
+        self.wires.append(made)
+        self.undo(made.close)
+        return made
+
+    def capture(self, node: NetNS, device: str) -> Capture:
+        """Record what passes by a device; it becomes evidence if the test fails."""
+        made = Capture(node, device, buffer=EVIDENCE_BUFFER)
+        self.captures.append(made)
+        return made
+
+    def key(self, name: str) -> Key:
+        """The private key of this name, the same in every run with the same seed; clamped as `wg genkey` does."""
+        raw = bytearray(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
+        raw[0] &= 248
+        raw[31] = raw[31] & 127 | 64
+        return Key(bytes(raw))
+
+    def watch(self) -> None:
+        """Ask the watchman about every process; raises Complaint."""
+        complaints = [text for made in self.interfaces for text in made.complaints()]
+        if complaints:
+            raise Complaint("; ".join(complaints))
+
+    def snapshot(self) -> None:
+        """Note the state of every node and interface as evidence; what cannot be read is noted as such."""
+        for node in [node for node in self.nodes.values() if node.is_open]:
+            for argv in (["ip", "-d", "-s", "link"], ["ip", "address"], ["ip", "route", "show", "table", "all"],
+                         ["ip", "rule"], ["nft", "list", "ruleset"]):  # fmt: skip
+                self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, check=False))
+        for made in self.interfaces:
+            name = f"{made.place.name}-{made.name}.wg.txt"
+            show = partial(made.wg, "show", made.name, deadline=EVIDENCE_TIMEOUT, check=False)
+            self._note_output(name, ["wg", "show"], show)
+        self.save_captures()
+
+    def save_captures(self) -> None:
+        """One file for each link that was recorded, with all keys inside that are known."""
+        known = keylog.key_log(self.interfaces)
+        recordings: list[Wire | Capture] = [*self.wires, *self.captures]
+        for recorded in recordings:
+            try:
+                recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
+            except OSError as error:
+                self.note("captures.txt", f"{recorded.name}: {error}\n")
+
+    def _note_output(self, name: str, argv: Sequence[str], start: Callable[[], Completed]) -> None:
+        try:
+            completed = start()
+            text = completed.stdout + completed.stderr
+        except (HarnessError, OSError) as error:
+            text = f"{error}\n"
+        self.note(name, f"$ {shlex.join(argv)}\n{text}\n")
+
+    def _note_command(self, node: str, argv: Sequence[str]) -> None:
+        self.note("commands.txt", f"{time.monotonic() - self._start:8.3f} {node}: {shlex.join(argv)}\n")

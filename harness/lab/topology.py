@@ -1,0 +1,201 @@
+"""Topologies as records: which nodes there are, how they are connected, and where the interfaces under test live.
+
+The three that the kernel's netns.sh uses are here; yours is another record. Every record draws itself in `drawing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import UsageError
+from harness.net.veth import add_veth
+
+if TYPE_CHECKING:
+    from harness.lab.lab import Lab
+    from harness.net.netns import NetNS
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a link: its node, its device and its addresses (ADDRESS/LENGTH)."""
+
+    node: str
+    device: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of a node, in the words of `ip route`."""
+
+    node: str
+    destination: str
+    via: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """Nodes, links and wires between them, and for A and B the node of birth and the node where the link is afterwards.
+
+    sysctls: per node, set before anything else. firewall: per node, rules for nft(8). endpoint_of_a and endpoint_of_b:
+    where each is reached at first by the other; None where only it can start.
+    """
+
+    name: str
+    drawing: str
+    nodes: tuple[str, ...]
+    links: tuple[tuple[End, End], ...] = ()
+    wires: tuple[tuple[End, End], ...] = ()
+    routes: tuple[Route, ...] = ()
+    sysctls: dict[str, dict[str, int]] = field(default_factory=dict)
+    firewall: dict[str, str] = field(default_factory=dict)
+    birth: tuple[str, str] = ("ns1", "ns2")
+    place: tuple[str, str] = ("ns1", "ns2")
+    endpoint_of_a: str | None = None
+    endpoint_of_b: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a node that does not exist, two devices of one name in a node, or two equal nodes."""
+        if len(set(self.nodes)) != len(self.nodes):
+            raise UsageError(f"topology {self.name}: two nodes have the same name: {', '.join(self.nodes)}")
+        ends = [end for link in (*self.links, *self.wires) for end in link]
+        named = [end.node for end in ends] + [route.node for route in self.routes]
+        for node in (*named, *self.sysctls, *self.firewall, *self.birth, *self.place):
+            if node not in self.nodes:
+                raise UsageError(f"topology {self.name}: no node {node}; there are: {', '.join(self.nodes)}")
+        devices = [(end.node, end.device) for end in ends]
+        for node, device in devices:
+            if devices.count((node, device)) > 1:
+                raise UsageError(f"topology {self.name}: {node} has two devices of the name {device}")
+
+    def build(self, lab: Lab) -> dict[str, NetNS]:
+        """Make the nodes and links in this lab; returns the nodes by name."""
+        lab.note("topology.txt", self.drawing)
+        nodes = {name: lab.node(name) for name in self.nodes}
+        for name, values in self.sysctls.items():
+            for key, value in values.items():
+                nodes[name].sysctl(key, value)
+        self._connect(lab, nodes)
+        for route in self.routes:
+            nodes[route.node].add_route(route.destination, via=route.via)
+        for name, rules in self.firewall.items():
+            nodes[name].nft(rules)
+        return nodes
+
+    def _connect(self, lab: Lab, nodes: dict[str, NetNS]) -> None:
+        for a, b in self.links:
+            add_veth(nodes[a.node], a.device, nodes[b.node], b.device)
+            lab.capture(nodes[a.node], a.device)
+        for a, b in self.wires:
+            lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
+        for end in (end for link in (*self.links, *self.wires) for end in link):
+            # What is set for `all` does not reach a device that has its own value already.
+            for key, value in self.sysctls.get(end.node, {}).items():
+                if ".conf.all." in key:
+                    nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
+            nodes[end.node].add_address(end.device, *end.addresses)
+        # Sockets of both in one node talk by its loopback device.
+        if self.birth[0] == self.birth[1]:
+            lab.capture(nodes[self.birth[0]], "lo")
+
+
+LOOPBACK: Final = Topology(
+    name="loopback",
+    drawing="""\
+   ns1              ns0              ns2
+  +-----+        +--------+        +-----+
+  | wg0 |........| lo  up |........| wg0 |
+  +-----+        +--------+        +-----+
+     A    UDP sockets of both       B
+          live in ns0, where the
+          interfaces were born;
+          ns1 and ns2 have no other way out
+
+  A 127.0.0.1:1 [::1]:1              B 127.0.0.1:2 [::1]:2
+""",
+    nodes=("ns0", "ns1", "ns2"),
+    birth=("ns0", "ns0"),
+    endpoint_of_a="127.0.0.1:1",
+    endpoint_of_b="127.0.0.1:2",
+)
+
+NAT: Final = Topology(
+    name="nat",
+    drawing="""\
+   ns1 (A)                     ns0                        ns2 (B)
+  +------------------+      +---------------------+      +----------------+
+  | wg0              |      | forwards IPv4       |      |            wg0 |
+  | vethc            |------| vethrc       vethrs |------| veths          |
+  | 192.168.1.100/24 |      | 192.168.1.1/24      |      | 10.0.0.100/24  |
+  | default via .1.1 |      |         10.0.0.1/24 |      |                |
+  +------------------+      +---------------------+      +----------------+
+                 192.168.1.0/24 to 10.0.0.0/24 leaves as 10.0.0.1;
+                 UDP mappings live 2 s
+""",
+    nodes=("ns0", "ns1", "ns2"),
+    links=(
+        (End("ns1", "vethc", ("192.168.1.100/24",)), End("ns0", "vethrc", ("192.168.1.1/24",))),
+        (End("ns0", "vethrs", ("10.0.0.1/24",)), End("ns2", "veths", ("10.0.0.100/24",))),
+    ),
+    routes=(Route("ns1", "default", "192.168.1.1"),),
+    sysctls={
+        "ns0": {
+            "net.ipv4.ip_forward": 1,
+            "net.netfilter.nf_conntrack_udp_timeout": 2,
+            "net.netfilter.nf_conntrack_udp_timeout_stream": 2,
+        }
+    },
+    firewall={
+        "ns0": """\
+table ip nat {
+    chain postrouting {
+        type nat hook postrouting priority srcnat
+        ip saddr 192.168.1.0/24 ip daddr 10.0.0.0/24 counter snat to 10.0.0.1 comment "snat"
+    }
+}
+"""
+    },
+    endpoint_of_b="10.0.0.100:2",
+)
+
+DIRECT: Final = Topology(
+    name="direct",
+    drawing="""\
+   ns1 (A)                ns2 (B)
+  +------------+         +------------+
+  | wg0        |         |        wg0 |
+  | veth1      |---------|      veth2 |
+  +------------+         +------------+
+     no IPv6 duplicate address detection; addresses are each scenario's own;
+     when veth1 loses an address, its other addresses stay
+""",
+    nodes=("ns1", "ns2"),
+    links=((End("ns1", "veth1"), End("ns2", "veth2")),),
+    sysctls={
+        "ns1": {"net.ipv6.conf.all.accept_dad": 0, "net.ipv4.conf.all.promote_secondaries": 1},
+        "ns2": {"net.ipv6.conf.all.accept_dad": 0},
+    },
+)
+
+WIRED: Final = Topology(
+    name="wired",
+    drawing="""\
+   ns1 (A)                            wire0                       ns2 (B)
+  +----------------+             +--------------+            +----------------+
+  | wg0            |             | carries what |            |            wg0 |
+  | veth1          |-------------| the script   |------------| veth2          |
+  | 192.168.1.1/24 |             | lets through |            | 192.168.1.2/24 |
+  | fd00:aa::1/96  |             +--------------+            | fd00:aa::2/96  |
+  +----------------+                                         +----------------+
+""",
+    nodes=("ns1", "ns2"),
+    wires=(
+        (
+            End("ns1", "veth1", ("192.168.1.1/24", "fd00:aa::1/96")),
+            End("ns2", "veth2", ("192.168.1.2/24", "fd00:aa::2/96")),
+        ),
+    ),
+    endpoint_of_a="192.168.1.1:1",
+    endpoint_of_b="192.168.1.2:2",
+)

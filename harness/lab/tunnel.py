@@ -1,0 +1,190 @@
+"""A tunnel: the two interfaces under test of a topology, configured with the keys and addresses all scenarios share.
+
+A tunnel may run in another one; what then differs is a `Plan`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.errors import HarnessError
+from harness.traffic.ping import ping
+from harness.wait import let_pass, scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.control.records import Key, PeerState
+    from harness.implementations.interface import Interface
+    from harness.implementations.manifest import Manifest
+    from harness.lab.lab import Lab
+    from harness.lab.topology import Topology
+    from harness.net.netns import NetNS
+
+T = TypeVar("T")
+
+V4_OF_A: Final = "192.168.241.1"
+V4_OF_B: Final = "192.168.241.2"
+V6_OF_A: Final = "fd00::1"
+V6_OF_B: Final = "fd00::2"
+_LOOK_AGAIN: Final = 0.005
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the two interfaces of a tunnel are called and told; of each pair the first is A's.
+
+    keys: names of the lab's keys. addresses: in the tunnel, as ADDRESS/LENGTH. endpoints: where each is reached at
+    first; None for what the topology says. mtu: None for the implementation's own.
+    """
+
+    name: str = "wg0"
+    keys: tuple[str, str] = ("key1", "key2")
+    ports: tuple[int, int] = (1, 2)
+    addresses: tuple[tuple[str, ...], tuple[str, ...]] = (
+        (f"{V4_OF_A}/24", f"{V6_OF_A}/112"),
+        (f"{V4_OF_B}/24", f"{V6_OF_B}/112"),
+    )
+    endpoints: tuple[str, str] | None = None
+    mtu: int | None = None
+
+
+COMMON: Final = Plan()
+# A tunnel that carries another one.
+OUTER: Final = Plan(addresses=(("fd00::5:1/112",), ("fd00::5:2/112",)))
+INNER: Final = Plan(
+    name="wg1", keys=("key3", "key4"), ports=(5, 5), endpoints=("[fd00::5:1]:5", "[fd00::5:2]:5"), mtu=1340
+)
+
+
+class Tunnel:
+    """Two interfaces under test in a topology, configured with the common keys and addresses of the scenarios.
+
+    A has key1 and 192.168.241.1/24, fd00::1/112 and listens on port 1; B has key2 and the same with 2. Each allows the
+    other's /32 and /128; both share a preshared key.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        topology: Topology,
+        a: Manifest,
+        b: Manifest,
+        *,
+        plan: Plan = COMMON,
+        nodes: dict[str, NetNS] | None = None,
+    ) -> None:
+        """Build the topology, unless there are nodes already, and set up both interfaces."""
+        self.lab = lab
+        self.topology = topology
+        self.plan = plan
+        self.nodes = topology.build(lab) if nodes is None else nodes
+        self.key_a, self.key_b, self.psk = lab.key(plan.keys[0]), lab.key(plan.keys[1]), lab.key("psk")
+        self.a = self._make(a, 0)
+        self.b = self._make(b, 1)
+        self._configure()
+
+    def inside(self, plan: Plan = INNER) -> Tunnel:
+        """A tunnel of the same implementations through this one: its sockets are where our links are."""
+        within = replace(self.topology, birth=self.topology.place)
+        return Tunnel(self.lab, within, self.a.manifest, self.b.manifest, plan=plan, nodes=self.nodes)
+
+    @property
+    def pub_a(self) -> Key:
+        return self.key_a.public()
+
+    @property
+    def pub_b(self) -> Key:
+        return self.key_b.public()
+
+    def seen_by_a(self) -> PeerState:
+        """B as A reports it: endpoint, counters, latest handshake."""
+        return self.a.peer(self.pub_b)
+
+    def seen_by_b(self) -> PeerState:
+        """A as B reports it."""
+        return self.b.peer(self.pub_a)
+
+    def counted(self, deadline: float = 1.0) -> tuple[PeerState, PeerState]:
+        """B as A reports it and A as B does, once each has counted what the other has sent.
+
+        A program counts a datagram a moment after it has sent it, and tells nobody; so this looks until the two agree,
+        or the deadline is over, and returns what was seen last.
+        """
+        return self.until(
+            lambda: (self.seen_by_a(), self.seen_by_b()),
+            lambda seen: (seen[0].rx_bytes, seen[0].tx_bytes) == (seen[1].tx_bytes, seen[1].rx_bytes),
+            deadline,
+        )
+
+    @staticmethod
+    def until(look: Callable[[], T], accept: Callable[[T], bool], deadline: float = 1.0) -> T:
+        """Look at what a program tells of itself until it is acceptable, or the deadline is over; what was seen last.
+
+        For the caller to judge. Programs tell nobody when their state changes, so that there is no event to wait for.
+        """
+        end = time.monotonic() + scaled(deadline)
+        while not accept(seen := look()) and time.monotonic() < end:
+            let_pass(_LOOK_AGAIN, "the state of a program has no event")
+        return seen
+
+    def keep_alive(self, seconds: int) -> None:
+        """Have A send persistent keepalives so many seconds apart; none for 0.
+
+        One that cannot change a peer (capability `update-peer`) is given it anew, and begins a new session.
+        """
+        if "update-peer" not in self.a.manifest.capabilities:
+            self.a.set(DeviceConfig(peers=(PeerConfig(public_key=self.pub_b, remove=True),)))
+            self.a.set(DeviceConfig(peers=(replace(self._peer(1), persistent_keepalive=seconds),)))
+        else:
+            self.a.set_peer(self.pub_b, persistent_keepalive=seconds)
+
+    def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
+        """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""
+        pings = ping(self.nodes[sender], address, count=count)
+        if pings.lost:
+            raise HarnessError(f"{sender}: ping {pings}; {self.diagnosis()}")
+
+    def diagnosis(self) -> str:
+        """What both sides know of a tunnel that does not work: handshakes, bytes, endpoints, complaints in the logs."""
+        said = []
+        ends = (("A", self.a, self.seen_by_a()), ("B", self.b, self.seen_by_b()))
+        for (name, side, peer), (other, its_side, _) in (ends, ends[::-1]):
+            handshake = "a handshake" if peer.latest_handshake else "no handshake"
+            traffic_seen = f"sent {peer.tx_bytes} and took {peer.rx_bytes} bytes"
+            said.append(f"{name} ({side.manifest.name}) has {handshake}, {traffic_seen}")
+            said.append(
+                f"{name} looks for {other} at {peer.endpoint}, and {other} listens on {its_side.get().listen_port}"
+            )
+            said += [f"{name} logs {line!r}" for line in side.complaints_in_log()]
+        return "; ".join(said)
+
+    def _make(self, manifest: Manifest, side: int) -> Interface:
+        birth = self.nodes[self.topology.birth[side]]
+        return self.lab.interface(self.plan.name, manifest, birth, self.nodes[self.topology.place[side]])
+
+    def _configure(self) -> None:
+        for side, (interface, key) in enumerate(((self.a, self.key_a), (self.b, self.key_b))):
+            port, peer = self.plan.ports[side], self._peer(1 - side)
+            interface.set(DeviceConfig(private_key=key, listen_port=port, peers=(peer,)))
+            interface.up(*self.plan.addresses[side], mtu=self.plan.mtu)
+
+    def _peer(self, side: int) -> PeerConfig:
+        """A or B as the other one is told of it."""
+        endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
+        endpoint = endpoints[side]
+        return PeerConfig(
+            public_key=(self.pub_a, self.pub_b)[side],
+            preshared_key=self.psk,
+            endpoint=Endpoint.parse(endpoint) if endpoint else None,
+            allowed_ips=allowed_ips(*map(_alone, self.plan.addresses[side])),
+        )
+
+
+def _alone(address: str) -> str:
+    """The prefix that holds this address and no other."""
+    host = address.partition("/")[0]
+    return f"{host}/{128 if ':' in host else 32}"

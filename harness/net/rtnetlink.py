@@ -1,0 +1,204 @@
+"""Links, addresses, routes and rules of one network namespace by rtnetlink(7).
+
+What every topology is made of goes this way; a general library needs a third of a second to be imported, and for each
+request ten times as long, which decides what a test costs in an emulated guest.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from struct import Struct
+from typing import Any, Final
+
+from harness.errors import UsageError
+from harness.net.netlink import (
+    NLM_F_ACK,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    GenericSocket,
+    Message,
+    attribute,
+    attributes,
+    nest,
+)
+from harness.wait import REQUEST_TIMEOUT, Deadline
+
+_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
+_NEWADDR, _DELADDR = 20, 21
+_NEWROUTE, _DELROUTE = 24, 25
+_NEWRULE, _DELRULE = 32, 33
+_CONNTRACK_DELETE: Final = 0x102  # subsystem ctnetlink, message IPCTNL_MSG_CT_DELETE
+_ASK: Final = NLM_F_REQUEST | NLM_F_ACK
+_CREATE: Final = _ASK | 0x200 | 0x400  # NLM_F_EXCL, NLM_F_CREATE
+
+_LINK: Final = Struct("=BxHiII")  # family, type, index, flags, change
+_ADDRESS: Final = Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_ROUTE: Final = Struct("=8BI")  # family, lengths, tos, table, protocol, scope, type, flags; of a rule, the action last
+_U32: Final = Struct("=I")
+_STATISTICS: Final = Struct("=4Q")  # packets and bytes, received and sent each
+
+_OPERATIONAL: Final = b"\6"
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_STATS64, _IFLA_NET_NS_FD = 3, 4, 16, 18, 23, 28
+_INFO_KIND, _INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+_RTAX_MTU: Final = 2
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 6, 10, 14, 15
+_TO_TABLE: Final = 1
+_IFF_UP: Final = 1
+_MAIN: Final = 254
+_STATIC: Final = 4
+_UNICAST: Final = 1
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
+_MAX_SHORT_TABLE: Final = 255
+
+
+class Rtnetlink:
+    """Requests to the namespace in which the socket was made; each raises ControlError with the kernel's errno."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._exchanges = GenericSocket(sock)
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def add_link(self, name: str, kind: str, peer: dict[str, Any] | None = None) -> None:
+        """Make a device; peer: of a veth, its other end by `ifname` and, where that is elsewhere, `net_ns_fd`."""
+        other = b""
+        if peer is not None:
+            there = attribute(_IFLA_NET_NS_FD, _U32.pack(peer["net_ns_fd"])) if "net_ns_fd" in peer else b""
+            other = nest(
+                _INFO_DATA, attribute(_VETH_INFO_PEER, _LINK.pack(0, 0, 0, 0, 0) + _name(peer["ifname"]) + there)
+            )
+        kinds = nest(_IFLA_LINKINFO, attribute(_INFO_KIND, kind.encode()), other)
+        self._ask(_NEWLINK, _CREATE, _LINK.pack(0, 0, 0, 0, 0) + _name(name) + kinds)
+
+    def delete_link(self, index: int) -> None:
+        self._ask(_DELLINK, _ASK, _LINK.pack(0, 0, index, 0, 0))
+
+    def move_link(self, index: int, namespace: int) -> None:
+        """Move a device to the network namespace behind a descriptor."""
+        place = attribute(_IFLA_NET_NS_FD, _U32.pack(namespace))
+        self._ask(_NEWLINK, _ASK, _LINK.pack(0, 0, index, 0, 0) + place)
+
+    def links(self) -> dict[str, dict[str, Any]]:
+        """All devices by name.
+
+        Of each: `index`, `mtu`, `up`, `is_operational` (RFC 2863), `kind` (None for loopback), `rx_bytes`, `tx_bytes`.
+        """
+        answer = self._ask(_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, _LINK.pack(0, 0, 0, 0, 0))
+        return dict(_link_facts(message.body) for message in answer if message.kind == _NEWLINK)
+
+    def add_address(self, index: int, address: str, length: int, flags: int = 0) -> None:
+        self._ask(_NEWADDR, _CREATE, _address(index, address, length, flags))
+
+    def delete_address(self, index: int, address: str, length: int) -> None:
+        self._ask(_DELADDR, _ASK, _address(index, address, length, 0))
+
+    def add_route(self, destination: str, **words: Any) -> None:
+        """Add a unicast route; the words are those of `_route`."""
+        # As ip(8) does it: what needs no gateway is on the link; IPv6 knows no scopes of routes.
+        is_v6 = ":" in f"{destination}{words.get('via')}"
+        scope = _SCOPE_UNIVERSE if words.get("via") or is_v6 else _SCOPE_LINK
+        self._ask(_NEWROUTE, _CREATE, _route(destination, (_STATIC, scope, _UNICAST), **words))
+
+    def delete_route(self, destination: str, **words: Any) -> None:
+        """Delete the first route that fits, whatever its scope and origin."""
+        self._ask(_DELROUTE, _ASK, _route(destination, (0, _SCOPE_NOWHERE, 0), **words))
+
+    def add_rule(self, family: int, *, table: int, flags: int = 0, **selectors: int) -> None:
+        """Add a policy rule that looks into a table, by `priority`, `fwmark`, `suppress_prefixlen` (fib_rules.h)."""
+        self._ask(_NEWRULE, _CREATE, _rule(family, table, flags, selectors))
+
+    def delete_rule(self, family: int, *, table: int, flags: int = 0, **selectors: int) -> None:
+        self._ask(_DELRULE, _ASK, _rule(family, table, flags, selectors))
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> list[Message]:
+        with self._lock:
+            request = Message(kind, flags, 0, body).to_bytes()
+            return self._exchanges.exchange(request, "rtnetlink", f"request {kind}", Deadline(REQUEST_TIMEOUT))
+
+
+def flush_connections(netfilter: socket.socket) -> None:
+    """Empty the table of tracked connections of the namespace in which this socket of NETLINK_NETFILTER was made."""
+    request = Message(_CONNTRACK_DELETE, _ASK, 0, bytes(4)).to_bytes()
+    GenericSocket(netfilter).exchange(request, "nfnetlink", "flush", Deadline(REQUEST_TIMEOUT))
+
+
+def _name(name: str) -> bytes:
+    return attribute(_IFLA_IFNAME, name.encode() + b"\0")
+
+
+def _packed(address: str) -> bytes:
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    except OSError as error:
+        raise UsageError(f"address {address!r}: {error}") from error
+
+
+def _family(*addresses: str | None) -> int:
+    return socket.AF_INET6 if any(address and ":" in address for address in addresses) else socket.AF_INET
+
+
+def _address(index: int, address: str, length: int, flags: int) -> bytes:
+    packed = _packed(address)
+    header = _ADDRESS.pack(_family(address), length & 0xFF, flags, _SCOPE_UNIVERSE, index)
+    return header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+
+
+def _route(
+    destination: str,
+    origin: tuple[int, int, int],
+    *,
+    via: str | None = None,
+    index: int | None = None,
+    src: str | None = None,
+    metric: int | None = None,
+    table: int | None = None,
+    mtu: int | None = None,
+) -> bytes:
+    """Make the body of a request. destination: `default` or ADDRESS[/LENGTH]; origin: protocol, scope and type."""
+    family = _family(destination, via)
+    host, _, length = destination.partition("/")
+    bits = 0 if host == "default" else int(length) if length else 8 * len(_packed(host))
+    number = _MAIN if table is None else table
+    header = _ROUTE.pack(family, bits, 0, 0, number if number <= _MAX_SHORT_TABLE else 0, *origin, 0)
+    parts = [
+        attribute(_RTA_DST, _packed(host)) if bits else b"",
+        attribute(_RTA_GATEWAY, _packed(via)) if via else b"",
+        attribute(_RTA_PREFSRC, _packed(src)) if src else b"",
+        nest(_RTA_METRICS, attribute(_RTAX_MTU, _U32.pack(mtu))) if mtu else b"",
+    ]
+    numbers = {_RTA_OIF: index, _RTA_PRIORITY: metric, _RTA_TABLE: table}
+    parts += [attribute(kind, _U32.pack(value)) for kind, value in numbers.items() if value is not None]
+    return header + b"".join(parts)
+
+
+def _rule(family: int, table: int, flags: int, selectors: dict[str, int]) -> bytes:
+    kinds = {"priority": _FRA_PRIORITY, "fwmark": _FRA_FWMARK, "suppress_prefixlen": _FRA_SUPPRESS_PREFIXLEN}
+    numbers = {kinds[name]: value for name, value in selectors.items()} | {_FRA_TABLE: table}
+    header = _ROUTE.pack(family, 0, 0, 0, min(table, _MAX_SHORT_TABLE), 0, 0, _TO_TABLE, flags)
+    return header + b"".join(attribute(kind, _U32.pack(value)) for kind, value in numbers.items())
+
+
+def _link_facts(body: bytes) -> tuple[str, dict[str, Any]]:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    found = dict(attributes(body[_LINK.size :]))
+    information = dict(attributes(found.get(_IFLA_LINKINFO, b"")))
+    _, _, received, sent = _STATISTICS.unpack_from(found.get(_IFLA_STATS64, bytes(_STATISTICS.size)))
+    return _text(found[_IFLA_IFNAME]), {
+        "index": index,
+        "mtu": _U32.unpack(found[_IFLA_MTU])[0],
+        "is_operational": found.get(_IFLA_OPERSTATE) == _OPERATIONAL,
+        "up": bool(flags & _IFF_UP),
+        "kind": _text(information[_INFO_KIND]) if _INFO_KIND in information else None,
+        "rx_bytes": received,
+        "tx_bytes": sent,
+    }
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode()

@@ -1,0 +1,10 @@
+"""The pytest plugin `wg-interop`; this file only names its modules, so that loading it costs next to nothing."""
+
+pytest_plugins = [
+    "harness.plugin.options",
+    "harness.plugin.selection",
+    "harness.plugin.hooks",
+    "harness.plugin.fixtures",
+    "harness.plugin.verdicts",
+    "harness.plugin.reporter",
+]

@@ -1,0 +1,112 @@
+"""The plugin's fixtures: the lab, the implementations under test, and a tunnel in each of netns.sh's topologies."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.plugin.session import LAB, file_name, state_of_run
+from harness.sandbox.launch import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from harness.implementations.manifest import Manifest
+    from harness.lab.lab import Lab
+    from harness.lab.topology import Topology
+    from harness.lab.tunnel import Tunnel
+    from harness.plugin.options import Pair
+    from harness.wire.wire import Wire
+
+
+@pytest.fixture
+def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
+    """The lab of this test: makes nodes, links and interfaces, and undoes them afterwards."""
+    from harness.lab.lab import Lab
+    from harness.sandbox.namespace import require_sandbox
+
+    try:
+        require_sandbox()
+    except HarnessError as error:
+        pytest.skip(str(error))
+    state = state_of_run(request.config)
+    made = Lab(state.scratch() / file_name(request.node.nodeid), state.seed)
+    request.node.stash[LAB] = made
+    yield made
+    made.close()
+    shutil.rmtree(made.directory, ignore_errors=True)
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """The two implementations under test, in each order (`--impl`, `--pair`)."""
+    chosen: Pair = request.param
+    for manifest in dict.fromkeys(chosen):
+        _require(request, manifest)
+    return chosen
+
+
+@pytest.fixture
+def implementation(request: pytest.FixtureRequest) -> Manifest:
+    """The one implementation under test (`--impl`)."""
+    manifest: Manifest = request.param
+    _require(request, manifest)
+    return manifest
+
+
+def _require(request: pytest.FixtureRequest, manifest: Manifest) -> None:
+    reason = refused() if manifest.kind == "kernel" else None
+    reason = reason or manifest.why_unavailable()
+    if reason:
+        pytest.skip(reason)
+    for marker in request.node.iter_markers("capability"):
+        for name in marker.args:
+            if name not in manifest.capabilities:
+                pytest.skip(f"unsupported: {manifest.name} does not declare the capability {name}")
+
+
+def _tunnel(lab: Lab, topology: Topology, pair: Pair) -> Tunnel:
+    from harness.lab.tunnel import Tunnel
+
+    return Tunnel(lab, topology, pair.a, pair.b)
+
+
+@pytest.fixture
+def loopback(lab: Lab, pair: Pair) -> Tunnel:
+    """A and B in ns1 and ns2, their sockets in ns0 (topology `loopback`)."""
+    from harness.lab.topology import LOOPBACK
+
+    return _tunnel(lab, LOOPBACK, pair)
+
+
+@pytest.fixture
+def nat(lab: Lab, pair: Pair) -> Tunnel:
+    """A behind a NAT in ns0, B in front of it (topology `nat`)."""
+    from harness.lab.topology import NAT
+
+    return _tunnel(lab, NAT, pair)
+
+
+@pytest.fixture
+def direct(lab: Lab, pair: Pair) -> Tunnel:
+    """A and B connected by one veth pair without addresses (topology `direct`)."""
+    from harness.lab.topology import DIRECT
+
+    return _tunnel(lab, DIRECT, pair)
+
+
+@pytest.fixture
+def wired(lab: Lab, pair: Pair) -> Tunnel:
+    """A and B with a wire between them (topology `wired`)."""
+    from harness.lab.topology import WIRED
+
+    return _tunnel(lab, WIRED, pair)
+
+
+@pytest.fixture
+def wire(wired: Tunnel) -> Wire:
+    """The wire between A and B, with no faults yet."""
+    return wired.lab.wires[0]

@@ -1,0 +1,453 @@
+"""Lanes `vm` and `warp`: the tests of lane `netns` in a guest with a kernel of one's choice, in one pytest session.
+
+The guest runs pytest on the same files; each of its reports comes back and is told to this session's hooks as if the
+test had run here, as xdist does with its workers. A guest without a good verdict is a failed test of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.implementations.manifest import MANIFESTS, load
+from harness.lanes import LANE, SHARE
+from harness.plugin.session import REPORTER, file_name, implementations, state_of_run
+from harness.report.results import PROPERTY
+from harness.vm import boot, kernels
+from harness.vm.objects import imbalance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    from harness.implementations.manifest import (
+        Manifest,
+    )
+    from harness.implementations.registry import (
+        Registry,
+    )
+    from harness.vm.boot import VmResult
+
+KERNEL: Final = "kernel"
+# Where the guest has the programs under test, one directory each.
+PEERS: Final = "/peers"
+# Marks the lines of the guest's output that are events; the rest is what pytest prints there.
+RECORD: Final = b"\x1e"
+# The inode that Linux gives to its first PID namespace (include/linux/proc_ns.h).
+FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
+# Plugins whose import costs seconds under emulation, and that no test of a guest uses.
+UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
+# Emulation is slow: deadlines of the guest's tests are longer.
+TIMEOUT_SCALE: Final = 4.0
+# How long a test may take elsewhere, in seconds: `timeout` in pyproject.toml.
+TEST_TIMEOUT: Final = 120.0
+DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
+
+
+class Stream:
+    """Takes a guest's output in pieces and gives back the events in it, whole."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self.text: list[str] = []
+
+    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """Take a piece; yields the events that it completes, keeps other lines in `text`."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            before, mark, event = line.partition(RECORD)
+            if not mark:
+                self.text.append(line.decode(errors="replace").rstrip("\r"))
+                continue
+            try:
+                yield json.loads(event)
+            except ValueError:
+                self.text.append(f"unreadable event: {event[:200]!r} after {before!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one guest has to do: the tests of a lane on a kernel, or each of them whose turn is `number` of `count`."""
+
+    lane: str
+    kernel: str
+    number: int = 0
+    count: int = 1
+
+
+class Guests:
+    """The guests of one session, which run while the session has its own tests."""
+
+    def __init__(self, config: pytest.Config, registry: Registry, seed: int, evidence: Path) -> None:
+        self._config = config
+        self._registry = registry
+        self._seed = seed
+        self._evidence = evidence
+
+    def prepare(self, kernels: list[str]) -> None:
+        """Fetch kernels and build the guest's root, while there is a network. Raises pytest.UsageError."""
+        try:
+            boot.require_in_guest(self._config.rootpath)
+            for kernel in kernels or [self.default_kernel]:
+                boot.find(kernel)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from error
+
+    @property
+    def default_kernel(self) -> str:
+        return str(kernels.CATALOGUE["default"])
+
+    @contextmanager
+    def beside(self, session: pytest.Session, lanes: list[str]) -> Iterator[Running]:
+        """Run the guests of these lanes, as many at once as `-n` says, while the session has tests of its own.
+
+        They start when it is known which files hold tests for them, and those that run at the end are stopped.
+        """
+        at_once = _at_once(state_of_run(self._config).workers)
+        shares = [
+            (Share(lane, kernel, number, at_once), objects)
+            for lane in lanes
+            for kernel in self._config.option.wg_kernel or [self.default_kernel]
+            for objects in [Objects(at_once)]
+            for number in range(at_once)
+        ]
+
+        def start(files: Iterable[str]) -> None:
+            if words := selection(self._config, files):
+                for share, objects in shares:
+                    self._start(share, objects, words, running)
+
+        running = Running(session, at_once, start)
+        self._config.pluginmanager.register(running)
+        try:
+            yield running
+        finally:
+            running.close()
+            self._config.pluginmanager.unregister(running)
+
+    def _start(self, share: Share, objects: Objects, words: list[str], running: Running) -> None:
+        told = _Told(self._config, share, self._evidence, objects)
+        stream = Stream()
+
+        def ended(result: VmResult) -> None:
+            told.ended(result, stream.text)
+
+        def show(data: bytes) -> None:
+            running.tell(partial(told.take_all, stream.feed(data)))
+
+        running.start(lambda: self._boot(share, words, show, running.stop), ended, told.failed)
+
+    def _boot(self, share: Share, words: list[str], show: Callable[[bytes], None], stop: int) -> VmResult:
+        """Boot a guest that runs its share of the tests that `words` select, and wait for its end."""
+        files, programs = self.programs()
+        lane = lane_arguments(share.lane, self._config)
+        arguments = [*words, *programs, *self.pairs(share.lane), *lane, "--seed", str(self._seed)]
+        return boot.boot(
+            share.kernel,
+            ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
+            warp=share.lane == "warp",
+            cpus=1 if share.lane == "warp" or share.count > 1 else 2,
+            deadline=DEADLINES[share.lane],
+            debug=True,
+            files=files,
+            collect=["report"],
+            environment={
+                "WG_INTEROP_EVENTS": "stdout",
+                LANE: share.lane,
+                **({SHARE: f"{share.number}/{share.count}"} if share.count > 1 else {}),
+                # The whole guest is a sandbox.
+                "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
+            folder=self._config.rootpath,
+            show=show,
+            stop=stop,
+        )
+
+    def pairs(self, lane: str) -> list[str]:
+        """Where lane netns runs too, it has the pairs of programs, and a guest of vm runs those with the kernel."""
+        names = self._registry.asked or list(self._registry.known)
+        option = self._config.option
+        if lane != "vm" or option.wg_pair or "netns" not in option.wg_lane or KERNEL not in names:
+            return []
+        return [f"--pair={a}~{b}" for a in names for b in names if KERNEL in {a, b}]
+
+    def programs(self) -> tuple[list[tuple[Path, str]], list[str]]:
+        """The programs to take along, and the options that name them there."""
+        files: list[tuple[Path, str]] = []
+        options: list[str] = []
+        for manifest in implementations(self._config):
+            if manifest.source is not None and manifest.source.parent != MANIFESTS:
+                options += _take_manifest(manifest.source.absolute(), files)
+            options += ["--impl", manifest.name + self._take(manifest, files)]
+        return files, options
+
+    @staticmethod
+    def _take(manifest: Manifest, files: list[tuple[Path, str]]) -> str:
+        if manifest.kind == "kernel" or not manifest.needs_program:
+            return ""
+        try:
+            program = manifest.find_program()
+        except HarnessError:
+            return ""
+        there = f"{PEERS}/{manifest.name}/{program.name}"
+        files.append((program, there))
+        return f"={there}"
+
+
+def _take_manifest(source: Path, files: list[tuple[Path, str]]) -> list[str]:
+    """Take a user's manifest along, and the program that it names; both keep their paths, for it may name it by its."""
+    program = load(source).program
+    files += [(path, str(path)) for path in (source, program) if path is not None]
+    return ["--impl-manifest", str(source)]
+
+
+class Running:
+    """Guests that run in threads of their own, and what they have told and this session has not yet heard.
+
+    pytest's hooks belong to the session's thread, so all that a guest tells waits in a queue, until a test here has
+    ended or `finish` is called.
+    """
+
+    def __init__(self, session: pytest.Session, at_once: int, start: Callable[[Iterable[str]], None]) -> None:
+        """Start: starts the guests, told the files that hold tests for them."""
+        self._session = session
+        self._start = start
+        self._begun = False
+        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="guest")
+        self._left = 0
+        self._told: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self.stop, self._stopper = os.pipe()
+
+    def begin(self, files: Iterable[str]) -> None:
+        """Start the guests, the first time this is called."""
+        if not self._begun:
+            self._begun = True
+            self._start(files)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """The first worker has collected, and with it everyone."""
+        self.begin(name.partition("::")[0] for name in ids)
+
+    def start(
+        self, work: Callable[[], Any], ended: Callable[[Any], object], failed: Callable[[HarnessError], object]
+    ) -> None:
+        """Have a thread do the work, and this session hear of its result or its HarnessError."""
+
+        def hear(future: Future[Any]) -> None:
+            self._left -= 1
+            try:
+                result = future.result()
+            except HarnessError as error:
+                failed(error)
+            else:
+                ended(result)
+
+        self._left += 1
+        self._pool.submit(work).add_done_callback(lambda future: self.tell(partial(hear, future)))
+
+    def tell(self, event: Callable[[], object]) -> None:
+        """Have the session's thread call this when it hears; in the order in which it was told."""
+        self._told.put(event)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logfinish(self) -> None:
+        """A test here has ended: the moment to hear what guests have told meanwhile."""
+        while not self._told.empty():
+            self._told.get()()
+
+    def finish(self) -> None:
+        """Hear the guests to their end. As pytest does between tests, it ends the session where that is wanted (-x)."""
+        while self._left:
+            self._told.get()()
+            if self._session.shouldfail:
+                raise self._session.Failed(self._session.shouldfail)
+            if self._session.shouldstop:
+                raise self._session.Interrupted(self._session.shouldstop)
+
+    def close(self) -> None:
+        """Stop the guests that still run."""
+        os.close(self._stopper)
+        self._pool.shutdown(cancel_futures=True)
+        os.close(self.stop)
+
+
+@dataclass(slots=True)
+class Objects:
+    """Whether the driver has destroyed what it created, in all guests of a lane on one kernel (scenario N41)."""
+
+    left: int
+    used: bool = False
+    wrong: list[str] = field(default_factory=list)
+
+    def look(self, log: str, *, used: bool) -> None:
+        self.used |= used
+        self.wrong += imbalance(log) if used else []
+
+
+class _Told:
+    """Tells this session's hooks what a guest reports."""
+
+    def __init__(self, config: pytest.Config, share: Share, evidence: Path, objects: Objects) -> None:
+        """Evidence: the directory below which it goes to a place of the lane and the kernel."""
+        self._config = config
+        self._share = share
+        self._place = file_name(f"{share.lane}-{share.kernel}")
+        self._evidence = evidence / self._place
+        self._objects = objects
+        self._begun: list[pytest.TestReport] = []
+        self._failed = 0
+        self._any = False
+        self._used_kernel = False
+
+    def take_all(self, events: Iterator[dict[str, Any]]) -> None:
+        for event in events:
+            self.take(event)
+
+    def take(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "collected":
+            self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
+        if event.get("event") != "report":
+            return
+        report = revive(self._config, event["data"])
+        self._rename_artifacts(report)
+        self._used_kernel |= used_driver(report)
+        self._any = True
+        self._failed += report.failed
+        self._begun.append(report)
+        # A test is told as a whole: the same test may run here at the same time.
+        if report.when == "teardown":
+            self._tell_begun()
+
+    def _tell_begun(self) -> None:
+        begun, self._begun = self._begun, []
+        for report in begun:
+            self._config.hook.pytest_runtest_logreport(report=report)
+
+    def _rename_artifacts(self, report: pytest.TestReport) -> None:
+        """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
+        facts = facts_of(report)
+        if facts.get("artifacts"):
+            facts["artifacts"] = facts["artifacts"].replace("evidence/", f"evidence/{self._place}/", 1)
+
+    def ended(self, result: VmResult, text: list[str]) -> None:
+        """The guest has ended: bring its evidence and judge it. `text`: what pytest printed there."""
+        self._tell_begun()
+        found = result.results / "report" / "evidence"
+        if found.is_dir():
+            shutil.copytree(found, self._evidence, dirs_exist_ok=True)
+        if result.verdict is not boot.Verdict.EXITED:
+            self._failure(result.kernel, boot.explain(result))
+        else:
+            self._objects.look((result.results / "kernel.log").read_text(errors="replace"), used=self._used_kernel)
+            if result.status not in self._expected_statuses():
+                said = "\n".join(text[-40:])
+                self._failure(result.kernel, f"pytest in the guest ended with status {result.status}:\n{said}")
+        self._objects.left -= 1
+        if not self._objects.left and self._objects.used:
+            self._tell("objects", result.kernel, "; ".join(self._objects.wrong), scenarios=["N41"])
+
+    def failed(self, error: HarnessError) -> None:
+        """There was no guest, or it could not be watched to its end."""
+        self._tell_begun()
+        self._objects.left -= 1
+        self._failure(self._share.kernel, str(error))
+
+    def _expected_statuses(self) -> set[int]:
+        """The exit statuses of pytest that the reports explain."""
+        if not self._any:
+            return {pytest.ExitCode.NO_TESTS_COLLECTED}
+        return {pytest.ExitCode.TESTS_FAILED if self._failed else pytest.ExitCode.OK}
+
+    def _failure(self, kernel: str, text: str) -> None:
+        """A failed result that belongs to the guest, not to one of its tests."""
+        self._tell("guest", kernel, text)
+
+    def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
+        lane = self._share.lane
+        report = pytest.TestReport(
+            nodeid=f"{lane}::{name}[{kernel}]",
+            location=(lane, None, f"{name}[{kernel}]"),
+            keywords={},
+            outcome="failed" if wrong else "passed",
+            longrepr=wrong or None,
+            when="call",
+        )
+        report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
+        self._config.pluginmanager.getplugin(REPORTER).expect(1)
+        self._config.hook.pytest_runtest_logreport(report=report)
+
+
+def facts_of(report: pytest.TestReport) -> dict[str, Any]:
+    """What the plugin in the guest knew of the test."""
+    facts = dict(report.user_properties).get(PROPERTY)
+    return facts if isinstance(facts, dict) else {}
+
+
+def used_driver(report: pytest.TestReport) -> bool:
+    """Whether the driver was under test, and the test passed: then it has made objects."""
+    sides = (facts_of(report).get(side) or {} for side in "ab")
+    return report.when == "call" and report.passed and any(side.get("impl") == KERNEL for side in sides)
+
+
+def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
+    """The report that a guest has sent as JSON."""
+    report: Any = config.hook.pytest_report_from_serializable(config=config, data=data)
+    if isinstance(report.longrepr, list):
+        # JSON knows no tuples, which is what the reason of a skip is.
+        report.longrepr = tuple(report.longrepr)
+    revived: pytest.TestReport = report
+    return revived
+
+
+def lane_arguments(lane: str, config: pytest.Config) -> list[str]:
+    """The options of pytest in a guest of this lane, made from those of the command line."""
+    chosen = config.option.markexpr
+    # Tests that wait for protocol time run where time is skipped, and nowhere else.
+    waiting = "waiting" if lane == "warp" else "not waiting"
+    expression = f"({chosen}) and {waiting}" if chosen else waiting
+    scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
+    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", config.option.wg_keep]
+    # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
+    limit = 0 if lane == "warp" else scale * TEST_TIMEOUT
+    return [*arguments, "--timeout", f"{limit:g}"]
+
+
+def _at_once(workers: int | str | None) -> int:
+    """How many guests run at once for `-n WORKERS`."""
+    if isinstance(workers, str):
+        # `auto` and its like, which xdist resolves only where it is to have workers.
+        return len(os.sched_getaffinity(0))
+    return workers or 1
+
+
+def selection(config: pytest.Config, files: Iterable[str]) -> list[str]:
+    """The words that choose tests in a guest: what the command line says, its directories as the `files` in them.
+
+    files: those that hold tests for guests, relative to the root; a guest that collects others as well takes minutes.
+    """
+    given = [_relative(word, config.rootpath) for word in config.args]
+    folders = [Path(word) for word in given if "::" not in word]
+    below = (name for name in dict.fromkeys(files) if any(Path(name).is_relative_to(folder) for folder in folders))
+    words = [*(word for word in given if "::" in word), *below]
+    if words and config.option.keyword:
+        words += ["-k", config.option.keyword]
+    return words + [f"--pair={pair}" for pair in config.option.wg_pair] if words else []
+
+
+def _relative(word: str, root: Path) -> str:
+    path, separator, rest = word.partition("::")
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links out of the project
+    return (str(absolute.relative_to(root)) if absolute.is_relative_to(root) else path) + separator + rest

@@ -1,0 +1,143 @@
+"""Results as they come and at the end: events for `wg-interop run`, results.json, the report, the summary."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.lanes import EVENTS, GUESTS, LANE
+from harness.plugin import sandboxed
+from harness.plugin.options import (
+    asked,
+    only_guests,
+)
+from harness.plugin.selection import runs_here
+from harness.plugin.session import (
+    is_worker,
+    state_of_run,
+)
+
+if TYPE_CHECKING:
+    from harness.plugin.session import State
+    from harness.report.results import Result, Results
+
+
+# What an event tells of a result.
+_TOLD: Final = ("id", "pair", "state", "seconds", "message", "lane", "kernel")
+
+
+class Reporter:
+    """On the controller, or in a run without xdist: takes the reports and tells who listens."""
+
+    def __init__(self, config: pytest.Config, state: State) -> None:
+        self._config = config
+        self._state = state
+        self._expected = 0
+        # Not for the programs that tests start, pytest among them.
+        target = os.environ.pop(EVENTS, None)
+        self._whole = target == "stdout"
+        self._events = os.dup(1) if self._whole else int(target) if target else None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if not self._state.used:
+            return
+        result = self._state.results.add(report)
+        if self._whole:
+            data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+            # Under xdist the report knows its worker, which means nothing elsewhere.
+            data.pop("node", None)
+            self._tell({"event": "report", "data": data})
+        # What is said of a guest as a whole (guests.py) has no teardown.
+        elif report.when == "teardown" or result.id.partition("::")[0] in GUESTS:
+            facts = {name: getattr(result, name) for name in _TOLD}
+            self._tell({"event": "result", **facts})
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if not only_guests(self._config):
+            self.expect(sum(map(runs_here, session.items)))
+
+    def expect(self, count: int) -> None:
+        """So many tests more are to come."""
+        self._expected += count
+        self._tell({"event": "collected", "count": self._expected})
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        # Every worker collects the same.
+        if not self._expected:
+            self.expect(len(ids))
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self._events is not None:
+            mark = b"\x1e" if self._whole else b""
+            with suppress(OSError):
+                os.write(self._events, mark + json.dumps(event).encode() + b"\n")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, sandboxed.PEEKING):
+        os._exit(sandboxed.PEEK_NO)
+    state = state_of_run(session.config)
+    if is_worker(session.config) or session.config.option.collectonly:
+        return
+    if state.used:
+        state.results.write(state.results_path)
+        # A guest's results are judged and drawn where they are brought to.
+        if LANE not in os.environ:
+            if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(session.config, state.results)):
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+                session.config.stash[_SHORTCOMING] = shortcoming
+            session.config.stash[_REPORT] = _draw(session.config, exitstatus)
+    state.close()
+
+
+_SHORTCOMING: Final = pytest.StashKey[str]()
+_REPORT: Final = pytest.StashKey[str]()
+
+
+def _draw(config: pytest.Config, exitstatus: int) -> str:
+    """Draw the report beside the results; returns its path, or why there is none."""
+    from harness.report.gather import render
+
+    state = state_of_run(config)
+    ends: dict[int, str] = {
+        pytest.ExitCode.INTERRUPTED: "interrupted",
+        pytest.ExitCode.INTERNAL_ERROR: "pytest itself failed",
+    }
+    complaint = config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
+    try:
+        return str(render([state.results_path], state.report_directory, root=config.rootpath, complaint=complaint))
+    except (HarnessError, OSError) as error:
+        return f"none: {error}"
+
+
+def _shortcoming(config: pytest.Config, results: Results) -> str | None:
+    """Why a run without a failed test is no success all the same."""
+    every: list[Result] = list(results.by_id.values())
+    if every and not any(result.state == "passed" for result in every):
+        return "no test passed"
+    ran = [result for result in every if result.state != "skipped"]
+    for lane in config.option.wg_lane:
+        if not any(result.lane == lane for result in ran):
+            return f"lane {lane} was asked for and did not run"
+    for name in state_of_run(config).registry.asked if asked(config) else ():
+        if every and not any(name == (side or {}).get("impl") for result in ran for side in (result.a, result.b)):
+            return f"{name} was asked for and all its tests were skipped"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    state = state_of_run(config)
+    if not state.used or is_worker(config) or config.option.collectonly:
+        return
+    if _SHORTCOMING in config.stash:
+        terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
+    terminalreporter.write_line(f"results: {state.results_path}")
+    if _REPORT in config.stash:
+        terminalreporter.write_line(f"report: {config.stash[_REPORT]}")

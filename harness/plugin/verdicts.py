@@ -1,0 +1,233 @@
+"""The plugin's verdicts: what counts towards a test's outcome beside its assertions, and what is reported of it.
+
+`differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
+other shows what a refusal is measured against.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pytest
+from _pytest.outcomes import Failed, Skipped
+
+from harness.errors import HarnessError, Unsupported
+from harness.plugin.selection import (
+    label_of,
+    lane_of,
+    uses,
+)
+from harness.plugin.session import (
+    LAB,
+    file_name,
+    state_of_run,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+
+    from harness.implementations.manifest import Manifest
+    from harness.lab.lab import Lab
+
+
+# What is no failure of others is one of theirs.
+_AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
+
+
+class Differs(Skipped):
+    """The program does something else than the kernel, and may: the result is `differs`, which fails no run."""
+
+    # As for pytest's own outcomes: the reports name it without a module.
+    __module__ = "builtins"
+
+
+class Blocked(Failed):
+    """A refusal means nothing, for its positive twin was not shown: the result is `blocked`, which fails the run."""
+
+    __module__ = "builtins"
+
+
+def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
+    """End the test: what the program does is legitimate, and not what the kernel does. `how`: with what was measured.
+
+    by: the names of those that do it, where that can be told; of the kernel itself, and of refwg, it is a failure. The
+    watchman still looks at every process, and the lab is still undone; what they find fails the test.
+    """
+    if wrong := sorted(_AS_THE_KERNEL & set(by)):
+        pytest.fail(f"{' and '.join(wrong)}: {how}")
+    raise Differs(how)
+
+
+@contextmanager
+def twin(shows: str) -> Iterator[None]:
+    """Around the positive twin of a refusal, in the refusal's own test: what must happen wherever it is not refused.
+
+    shows: a sentence, such as "a datagram from an allowed address arrives". Where it fails, nothing is said about the
+    refusal, which is `blocked`. Without a twin, a tunnel that is simply dead would refuse everything.
+    """
+    try:
+        yield
+    except (Exception, Failed) as error:
+        if isinstance(error, Blocked | Unsupported):
+            raise
+        raise Blocked(f"its positive twin was not shown, {shows}: {type(error).__name__}: {error}") from error
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Around each test: the watchman's look, and the undoing of the lab, both part of the test's verdict."""
+    made = item.stash.get(LAB, None)
+    if made is None:
+        return (yield)
+    different: Differs | None = None
+    answer: object = None
+    try:
+        try:
+            answer = yield
+        except Differs as found:
+            different = found
+        made.watch()
+    except BaseException as error:
+        made.snapshot()
+        # With --pdb the lab stays up for the one who looks; the fixture undoes it afterwards.
+        if not item.config.option.usepdb:
+            _close_after(made, error)
+        raise
+    if item.config.option.wg_keep == "all":
+        made.snapshot()
+    made.close()
+    if different is not None:
+        raise different
+    return answer
+
+
+def _close_after(made: Lab, error: BaseException) -> None:
+    try:
+        made.close()
+    except Exception as late:  # noqa: BLE001 - whatever the undo says, the first error stays the verdict
+        error.add_note(f"and the undo: {late}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Unsupported):
+        _report_unsupported(item, report, call.excinfo.value)
+    if lane_of(item) == "netns" or state_of_run(item.config).used:
+        facts = _facts(item)
+        if report.when == "call":
+            _judge_expectation(item, report)
+        if report.when == "call" or (report.when == "setup" and report.failed):
+            facts["artifacts"] = _keep_evidence(item, report)
+        _describe(report, facts)
+    return report
+
+
+def _report_unsupported(item: pytest.Item, report: pytest.TestReport, reason: Unsupported) -> None:
+    """What the lab did not try, because the program does not declare it, is reported like a missing marker."""
+    path, line, _ = item.location
+    report.outcome = "skipped"
+    report.longrepr = (path, line or 0, f"Skipped: unsupported: {reason}")
+
+
+def _judge_expectation(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Turn a failure that is expected into an xfail, and a success where one was expected into a failure."""
+    from harness.report import expectations
+    from harness.report.results import message_of
+
+    if report.skipped:
+        return
+    found = expectations.applying(item.config.rootpath / "selftests" / "expectations", item.nodeid, _sides(item))
+    if report.failed and (expected := expectations.explains(found, message_of(report))):
+        report.outcome = "skipped"
+        report.wasxfail = str(expected)
+    elif report.passed and (wrong := expectations.refuted(found)):
+        report.outcome = "failed"
+        must_go = "; ".join(map(str, wrong))
+        report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {must_go}"
+
+
+def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
+    from harness.report.results import PROPERTY
+
+    report.user_properties = [entry for entry in report.user_properties if entry[0] != PROPERTY]
+    report.user_properties.append((PROPERTY, facts))
+
+
+def _facts(item: pytest.Item) -> dict[str, Any]:
+    a, b = _sides(item)
+    facts: dict[str, Any] = {
+        "a": _side(a),
+        "b": _side(b),
+        "lane": label_of(item),
+        "kernel": platform.release(),
+        "scenarios": [name for marker in item.iter_markers("scenario") for name in marker.args],
+        "requirements": [name for marker in item.iter_markers("requirement") for name in marker.args],
+    }
+    return facts
+
+
+def _sides(item: pytest.Item) -> tuple[Manifest | None, Manifest | None]:
+    """The implementations of A and B that the test is about, as far as there are any."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    if uses(item, "pair"):
+        a, b = params["pair"]
+        return a, b
+    return (params["implementation"], None) if uses(item, "implementation") else (None, None)
+
+
+def _side(manifest: Manifest | None) -> dict[str, str] | None:
+    if manifest is None:
+        return None
+    try:
+        return {"impl": manifest.name, "version": manifest.version()}
+    except HarnessError:
+        return {"impl": manifest.name, "version": "unknown"}
+
+
+def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
+    made = item.stash.get(LAB, None)
+    keep = item.config.option.wg_keep
+    if made is None or keep == "none" or (keep == "failed" and not report.failed):
+        return ""
+    target = state_of_run(item.config).report_directory / "evidence" / file_name(item.nodeid)
+    if report.when == "setup":
+        # After the call of a test, its wrapper has done so.
+        _snapshot(made)
+    if report.longreprtext:
+        made.note("failure.txt", report.longreprtext + "\n")
+    with suppress(FileNotFoundError):
+        shutil.rmtree(target)
+    shutil.copytree(made.directory, target)
+    return str(target.relative_to(target.parent.parent))
+
+
+def _snapshot(made: Lab) -> None:
+    try:
+        made.snapshot()
+    except Exception as error:  # noqa: BLE001 - whatever it meets in a lab half made, the test's error stays the verdict
+        made.note("snapshot.txt", f"{error!r}\n")
+
+
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    if not report.skipped or not state_of_run(config).used:
+        return None
+    from harness.report.results import state_of
+
+    return ("differs", "d", "DIFFERS") if state_of(report) == "differs" else None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name every difference with its reason, whatever `-r` says: there are few, and each is worth knowing."""
+    different = terminalreporter.stats.get("differs", ())
+    if different:
+        from harness.report.results import DIFFERS, message_of
+
+        terminalreporter.section("differs from the kernel, and may")
+        for report in different:
+            terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report).removeprefix(DIFFERS)}")

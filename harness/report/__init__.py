@@ -1,0 +1,1 @@
+"""Results of a run: states, expectations, evidence, and the HTML page."""

@@ -1,0 +1,399 @@
+"""The report: one self-contained page from the results of one or several runs (report/index.html).
+
+What it shows is gathered here into the records of `page.py`, and drawn by `report.html.j2`. All that a test wrote is
+hostile text: the template escapes everything, files are read only below the directory of the results, and links lead
+there or to the web.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from base64 import b64encode
+from dataclasses import fields
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import cache
+from hashlib import blake2s, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from harness.errors import HarnessError, UsageError
+from harness.report import expectations
+from harness.report.evidence import Reader, clean
+from harness.report.page import (
+    BAD,
+    DID_NOT_RUN,
+    Coverage,
+    Group,
+    Page,
+    Panel,
+    Row,
+    Run,
+    Share,
+    Shown,
+    Skip,
+    rank,
+    rank_of,
+    seconds,
+)
+from harness.report.results import SCHEMA, UNSUPPORTED, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from jinja2 import Template
+
+    from harness.report.expectations import Expectation
+
+_T = TypeVar("_T")
+_K = TypeVar("_K")
+
+_ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")
+
+
+def render(results: Sequence[Path], out: Path, *, root: Path | None = None, complaint: str = "") -> Path:
+    """Write the page of these results to `out`, an .html file or a directory for index.html; returns its path.
+
+    Of two results with the same identity the later one counts. root: the checkout with scenarios, requirements and
+    expectations; by default found from the results or from here. complaint: why a run failed beside its tests.
+    Raises UsageError for a file that holds no results.
+    """
+    target = out if out.suffix == ".html" else out / "index.html"
+    runs = [_read(path) for path in results]
+    gathered = gather(runs, target.absolute().parent, root or find_root(results), complaint)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    part.write_text(_draw(gathered), encoding="utf-8", errors="replace")
+    part.replace(target)
+    return target
+
+
+def _draw(gathered: Page) -> str:
+    return _template().render(page=gathered)
+
+
+@cache
+def _template() -> Template:
+    # Imported late: whoever reads results alone need not wait for it.
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"seconds": seconds, "sha256": _sha256}
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+
+
+def _sha256(text: str) -> str:
+    """The digest by which the page allows its own script and no other."""
+    return b64encode(sha256(text.encode()).digest()).decode()
+
+
+def find_root(results: Sequence[Path]) -> Path | None:
+    """The checkout: above the results, above the current directory, or where this file lies."""
+    starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
+    every = (directory for start in starts for directory in (start, *start.parents))
+    return next((directory for directory in every if (directory / "selftests" / "conformance").is_dir()), None)
+
+
+# Reading
+
+
+def _read(path: Path) -> Run:
+    """Read a file of results; raises UsageError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        if document["schema"] != SCHEMA:
+            raise UsageError(f"{path}: schema {document['schema']!r} is not known here, only {SCHEMA}")
+        return Run(
+            path=path.absolute(),
+            seed=int(document["seed"]),
+            host=dict(document["host"]),
+            results=[_result(entry) for entry in document["results"]],
+            written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not the results of a run: {clean(str(error))}") from error
+
+
+def _result(entry: Mapping[str, Any]) -> Result:
+    """One entry of the file; what programs say of themselves is in it. Raises TypeError, KeyError."""
+    known = {each.name for each in fields(Result)} - {"a", "b"}
+    values: dict[str, Any] = {key: value for key, value in entry.items() if key in known}
+    for key, value in values.items():
+        values[key] = clean(value) if isinstance(value, str) else value
+    result = Result(**values)
+    texts = (result.id, result.state, result.lane, result.kernel, result.message, result.artifacts)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{entry}: not a text")
+    result.a, result.b = (
+        {"impl": clean(side["impl"]), "version": clean(side.get("version", "unknown"))} if side else None
+        for side in (entry.get("a"), entry.get("b"))
+    )
+    return result
+
+
+def read_catalogue(root: Path | None, name: str, table: str) -> dict[str, dict[str, str]]:
+    """The scenarios or requirements by id; none where they are not to be found."""
+    if root is None:
+        return {}
+    try:
+        entries = tomllib.loads((root / "selftests" / "conformance" / name).read_text(encoding="utf-8"))[table]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return {entry["id"]: entry for entry in entries}
+
+
+# Gathering
+
+
+def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str = "") -> Page:
+    """Collect what the page shows. place: the directory that it will lie in."""
+    latest = {_identity(result): (run, result) for run in runs for result in run.results}
+    # Failures first: where the budget does not suffice, it is the evidence of passed tests that is linked.
+    ordered = sorted(latest.values(), key=lambda entry: rank_of(entry[1].state))
+    reader = Reader(place)
+    tests = [_shown(run, result, reader, root) for run, result in ordered]
+    scenarios = read_catalogue(root, "netns-scenarios.toml", "scenario")
+    requirements = read_catalogue(root, "requirements.toml", "requirement")
+    return Page(
+        runs=runs,
+        tests=tests,
+        groups=_groups(tests, scenarios),
+        failures=_by(lambda test: test.test, (test for test in tests if test.bad)),
+        known=_known(tests),
+        skips=_skips(tests),
+        coverage=cover(tests, scenarios, requirements),
+        slowest=sorted(tests, key=lambda test: -test.result.seconds)[:10],
+        complaint=complaint,
+        titles={name: str(entry.get("title", "")) for name, entry in (scenarios | requirements).items()},
+    )
+
+
+def _identity(result: Result) -> str:
+    return json.dumps([result.id, result.a, result.b, result.lane, result.kernel], sort_keys=True)
+
+
+def _anchor(kind: str, text: str) -> str:
+    """A name for links that is the same in every report."""
+    return f"{kind}-{blake2s(text.encode(errors='replace'), digest_size=6).hexdigest()}"
+
+
+def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown:
+    path, _, inside = result.id.partition("[")
+    file, _, name = path.rpartition("::")
+    rest = inside.removesuffix("]").removeprefix(result.pair).strip("-")
+    return Shown(
+        result=result,
+        anchor=_anchor("t", _identity(result)),
+        file=file,
+        sentence=name.removeprefix("test_").replace("_", " "),
+        rest=rest,
+        # A passed test has nothing to say, whatever its reports contain.
+        message="" if result.state == "passed" else result.message,
+        again=_again(result, run.seed),
+        texts=reader.read(run.path.parent, result.artifacts),
+        expectation=_expectation(result, root),
+    )
+
+
+def _again(result: Result, seed: int) -> str:
+    """The command that runs the test once more."""
+    if result.id.partition("::")[0] == result.lane:
+        return ""
+    words = [".venv/bin/pytest", result.id]
+    if result.lane not in {"core", "netns"}:
+        words += ["--lane", result.lane]
+    if result.pair:
+        words += ["--pair" if result.b else "--impl", result.pair]
+    return shlex.join([*words, "--seed", str(seed)])
+
+
+def _expectation(result: Result, root: Path | None) -> Expectation | None:
+    """The expectation that made a result an xfail or an xpass."""
+    if root is None or result.state not in {"xfailed", "xpassed"}:
+        return None
+    found = [
+        entry
+        for name, side in (("a", result.a), ("b", result.b))
+        # A name is a part of a path here, and comes from the file of results.
+        for entry in (_load(root, side["impl"]) if side and re.fullmatch(r"[\w.+-]+", side["impl"]) else ())
+        if fnmatchcase(result.id, entry.test + "*") and entry.side in {"", name}
+        if fnmatchcase((side or {}).get("version", ""), entry.versions)
+    ]
+    if result.state == "xfailed":
+        return expectations.explains(found, result.message)
+    return next(iter(expectations.refuted(found)), None)
+
+
+def _load(root: Path, name: str) -> tuple[Expectation, ...]:
+    try:
+        return expectations.load(root / "selftests" / "expectations" / f"{name}.toml")
+    except (HarnessError, OSError):
+        return ()
+
+
+def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> list[Group]:
+    """One group for each lane and kernel; lanes with pairs come first."""
+    ordered = sorted(tests, key=lambda test: test.result.id)
+    lanes = _by(lambda test: (test.result.lane, test.result.kernel), ordered)
+    groups = [_group(lane, kernel, found, scenarios) for (lane, kernel), found in lanes.items()]
+    return sorted(groups, key=lambda group: (not group.matrix, not group.alone, group.lane == "core"))
+
+
+def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> Group:
+    label = _Labels(tests)
+    where = f"{lane}, {kernel}" if kernel else lane
+
+    def panel(title: str, members: Sequence[Shown]) -> Panel:
+        ordered = sorted(members, key=lambda test: (rank(test), test.result.id))
+        return Panel(anchor=_anchor("p", f"{where} {title}"), title=title, where=where, tests=ordered)
+
+    pairs = _by(lambda test: (label.of(test.result.a), label.of(test.result.b)), tests)
+    matrix = {(a, b): panel(f"{a} ~ {b}", found) for (a, b), found in pairs.items() if a and b}
+    alone = {a: panel(a, found) for (a, b), found in pairs.items() if a and not b}
+    files = _by(lambda test: test.file, [test for (a, _), found in pairs.items() if not a for test in found])
+    names = sort_names({name for pair in pairs for name in pair if name})
+    every = [*((a, b) for a in names for b in names), *((name, "") for name in names), ("", "")]
+    sides = [pair for pair in every if any(test.result.scenarios for test in pairs.get(pair, ()))]
+    return Group(
+        lane=lane,
+        kernel=kernel,
+        names=names,
+        versions=label.versions(names),
+        matrix={(a, b): matrix[a, b] for a in names for b in names if (a, b) in matrix},
+        scenarios=_scenarios([pairs[pair] for pair in sides], scenarios),
+        sides=sides,
+        alone={name: alone[name] for name in names if name in alone},
+        configuration=_configuration([name for name in names if name in alone], alone),
+        others=[panel(file, files[file]) for file in sorted(files)],
+    )
+
+
+def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Mapping[str, str]]) -> list[Row]:
+    """Each scenario of the catalogue, covered or not, and what else tests cite; nothing where none cites any."""
+    cited = {entry for tests in columns for test in tests for entry in test.result.scenarios}
+    return [
+        Row(
+            id=entry,
+            title=catalogue.get(entry, {}).get("title", ""),
+            cells=[[test for test in tests if entry in test.result.scenarios] for tests in columns],
+        )
+        for entry in (*(catalogue if cited else ()), *sorted(cited - catalogue.keys()))
+    ]
+
+
+def _by(key: Callable[[_T], _K], things: Iterable[_T]) -> dict[_K, list[_T]]:
+    """The things of each key, in order."""
+    found: dict[_K, list[_T]] = {}
+    for thing in things:
+        found.setdefault(key(thing), []).append(thing)
+    return found
+
+
+class _Labels:
+    """What implementations are called in a table: by name, and with the version only where there are several."""
+
+    def __init__(self, tests: Sequence[Shown]) -> None:
+        self._versions: dict[str, set[str]] = {}
+        for side in (side for test in tests for side in (test.result.a, test.result.b) if side):
+            known = self._versions.setdefault(side["impl"], set())
+            known.update({side.get("version", "unknown")} - {"unknown"})
+
+    def of(self, side: Mapping[str, str] | None) -> str:
+        if side is None:
+            return ""
+        several = len(self._versions[side["impl"]]) > 1
+        return f"{side['impl']} {side.get('version', '')}" if several else side["impl"]
+
+    def versions(self, labels: Sequence[str]) -> list[str]:
+        """Beside each label the version that it does not tell."""
+        return [" ".join(self._versions.get(label, ())) for label in labels]
+
+
+def sort_names(names: Iterable[str]) -> list[str]:
+    """Implementations in the order in which every table has them."""
+
+    def key(name: str) -> tuple[int, str]:
+        known = re.split(r"[+ ]", name, maxsplit=1)[0]
+        return (_ORDER.index(known) if known in _ORDER else len(_ORDER), name)
+
+    return sorted(names, key=key)
+
+
+def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row]:
+    cells: dict[tuple[str, str, str], dict[str, list[Shown]]] = {}
+    for name in names:
+        for test in alone[name].tests:
+            cells.setdefault((test.file, test.sentence, test.rest), {}).setdefault(name, []).append(test)
+    return [
+        Row(id=rest, title=sentence, cells=[found.get(name, []) for name in names])
+        for (_, sentence, rest), found in sorted(cells.items())
+    ]
+
+
+def cover(
+    tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]], requirements: Mapping[str, Mapping[str, str]]
+) -> Coverage:
+    """Which scenarios and requirements were tested with which implementation; the empty name is: with none."""
+    cited: dict[str, dict[str, list[Shown]]] = {}
+    for test in tests:
+        for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements]):
+            for name in test.names or [""]:
+                cited.setdefault(entry, {}).setdefault(name, []).append(test)
+    every = {name for found in cited.values() for name in found} | {name for test in tests for name in test.names}
+    names = sort_names(every - {""}) + sorted(every & {""})
+
+    def rows(catalogue: Mapping[str, Mapping[str, str]]) -> list[Row]:
+        return [
+            Row(
+                id=entry,
+                title=values.get("title", ""),
+                level=values.get("level", ""),
+                cells=[cited.get(entry, {}).get(name, []) for name in names],
+            )
+            for entry, values in catalogue.items()
+        ]
+
+    covered, demanded = rows(scenarios), rows(requirements)
+    parts = {
+        "scenarios": covered,
+        "must": [row for row in demanded if row.level == "must"],
+        "should": [row for row in demanded if row.level == "should"],
+    }
+    return Coverage(
+        names=names,
+        scenarios=covered,
+        areas=_by(lambda row: row.id.split("-")[0], demanded),
+        shares={name: {part: _share(rows, n) for part, rows in parts.items()} for n, name in enumerate(names)},
+        unknown=sorted(cited.keys() - scenarios.keys() - requirements.keys()),
+    )
+
+
+def _share(rows: Sequence[Row], column: int) -> Share:
+    states = [{test.state for test in row.cells[column]} for row in rows]
+    return Share(
+        covered=sum(bool(found - DID_NOT_RUN) for found in states),
+        of=len(rows),
+        bad=sum(bool(found & BAD) for found in states),
+    )
+
+
+def _known(tests: Sequence[Shown]) -> list[list[Shown]]:
+    found = [test for test in tests if test.state in {"xfailed", "xpassed"}]
+    return list(_by(lambda test: test.expectation or test.first_line, found).values())
+
+
+def _skips(tests: Sequence[Shown]) -> list[Skip]:
+    found = [test for test in tests if test.state in DID_NOT_RUN]
+    skips = []
+    for (state, message), same in _by(lambda test: (test.state, test.first_line), found).items():
+        reason, _, remedy = message.removeprefix(UNSUPPORTED).partition("; ")
+        names = sort_names({name for test in same for name in test.names})
+        remedy = remedy.removeprefix("to install it: ")
+        skips.append(Skip(state=state, reason=reason, remedy=remedy, count=len(same), names=names))
+    return sorted(skips, key=lambda skip: -skip.count)

@@ -1,0 +1,265 @@
+"""What the report's page shows, as records: tests, the panels and tables of them, and what their states add up to.
+
+`report.py` fills them from results, `report.html.j2` draws them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Final
+
+from harness.report.results import GATING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from harness.report.evidence import Text
+    from harness.report.expectations import Expectation
+    from harness.report.results import Result
+
+# From the worst to the mildest. The page has no history, so that to it every flaky test is a new one.
+_RANK: Final = (
+    "failed", "error", "xpassed", "flaky", "blocked", "differs", "xfailed", "passed", "unsupported", "skipped",
+)  # fmt: skip
+BAD: Final = GATING | {"flaky"}
+_KNOWN: Final = frozenset({"differs", "xfailed"})
+DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One file of results."""
+
+    path: Path
+    seed: int
+    host: Mapping[str, Any]
+    results: Sequence[Result]
+    written: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """One result. sentence: the test's name in words; rest: its parameters beside the implementations."""
+
+    result: Result
+    anchor: str
+    file: str
+    sentence: str
+    rest: str
+    message: str
+    again: str
+    texts: Sequence[Text]
+    expectation: Expectation | None
+
+    @property
+    def state(self) -> str:
+        return self.result.state
+
+    @property
+    def bad(self) -> bool:
+        return self.state in BAD
+
+    @property
+    def tone(self) -> str:
+        return tone([self.state])
+
+    @property
+    def first_line(self) -> str:
+        return self.message.strip().split("\n", 1)[0]
+
+    @property
+    def names(self) -> list[str]:
+        """The implementations that it is about, each once."""
+        return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
+
+    @property
+    def test(self) -> str:
+        """The test without what stands in brackets."""
+        return self.result.id.partition("[")[0]
+
+    @property
+    def link(self) -> str:
+        """Where its expectation is discussed, if that is an address of the web."""
+        link = self.expectation.link if self.expectation else ""
+        return link if link.startswith(("https://", "http://")) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panel:
+    """Tests that are shown together: those of a pair, of one implementation, or of a file."""
+
+    anchor: str
+    title: str
+    where: str
+    tests: Sequence[Shown]
+
+    @property
+    def tone(self) -> str:
+        return tone(test.state for test in self.tests)
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        return count(test.state for test in self.tests)
+
+    @property
+    def seconds(self) -> float:
+        return sum(test.result.seconds for test in self.tests)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One test of the configuration table, or one scenario or requirement: per implementation the results."""
+
+    id: str
+    title: str
+    level: str = ""
+    cells: Sequence[Sequence[Shown]]
+
+    @property
+    def marks(self) -> list[tuple[str, list[tuple[str, int]], Shown | None]]:
+        """Per cell its tone, its counts, and its worst test."""
+        return [
+            (tone(test.state for test in cell), count(test.state for test in cell), min(cell, key=rank, default=None))
+            for cell in self.cells
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """What ran in one lane on one kernel: A x B, scenario x pair, and implementation x configuration test.
+
+    sides: the columns of `scenarios`: A and B, or one implementation and nothing, or neither.
+    """
+
+    lane: str
+    kernel: str
+    names: Sequence[str]
+    versions: Sequence[str]
+    matrix: Mapping[tuple[str, str], Panel]
+    scenarios: Sequence[Row]
+    sides: Sequence[tuple[str, str]]
+    alone: Mapping[str, Panel]
+    configuration: Sequence[Row]
+    others: Sequence[Panel]
+
+    @property
+    def rows(self) -> list[str]:
+        return [name for name in self.names if any(a == name for a, _ in self.matrix)]
+
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in self.names if any(b == name for _, b in self.matrix)]
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """The columns of `scenarios` by A: its name, and how many there are side by side."""
+        return [(a, len(list(same))) for a, same in groupby(a if b else "" for a, b in self.sides)]
+
+    @property
+    def panels(self) -> list[Panel]:
+        return [*self.matrix.values(), *self.alone.values(), *self.others]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How much of a catalogue an implementation's tests cover, as far as they ran."""
+
+    covered: int
+    of: int
+    bad: int
+
+    @property
+    def percents(self) -> tuple[float, float]:
+        """What is covered and well, and what is covered and failed."""
+        well, bad = (100 * part / max(self.of, 1) for part in (self.covered - self.bad, self.bad))
+        return round(well, 1), round(bad, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Scenarios and requirements, per implementation. unknown: what tests cite and the catalogues do not hold."""
+
+    names: Sequence[str]
+    scenarios: Sequence[Row]
+    areas: Mapping[str, Sequence[Row]]
+    shares: Mapping[str, Mapping[str, Share]]
+    unknown: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """A reason why tests did not run."""
+
+    state: str
+    reason: str
+    remedy: str
+    count: int
+    names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that the page shows. complaint: why the run failed beside its tests."""
+
+    runs: Sequence[Run]
+    tests: Sequence[Shown]
+    groups: Sequence[Group]
+    failures: Mapping[str, Sequence[Shown]]
+    known: Sequence[Sequence[Shown]]
+    skips: Sequence[Skip]
+    coverage: Coverage
+    slowest: Sequence[Shown]
+    complaint: str
+    titles: Mapping[str, str]
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        return count(test.state for test in self.tests)
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Good or bad, and why in a few words."""
+        bad = [f"{number} {state}" for state, number in self.counts if state in BAD]
+        passed = dict(self.counts).get("passed", 0)
+        if bad or self.complaint:
+            return "bad", ", ".join([*bad, *filter(None, [self.complaint])])
+        if not passed:
+            return "bad", "no test passed"
+        return "good", f"{passed} passed"
+
+    @property
+    def seconds(self) -> float:
+        return sum(test.result.seconds for test in self.tests)
+
+
+def rank(test: Shown) -> int:
+    return rank_of(test.state)
+
+
+def rank_of(state: str) -> int:
+    return _RANK.index(state) if state in _RANK else 0
+
+
+def tone(states: Iterable[str]) -> str:
+    """The colour of some results: the worst state that fails a run decides, then whether any passed."""
+    found = set(states)
+    if found & BAD or found - set(_RANK):
+        return "bad"
+    if "passed" in found:
+        return "mixed" if found & _KNOWN else "good"
+    return "known" if found & _KNOWN else "none"
+
+
+def count(states: Iterable[str]) -> list[tuple[str, int]]:
+    """How many of each state there are, the worst state first."""
+    return sorted(Counter(states).items(), key=lambda entry: rank_of(entry[0]))
+
+
+def seconds(value: float) -> str:
+    """A duration as it is read."""
+    if value < 60:  # noqa: PLR2004 - a minute
+        return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+    return f"{int(value) // 60} min {int(value) % 60} s"

@@ -1,0 +1,27 @@
+"""The launcher's command line, and whether this process runs in a sandbox of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from harness.sandbox.launcher import INSIDE, REFUSED
+
+LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+
+
+def inside() -> bool:
+    """Whether this process runs in a sandbox of its own; a value inherited from elsewhere does not count."""
+    return os.environ.get(INSIDE) == str(Path("/proc/self/ns/pid").stat().st_ino)
+
+
+def refused() -> str | None:
+    """Why there is no sandbox, if one was tried in vain."""
+    return None if inside() else os.environ.get(REFUSED)
+
+
+def launcher_command(*options: str) -> list[str]:
+    """The command line of the launcher up to the command that it is to run."""
+    return [sys.executable, "-ISE", str(LAUNCHER), *options, "--", sys.executable]

@@ -1,0 +1,192 @@
+"""Programs under a deadline: `run` waits for one and returns what it wrote, `Process` keeps one in the background.
+
+Both start the program from a NamespaceThread, so that it lives where that thread lives; no `ip netns exec` in between.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
+from harness.wait import Exit, FileSays, scaled, wait_for
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Mapping, Sequence
+
+    from harness.sandbox.namespace import NamespaceThread
+
+_TERMINATION: Final = 2.0
+_KERNEL: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """How a program ended: exit status (negative: killed by that signal) and what it wrote."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for programs: ours, English messages, a PATH on which `ip` and `nft` are, plus changes."""
+    # Debian's ordinary users have no sbin on their PATH, but in the sandbox they are root.
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    return os.environ | {"LC_ALL": "C.UTF-8", "PATH": path} | dict(changes or {})
+
+
+def run(
+    thread: NamespaceThread,
+    argv: Sequence[str],
+    *,
+    deadline: float = 10.0,
+    stdin: str = "",
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+) -> Completed:
+    """Run a program to its end in the thread's namespaces.
+
+    deadline: seconds, scaled. Raises Unavailable if there is no such program, DeadlineExceeded after killing one that
+    is too slow, and with `check` ProgramFailed for a status other than 0.
+    """
+    child = _start(thread, argv, env=env, output=subprocess.PIPE)
+    try:
+        stdout, stderr = child.communicate(stdin, scaled(deadline))
+    except subprocess.TimeoutExpired as error:
+        child.kill()
+        stdout, stderr = child.communicate()
+        raise DeadlineExceeded(
+            f"{thread.name}: {shlex.join(argv)}: still ran after {scaled(deadline):g} s: {stderr}"
+        ) from error
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
+    if check and child.returncode != 0:
+        said = stderr.strip() or stdout.strip()
+        raise ProgramFailed(f"{thread.name}: {shlex.join(argv)}: status {child.returncode}: {said}")
+    return Completed(argv=tuple(argv), status=child.returncode, stdout=stdout, stderr=stderr)
+
+
+def _start(
+    thread: NamespaceThread,
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None,
+    output: int,
+    cwd: Path | None = None,
+) -> subprocess.Popen[str]:
+    piped = output == subprocess.PIPE
+    try:
+        return thread.call(
+            subprocess.Popen,
+            list(argv),
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.PIPE if piped else subprocess.STDOUT,
+            env=program_environment(env),
+            cwd=cwd,
+            text=True,
+        )
+    except (FileNotFoundError, PermissionError) as error:
+        raise Unavailable(f"{argv[0]}: {error.strerror}; wg-interop doctor tells what is missing") from error
+
+
+class Process:
+    """A program in the background; its output goes to `log`. It is ended by `terminate`, which the lab calls."""
+
+    def __init__(
+        self,
+        thread: NamespaceThread,
+        argv: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.argv = tuple(argv)
+        self.log = log
+        with log.open("ab") as output:
+            self._child = _start(thread, argv, env=env, output=output.fileno(), cwd=cwd)
+        self.pid = self._child.pid
+        self.exited = Exit(self.pid, self.tail)
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of its output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def says(self, pattern: str, deadline: float = 5.0) -> None:
+        """Wait until a line of its output matches."""
+        event = FileSays(self.log, pattern)
+        try:
+            wait_for(event, deadline, f"{self.argv[0]} to write {pattern!r}")
+        finally:
+            event.close()
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self._child.poll()
+
+    def cpu_seconds(self) -> float:
+        """How long it has worked so far, in user and kernel mode (proc(5), /proc/PID/stat)."""
+        # The name comes second, in brackets, and may hold anything.
+        fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+    def wait(self, deadline: float) -> int:
+        """Wait for its end and return the exit status."""
+        if self._child.returncode is None:
+            wait_for(self.exited, deadline, f"{self.argv[0]} (pid {self.pid}) to end")
+        return self._child.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._child.send_signal(number)
+
+    def kill(self) -> None:
+        """End it at once and reap it."""
+        self._child.kill()
+        self._child.wait()
+
+    def terminate(self, deadline: float = _TERMINATION) -> int:
+        """Send SIGTERM and wait; one that does not end in time is killed and reported by DeadlineExceeded.
+
+        One that waits in the kernel, without a choice, is given more time: there is one lock for the interfaces of all
+        namespaces, and it is not its fault who else wants to have it.
+        """
+        if self._child.poll() is None:
+            self._child.terminate()
+        try:
+            return self.wait(deadline)
+        except DeadlineExceeded:
+            if "D" in self.thread_states():
+                with suppress(DeadlineExceeded):
+                    return self.wait(_KERNEL)
+            self.kill()
+            raise
+
+    def thread_states(self) -> str:
+        """A letter for each of its threads (proc(5)): S sleeps, R runs, D waits for the kernel; none if gone."""
+        states = ""
+        with suppress(FileNotFoundError):
+            for task in Path("/proc", str(self.pid), "task").iterdir():
+                # One that ends meanwhile has no file, or one that cannot be read.
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    states += (task / "stat").read_text().rpartition(")")[2].split()[0]
+        return states
+
+    def close(self) -> None:
+        """Release the descriptor that watches for its end."""
+        self.exited.close()

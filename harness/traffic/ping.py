@@ -1,0 +1,138 @@
+"""Traffic made by sockets of our own process, so that most tests start no program.
+
+`ping` for ICMP echo, `udp_message` for one datagram, `tcp_streams` for streams whose bytes are compared as they arrive.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import DeadlineExceeded, HarnessError
+from harness.net.checksum import checksum
+from harness.wait import Datagram, let_pass, wait_for
+
+if TYPE_CHECKING:
+    from harness.net.netns import NetNS
+
+# Less than REKEY_TIMEOUT (5 s): a lost initiation shows as a lost ping and is not hidden by its retry.
+PING_TIMEOUT: Final = 4.0
+# After a loss the rest of the requests goes out quickly, as `ping -f` sends them.
+PING_INTERVAL: Final = 0.2
+_SO_BINDTODEVICE: Final = 25
+
+
+@dataclass(frozen=True, slots=True)
+class _Echo:
+    """What differs between ICMP echo over IPv4 (RFC 792) and IPv6 (RFC 4443)."""
+
+    family: int
+    protocol: int
+    request: int
+    reply: int
+
+
+_ECHO: Final = {
+    4: _Echo(socket.AF_INET, socket.IPPROTO_ICMP, 8, 0),
+    6: _Echo(socket.AF_INET6, socket.IPPROTO_ICMPV6, 128, 129),
+}
+
+
+@dataclass(slots=True)
+class Pings:
+    """The outcome of a ping: how many requests, and the round-trip time in seconds of each answered one by sequence."""
+
+    destination: str
+    sent: int = 0
+    answered: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> int:
+        return self.sent - len(self.answered)
+
+    def __str__(self) -> str:
+        missing = [number for number in range(self.sent) if number not in self.answered]
+        return f"{self.destination}: {len(self.answered)} of {self.sent} answered" + (
+            f", not {missing}" if missing else ""
+        )
+
+
+def ping(
+    node: NetNS,
+    destination: str,
+    *,
+    count: int = 1,
+    size: int = 56,
+    timeout: float = PING_TIMEOUT,
+    device: str | None = None,
+) -> Pings:
+    """Send echo requests one by one, each as soon as the one before is answered or lost.
+
+    size: data bytes of a request. timeout: seconds to wait for an answer, scaled; after the first loss
+    PING_INTERVAL is enough. device: bind to this one.
+    """
+    echo = _ECHO[ipaddress.ip_address(destination).version]
+    outcome = Pings(destination)
+    with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
+        if device is not None:
+            raw.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device.encode())
+        raw.connect((destination, 0))
+        identifier = os.urandom(2)
+        for sequence in range(count):
+            started = time.monotonic()
+            outcome.sent += 1
+            request = _echo_request(echo, identifier, sequence, size)
+            raw.send(request)
+            answer = Datagram(raw, partial(_is_reply, echo, request))
+            with suppress(DeadlineExceeded):
+                wait_for(answer, min(timeout, PING_INTERVAL) if outcome.lost > 1 else timeout, "an echo reply")
+                outcome.answered[sequence] = time.monotonic() - started
+    return outcome
+
+
+def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: int = 56) -> Pings:
+    """Send echo requests all at once, let so much time pass, and see which were answered; refused ones are not."""
+    echo = _ECHO[ipaddress.ip_address(destination).version]
+    outcome = Pings(destination)
+    with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
+        raw.connect((destination, 0))
+        identifier = os.urandom(2)
+        for sequence in range(count):
+            outcome.sent += 1
+            # ENOBUFS where a queue is full, as in a loop of the driver's.
+            with suppress(OSError):
+                raw.send(_echo_request(echo, identifier, sequence, size))
+        let_pass(seconds, "what the requests set off is what is looked at")
+        for sequence in range(count):
+            expected = partial(_is_reply, echo, _echo_request(echo, identifier, sequence, size))
+            if Datagram(raw, expected).look() is not None:
+                outcome.answered[sequence] = seconds
+    return outcome
+
+
+def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, device: str | None = None) -> None:
+    """Ping, and raise HarnessError unless every request was answered."""
+    outcome = ping(node, destination, count=count, size=size, device=device)
+    if outcome.lost:
+        raise HarnessError(f"{node.name}: ping {outcome}")
+
+
+def _echo_request(echo: _Echo, identifier: bytes, sequence: int, size: int) -> bytes:
+    body = identifier + struct.pack(">H", sequence) + bytes(index & 0xFF for index in range(size))
+    # The kernel fills in the checksum of ICMPv6 only, because it covers the addresses.
+    value = checksum(bytes([echo.request, 0, 0, 0]) + body) if echo.family == socket.AF_INET else 0
+    return struct.pack(">BBH", echo.request, 0, value) + body
+
+
+def _is_reply(echo: _Echo, request: bytes, data: bytes) -> bool:
+    """Whether it is the answer to this request: with its identifier and sequence number, and all that it carried."""
+    # An IPv4 raw socket hands out the IP header too.
+    message = data[(data[0] & 15) * 4 :] if echo.family == socket.AF_INET else data
+    return message[0] == echo.reply and message[4:] == request[4:]

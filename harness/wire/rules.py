@@ -1,0 +1,213 @@
+"""The judge of a wire: carries a fault script out on frames, without I/O; the time is passed in.
+
+Frames go in with the end they come from, departures come out: frames to be sent now towards the other end. Each has a
+text for the capture: which rule did what to it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import UsageError
+from harness.wire import frames
+from harness.wire.messages import NANOSECONDS
+from harness.wire.script import Delay, Drop, Duplicate, Flip, Hold, Replay, is_a, ranges
+
+if TYPE_CHECKING:
+    from harness.wire.messages import Message
+    from harness.wire.script import Rule, Script
+
+ENDS: Final = (0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A frame that leaves the wire now by the end that is not `side`; comment: what was done to it, if anything."""
+
+    frame: bytes
+    side: int
+    comment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a frame when it came: the message in it, if it is one, and the rule that took it, by number.
+
+    did: `passed`, `dropped`, `held`, `delayed`, `duplicated`, `replayed` or `flipped`.
+    """
+
+    message: Message | None
+    did: str
+    rule: int | None = None
+    comment: str = ""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A frame that is held: until so many others have passed, so many are gathered, or it is let go."""
+
+    frame: bytes
+    side: int
+    rule: int
+    what: str
+    behind: int = 0
+    word: str = ""
+
+
+@dataclass(slots=True)
+class _Clerk:
+    """A rule at work: how many messages met its conditions, and its own source of chance for each end.
+
+    With one source for both ends, the verdicts on one direction would depend on how the two interleave.
+    """
+
+    rule: Rule
+    chance: tuple[random.Random, random.Random]
+    seen: int = 0
+    nth: tuple[tuple[int, int | None], ...] | None = field(init=False)
+    counters: tuple[tuple[int, int | None], ...] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nth = ranges("nth", self.rule.nth)
+        self.counters = ranges("counters", self.rule.counters)
+
+    def takes(self, message: Message, sender: str, side: int) -> bool:
+        rule = self.rule
+        if not is_a(message, rule.message) or rule.sender not in {None, sender}:
+            return False
+        if self.counters is not None and (message.counter is None or not _within(message.counter, self.counters)):
+            return False
+        self.seen += 1
+        if self.nth is not None and not _within(self.seen, self.nth):
+            return False
+        return rule.share == 1 or self.chance[side].random() < rule.share
+
+
+def _within(number: int, spans: tuple[tuple[int, int | None], ...]) -> bool:
+    return any(first <= number and (last is None or number <= last) for first, last in spans)
+
+
+class Judge:
+    """One script at work on one wire. nodes: the names of the nodes at both ends."""
+
+    def __init__(self, script: Script, nodes: tuple[str, str], *, seed: int) -> None:
+        """Raise UsageError for a rule whose sender is at neither end."""
+        seed = seed if script.seed is None else script.seed
+        for number, rule in enumerate(script.rules, 1):
+            if rule.sender not in {None, *nodes}:
+                here = " and ".join(nodes)
+                raise UsageError(f"rule {number} ({rule}): sender: no node {rule.sender} here; {here} are")
+        self._nodes = nodes
+        self._clerks = [_clerk(rule, seed, number) for number, rule in enumerate(script.rules, 1)]
+        # By the order in which they came.
+        self._held: dict[int, _Waiting] = {}
+        self._behind: set[int] = set()
+        self._timed: list[tuple[int, int]] = []
+        self._order = count()
+
+    def arrive(self, frame: bytes, side: int, now: int, time: int = 0) -> tuple[Verdict, list[Departure]]:
+        """Take a frame that comes from this end; time: its time stamp, for the record."""
+        datagram = frames.udp(frame)
+        if datagram is None:
+            return _NO_MESSAGE, [Departure(frame, side)]
+        message = frames.message(frame, datagram, time)
+        if not message.kind:
+            return Verdict(message, "passed"), [Departure(frame, side)]
+        for number, clerk in enumerate(self._clerks, 1):
+            if clerk.takes(message, self._nodes[side], side):
+                what = f"{message.name} {clerk.seen} (rule {number}: {clerk.rule})"
+                return self._carry_out(_Waiting(frame, side, number, what), clerk, datagram, message, now)
+        return Verdict(message, "passed"), [Departure(frame, side), *self._passed(side)]
+
+    def _carry_out(
+        self, taken: _Waiting, clerk: _Clerk, datagram: frames.Transport, message: Message, now: int
+    ) -> tuple[Verdict, list[Departure]]:
+        rule, frame, side = clerk.rule, taken.frame, taken.side
+        did, out = "dropped", list[Departure]()
+        match rule:
+            case Drop():
+                pass
+            case Flip():
+                did = "flipped"
+                new = frames.changed(frame, datagram, rule.apply(message.payload))
+                out = [Departure(new, side, f"flipped: {taken.what}"), *self._passed(side)]
+            case Duplicate():
+                did = "duplicated"
+                copy = Departure(frame, side, f"copy: {taken.what}")
+                out = [Departure(frame, side), *[copy] * rule.copies, *self._passed(side)]
+            case Delay():
+                did = "delayed"
+                late = rule.seconds + rule.jitter * clerk.chance[side].random()
+                self._wait(taken, "delayed", None, late, now)
+            case Replay():
+                did = "replayed"
+                out = [Departure(frame, side), *self._passed(side)]
+                if rule.port is not None:
+                    taken.frame = frames.changed(frame, datagram, message.payload, port=rule.port)
+                self._wait(taken, "replayed", rule.behind, rule.seconds, now)
+            case Hold():
+                did = "held"
+                self._wait(taken, "released", rule.behind, rule.seconds, now)
+                if rule.gather is not None:
+                    mine = [key for key, waiting in self._held.items() if waiting.rule == taken.rule]
+                    out = self._let_go(mine) if len(mine) >= rule.gather else []
+        return Verdict(message, did, taken.rule, f"{did}: {taken.what}"), out
+
+    def _wait(self, waiting: _Waiting, word: str, behind: int | None, seconds: float | None, now: int) -> None:
+        waiting.word, waiting.behind = word, behind or 0
+        key = next(self._order)
+        self._held[key] = waiting
+        if behind is not None:
+            self._behind.add(key)
+        if seconds is not None:
+            heapq.heappush(self._timed, (now + int(seconds * NANOSECONDS), key))
+
+    def _passed(self, side: int) -> list[Departure]:
+        """A message has passed in this direction: let go what was to come behind it."""
+        ready = []
+        for key in sorted(self._behind):
+            waiting = self._held[key]
+            if waiting.side == side:
+                waiting.behind -= 1
+                if waiting.behind == 0:
+                    ready.append(key)
+        return self._let_go(ready)
+
+    def _let_go(self, keys: list[int]) -> list[Departure]:
+        self._behind.difference_update(keys)
+        ready = [self._held.pop(key) for key in keys]
+        return [Departure(waiting.frame, waiting.side, f"{waiting.word}: {waiting.what}") for waiting in ready]
+
+    def release(self) -> list[Departure]:
+        """Let all go that waits."""
+        return self._let_go(list(self._held))
+
+    @property
+    def holds(self) -> int:
+        """How many frames wait here."""
+        return len(self._held)
+
+    def next_deadline(self) -> int | None:
+        """When `due` must be called."""
+        while self._timed and self._timed[0][1] not in self._held:
+            heapq.heappop(self._timed)
+        return self._timed[0][0] if self._timed else None
+
+    def due(self, now: int) -> list[Departure]:
+        """Let those go whose time has come."""
+        ready = []
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            ready += self._let_go([heapq.heappop(self._timed)[1]])
+        return ready
+
+
+_NO_MESSAGE: Final = Verdict(None, "passed")
+
+
+def _clerk(rule: Rule, seed: int, number: int) -> _Clerk:
+    first, second = (random.Random(f"{seed} {number} {side}") for side in ENDS)  # noqa: S311 - reproducible on purpose
+    return _Clerk(rule, (first, second))

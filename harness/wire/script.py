@@ -1,0 +1,280 @@
+"""Fault scripts: what a wire does to which of WireGuard's messages, as records or as a TOML file of the same words.
+
+A script is a list of rules. The first rule that takes a message decides what becomes of it; a message that no rule
+takes passes. Choices by chance come from the script's seed: equal messages in equal order meet with equal faults.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
+
+from harness.errors import UsageError
+from harness.wire.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.wire.messages import Message
+
+# Which messages a word stands for: their types, and for transport messages whether they carry a packet.
+MESSAGES: Final = (
+    "any", "handshake", "initiation", "response", "cookie-reply", "transport", "data", "keepalive",
+)  # fmt: skip
+_HANDSHAKE: Final = {"initiation": INITIATION, "response": RESPONSE, "cookie-reply": COOKIE_REPLY}
+Numbers = int | str | tuple[int | str, ...]
+
+
+def is_a(message: Message, word: str) -> bool:
+    """Whether a message is one of those that a word of MESSAGES stands for."""
+    kind = message.kind
+    if word == "any":
+        return kind != 0
+    if word == "handshake":
+        return kind in {INITIATION, RESPONSE, COOKIE_REPLY}
+    if word in _HANDSHAKE:
+        return kind == _HANDSHAKE[word]
+    return kind == DATA and (word == "transport" or message.is_keepalive == (word == "keepalive"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What all rules have in common: which messages they take.
+
+    message: a word of MESSAGES. sender: the node it comes from; None for both. nth: of the messages that meet all other
+    conditions so far, the first is 1: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`. counters: of transport messages, written the
+    same way. share: of the messages that meet all else, so many are taken by chance, 0.1 for one in ten.
+    """
+
+    do: ClassVar[str] = ""
+
+    message: str = "any"
+    sender: str | None = None
+    nth: Numbers | None = None
+    counters: Numbers | None = None
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a value that makes no sense."""
+        _one_of("message", self.message, MESSAGES)
+        if self.sender is not None and not isinstance(self.sender, str):
+            raise UsageError(f"sender: want the name of a node, not {self.sender!r}")
+        for key, value in (("nth", self.nth), ("counters", self.counters)):
+            ranges(key, value)
+        if self.counters is not None and self.message not in {"any", "transport", "data", "keepalive"}:
+            raise UsageError(f'counters: {self.message} has none; use nth, or message = "transport"')
+        if not _is_number(self.share) or not 0 < self.share <= 1:
+            raise UsageError(f"share: want a number above 0 and at most 1, not {self.share!r}")
+        self._check()
+
+    def _check(self) -> None:
+        """Check what this sort of rule has beside."""
+
+    def __str__(self) -> str:
+        said = [self.do]
+        for key in fields(self):
+            value = getattr(self, key.name)
+            if value != key.default:
+                said.append(f"{key.name}={value}")
+        return " ".join(said)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop(Rule):
+    """The message is lost."""
+
+    do: ClassVar[str] = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold(Rule):
+    """The message waits, and goes on in the order in which it came.
+
+    behind: until so many others have passed in its direction. gather: until this rule holds so many. seconds: not
+    longer than that. Without any of them: until the test calls `Wire.release`.
+    """
+
+    do: ClassVar[str] = "hold"
+
+    behind: int | None = None
+    gather: int | None = None
+    seconds: float | None = None
+
+    def _check(self) -> None:
+        _positive("behind", self.behind, int)
+        _positive("gather", self.gather, int)
+        _positive("seconds", self.seconds, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delay(Rule):
+    """The message arrives later: by `seconds`, and up to `jitter` more by chance, which may change the order."""
+
+    do: ClassVar[str] = "delay"
+
+    seconds: float = 0.0
+    jitter: float = 0.0
+
+    def _check(self) -> None:
+        for key in ("seconds", "jitter"):
+            value = getattr(self, key)
+            if not _is_number(value) or value < 0:
+                raise UsageError(f"{key}: want a number of seconds, not {value!r}")
+        if not self.seconds and not self.jitter:
+            raise UsageError("seconds: is missing; by how much is the message to be late? seconds = 0.3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate(Rule):
+    """The message arrives, and directly after it so many copies."""
+
+    do: ClassVar[str] = "duplicate"
+
+    copies: int = 1
+
+    def _check(self) -> None:
+        _positive("copies", self.copies, int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay(Rule):
+    """The message arrives, and later a copy of it, as an attacker would send one.
+
+    behind, seconds: as for Hold; one of them is needed. port: the copy comes from this port, not from the sender's.
+    """
+
+    do: ClassVar[str] = "replay"
+
+    behind: int | None = None
+    seconds: float | None = None
+    port: int | None = None
+
+    def _check(self) -> None:
+        _positive("behind", self.behind, int)
+        _positive("seconds", self.seconds, float)
+        if self.behind is None and self.seconds is None:
+            raise UsageError("behind: is missing; when is the copy to come? behind = 1, or seconds = 0.1")
+        if self.port is not None and (not isinstance(self.port, int) or not 0 < self.port < 1 << 16):
+            raise UsageError(f"port: want a number from 1 to 65535, not {self.port!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flip(Rule):
+    """One bit of the message arrives changed; the UDP checksum is made to fit.
+
+    field: one of messages.FIELDS. bit: of the field, 0 is the lowest bit of its first byte.
+    """
+
+    do: ClassVar[str] = "flip"
+
+    field: str = ""
+    bit: int = 0
+
+    def _check(self) -> None:
+        kinds = [kind for word, kind in _HANDSHAKE.items() if self.message == word]
+        if self.message in {"transport", "data", "keepalive"}:
+            kinds = [DATA]
+        if not kinds:
+            raise UsageError("message: flip needs one sort of message, so that its fields are known: initiation, ...")
+        _one_of("field", self.field, tuple(FIELDS[kinds[0]]))
+        if self.message != "data" and self.field == "packet":
+            raise UsageError("field: a keepalive carries no packet; there is the tag")
+        start, end = FIELDS[kinds[0]][self.field]
+        # How long a packet is, is seen when it comes; its first byte is always there.
+        bits = 8 if self.field == "packet" else 8 * ((0 if end is None else end) - start)
+        if not isinstance(self.bit, int) or not 0 <= self.bit < bits:
+            raise UsageError(f"bit: {self.field} has the bits 0 to {bits - 1}, not {self.bit!r}")
+
+    def apply(self, payload: bytes) -> bytes:
+        """The message with the bit changed."""
+        start, _ = FIELDS[payload[0]][self.field]
+        place = (start if start >= 0 else len(payload) + start) + self.bit // 8
+        return payload[:place] + bytes([payload[place] ^ 1 << self.bit % 8]) + payload[place + 1 :]
+
+
+RULES: Final[dict[str, type[Rule]]] = {rule.do: rule for rule in (Drop, Hold, Delay, Duplicate, Replay, Flip)}
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Rules in the order in which they are asked. seed: of all that is left to chance; None: the lab's."""
+
+    rules: tuple[Rule, ...] = ()
+    seed: int | None = None
+
+
+def load(path: Path | str) -> Script:
+    """Read a script; every mistake in it is a UsageError that names the file, the rule and the key."""
+    path = Path(path)
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"fault script {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"fault script {path}: not TOML: {error}") from error
+    return parse(data, f"fault script {path}")
+
+
+def parse(data: dict[str, Any], name: str = "fault script") -> Script:
+    """Make a script of what a TOML file holds: `[[rule]]` tables and perhaps a seed."""
+    if unknown := sorted(data.keys() - {"rule", "seed"}):
+        raise UsageError(f"{name}: unknown key {unknown[0]}; there are: seed, rule (as [[rule]])")
+    seed = data.get("seed")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UsageError(f"{name}: seed: want a whole number, not {seed!r}")
+    tables = data.get("rule", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UsageError(f"{name}: rule: each begins with a line [[rule]]")
+    return Script(tuple(_rule(table, f"{name}: rule {i}") for i, table in enumerate(tables, 1)), seed)
+
+
+def _rule(table: dict[str, Any], name: str) -> Rule:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
+    do = values.pop("do", None)
+    if do not in RULES:
+        said = "do: is missing" if do is None else f"do: no fault {do!r}"
+        raise UsageError(f"{name}: {said}; there are: {', '.join(RULES)}")
+    known = [field.name for field in fields(RULES[do])]
+    if unknown := sorted(values.keys() - set(known)):
+        raise UsageError(f"{name} ({do}): unknown key {unknown[0]}; there are: {', '.join(known)}")
+    try:
+        return RULES[do](**values)
+    except UsageError as error:
+        raise UsageError(f"{name} ({do}): {error}") from None
+
+
+def ranges(key: str, value: Numbers | None) -> tuple[tuple[int, int | None], ...] | None:
+    """First and last number of each range, None for an open end: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`."""
+    if value is None:
+        return None
+    parts: Sequence[object] = value if isinstance(value, tuple) else (value,)
+    return tuple(_range(key, part) for part in parts)
+
+
+def _range(key: str, part: object) -> tuple[int, int | None]:
+    if isinstance(part, int) and not isinstance(part, bool) and part >= 0:
+        return part, part
+    if isinstance(part, str):
+        first, dash, last = (text.strip() for text in part.partition("-"))
+        if first.isdecimal() and (last.isdecimal() or (dash and not last) or not dash):
+            end = (int(last) if last else None) if dash else int(first)
+            if end is None or int(first) <= end:
+                return int(first), end
+    raise UsageError(f'{key}: want a number, a range "5-9" or "3-", or a list of them, not {part!r}')
+
+
+def _one_of(key: str, value: object, words: Sequence[str]) -> None:
+    if value not in words:
+        raise UsageError(f"{key}: {f'no {value!r}' if value else 'is missing'}; there are: {', '.join(words)}")
+
+
+def _positive(key: str, value: object, kind: type[float]) -> None:
+    is_whole = kind is int
+    if value is not None and not (_is_number(value) and value > 0 and (isinstance(value, int) or not is_whole)):
+        raise UsageError(f"{key}: want a {'whole ' * is_whole}number above 0, not {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,168 @@
+"""The watchman: a program that is unwell turns its test red, in words that say what is wrong with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness import Registry, wait
+from harness.net.netns import leftover_nodes
+
+pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("inner_pytest")
+
+# Starts the real program, and does at SIGUSR1 and at SIGTERM what the test has put in.
+WRAPPER = """\
+#!{python}
+import os, signal, subprocess, sys, threading
+sys.path.insert(0, {root!r})
+from harness.sandbox.launcher import die_with_parent
+
+if "--version" in sys.argv:
+    sys.exit("mine 1.0")
+
+def on_demand(*_):
+    {on_demand}
+    print("done", flush=True)
+
+def on_sigterm(*_):
+    {on_sigterm}
+
+signal.signal(signal.SIGUSR1, on_demand)
+signal.signal(signal.SIGTERM, on_sigterm)
+program = subprocess.Popen([{program!r}, *sys.argv[1:]], preexec_fn=lambda: die_with_parent(True))
+try:
+    while True:
+        signal.pause()
+finally:
+    program.terminate()
+    program.wait()
+"""
+TEST = """
+import signal
+
+def test(lab, implementation):
+    made = lab.interface("wg0", implementation, lab.node("here"))
+    made.process.signal(signal.SIGUSR1)
+    made.process.{awaited}
+"""
+DONE = 'says("^done$")'
+ENDED = "wait(5)"
+GOES = "sys.exit(0)"
+
+
+@pytest.fixture
+def real() -> str:
+    """The real program that the wrapper starts."""
+    manifest = Registry().get("wireguard-go-debian")
+    if reason := manifest.why_unavailable():
+        pytest.skip(reason)
+    return str(manifest.find_program())
+
+
+def run_wrapped(pytester: pytest.Pytester, script: str, test: str, *options: str) -> pytest.RunResult:
+    """Run the test on an implementation that is this script."""
+    program = pytester.path / "wrapper"
+    program.write_text(script)
+    program.chmod(0o755)
+    pytester.makepyfile(test)
+    return pytester.runpytest_inprocess("--impl", f"mine={program}", *options)
+
+
+def wrapper(real: str, on_demand: str, on_sigterm: str = GOES) -> str:
+    root = str(Path(wait.__file__).parents[1])
+    return WRAPPER.format(python=sys.executable, root=root, program=real, on_demand=on_demand, on_sigterm=on_sigterm)
+
+
+@pytest.mark.parametrize(
+    ("on_demand", "awaited", "complaint"),
+    [
+        ("print('panic: oops')", DONE, "wrote: panic: oops"),
+        ("print(\"thread '<unnamed>' (7) panicked at x.rs:1:2:\\nno peer\")", DONE,
+         "wrote: thread '<unnamed>' (7) panicked at x.rs:1:2: no peer"),
+        ("global kept; kept = [open('/dev/null') for _ in range(40)]", DONE,
+         "has * descriptors more than at its start (*); 16 are allowed"),
+        ("[threading.Thread(target=signal.pause, daemon=True).start() for _ in range(40)]", DONE,
+         "has * threads more than at its start (*); 32 are allowed"),
+        ("print('giving up', flush=True); os._exit(3)", ENDED, "ended with status 3 during the test; it last wrote:"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", ENDED, "was killed by signal 11 during the test; it last wrote:"),
+        ("os._exit(0)", ENDED, "ended with status 0 during the test; it last wrote:"),
+    ],
+)  # fmt: skip
+def test_program_that_is_unwell_turns_the_test_red(
+    pytester: pytest.Pytester, real: str, on_demand: str, awaited: str, complaint: str
+) -> None:
+    run = run_wrapped(pytester, wrapper(real, on_demand), TEST.format(awaited=awaited))
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")
+    assert leftover_nodes() == []
+    # The evidence shows the node as it was at that time.
+    assert list((pytester.path / "report").rglob("here.txt"))
+
+
+@pytest.mark.parametrize(
+    ("on_sigterm", "complaint"),
+    [
+        ("pass", "still ran 2.5 s after SIGTERM"),
+        ("os.abort()", "died of signal 6 after SIGTERM"),
+        ("print('panic: at the end', flush=True); sys.exit(0)", "wrote: panic: at the end"),
+    ],
+)
+def test_program_that_does_not_end_well_turns_the_test_red(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, real: str, on_sigterm: str, complaint: str
+) -> None:
+    monkeypatch.setattr(wait, "_scale", 1.25)
+    run = run_wrapped(pytester, wrapper(real, "pass", on_sigterm), TEST.format(awaited=DONE))
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")
+    assert leftover_nodes() == []
+
+
+def test_program_that_is_well_is_no_matter(pytester: pytest.Pytester, real: str) -> None:
+    run = run_wrapped(pytester, wrapper(real, "print('all is well')"), TEST.format(awaited=DONE), "--keep", "all")
+    run.assert_outcomes(passed=1)
+    (log,) = (pytester.path / "report").rglob("here-wg0-mine.log")
+    assert "all is well" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("on_demand", "outcomes"), [("print('all is well')", {}), ("print('panic: oops')", {"failed": 1})]
+)
+def test_difference_is_no_excuse_for_a_program_that_is_unwell(
+    pytester: pytest.Pytester, real: str, on_demand: str, outcomes: dict[str, int]
+) -> None:
+    test = f"from harness.plugin.verdicts import differs\n{TEST.format(awaited=DONE)}\n    differs('it hums')"
+    run = run_wrapped(pytester, wrapper(real, on_demand), test)
+    run.assert_outcomes(**outcomes)
+    assert ("DIFFERS test_difference" in run.stdout.str()) == (not outcomes)
+    assert leftover_nodes() == []
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("#!/bin/sh\necho no tun; exit 1\n", ["E *HarnessError: mine: * -f wg0: ended at its start:", "E *no tun"]),
+        ("#!/bin/sh\nkill -9 $$\n", ["E *HarnessError: mine: * -f wg0: ended at its start:"]),
+        ("#!/bin/sh\n[ $1 = --version ] || exec sleep 60\n",
+         ["E *DeadlineExceeded: waited 1.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
+        ("#!/no/such/interpreter\n", ["E *Unavailable: */wrapper: No such file or directory; *"]),
+    ],
+)  # fmt: skip
+def test_program_that_does_not_start_is_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, script: str, complaint: list[str]
+) -> None:
+    monkeypatch.setattr(wait, "_scale", 0.1)
+    run = run_wrapped(pytester, script, TEST.format(awaited=DONE))
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(complaint)
+    assert leftover_nodes() == []
+
+
+def test_watchmans_first_complaint_stays_the_verdict(pytester: pytest.Pytester, real: str) -> None:
+    run = run_wrapped(pytester, wrapper(real, "print('panic: oops')"), f"{TEST.format(awaited=DONE)}\n    1 / 0")
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(
+        ["E *ZeroDivisionError: division by zero", "E *and the undo: mine (pid *) wrote: panic: oops"]
+    )

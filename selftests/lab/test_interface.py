@@ -1,0 +1,259 @@
+"""The typed interface against `wg`: what one of the two sets, the other shows."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import (
+    ControlError,
+    DeviceConfig,
+    Endpoint,
+    HarnessError,
+    PeerConfig,
+    Registry,
+    UsageError,
+    allowed_ips,
+    scaled,
+)
+from harness.implementations import interface, keylog
+from harness.lab import lab as harness_lab
+
+if TYPE_CHECKING:
+    from harness import AllowedIP, Interface, Key, Lab, Manifest
+
+ADDRESSES = ("10.1.0.0/16", "10.2.3.4/32", "0.0.0.0/0", "fd00:7::/64", "::/0")
+
+
+@pytest.fixture
+def wg0(lab: Lab, implementation: Manifest) -> Interface:
+    return lab.interface("wg0", implementation, lab.node("birth"), lab.node("place"))
+
+
+@pytest.fixture
+def alice(lab: Lab) -> Key:
+    return lab.key("alice").public()
+
+
+def setting(lab: Lab, alice: Key) -> DeviceConfig:
+    """One of everything."""
+    peer = PeerConfig(
+        public_key=alice,
+        preshared_key=lab.key("psk"),
+        endpoint=Endpoint.parse("[fd00::9]:99"),
+        persistent_keepalive=25,
+        allowed_ips=allowed_ips(*ADDRESSES),
+    )
+    bob = PeerConfig(public_key=lab.key("bob").public())
+    return DeviceConfig(private_key=lab.key("own"), listen_port=51820, fwmark=0x77, peers=(peer, bob))
+
+
+# A program that binds its control socket and listens on it later; what it does then is refwg's business.
+HESITATING = """\
+import fcntl, os, socket, struct, sys, time
+tun = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"wg0", 0x1001))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/wireguard/wg0.sock")
+time.sleep(0.3)
+listener.listen()
+for descriptor in (tun, listener.fileno()):
+    os.set_inheritable(descriptor, True)
+os.environ.update(WG_TUN_FD=str(tun), WG_UAPI_FD=str(listener.fileno()))
+os.execv(sys.executable, [sys.executable, "-m", "refwg", "-f", "wg0"])
+"""
+
+
+def test_program_is_ready_when_its_socket_takes_connections(lab: Lab) -> None:
+    program = replace(Registry().get("refwg"), command=("{python}", "-c", HESITATING), key_log=())
+    wg0 = lab.interface("wg0", program, lab.node("birth"))
+    # wg(8) would delete a socket that refuses it.
+    assert wg0.wg("show", "interfaces").stdout == "wg0\n"
+    assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
+
+
+# A program that serves its socket, and has no TUN device to serve it for.
+WITHOUT_LINK = """\
+import os, signal, socket
+print(os.getpid(), flush=True)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("/run/wireguard/wg0.sock")
+listener.listen()
+signal.pause()
+"""
+
+
+def watched_processes() -> int:
+    """How many processes this one watches by a descriptor."""
+    return sum(entry.is_symlink() and "pidfd" in str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (WITHOUT_LINK, r"refwg made its socket and no interface wg0:\n\d+"),
+        ("import os; print(os.getpid())", r"refwg: .*: ended at its start:\n\d+"),
+        (WITHOUT_LINK.replace("listener.listen()\n", ""), r"refwg: .*wg0\.sock: Connection refused\n\d+"),
+    ],
+    ids=["no-link", "ended", "deaf"],
+)
+def test_program_that_does_not_come_up_is_ended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, script: str, complaint: str
+) -> None:
+    if "refused" in complaint:
+        monkeypatch.setattr(interface, "_LISTENS", 0.1)
+    program = replace(Registry().get("refwg"), command=("{python}", "-c", script), key_log=())
+    before = watched_processes()
+    with pytest.raises(HarnessError, match=rf"(?s)^{complaint}$"):
+        lab.interface("wg0", program, lab.node("birth"))
+    pid = (lab.directory / "birth-wg0-refwg.log").read_text().strip()
+    assert not Path("/proc", pid).exists()
+    assert watched_processes() == before
+
+
+def test_program_whose_link_cannot_be_set_up_is_ended(lab: Lab) -> None:
+    node = lab.node("birth")
+    before = watched_processes()
+    with pytest.raises(HarnessError, match="Invalid argument"):
+        lab.interface("wg0", replace(Registry().get("refwg"), mtu=70_000), node)
+    assert watched_processes() == before
+
+
+def test_program_that_hangs_is_not_waited_for_when_a_test_has_failed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("birth"))
+    assert isinstance(wg0, interface.ProgramInterface)
+    for module in (harness_lab, keylog):
+        monkeypatch.setattr(module, "EVIDENCE_TIMEOUT", 0.1)
+    wg0.process.signal(signal.SIGSTOP)
+    lab.snapshot()
+    wg0.process.signal(signal.SIGCONT)
+    shown = (lab.directory / "birth-wg0.wg.txt").read_text()
+    assert shown == f"$ wg show\nwg0@birth: wg show wg0: still ran after {scaled(0.1):g} s: \n\n"
+
+
+def test_program_may_have_as_many_descriptors_as_the_machine_allows(lab: Lab) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+    try:
+        wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("birth"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert isinstance(wg0, interface.ProgramInterface)
+    assert resource.prlimit(wg0.process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+
+
+def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    device, *peers = [line.split("\t") for line in wg0.wg("show", "wg0", "dump").stdout.splitlines()]
+    assert device == [str(lab.key("own")), str(lab.key("own").public()), "51820", "0x77"]
+    shown = {key: (psk, endpoint, sorted(allowed.split(",")), *rest) for key, psk, endpoint, allowed, *rest in peers}
+    bob = ("(none)", "(none)", ["(none)"], "0", "0", "0", "off")
+    assert shown == {
+        str(alice): (str(lab.key("psk")), "[fd00::9]:99", sorted(ADDRESSES), "0", "0", "0", "25"),
+        str(lab.key("bob").public()): bob,
+    }
+
+
+def test_wg_saves_what_the_interface_sets_and_restores_it(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    before = wg0.get()
+    saved = wg0.wg("showconf", "wg0").stdout
+    wg0.set(DeviceConfig(private_key=lab.key("other"), fwmark=0, replace_peers=True))
+    assert wg0.get().peers == ()
+    wg0.wg("setconf", "wg0", "/dev/stdin", stdin=saved)
+    assert comparable(wg0, alice) == (
+        before.private_key,
+        before.listen_port,
+        before.fwmark,
+        *before.peer(alice).allowed_ips,
+    )
+    assert wg0.peer(alice).endpoint == Endpoint.parse("[fd00::9]:99")
+
+
+def test_interface_gets_the_mtu_that_its_manifest_says(lab: Lab, implementation: Manifest) -> None:
+    node = lab.node("ns0")
+    made = lab.interface("wg0", replace(implementation, mtu=1342), node)
+    assert node.links()["wg0"]["mtu"] == (1420 if made.manifest.kind == "kernel" else 1342)
+
+
+def test_interface_starts_with_the_mtu_of_wireguard(lab: Lab, implementation: Manifest) -> None:
+    node = lab.node("ns0")
+    lab.interface("wg0", implementation, node)
+    assert node.links()["wg0"]["mtu"] == 1420
+
+
+def comparable(side: Interface, peer: Key) -> tuple[object, ...]:
+    state = side.get()
+    return state.private_key, state.listen_port, state.fwmark, *state.peer(peer).allowed_ips
+
+
+def test_interface_reads_what_wg_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.wg("set", "wg0", "private-key", "/dev/stdin", "listen-port", "7", "fwmark", "0x9", stdin=str(lab.key("own")))
+    wg0.wg("set", "wg0", "peer", str(alice), "preshared-key", "/dev/stdin", "endpoint", "127.0.0.1:9",
+           "persistent-keepalive", "11", "allowed-ips", ",".join(ADDRESSES), stdin=str(lab.key("psk")))  # fmt: skip
+    state = wg0.get()
+    (peer,) = state.peers
+    assert (state.private_key, state.listen_port, state.fwmark) == (lab.key("own"), 7, 9)
+    assert (peer.public_key, peer.preshared_key, str(peer.endpoint)) == (alice, lab.key("psk"), "127.0.0.1:9")
+    assert peer.persistent_keepalive == 11
+    assert set(peer.allowed_ips) == set(allowed_ips(*ADDRESSES))
+
+
+def test_changes_touch_only_what_they_name(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    wg0.set_peer(alice, persistent_keepalive=0, replace_allowed_ips=True, allowed_ips=allowed_ips("10.9.0.0/16"))
+    wg0.set(DeviceConfig(fwmark=0))
+    state = wg0.get()
+    assert (state.listen_port, state.fwmark, len(state.peers)) == (51820, 0, 2)
+    peer = state.peer(alice)
+    assert (peer.persistent_keepalive, peer.allowed_ips) == (0, allowed_ips("10.9.0.0/16"))
+    assert (peer.preshared_key, str(peer.endpoint)) == (lab.key("psk"), "[fd00::9]:99")
+
+
+def test_removed_peer_is_gone_for_both(lab: Lab, wg0: Interface, alice: Key) -> None:
+    wg0.set(setting(lab, alice))
+    wg0.set_peer(alice, remove=True)
+    assert wg0.wg("show", "wg0", "peers").stdout == f"{lab.key('bob').public()}\n"
+    with pytest.raises(UsageError, match=re.escape(f"; there are: {lab.key('bob').public()}")):
+        wg0.peer(alice)
+
+
+def test_more_allowed_ips_than_a_netlink_message_holds_are_set_and_read(lab: Lab, wg0: Interface, alice: Key) -> None:
+    many = [f"10.0.{b}.{c}/32" for b, c in product(range(64), range(256))]
+    wanted: tuple[AllowedIP, ...] = allowed_ips(*many)
+    assert len(set(wanted)) == 16_384
+    wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice, allowed_ips=wanted),)))
+    assert set(wg0.peer(alice).allowed_ips) == set(wanted)
+    key, *shown = wg0.wg("show", "wg0", "allowed-ips").stdout.split()
+    assert (key, set(shown)) == (str(alice), set(many))
+
+
+def test_port_in_use_is_refused_with_its_errno(lab: Lab, wg0: Interface) -> None:
+    wg0.up()
+    with lab.nodes["birth"].socket(2, 2) as taken:
+        taken.bind(("0.0.0.0", 4444))  # noqa: S104 - a node of our own
+        with pytest.raises(ControlError, match=r"^wg0 .*EADDRINUSE: set listen_port 4444") as refusal:
+            wg0.set(DeviceConfig(listen_port=4444))
+    assert refusal.value.errno == 98
+
+
+@pytest.mark.parametrize("name", ["", "wg0123456789abcd", "a/b"])
+def test_bad_interface_name_is_refused(lab: Lab, implementation: Manifest, name: str) -> None:
+    with pytest.raises(UsageError, match=r"^interface name .*: 1 to 15 bytes without a slash"):
+        lab.interface(name, implementation, lab.node("birth"))
+
+
+def test_equal_names_in_one_birth_node_do_not_clash(lab: Lab, implementation: Manifest) -> None:
+    birth = lab.node("birth")
+    sides = [lab.interface("wg0", implementation, birth, lab.node(f"place{n}")) for n in range(3)]
+    for port, side in enumerate(sides, 100):
+        side.set(DeviceConfig(listen_port=port))
+    assert [side.wg("show", "wg0", "listen-port").stdout for side in sides] == ["100\n", "101\n", "102\n"]
+    assert "wg0" not in birth.links()

@@ -1,0 +1,163 @@
+"""Programs in nodes: what they write is captured, what takes too long is ended, and every command is noted."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import DeadlineExceeded, ProgramFailed, Unavailable, wait
+
+if TYPE_CHECKING:
+    from harness import Lab, NetNS
+
+SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
+
+# posix_spawn(3) sleeps uninterruptibly until its child runs a program, and this child waits for the pipe's other end.
+IN_THE_KERNEL = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("now", flush=True)
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)])
+signal.pause()
+"""
+
+
+@pytest.fixture
+def node(lab: Lab) -> NetNS:
+    return lab.node("here")
+
+
+def test_program_runs_in_the_node_and_its_output_is_captured(node: NetNS) -> None:
+    assert node.run(["readlink", "/proc/self/ns/net"]).stdout == f"net:[{node.handle.stat().st_ino}]\n"
+    completed = node.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], stdin="right", check=False)
+    assert (completed.status, completed.stdout, completed.stderr) == (3, "right", "wrong\n")
+
+
+def test_more_output_than_a_pipe_holds_is_captured(node: NetNS) -> None:
+    completed = node.run(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2"])
+    assert (len(completed.stdout), len(completed.stderr)) == (300000, 300000)
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "message"),
+    [
+        (["false"], ProgramFailed, "here: false: status 1: "),
+        (["sh", "-c", "echo no >&2; exit 2"], ProgramFailed, "here: sh -c 'echo no >&2; exit 2': status 2: no"),
+        (["sh", "-c", "kill -9 $$"], ProgramFailed, "here: sh -c 'kill -9 $$': status -9: "),
+        (["/no-such"], Unavailable, "/no-such: No such file or directory; wg-interop doctor tells what is missing"),
+        (["/etc/passwd"], Unavailable, "/etc/passwd: Permission denied; wg-interop doctor tells what is missing"),
+        (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after "),
+    ],
+)
+def test_program_that_fails_is_named_with_node_and_reason(
+    node: NetNS, argv: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as failure:
+        node.run(argv, deadline=0.5)
+    assert str(failure.value).startswith(message)
+
+
+def test_program_that_takes_too_long_is_killed(node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(wait, "_scale", 2.0)
+    with pytest.raises(DeadlineExceeded, match=r"still ran after 0\.5 s: busy"):
+        node.run(SLEEP, deadline=0.25)
+    assert not Path("/proc", Path("pid").read_text().strip()).exists()
+
+
+def test_call_that_takes_too_long_is_told_with_the_time_it_was_given(
+    node: NetNS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    with monkeypatch.context() as short:
+        short.setattr(wait, "_scale", 0.01)
+        try:
+            with pytest.raises(DeadlineExceeded, match=r"^here: Event\.wait still runs after 0\.2 s$"):
+                node.thread.call(release.wait)
+        finally:
+            release.set()
+
+
+def test_background_program_is_heard_and_ended(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log")
+    process.says("^ready$")
+    assert process.running
+    assert process.terminate() == -15
+    assert process.status == -15
+    process.close()
+
+
+def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; sleep 60"], log=tmp_path / "log")
+    process.says("deaf")
+    with pytest.raises(DeadlineExceeded, match=r"waited 0\.\d+ s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
+        process.terminate(0.1)
+    assert process.status == -9
+    process.close()
+
+
+def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
+    # Before, it may wait for its own code to be read.
+    process.says("now")
+    end = time.monotonic() + 20
+    while "State:\tD" not in Path(f"/proc/{process.pid}/status").read_text() and time.monotonic() < end:
+        assert process.running, process.tail()
+    release = threading.Timer(0.5, pipe.write_bytes, [b""])
+    release.start()
+    assert process.terminate(0.05) == 0
+    release.join()
+    process.close()
+
+
+def test_program_that_ends_while_it_is_looked_at_has_no_threads(
+    node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = node.spawn(["sleep", "60"], log=tmp_path / "log")
+
+    def read_late(path: Path) -> str:
+        with path.open() as file:
+            process.kill()
+            return file.read()
+
+    with monkeypatch.context() as late:
+        late.setattr(Path, "read_text", read_late)
+        assert process.thread_states() == ""
+    process.close()
+
+
+def test_missed_line_shows_what_was_written(node: NetNS, tmp_path: Path) -> None:
+    process = node.spawn(["sh", "-c", "echo starting; exec sleep 60"], log=tmp_path / "log")
+    process.says("starting")
+    with pytest.raises(DeadlineExceeded, match="for sh to write 'ready'; seen: starting"):
+        process.says("ready", deadline=0.05)
+    process.kill()
+    process.close()
+
+
+def test_every_command_is_noted_with_time_and_node(lab: Lab, node: NetNS, tmp_path: Path) -> None:
+    node.run(["echo", "two words"])
+    node.run(["false"], check=False)
+    process = node.spawn(["true"], log=tmp_path / "log")
+    process.wait(5)
+    process.close()
+    noted = (lab.directory / "commands.txt").read_text().splitlines()
+    assert [re.sub(r"^ +\d+\.\d{3} ", "", line) for line in noted] == [
+        "here: echo 'two words'",
+        "here: false",
+        "here: true",
+    ]
+
+
+def test_program_gets_our_environment_in_english(node: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert "LC_ALL=C.UTF-8" in node.run(["env"]).stdout.splitlines()
+    assert os.environ["LC_ALL"] == "de_DE.UTF-8"

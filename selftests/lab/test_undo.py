@@ -1,0 +1,106 @@
+"""What a lab has made is undone last in, first out, and an undo that fails fails the test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import Lab
+from harness.net.netns import leftover_nodes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("inner_pytest")
+
+FAILING_UNDO = """
+def test(lab):
+    lab.node("here")
+    lab.undo(lambda: 1 / 0)
+    {last}
+"""
+
+
+def fail(word: str) -> None:
+    raise OSError(word)
+
+
+def test_last_in_is_first_out(tmp_path: Path) -> None:
+    lab, done = Lab(tmp_path), list[str]()
+    for word in ("first", "second"):
+        lab.undo(done.append, word)
+    lab.node("here")
+    lab.undo(lambda: done.append(",".join(leftover_nodes())))
+    lab.close()
+    assert done == ["here", "second", "first"]
+    assert leftover_nodes() == []
+
+
+def test_undo_that_fails_is_told_after_all_were_tried(tmp_path: Path) -> None:
+    lab, done = Lab(tmp_path), list[str]()
+    lab.undo(done.append, "first")
+    lab.undo(fail, "no way")
+    lab.undo(done.append, "last")
+    with pytest.raises(OSError, match="no way"):
+        lab.close()
+    assert done == ["last", "first"]
+
+
+@pytest.mark.parametrize(
+    ("last", "lines"),
+    [
+        ("pass", ["E *ZeroDivisionError: division by zero"]),
+        ("assert not 'wrong'", ["E *assert not 'wrong'", "E *and the undo: division by zero"]),
+    ],
+)
+def test_undo_that_fails_fails_the_test(pytester: pytest.Pytester, last: str, lines: list[str]) -> None:
+    pytester.makepyfile(FAILING_UNDO.format(last=last))
+    run = pytester.runpytest_inprocess()
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines(lines)
+    assert leftover_nodes() == []
+
+
+def test_nodes_of_a_failed_test_are_in_no_ones_way(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_one(lab): lab.node('x'); 1 / 0\ndef test_two(lab): lab.node('x')")
+    pytester.runpytest_inprocess().assert_outcomes(failed=1, passed=1)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("failed", ["bad"]), ("all", ["bad", "good"]), ("none", [])])
+def test_evidence_stays_as_asked(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
+    pytester.makepyfile(test_it="def good(lab): lab.node('x').run(['true'])\ndef bad(lab): good(lab); 1 / 0")
+    pytester.makeini("[pytest]\npython_functions = good bad")
+    pytester.runpytest_inprocess("--keep", keep)
+    evidence = pytester.path / "report" / "evidence"
+    assert [path.name.rpartition("_")[2] for path in sorted(evidence.glob("*"))] == kept
+    assert all("x: true" in (path / "commands.txt").read_text() for path in evidence.glob("*"))
+
+
+FAILING_SETUP = """
+import pytest
+
+@pytest.fixture
+def half(lab):
+    lab.capture(lab.node("x"), "lo")
+    {last}
+    1 / 0
+
+def test(half):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"), [("pass", {"x.txt", "x-lo.pcapng"}), ("lab.wires.append(None)", {"x.txt", "snapshot.txt"})]
+)
+def test_setup_that_fails_leaves_the_state_of_the_nodes_as_evidence(
+    pytester: pytest.Pytester, last: str, kept: set[str]
+) -> None:
+    pytester.makepyfile(FAILING_SETUP.format(last=last))
+    run = pytester.runpytest_inprocess()
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines("E *ZeroDivisionError: division by zero")
+    (evidence,) = (pytester.path / "report" / "evidence").glob("*")
+    assert kept | {"failure.txt"} <= {path.name for path in evidence.iterdir()}

@@ -1,0 +1,254 @@
+"""A wire carries everything, and does to WireGuard's messages what its script says: the kernel's sockets bear witness.
+
+No implementation is needed: what looks like a message is one to a wire.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import (
+    WIRED,
+    Capture,
+    Datagram,
+    Delay,
+    Drop,
+    Duplicate,
+    Flip,
+    HarnessError,
+    Hold,
+    Replay,
+    UsageError,
+    let_pass,
+    must_ping,
+    ping,
+    set_offloads,
+    tcp_stream,
+    udp_receiver,
+    wait_for,
+)
+from harness.wire.rules import Judge
+
+if TYPE_CHECKING:
+    from harness import Lab
+
+V4, V6 = "192.168.1.2", "fd00:aa::2"
+PORT = 7
+RESPONSE, DATA = b"\2\0\0\0".ljust(92, b"r"), b"\4\0\0\0".ljust(48, b"d")
+
+
+class Ends:
+    """Both nodes of a wire, and sockets in them that send and receive what looks like WireGuard's messages."""
+
+    def __init__(self, lab: Lab, address: str) -> None:
+        self.nodes = WIRED.build(lab)
+        (self.wire,) = lab.wires
+        self.receiver = udp_receiver(self.nodes["ns2"], address, PORT)
+        self.sender = self.nodes["ns1"].socket(self.receiver.family, socket.SOCK_DGRAM)
+        self.sender.connect((address, PORT))
+        lab.undo(self.receiver.close)
+        lab.undo(self.sender.close)
+        # Neighbours know each other from here on: what waits for the answer of ARP or ND is overtaken by what comes
+        # just after it.
+        self.send(b"first")
+        self.receive(1)
+
+    def send(self, *messages: bytes) -> None:
+        for message in messages:
+            self.sender.send(message)
+
+    def receive(self, count: int, deadline: float = 5.0) -> list[bytes]:
+        """So many datagrams; the wire keeps the order, so that a last one shows that no more came before it."""
+        return [wait_for(Datagram(self.receiver), deadline, f"datagram {n} of {count}")[0] for n in range(count)]
+
+
+@pytest.fixture(params=[V4, V6], ids=["v4", "v6"])
+def ends(lab: Lab, request: pytest.FixtureRequest) -> Ends:
+    return Ends(lab, request.param)
+
+
+@pytest.fixture
+def v4(lab: Lab) -> Ends:
+    return Ends(lab, V4)
+
+
+def numbered(count: int) -> list[bytes]:
+    """Transport messages with the counters 0, 1, 2 and so on."""
+    return [DATA[:8] + number.to_bytes(8, "little") + DATA[16:] for number in range(count)]
+
+
+def counters(messages: list[bytes]) -> list[int]:
+    return [int.from_bytes(message[8:16], "little") for message in messages]
+
+
+def test_everything_passes_in_both_directions(ends: Ends) -> None:
+    address = ends.sender.getpeername()[0]
+    must_ping(ends.nodes["ns1"], address, count=2, size=3000)
+    tcp_stream(ends.nodes["ns1"], ends.nodes["ns2"], address)
+    tcp_stream(ends.nodes["ns2"], ends.nodes["ns1"], ends.sender.getsockname()[0])
+    assert ends.wire.lost_by_itself == 0
+
+
+def test_frames_that_the_kernel_has_not_finished_are_finished(v4: Ends) -> None:
+    set_offloads(v4.nodes["ns1"], "veth1", tx=True)
+    v4.send(b"its checksum is left to the card")
+    assert v4.receive(1) == [b"its checksum is left to the card"]
+    tcp_stream(v4.nodes["ns1"], v4.nodes["ns2"], V4, size=1 << 16)
+
+
+def test_vlan_tag_is_carried(v4: Ends) -> None:
+    frame = bytes(6) + b"\2" * 6 + b"\x81\x00\x00\x05" + b"\x88\xb5" + b"tagged".ljust(46)
+    raw = [v4.nodes[name].socket(socket.AF_PACKET, socket.SOCK_RAW) for name in ("ns1", "ns2")]
+    for made, device in zip(raw, ("veth1", "veth2"), strict=True):
+        made.setsockopt(263, 8, 1)
+        made.bind((device, 3))
+    with raw[0] as sender, raw[1] as hears:
+        sender.send(frame)
+        while (data := hears.recvmsg(2048, 128))[0][12:14] != b"\x88\xb5":
+            pass
+    # The kernel keeps the tag beside the frame: struct tpacket_auxdata in packet(7).
+    ((_, _, auxdata),) = data[1]
+    assert struct.unpack("IIIHHHH", auxdata)[5] == 5
+
+
+def test_second_response_is_dropped_and_no_other(ends: Ends) -> None:
+    ends.wire.apply(Drop(message="response", nth=2))
+    ends.send(RESPONSE + b"no message", DATA, RESPONSE, DATA, RESPONSE, RESPONSE, b"end")
+    assert ends.receive(6) == [RESPONSE + b"no message", DATA, RESPONSE, DATA, RESPONSE, b"end"]
+    assert [s.did for s in ends.wire.sightings("response")] == ["passed", "dropped", "passed"]
+
+
+def test_counters_five_to_nine_come_behind_the_tenth(v4: Ends) -> None:
+    v4.wire.apply(Hold(message="data", counters="5-9", behind=1))
+    v4.send(*numbered(12))
+    assert counters(v4.receive(12)) == [0, 1, 2, 3, 4, 10, 5, 6, 7, 8, 9, 11]
+
+
+def test_messages_are_held_until_they_are_released(v4: Ends) -> None:
+    v4.wire.apply(Hold(message="data"))
+    v4.send(*numbered(2), b"end")
+    assert v4.receive(1) == [b"end"]
+    with pytest.raises(UsageError, match="holds 2 messages"):
+        v4.wire.apply()
+    v4.wire.release()
+    assert counters(v4.receive(2)) == [0, 1]
+
+
+def test_messages_are_held_until_all_are_gathered(v4: Ends) -> None:
+    v4.wire.apply(Hold(message="data", gather=3))
+    v4.send(*numbered(2), b"between")
+    assert v4.receive(1) == [b"between"]
+    v4.send(numbered(3)[2])
+    assert counters(v4.receive(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bit", [0, 127])
+def test_one_bit_of_a_field_arrives_changed(ends: Ends, bit: int) -> None:
+    ends.wire.apply(Flip(message="response", field="mac1", bit=bit))
+    ends.send(RESPONSE)
+    (arrived,) = ends.receive(1)
+    different = [(i, a ^ b) for i, (a, b) in enumerate(zip(arrived, RESPONSE, strict=True)) if a != b]
+    assert different == [(60 + bit // 8, 1 << bit % 8)]
+
+
+def test_copies_follow_what_is_duplicated(v4: Ends) -> None:
+    v4.wire.apply(Duplicate(message="data", copies=2, nth=1))
+    v4.send(*numbered(2))
+    assert counters(v4.receive(4)) == [0, 0, 0, 1]
+
+
+def test_replay_comes_later_and_from_where_it_was_told(ends: Ends) -> None:
+    ends.wire.apply(Replay(message="response", behind=2, port=7777))
+    ends.send(RESPONSE, *numbered(2))
+    *_, (last, (_, port)) = [wait_for(Datagram(ends.receiver), 5.0, "a datagram") for _ in range(4)]
+    assert (last, port) == (RESPONSE, 7777)
+
+
+def test_delayed_message_is_as_late_as_it_was_told(v4: Ends) -> None:
+    v4.wire.apply(Delay(message="data", seconds=0.2))
+    started = time.monotonic()
+    v4.send(*numbered(3))
+    assert counters(v4.receive(3)) == [0, 1, 2]
+    assert time.monotonic() - started >= 0.2
+
+
+def test_tenth_of_all_is_lost_and_the_same_tenth_again(v4: Ends) -> None:
+    verdicts = []
+    for _ in range(2):
+        v4.wire.apply(Drop(message="data", share=0.1))
+        v4.send(*numbered(200), b"end")
+        wait_for(Datagram(v4.receiver, lambda data: data == b"end"), 5.0, "the end")
+        verdicts.append([s.did for s in v4.wire.sightings()])
+    assert verdicts[0] == verdicts[1]
+    assert 5 <= verdicts[0].count("dropped") <= 45
+
+
+def test_idle_wire_sleeps(v4: Ends) -> None:
+    for node, device in (("ns1", "veth1"), ("ns2", "veth2")):
+        v4.nodes[node].sysctl(f"net.ipv6.conf.{device}.disable_ipv6", 1)
+    v4.send(DATA)
+    v4.receive(1)
+    let_pass(0.1, "the wire has nothing more to do")
+    before = wakings("wire ns1-ns2")
+    let_pass(0.3, "a wire that polled would wake now and then")
+    assert wakings("wire ns1-ns2") == before
+
+
+def wakings(name: str) -> str:
+    """How often a thread has gone to sleep by itself (proc(5), voluntary_ctxt_switches)."""
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == name]
+    lines = Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines()
+    return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def test_wire_takes_its_devices_and_its_thread_along(lab: Lab) -> None:
+    nodes = WIRED.build(lab)
+    lab.wires[0].close()
+    assert [set(node.links()) for node in nodes.values()] == [{"lo"}, {"lo"}]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("wire ")]
+
+
+def test_wire_outlives_a_device_that_is_set_down(v4: Ends) -> None:
+    must_ping(v4.nodes["ns1"], V4)
+    v4.nodes["ns2"].set_link("veth2", up=False)
+    v4.send(DATA)
+    v4.wire.wait_for("data", "the message that nobody takes")
+    v4.nodes["ns2"].set_link("veth2", up=True)
+    # The other end notices a little later that there is a carrier again.
+    assert ping(v4.nodes["ns1"], V4, count=50, timeout=0.2).answered
+    v4.nodes["ns2"].delete_link("veth2")
+    v4.send(DATA)
+    v4.wire.wait_for("data", "the message into the void", nth=2)
+
+
+def test_wire_that_breaks_says_so_to_who_waits(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "arrive", lambda *_: 1 / 0)
+    v4.send(DATA)
+    with pytest.raises(HarnessError, match="wire ns1-ns2 broke: ZeroDivisionError"):
+        v4.wire.wait_for("data", "a message")
+    with pytest.raises(HarnessError, match="wire ns1-ns2 broke"):
+        v4.wire.close()
+
+
+def test_capture_outlives_its_device(v4: Ends) -> None:
+    with Capture(v4.nodes["ns1"], "veth1") as capture:
+        v4.send(DATA)
+        v4.receive(1)
+        v4.nodes["ns1"].delete_link("veth1")
+        assert [message.payload for message in capture.messages()] == [DATA]
+
+
+def test_word_or_node_that_does_not_exist_is_told_with_those_that_do(v4: Ends) -> None:
+    with pytest.raises(UsageError, match="no messages are called 'datum'; there are: any, handshake, "):
+        v4.wire.sightings("datum")
+    with pytest.raises(UsageError, match="wire ns1-ns2: no node ns3 here; ns1 and ns2 are"):
+        v4.wire.inject(b"", sender="ns3")
+    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here"):
+        v4.wire.apply(Drop(sender="ns3"))

@@ -1,0 +1,207 @@
+"""What the fault tests look at: the processes of one run, and the state of the machine that a run must not touch."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from harness import let_pass
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
+
+ROOT: Final = Path(__file__).parents[2]
+ORDINARY_USER: Final = 12345
+_MARK: Final = "WG_INTEROP_FAULT_TEST"
+# What execnet starts a worker with.
+_BOOTSTRAP: Final = b"exec(eval(sys.stdin.readline()))"
+# These change by themselves, or may not be read.
+_VOLATILE: Final = ("_count", "/flush", "stable_secret", "/random/")
+_LIFETIMES: Final = ("valid_life_time", "preferred_life_time")
+
+
+class Run:
+    """One pytest as a child of the test, with all processes that came of it."""
+
+    def __init__(self, argv: list[str], *, env: dict[str, str] | None = None, output: Path, cwd: Path = ROOT) -> None:
+        self._mark = uuid.uuid4().hex
+        self.output = output
+        # The settings of the run that runs this test, sandbox and all, are not the child's.
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=clean | (env or {}) | {_MARK: self._mark},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def pids(self) -> list[int]:
+        """All living processes of the run, found by their environment."""
+        mark = f"{_MARK}={self._mark}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    if mark in (entry / "environ").read_bytes().split(b"\0"):
+                        found.append(int(entry.name))
+        return sorted(found)
+
+    def chain(self) -> list[int]:
+        """The launcher, the sandbox's init and pytest, as far as they exist."""
+        chain = [self.process.pid]
+        while len(chain) < 3 and (child := _child(chain[-1])):
+            chain.append(child)
+        return chain
+
+    def workers(self) -> list[int]:
+        """The xdist workers themselves, each the child of an init of its own."""
+        return [pid for pid in self.pids() if _BOOTSTRAP in _cmdline(pid) and b"launcher" not in _cmdline(pid)]
+
+    def first_worker(self, deadline: float = 30.0) -> int:
+        """Wait for the first xdist worker; /proc has no events for the birth of a process."""
+        end = time.monotonic() + deadline
+        while not (workers := self.workers()):
+            assert time.monotonic() < end, f"no worker within {deadline:g} s: {self.output.read_text()}"
+            assert self.process.poll() is None, f"ended without a worker: {self.output.read_text()}"
+            let_pass(0.01, "look again soon")
+        return workers[0]
+
+    def wait_until_gone(self, namespaces: AbstractSet[str], deadline: float = 10.0) -> list[int]:
+        """Wait for the end of all processes of the run, and of those in its namespaces; returns what is still there.
+
+        A process that is dying shows no environment any more but is in its namespaces still. The number of a namespace
+        that is gone may be given to a new one at once, so only processes that are older than this call count.
+        """
+        now = _ticks()
+        end = time.monotonic() + deadline
+        self.process.poll()
+        while (left := self.pids() + inhabitants(namespaces, now)) and time.monotonic() < end:
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    descriptor = os.pidfd_open(pid)
+                    select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+                    os.close(descriptor)
+            self.process.poll()
+        return left
+
+    def close(self) -> None:
+        """Kill what is left, so that a failing test leaves nothing behind either."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def _child(pid: int) -> int | None:
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+    return None
+
+
+def _cmdline(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def namespaces_of(pids: list[int]) -> set[str]:
+    """The namespaces that these processes are in, beyond those of this process."""
+    return {name for pid in pids for name in _namespaces(pid)} - _namespaces(os.getpid())
+
+
+def _namespaces(pid: int) -> set[str]:
+    found = set()
+    for kind in ("net", "mnt", "pid", "ipc", "uts", "user"):
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))  # noqa: PTH115 - it names no file
+    return found
+
+
+def inhabitants(namespaces: AbstractSet[str], born_before: int) -> list[int]:
+    """Processes in one of these namespaces, born before a time in clock ticks since boot."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()] if namespaces else []
+    return [pid for pid in pids if _namespaces(pid) & namespaces and _birth(pid) < born_before]
+
+
+def _ticks() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def _birth(pid: int) -> int:
+    with suppress(OSError):
+        # The name in field 2 may hold anything, a space too; the 20th field after it is the time of birth.
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return sys.maxsize
+
+
+def network_state() -> dict[str, Any]:
+    """Links, addresses, routes, rules, firewall, sysctls and mounts as this process sees them."""
+    return {
+        "links": _ip("link"),
+        "addresses": _ip("address"),
+        "routes": _ip("route", "show", "table", "all"),
+        "rules": _ip("rule"),
+        "nft": subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=False).stdout,
+        "sysctls": _sysctls(),
+        "mounts": Path("/proc/self/mounts").read_text(),
+        "netns": _entries(Path("/run/netns")),
+        "wireguard": _entries(Path("/run/wireguard")),
+    }
+
+
+def _ip(*arguments: str) -> Any:
+    output = subprocess.run(["ip", "-j", *arguments], capture_output=True, text=True, check=True).stdout
+    return json.loads(output or "[]", object_hook=lambda item: {k: v for k, v in item.items() if k not in _LIFETIMES})
+
+
+def _sysctls() -> dict[str, str]:
+    values = {}
+    for path in Path("/proc/sys/net").rglob("*"):
+        if path.is_file() and not any(part in str(path) for part in _VOLATILE):
+            with suppress(OSError):
+                values[str(path)] = path.read_text()
+    return values
+
+
+def _entries(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir()) if directory.exists() else []
+
+
+def pytest_command(*arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+
+
+@contextmanager
+def home(*, ordinary: bool) -> Iterator[Path]:
+    """A directory for cache, results and output of one run, owned by the user who runs it."""
+    path = Path(tempfile.mkdtemp(prefix="wg-interop-fault-"))
+    try:
+        if ordinary and os.geteuid() == 0:
+            os.chown(path, ORDINARY_USER, ORDINARY_USER)
+        yield path
+    finally:
+        subprocess.run(["rm", "-rf", str(path)], check=False)
+
+
+def as_ordinary_user(argv: list[str], tun: Path) -> list[str]:
+    """The command as an ordinary user who may read this checkout, as /mnt, and open /dev/net/tun.
+
+    tun: a device node that root has made for him, because not every machine gives /dev/net/tun to all.
+    """
+    prepare = f"mount --bind {ROOT} /mnt && mount --bind {tun} /dev/net/tun && cd /mnt && exec setpriv"
+    user = f"--reuid {ORDINARY_USER} --regid {ORDINARY_USER} --clear-groups"
+    return ["unshare", "--mount", "sh", "-c", f'{prepare} {user} "$@"', "sh", *argv]

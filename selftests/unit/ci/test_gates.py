@@ -1,0 +1,144 @@
+"""The gates of ci/test: which are run, and how a run is judged and counted."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ci import gates
+from ci.gates import (
+    Gate,
+    chosen,
+    exit_status,
+    judge,
+    judge_program,
+    run_gate,
+)
+from ci.junit import (
+    Tally,
+    read_tally,
+)
+from ci.setup_checkout import Outcome, State
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JUNIT = """<testsuites><testsuite>
+<testcase classname="selftests.a" name="good"/>
+<testcase classname="selftests.a" name="bad"><failure message="no"/></testcase>
+<testcase classname="selftests.a" name="bad"><error message="nor its teardown"/></testcase>
+<testcase classname="a" file="selftests/a.py" name="worse"><error message="no"/></testcase>
+<testcase classname="selftests.a" name="late"/>
+<testcase classname="selftests.a" name="late"><error message="teardown"/></testcase>
+<testcase classname="selftests.a" name="later"><skipped message="why"/></testcase>
+</testsuite></testsuites>"""
+
+
+def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
+    return {gate.name for gate in chosen(quick=quick, nightly=nightly, lanes=[])}
+
+
+def test_quick_leaves_out_faults_guests_and_workflows_only() -> None:
+    assert names() - names(quick=True) == {
+        "fault tests", "vm tests", "vm refwg tests", "warp tests", "vm fault tests", "workflows",
+    }  # fmt: skip
+
+
+def test_nightly_adds_what_takes_too_long_for_every_change() -> None:
+    others = {"vm tests 6.12", "warp tests 6.12"}
+    assert names(nightly=True) - names() == {"rust netns tests", "slow warp tests", *others}
+
+
+@pytest.mark.parametrize(
+    ("lanes", "tests"),
+    [
+        (["core"], {"unit tests"}),
+        (["netns"], {"netns tests", "fault tests"}),
+        (["core", "netns"], {"unit tests", "netns tests", "fault tests"}),
+    ],
+)
+def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: set[str]) -> None:
+    picked = {gate.name for gate in chosen(quick=False, lanes=lanes)}
+    assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy", "workflows"} | tests
+
+
+def test_rust_programs_are_built_only_for_the_gate_that_tests_them() -> None:
+    building = [gate.name for gate in chosen(quick=False, nightly=True, lanes=[]) if "gotatun" in gate.peers]
+    assert building == ["rust netns tests"]
+    assert not any(gate.peers for gate in chosen(quick=False, lanes=[]))
+
+
+def test_files_to_be_covered_wholly_get_a_gate() -> None:
+    unit, coverage = gates._unit_gates(["refwg/messages.py", "refwg/noise.py"])  # noqa: SLF001
+    assert unit.command[:4] == ("coverage", "run", "-m", "pytest")
+    assert {"--include=refwg/messages.py,refwg/noise.py", "--fail-under=100"} <= set(coverage.command)
+
+
+def test_results_are_counted_once_per_test(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_text(JUNIT)
+    failed = ("selftests.a::bad", "selftests.a::late", "selftests/a.py::worse")
+    assert read_tally(tmp_path / "x.xml") == Tally(passed=1, failed=3, skipped=1, names=failed)
+
+
+@pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite>"])
+def test_absent_or_broken_results_count_nothing(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "x.xml").write_text(text)
+    assert read_tally(tmp_path / "x.xml") == Tally()
+
+
+@pytest.mark.parametrize(
+    ("status", "tally", "state", "note"),
+    [
+        (0, Tally(passed=3), State.OK, "3 passed, 0 failed, 0 skipped"),
+        (0, Tally(skipped=3), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 3 skipped"),
+        (0, Tally(), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 0 skipped"),
+        (1, Tally(passed=2, failed=1, names=("a::b",)), State.FAILED, "2 passed, 1 failed, 0 skipped: a::b"),
+        (1, Tally(passed=2), State.FAILED, "exit status 1: 2 passed, 0 failed, 0 skipped"),
+        (5, Tally(), State.FAILED, "exit status 5: 0 passed, 0 failed, 0 skipped"),
+        (-9, Tally(passed=2), State.FAILED, "exit status -9: 2 passed, 0 failed, 0 skipped"),
+        (125, Tally(skipped=1), State.COULD_NOT, "0 passed, 0 failed, 1 skipped"),
+        (None, Tally(passed=1), State.FAILED, "no end within 2400 s: 1 passed, 0 failed, 0 skipped"),
+    ],
+)
+def test_gate_of_tests_is_judged(status: int | None, tally: Tally, state: State, note: str) -> None:
+    assert judge(status, tally) == (state, note)
+
+
+def test_only_the_first_failed_tests_are_named() -> None:
+    _, note = judge(1, Tally(failed=7, names=tuple("abcdefg")))
+    assert note.endswith(": a, b, c, d, e and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ([State.OK, State.OK], 0),
+        ([State.OK, State.COULD_NOT], 125),
+        ([State.COULD_NOT, State.FAILED, State.OK], 1),
+    ],
+)
+def test_failure_outweighs_what_could_not_be_tested(states: list[State], status: int) -> None:
+    assert exit_status([Outcome(name="x", state=state, seconds=0.0) for state in states]) == status
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, State.OK), (1, State.FAILED), (125, State.COULD_NOT)])
+def test_program_is_judged_by_its_exit_status(status: int, state: State) -> None:
+    gate = Gate(name="x", command=(sys.executable, "-c", f"raise SystemExit({status})"))
+    assert run_gate(gate, quick=False).state is judge_program(status)[0] is state
+
+
+@pytest.mark.parametrize(("quick", "state"), [(True, State.OK), (False, State.FAILED)])
+def test_gate_gets_the_arguments_of_a_short_or_a_whole_run(quick: bool, state: State) -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['short'])")
+    assert run_gate(Gate(name="x", command=command, quick=("short",), full=("whole",)), quick=quick).state is state
+
+
+def test_gate_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "DEADLINE", 0.2)
+    gate = Gate(name="x", command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    outcome = run_gate(gate, quick=False)
+    assert outcome.state is State.FAILED
+    assert outcome.seconds < 10

@@ -1,0 +1,230 @@
+"""The command wg-interop: what it prints and exits with, and that nothing of a run stays when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.cli import commands
+from harness.install.cache import Area, locked
+from harness.lanes import EVENTS
+from harness.plugin.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TESTS = """
+import os, signal, pytest
+def test_good(): pass
+def test_bad(): assert "moon" == "cheese"
+@pytest.mark.skip(reason="no x; install x")
+def test_skipped(): pass
+def test_hang():
+    with open("alive", "w"):  # a FIFO: whoever reads it knows that we run, and when we are gone
+        signal.pause()
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with tests of its own, the current one."""
+    (tmp_path / "selftests").mkdir()
+    (tmp_path / "selftests" / "test_few.py").write_text(TESTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(EVENTS, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "wg-interop"
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "harness", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a wg-interop of its own."""
+    process = start(*arguments)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def status(*arguments: str) -> int:
+    """The exit status of the command in this process."""
+    with pytest.raises(SystemExit) as left:
+        commands.main(list(arguments))
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+@pytest.fixture
+def hanging(checkout: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A run whose test hangs, and the descriptor that is at its end when the test is gone."""
+    os.mkfifo(checkout / "alive")
+    process = start("run", "-k", "good or hang")
+    with (checkout / "alive").open("rb", buffering=0) as alive:  # waits for the test
+        yield process, alive.fileno()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_run_that_passes_exits_with_0_and_leaves_results() -> None:
+    code, stdout, stderr = call("run", "-k", "good or skipped")
+    assert (code, stderr) == (0, "")
+    assert "1 skipped: no x; install x" in stdout
+    assert "2 of 2 tests, 1 passed, 1 skipped in" in stdout
+    assert json.loads(Path("report/results.json").read_text())["results"][0]["state"] == "passed"
+    assert "2 deselected" in Path("report/pytest.log").read_text()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_run_with_a_failure_exits_with_1_and_says_why() -> None:
+    code, stdout, _ = call("run", "selftests/test_few.py::test_bad", "selftests/test_few.py::test_good")
+    assert code == 1
+    assert "    AssertionError: assert 'moon' == 'cheese'" in stdout
+
+
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize(
+    ("arguments", "expected", "reason"),
+    [
+        (["-k", "skipped"], 125, "could not test: no test passed"),
+        (["-k", "moon"], 125, "could not test: no test was selected"),
+        (["--impl", "moon"], 2, "unknown implementation 'moon'"),
+        (["--pair", "kernel"], 2, "--pair kernel: want A~B"),
+        (["--impl", "moon=/moon"], 2, "--impl moon=/moon: no program /moon"),
+        (["--results", "."], 2, "Invalid value for '--results': File '.' is a directory"),
+        (["--impl-manifest", "moon.toml"], 2, "manifest moon.toml: No such file or directory"),
+        (["--lane", "moon"], 2, "invalid choice: 'moon'"),
+        (["--", "--moon"], 2, "unrecognized arguments: --moon"),
+    ],
+)
+def test_run_that_makes_no_sense_is_one_line(arguments: list[str], expected: int, reason: str) -> None:
+    code, _, stderr = call("run", *arguments)
+    assert (code, stderr.count("\n")) == (expected, 1)
+    assert stderr.startswith("wg-interop: ")
+    assert reason in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["moon"], "wg-interop: No such command 'moon'; see wg-interop --help\n"),
+        (["run", "--moon"], "wg-interop: No such option '--moon'; see wg-interop run --help\n"),
+        (["run", "moon.py"], "wg-interop: no test file or directory moon.py\n"),
+        (["run"], "wg-interop: no directory selftests in / or above it; go to a checkout, or wg-interop run PATH\n"),
+    ],
+)
+def test_wrong_word_is_named(
+    arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir("/")
+    assert status(*arguments) == 2
+    assert capsys.readouterr().err == reason
+
+
+def test_report_that_cannot_be_written_names_the_option(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "report").touch()
+    assert status("run") == 125
+    assert capsys.readouterr().err.endswith("choose a place: --results FILE\n")
+
+
+def test_root_is_found_from_below(checkout: Path) -> None:
+    below = checkout / "docs" / "deep"
+    below.mkdir(parents=True)
+    assert commands.find_root((), below) == checkout
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
+)
+def test_interrupted_run_shows_what_it_has_and_is_gone(
+    hanging: tuple[subprocess.Popen[str], int], number: signal.Signals, expected: int
+) -> None:
+    process, alive = hanging
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (expected, "wg-interop: interrupted\n")
+    assert "1 passed" in stdout
+    assert os.read(alive, 1) == b""
+
+
+def test_killed_run_leaves_nothing_running(hanging: tuple[subprocess.Popen[str], int]) -> None:
+    process, alive = hanging
+    process.kill()
+    assert os.read(alive, 1) == b""  # waits until the test, the last to hold the other end, is gone
+
+
+def test_reader_that_goes_away_ends_the_run(hanging: tuple[subprocess.Popen[str], int]) -> None:
+    process, alive = hanging
+    assert process.stdout is not None
+    process.stdout.close()
+    assert os.read(alive, 1) == b""  # it notices with its next line
+    assert process.wait(10) == 1
+
+
+def test_clean_removes_dead_runs_and_names_the_living(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunDirectory() as living:
+        dead = Path(tempfile.mkdtemp(dir=cache / "runs"))
+        (dead / "owner").touch()
+        assert status("clean") == 0
+        said = capsys.readouterr().out
+        assert f"removed {dead}" in said
+        assert f"left alone, still running: {living.path} (uid " in said
+        assert (dead.exists(), living.path.exists()) == (False, True)
+
+
+def test_clean_all_takes_the_rest_of_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for area in (Area.PEERS, Area.TOOLCHAINS):
+        (cache / area / "thing").mkdir(parents=True)
+    assert status("clean", "--all") == 0
+    assert [path.name for path in cache.iterdir() if path.is_dir()] == []
+    assert f"removed {cache / 'peers'} (" in capsys.readouterr().out
+
+
+def test_clean_all_leaves_what_a_run_uses(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cache / "peers").mkdir(parents=True)
+    with RunDirectory() as living:
+        assert status("clean", "--all") == 1
+    assert f"stays, because {living.path.name} uses it" in capsys.readouterr().err
+    assert (cache / "peers").exists()
+
+
+def test_clean_all_leaves_what_is_being_installed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(cache / "peers" / "thing" / "v1"):
+        assert status("clean", "--all") == 1
+    assert "something is being installed" in capsys.readouterr().err
+    assert (cache / "peers" / "thing").exists()
+
+
+def test_install_of_an_unknown_name_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert status("install", "moon") == 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert "moon: no implementation of this name" in capsys.readouterr().err
+
+
+def test_command_alone_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status() == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("run", "doctor", "clean", "install", "Exit status", "First time"))
+
+
+def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--version") == 0
+    assert capsys.readouterr().out.startswith("wg-interop 0.")

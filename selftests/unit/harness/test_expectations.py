@@ -1,0 +1,176 @@
+"""Known failures: read strictly, applied to the right test, program, version and role."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import filter as filter_names
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.implementations.manifest import Manifest
+from harness.report import expectations
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytest_plugins = ["pytester"]
+
+SHIPPED = Path(__file__).parents[2] / "expectations"
+ENTRY = {
+    "test": "test_x.py::test_it",
+    "versions": "1.*",
+    "requirement": "RT-11",
+    "observed": "it answers from elsewhere",
+    "message": "from elsewhere",
+    "link": "https://example.org/1",
+}
+
+
+class Fixed(Manifest):
+    """A manifest whose program need not exist."""
+
+    def version(self) -> str:
+        return "1.2"
+
+
+PROGRAM = Fixed(name="mine", kind="uapi")
+OTHER = Fixed(name="other", kind="uapi")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    expectations.load.cache_clear()
+    yield
+    expectations.load.cache_clear()
+
+
+def write(directory: Path, name: str = "mine", *more: dict[str, Any], **changes: Any) -> Path:
+    """Write a program's expectations: one with these changes, and one more for each dict of changes."""
+    path = directory / f"{name}.toml"
+    path.write_text("".join(map(as_toml, (changes, *more))))
+    return path
+
+
+def as_toml(changes: dict[str, Any]) -> str:
+    entry = {key: value for key, value in (ENTRY | changes).items() if value is not None}
+    lines = (
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n" for key, value in entry.items()
+    )
+    return "[[expect]]\n" + "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodeid", "sides", "found"),
+    [
+        ({}, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER), True),
+        ({}, "test_x.py::test_it[other~mine]", (OTHER, PROGRAM), True),
+        ({}, "test_x.py::test_it[mine]", (PROGRAM, None), True),
+        ({}, "test_x.py::test_other[mine~other]", (PROGRAM, OTHER), False),
+        ({}, "test_x.py::test_it[other~other]", (OTHER, OTHER), False),
+        ({"versions": "2.*"}, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER), False),
+        ({"side": "a"}, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER), True),
+        ({"side": "a"}, "test_x.py::test_it[other~mine]", (OTHER, PROGRAM), False),
+        ({"test": "test_x.py::test_it[[]*-v4]"}, "test_x.py::test_it[mine~other-v4]", (PROGRAM, OTHER), True),
+        ({"test": "test_x.py::test_it[[]*-v4]"}, "test_x.py::test_it[mine~other-v6]", (PROGRAM, OTHER), False),
+    ],
+)
+def test_expectation_is_found_for_its_test_program_version_and_role(
+    tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], found: bool
+) -> None:
+    write(tmp_path, **changes)
+    assert bool(expectations.applying(tmp_path, nodeid, sides)) is found
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"link": None}, "no link"),
+        ({"observed": ""}, "no observed"),
+        ({"reason": "it is slow"}, "unknown key reason"),
+        ({"side": "c"}, "side is a or b"),
+        ({"message": "("}, "message: missing"),
+    ],
+)
+def test_expectation_without_evidence_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        expectations.load(write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["refwg", "refwg+batch"])
+def test_refwg_has_no_expectations(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="refwg has no expectations"):
+        expectations.load(write(tmp_path, name))
+
+
+@pytest.mark.parametrize(
+    ("message", "observed"),
+    [
+        ("AssertionError: the answer came from elsewhere", "it answers from elsewhere"),
+        ("it came too late", "it is late"),
+        ("it never came", "other loses it"),
+        ("it came twice", None),
+    ],
+    ids=["first", "second of the same program", "of the other program", "none"],
+)
+def test_failure_is_explained_by_any_expectation_whose_message_it_has(
+    tmp_path: Path, message: str, observed: str | None
+) -> None:
+    write(tmp_path, "mine", {"message": "too late", "observed": "it is late"})
+    write(tmp_path, "other", message="never came", observed="other loses it", side="b")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    expected = expectations.explains(found, message)
+    assert (expected and expected.observed) == observed
+
+
+def test_program_with_itself_has_each_expectation_once(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"side": "b"})
+    assert len(expectations.applying(tmp_path, "test_x.py::test_it[mine~mine]", (PROGRAM, PROGRAM))) == 2
+
+
+def test_success_refutes_all_that_depend_on_no_race(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"always": False, "observed": "it is late"})
+    write(tmp_path, "other", observed="other loses it")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    assert [one.observed for one in expectations.refuted(found)] == ["it answers from elsewhere", "other loses it"]
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_expectations_can_be_read(path: Path) -> None:
+    assert expectations.load(path)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_expectations_are_of_tests_that_exist(path: Path) -> None:
+    root = SHIPPED.parents[1]
+    tests = [
+        f"{file.relative_to(root)}::{name}"
+        for file in SHIPPED.parent.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+    ]
+    gone = [entry.test for entry in expectations.load(path) if not filter_names(tests, entry.test.partition("[")[0])]
+    assert not gone
+
+
+@pytest.mark.parametrize(
+    ("body", "outcomes"),
+    [
+        ("raise AssertionError('it came from elsewhere')", {"xfailed": 1}),
+        ("raise AssertionError('it came too late')", {"xfailed": 1}),
+        ("raise AssertionError('something else')", {"failed": 1}),
+        ("pass", {"failed": 1}),
+    ],
+    ids=["as expected", "as expected second", "otherwise", "not at all"],
+)
+def test_verdict_follows_the_expectations(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
+    program = pytester.path / "program"
+    program.write_text("#!/bin/sh\necho 1.2\n")
+    program.chmod(0o755)
+    (pytester.path / "selftests" / "expectations").mkdir(parents=True)
+    late = {"test": "*test_it", "message": "too late", "always": False}
+    write(pytester.path / "selftests" / "expectations", "mine", late, test="*test_it")
+    pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
+    result = pytester.runpytest_subprocess("--impl", f"mine={program}", "--results", "results.json")
+    result.assert_outcomes(**outcomes)

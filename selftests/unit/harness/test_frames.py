@@ -1,0 +1,147 @@
+"""Frames and the messages in them: found, changed with the right checksum, cut into segments."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from harness.net.checksum import checksum
+from harness.wire import frames
+from harness.wire.messages import Message, kind_of, split
+from refwg.ip import internet_checksum
+from selftests.support.packets import ip_packet, udp
+
+ADDRESSES = {0x0800: ("192.0.2.1", "192.0.2.2"), 0x86DD: ("fd00::1", "fd00::2")}
+PAYLOADS = st.binary(min_size=1, max_size=60)
+KEEPALIVE = b"\4\0\0\0".ljust(32, b"k")
+
+
+def frame(ethertype: int, payload: bytes, tags: bytes = b"") -> bytes:
+    packet = ip_packet(*ADDRESSES[ethertype], udp(1, 2, payload))
+    return bytes(12) + tags + struct.pack(">H", ethertype) + packet
+
+
+def data(counter: int, size: int = 16, receiver: bytes = b"abcd") -> bytes:
+    return b"\4\0\0\0" + receiver + struct.pack("<Q", counter) + bytes([counter % 256]) * (size + 16)
+
+
+def is_summed(made: bytes) -> bool:
+    """Whether the UDP checksum of a frame holds, by code that is not the harness's own."""
+    found = frames.udp(made)
+    assert found is not None
+    segment = made[found.start : found.end]
+    pseudo = found.addresses + struct.pack(">II", len(segment), 17)
+    return segment[6:8] != bytes(2) and internet_checksum(pseudo + segment) == 0
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+@pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05", b"\x88\xa8\x00\x05\x81\x00\x00\x06"])
+def test_datagram_is_found_behind_any_header(ethertype: int, tags: bytes) -> None:
+    made = frame(ethertype, b"payload", tags)
+    found = frames.udp(made + bytes(20))
+    assert found is not None
+    source, destination = ADDRESSES[ethertype]
+    assert (found.source(made), found.destination(made)) == ((source, 1), (destination, 2))
+    assert found.payload(made) == b"payload"
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+def test_nothing_is_found_in_what_is_cut_off(ethertype: int) -> None:
+    made = frame(ethertype, b"payload")
+    assert [size for size in range(len(made)) if frames.udp(made[:size])] == []
+
+
+def test_nothing_is_found_in_a_fragment_or_in_another_protocol() -> None:
+    made = bytearray(frame(0x0800, b"payload"))
+    for place, value in ((20, 0x20), (21, 0x01), (23, 6), (12, 0x90)):
+        changed = made.copy()
+        changed[place] = value
+        assert frames.udp(bytes(changed)) is None
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+@given(before=PAYLOADS, after=PAYLOADS, port=st.integers(1, 65535))
+def test_changed_datagram_has_the_right_checksum(ethertype: int, before: bytes, after: bytes, port: int) -> None:
+    size = min(len(before), len(after))
+    made = frame(ethertype, before[:size])
+    found = frames.udp(made)
+    assert found is not None
+    changed = frames.changed(made, found, after[:size], port=port)
+    assert is_summed(changed)
+    assert (found.payload(changed), found.source(changed)[1]) == (after[:size], port)
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+@pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05"])
+def test_reflected_datagram_goes_back_with_the_right_checksum(ethertype: int, tags: bytes) -> None:
+    made = frame(ethertype, b"payload", tags)
+    made = b"to him" + b"from I" + made[12:]
+    found = frames.udp(made)
+    assert found is not None
+    made = frames.changed(made, found, b"payload")
+    back = frames.reflected(made, found)
+    again = frames.udp(back)
+    assert again is not None
+    assert (again.source(back), again.destination(back)) == (found.destination(made), found.source(made))
+    assert (back[:12], back[12 : 12 + len(tags)], again.payload(back)) == (b"from I" + b"to him", tags, b"payload")
+    assert is_summed(back)
+    assert frames.reflected(back, again) == made
+
+
+@given(st.binary(max_size=80))
+@example(b"\0\0")
+@example(b"\xff\xff")
+@example(b"\0\0\xff\xff")
+def test_checksum_is_that_of_the_rfc(data: bytes) -> None:
+    assert checksum(data) == internet_checksum(data)
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+@pytest.mark.parametrize("last", [16, 1, 0])
+def test_datagrams_sent_at_once_are_told_apart(ethertype: int, last: int) -> None:
+    sent = [data(7), data(8), data(9, last)]
+    cut = frames.segments(frame(ethertype, b"".join(sent)))
+    assert [found.payload(made) for made in cut if (found := frames.udp(made))] == sent
+    assert all(is_summed(made) and len(made) - 14 == _ip_length(made) for made in cut)
+    assert ethertype == 0x86DD or all(internet_checksum(made[14:34]) == 0 for made in cut)
+
+
+def _ip_length(made: bytes) -> int:
+    if made[14] >> 4 == 4:
+        return int.from_bytes(made[16:18])
+    return int.from_bytes(made[18:20]) + 40
+
+
+@pytest.mark.parametrize("payload", [data(1), data(1) + data(3), data(1) + data(2, receiver=b"efgh"), b"\1\0\0\0" * 37])
+def test_one_datagram_is_left_alone(payload: bytes) -> None:
+    assert split(payload) == [payload]
+    assert frames.segments(frame(0x0800, payload)) == [frame(0x0800, payload)]
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (b"\1\0\0\0".ljust(148), 1), (b"\1\0\0\0".ljust(147), 0), (b"\1\0\0\0".ljust(149), 0),
+        (b"\2\0\0\0".ljust(92), 2), (b"\2\0\0\0".ljust(148), 0), (b"\3\0\0\0".ljust(64), 3),
+        (b"\4\0\0\0".ljust(31), 0), (KEEPALIVE, 4), (b"\4\0\0\1".ljust(32), 0), (b"\5\0\0\0".ljust(64), 0), (b"", 0),
+    ],
+)  # fmt: skip
+def test_kind_of_a_message_is_known_by_type_and_length(payload: bytes, kind: int) -> None:
+    assert kind_of(payload) == kind
+
+
+@pytest.mark.parametrize(
+    ("payload", "told"),
+    [
+        (KEEPALIVE, "keepalive 7740398493674204011 (32)"),
+        (data(5), "data 5 (48)"),
+        (b"\3\0\0\0".ljust(64), "cookie reply (64)"),
+        (b"hello", "no message of WireGuard's (5)"),
+    ],
+)
+def test_message_tells_what_it_is(payload: bytes, told: str) -> None:
+    message = Message(time=1_500_000_000, source=("a", 1), destination=("b", 2), payload=payload)
+    assert str(message) == f"1.500 1>2 {told}"

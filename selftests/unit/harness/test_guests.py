@@ -1,0 +1,335 @@
+"""Guests beside a session: which tests they get, who hears what they tell, how they are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.lanes import EVENTS, SHARE
+from harness.plugin.guests import (
+    Guests,
+    Objects,
+    Running,
+    Share,
+    _Told,
+    lane_arguments,
+    selection,
+    used_driver,
+)
+from harness.plugin.reporter import Reporter
+from harness.plugin.session import REPORTER, state_of_run
+from harness.report.results import PROPERTY
+from harness.sandbox.launcher import REFUSED
+from harness.vm import boot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytest_plugins = ["pytester"]
+
+FILES = ("selftests/netns/test_a.py", "selftests/netns/test_b.py")
+# In place of QEMU: each guest is a process of this machine, and notes which files it was given.
+NO_QEMU = """
+import os, pathlib, subprocess, tempfile, types
+from harness.vm import boot
+
+def guest(kernel, command, *, environment, folder, show, **rest):
+    done = subprocess.run(command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE)
+    show(done.stdout)
+    with open(environment["WG_INTEROP_LANE"] + ".txt", "a") as note:
+        print(*(word for word in command if word.endswith(".py")), file=note)
+    results = pathlib.Path(tempfile.mkdtemp(dir=folder))
+    (results / "kernel.log").touch()
+    return types.SimpleNamespace(
+        verdict=boot.Verdict.EXITED, status=done.returncode, kernel=kernel, results=results
+    )
+
+boot.boot = guest
+boot.find = boot.require_in_guest = lambda _: None
+"""
+CREATED = "wireguard: wg0: Interface created\n"
+DESTROYED = "wireguard: wg0: Interface destroyed\n"
+
+
+@pytest.fixture
+def session() -> Any:
+    """What a session has that Running asks for."""
+    return SimpleNamespace(
+        shouldfail=False, shouldstop=False, Failed=pytest.Session.Failed, Interrupted=pytest.Session.Interrupted
+    )
+
+
+@pytest.fixture
+def running(session: Any) -> Iterator[Running]:
+    made = Running(session, 2, lambda _: None)
+    yield made
+    made.close()
+
+
+def test_session_hears_in_its_own_thread_and_in_order(running: Running) -> None:
+    heard: list[tuple[str, int]] = []
+
+    def hear(word: str) -> None:
+        heard.append((word, threading.get_ident()))
+
+    def work() -> str:
+        running.tell(lambda: hear("first"))
+        running.tell(lambda: hear("second"))
+        return "the end"
+
+    running.start(work, hear, lambda error: hear(str(error)))
+    running.finish()
+    assert heard == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
+
+
+def test_guest_that_could_not_run_is_told_after_all_others_are_heard(running: Running) -> None:
+    heard: list[str] = []
+
+    def work() -> str:
+        raise HarnessError("no such kernel")
+
+    running.start(work, heard.append, lambda error: heard.append(f"failed: {error}"))
+    running.start(lambda: "fine", heard.append, lambda error: heard.append(str(error)))
+    running.finish()
+    assert sorted(heard) == ["failed: no such kernel", "fine"]
+
+
+def test_nothing_is_heard_before_a_test_here_has_ended(running: Running) -> None:
+    heard: list[str] = []
+    running.tell(lambda: heard.append("a guest's test"))
+    assert not heard
+    running.pytest_runtest_logfinish()
+    assert heard == ["a guest's test"]
+
+
+@pytest.mark.parametrize(("attribute", "error"), [("shouldfail", "Failed"), ("shouldstop", "Interrupted")])
+def test_session_that_should_end_does_not_wait_for_guests(
+    running: Running, session: Any, attribute: str, error: str
+) -> None:
+    def work() -> None:
+        running.tell(lambda: setattr(session, attribute, "stopping after 1 failures"))
+        os.read(running.stop, 1)
+
+    running.start(work, lambda _: None, lambda _: None)
+    with pytest.raises(getattr(pytest.Session, error), match="stopping after 1 failures"):
+        running.finish()
+
+
+def test_guests_are_started_once(session: Any) -> None:
+    started: list[list[str]] = []
+    running = Running(session, 1, lambda files: started.append(list(files)))
+    running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
+    running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
+    running.close()
+    assert started == [["a.py", "b.py"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["selftests"], list(FILES)),
+        (["/work/selftests/netns"], list(FILES)),
+        (["selftests/netns/test_b.py"], [FILES[1]]),
+        (["selftests/netns/test_a.py::test_one[x~y]"], ["selftests/netns/test_a.py::test_one[x~y]"]),
+        (["selftests/unit"], []),
+    ],
+)
+def test_guest_collects_only_files_with_tests_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: list[str], expected: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = [word.replace("/work", str(tmp_path)) for word in given]
+    config = SimpleNamespace(args=args, rootpath=tmp_path, option=SimpleNamespace(keyword="k", wg_pair=["a~b"]))
+    more = ["-k", "k", "--pair=a~b"] if expected else []
+    assert selection(cast("pytest.Config", config), (*FILES, FILES[0])) == expected + more
+
+
+@pytest.mark.parametrize("keep", ["failed", "all", "none"])
+def test_guest_keeps_the_evidence_that_is_asked_for(pytestconfig: pytest.Config, keep: str) -> None:
+    option = SimpleNamespace(**{**vars(pytestconfig.option), "wg_keep": keep})
+    arguments = lane_arguments("vm", cast("pytest.Config", SimpleNamespace(option=option)))
+    assert arguments[arguments.index("--keep") + 1] == keep
+
+
+def test_objects_of_one_kernel_are_balanced_over_all_its_guests() -> None:
+    objects = Objects(2)
+    objects.look(CREATED + DESTROYED, used=True)
+    objects.look(CREATED, used=True)
+    objects.look("", used=False)
+    assert (objects.used, objects.wrong) == (True, ["1 of Interface created, 0 destroyed"])
+
+
+def test_guest_that_never_used_the_driver_says_nothing_of_objects() -> None:
+    objects = Objects(1)
+    objects.look("", used=False)
+    assert (objects.used, objects.wrong) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("when", "outcome", "a", "b", "used"),
+    [
+        ("call", "passed", "refwg", "kernel", True),
+        ("call", "passed", "kernel", None, True),
+        ("call", "passed", "refwg", "refwg", False),
+        ("call", "passed", None, None, False),
+        ("call", "skipped", "kernel", "refwg", False),
+        ("setup", "passed", "kernel", "refwg", False),
+    ],
+)
+def test_driver_was_used_where_a_test_of_it_has_passed(
+    when: Any, outcome: Any, a: str | None, b: str | None, used: bool
+) -> None:
+    facts = {side: name and {"impl": name, "version": "1"} for side, name in (("a", a), ("b", b))}
+    name = "test_of_a_kernel"
+    report = pytest.TestReport(name, ("", 0, name), {}, outcome, None, when, user_properties=[(PROPERTY, facts)])
+    assert used_driver(report) is used
+
+
+def test_pairs_that_lane_netns_has_are_left_out_in_vm_and_not_in_warp(pytester: pytest.Pytester) -> None:
+    words = ["--lane=netns", "--lane=vm", "--lane=warp", "--impl=kernel", "--impl=refwg"]
+    config = pytester.parseconfig(*words)
+    guests = Guests(config, state_of_run(config).registry, 1, pytester.path)
+    assert guests.pairs("vm") == [f"--pair={pair}" for pair in ("kernel~kernel", "kernel~refwg", "refwg~kernel")]
+    assert guests.pairs("warp") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["--pair", "mine~wireguard-go"], ["mine", "wireguard-go"]),
+        (["--pair", "mine~mine"], ["mine"]),
+        ([], ["mine"]),
+    ],
+)
+def test_guest_has_the_programs_of_the_pairs_asked_for(
+    pytester: pytest.Pytester, words: list[str], taken: list[str]
+) -> None:
+    program = pytester.makefile("", mine="#!/bin/sh\n")
+    program.chmod(0o755)
+    config = pytester.parseconfig("--impl", f"mine={program}", *words)
+    files, options = Guests(config, state_of_run(config).registry, 1, pytester.path).programs()
+    assert (program, "/peers/mine/mine") in files
+    assert [word.partition("=")[0] for word in options] == [each for name in taken for each in ("--impl", name)]
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with a test for each lane, and guests that are processes."""
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin,pytest_timeout")
+    pytester.makeconftest(NO_QEMU)
+    pytester.makepyfile(
+        test_core="def test_core(): pass",
+        test_link="def test_link(lab): pass",
+        test_minutes="import pytest\n@pytest.mark.waiting\ndef test_minutes(lab): pass",
+    )
+    return pytester
+
+
+@pytest.mark.parametrize(
+    ("options", "ran", "given"),
+    [
+        ("--lane=warp", "warp::test_minutes", {"warp": "test_minutes.py"}),
+        ("--lane=netns --lane=vm -n 2", "netns::test_link vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=core --lane=vm", "core::test_core vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=core --lane=vm -n 2", "core::test_core vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=netns --lane=warp", "netns::test_link warp::test_minutes", {"warp": "test_minutes.py"}),
+    ],
+)
+def test_each_test_runs_in_the_lanes_asked_for_and_in_no_other(
+    project: pytest.Pytester, options: str, ran: str, given: dict[str, str]
+) -> None:
+    run = project.runpytest_subprocess("--results=results.json", "--impl=kernel", *options.split())
+    results = json.loads((project.path / "results.json").read_text())["results"]
+    assert sorted(f"{each['lane']}::{each['id'].partition('::')[2]}" for each in results) == ran.split()
+    # Several guests are given the same files, of whose tests each has a share.
+    files = {path.stem: path.read_text().split() for path in project.path.glob("*.txt")}
+    assert {lane: " ".join(dict.fromkeys(each)) for lane, each in files.items()} == given, run.stdout.str()
+
+
+def reporting(pytester: pytest.Pytester) -> pytest.Config:
+    """A configuration with the plugin's Reporter."""
+    config = pytester.parseconfig("--results", "results.json")
+    config.pluginmanager.register(Reporter(config, state_of_run(config)), REPORTER)
+    return config
+
+
+def test_what_is_told_of_a_guest_as_a_whole_is_counted(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setenv(EVENTS, str(writing))
+    _Told(reporting(pytester), Share("vm", "6.12"), pytester.path, Objects(1)).failed(HarnessError("no such kernel"))
+    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    assert [event.get("count") or event["id"] for event in told] == [1, "vm::guest[6.12]"]
+    os.close(writing)
+    os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "complaints"),
+    [
+        (None, pytest.ExitCode.NO_TESTS_COLLECTED, 0),
+        (None, pytest.ExitCode.OK, 1),
+        ("passed", pytest.ExitCode.OK, 0),
+        ("skipped", pytest.ExitCode.OK, 0),
+        ("failed", pytest.ExitCode.TESTS_FAILED, 0),
+        ("passed", pytest.ExitCode.TESTS_FAILED, 1),
+        ("skipped", pytest.ExitCode.TESTS_FAILED, 1),
+        ("failed", pytest.ExitCode.OK, 1),
+    ],
+)
+def test_status_that_the_reports_do_not_explain_is_a_failure_of_the_guest(
+    pytester: pytest.Pytester, outcome: Any, status: int, complaints: int
+) -> None:
+    config = reporting(pytester)
+    told = _Told(config, Share("vm", "6.12"), pytester.path, Objects(1))
+    if outcome:
+        report = pytest.TestReport("test_it.py::test_it", ("test_it.py", 0, "test_it"), {}, outcome, None, "call")
+        data = config.hook.pytest_report_to_serializable(config=config, report=report)
+        told.take({"event": "report", "data": data})
+    (pytester.path / "results").mkdir()
+    (pytester.path / "results" / "kernel.log").touch()
+    result = boot.VmResult(
+        verdict=boot.Verdict.EXITED, status=status, message="", kernel="6.12", accelerator="tcg",
+        directory=pytester.path, durations={},
+    )  # fmt: skip
+    told.ended(result, [])
+    found = [result.id for result in state_of_run(config).results.by_id.values() if result.lane == "vm"]
+    assert found == complaints * ["vm::guest[6.12]"]
+
+
+def test_unknown_kernel_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boot, "require_in_guest", lambda _: None)
+    config = pytester.parseconfig("--lane=vm")
+    with pytest.raises(pytest.UsageError, match=r"kernel ./none: no such file"):
+        Guests(config, state_of_run(config).registry, 1, pytester.path).prepare(["./none"])
+
+
+@pytest.mark.parametrize(("share", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])
+def test_share_is_taken_of_what_the_other_options_leave(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, share: str, chosen: str
+) -> None:
+    monkeypatch.setenv(SHARE, share)
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("number", range(3))
+        def test_wanted(number): pass
+
+        def test_other(): pass
+        """
+    )
+    run = pytester.runpytest_inprocess("-v", "-k", "wanted")
+    passed = [line for line in run.outlines if "PASSED" in line]
+    assert [line.partition("[")[2][0] for line in passed] == list(chosen)

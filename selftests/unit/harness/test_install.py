@@ -1,0 +1,352 @@
+"""The installer of implementations: what it takes, what it finds, what it says when it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import Unavailable, UsageError
+from harness.install import installer
+from harness.install.cache import REMEDY
+from harness.install.go import (
+    find_go,
+    go_environment,
+    go_version,
+)
+from harness.install.installer import install, install_each, installed, on_request, recipes, why_not_installed
+from harness.install.recipes import parse
+from harness.install.tools import (
+    parse_version,
+    reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+GO = {"kind": "go", "module": "example.org/wg", "version": "v1.2.3", "binary": "wg", "go": "1.23.1"}
+DEBIAN = {"kind": "debian", "package": "some-wg", "binary": "/usr/bin/some-wg-that-is-not-there"}
+VERSION = "[ $1 = version ] && echo go version go1.99.0 linux/amd64 && exit"
+FAILING_GO = f"""#!/bin/sh
+{VERSION}
+echo trouble; echo no net; exit 1
+"""
+WORKING_GO = f"""#!/bin/sh
+{VERSION}
+cp /bin/true $GOBIN/wg
+env > $GOBIN/env
+echo $@ > $GOBIN/arguments
+"""
+APT = """#!/bin/sh
+for word; do case $word in Dir::Cache::archives=*) : > "${word#*=}/some-wg_1_amd64.deb";; esac; done
+"""
+DPKG = """#!/bin/sh
+mkdir -p $3/usr/bin
+cp /bin/true $3/usr/bin/some-wg-that-is-not-there
+"""
+CARGO = {"kind": "cargo", "crate": "some-wg", "version": "1.2.3", "binary": "wg", "rust": "1.85"}
+RUSTC = """#!/bin/sh
+echo "rustc 1.95.0 (59807616e 2026-04-14)"
+"""
+WORKING_CARGO = """#!/bin/sh
+for word; do [ "$before" = --root ] && root=$word; before=$word; done
+mkdir -p $root/bin $CARGO_HOME/registry
+cp /bin/true $root/bin/wg
+env > $root/env
+echo $@ > $root/arguments
+"""
+
+
+# Used by every test: none may touch the real cache.
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "wg-interop"
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that stands first on PATH."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    return tmp_path / "bin"
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ({}, "kind: None is not one of go, cargo, debian"),
+        (GO | {"kind": "snap"}, "kind: 'snap' is not one of go, cargo, debian"),
+        (GO | {"kind": ["go"]}, "kind: ['go'] is not one of go, cargo, debian"),
+        (GO | {"flavour": "sweet"}, "unknown key: flavour"),
+        ({"kind": "go", "module": "m"}, "missing: binary, go, version"),
+        (GO | {"version": 1}, "version: 1 is not a string"),
+        (GO | {"version": "latest"}, "version: 'latest' is not a fixed version such as v1.2.3"),
+        (GO | {"version": "v1/../../x"}, "version: 'v1/../../x' is not a fixed version such as v1.2.3"),
+        (GO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
+        (GO | {"go": "new"}, "go: 'new' is not a Go version such as 1.23.1"),
+        (CARGO | {"crate": "--git"}, "crate: '--git' is not the name of a crate"),
+        (CARGO | {"version": "1.2"}, "version: '1.2' is not a fixed version such as 1.2.3"),
+        (CARGO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
+        (CARGO | {"rust": "stable"}, "rust: 'stable' is not a Rust version such as 1.85"),
+        (DEBIAN | {"package": "-o evil"}, "package: '-o evil' is not the name of a Debian package"),
+        (DEBIAN | {"binary": "wg"}, "binary: 'wg' is not an absolute path"),
+        (DEBIAN | {"binary": "/usr/../wg"}, "binary: '/usr/../wg' is not an absolute path"),
+    ],
+)
+def test_bad_install_table_is_refused_with_the_key_named(table: Mapping[str, object], complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        parse("peer", table)
+    assert str(refusal.value) == f"peer: [install] {complaint}"
+
+
+def test_manifests_of_the_project_can_be_parsed() -> None:
+    tables = recipes()
+    assert {"wireguard-go", "wireguard-go-debian", "boringtun", "gotatun"} <= tables.keys()
+    for name, table in tables.items():
+        parse(name, table)
+
+
+def test_broken_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "peer.toml").write_text("[install\n")
+    with pytest.raises(UsageError, match=r"peer\.toml: .*line 1"):
+        recipes(tmp_path)
+
+
+def test_manifest_without_install_table_has_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "kernel.toml").write_text("kind = 'kernel'\n")
+    assert recipes(tmp_path) == {}
+
+
+def test_nothing_is_installed_in_an_empty_cache_and_looking_makes_none(cache: Path) -> None:
+    assert installed("peer", GO) is None
+    assert installed("peer", DEBIAN) is None
+    assert not cache.exists()
+
+
+def test_program_of_the_distribution_is_taken_where_it_is(cache: Path) -> None:
+    assert installed("peer", DEBIAN | {"binary": "/bin/sh"}) == Path("/bin/sh")
+    assert not cache.exists()
+
+
+def test_go_program_is_built_into_the_cache_once(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO)
+    built = install("peer", GO)
+    assert built == cache / "peers" / "peer" / "v1.2.3" / "wg"
+    write_program(programs / "go", FAILING_GO)
+    assert install("peer", GO) == installed("peer", GO) == built
+
+
+def test_go_program_is_built_with_checks_on_and_without_the_builders_paths(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO)
+    target = install("peer", GO).parent
+    assert (target / "arguments").read_text().startswith("install -trimpath ")
+    assert (target / "arguments").read_text().endswith(" example.org/wg@v1.2.3\n")
+    environment = (target / "env").read_text()
+    assert re.search(rf"^GOMODCACHE={cache}/peers/peer/\.v1\.2\.3\..*\.part/\.build/mod$", environment, re.MULTILINE)
+    assert {"GOTOOLCHAIN=local", "CGO_ENABLED=0"} <= set(environment.split("\n"))
+
+
+def test_rust_program_is_built_into_the_cache_with_its_own_lock_file(cache: Path, programs: Path) -> None:
+    write_program(programs / "rustc", RUSTC)
+    write_program(programs / "cargo", WORKING_CARGO)
+    built = install("peer", CARGO)
+    target = cache / "peers" / "peer" / "1.2.3"
+    assert built == installed("peer", CARGO) == target / "bin" / "wg"
+    said = (target / "arguments").read_text()
+    assert re.search(r"install --locked --root \S+ --target-dir \S+ some-wg@1\.2\.3\n$", said)
+    # Nothing that was fetched or compiled on the way is left.
+    assert {path.name for path in target.iterdir()} == {"bin", "env", "arguments"}
+
+
+def test_rust_program_is_refused_without_a_compiler_to_link_with(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", str(programs))
+    write_program(programs / "rustc", RUSTC)
+    write_program(programs / "cargo", WORKING_CARGO)
+    with pytest.raises(Unavailable, match="no C compiler to link with: as root: apt-get install -y gcc libc6-dev"):
+        install("peer", CARGO)
+
+
+def test_rust_programs_are_installed_only_if_named() -> None:
+    assert {name for name, table in recipes().items() if on_request(table)} == {"boringtun", "gotatun"}
+
+
+def test_build_leaves_no_fetched_modules(programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO + "mkdir -p $GOMODCACHE/some@v1; chmod 500 $GOMODCACHE/some@v1\n")
+    assert {path.name for path in install("peer", GO).parent.iterdir()} == {"wg", "env", "arguments"}
+
+
+def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", FAILING_GO)
+    with pytest.raises(
+        Unavailable, match=r"^peer could not be installed: no net; check the network .*--impl peer=PATH$"
+    ):
+        install("peer", GO)
+    assert {path.name for path in (cache / "peers" / "peer").iterdir()} == {".v1.2.3.lock", "why-not"}
+
+
+def test_file_that_cannot_be_written_is_no_matter_of_the_network(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO)
+    # A name with which its lock may be made, and the directory beside it may not.
+    version = f"v1.2.3-{'x' * 238}"
+    with pytest.raises(Unavailable, match=r"^peer could not be installed: .*File name too long") as refusal:
+        install("peer", GO | {"version": version})
+    assert "network" not in str(refusal.value)
+    assert f"; {REMEDY}, or name a program of your own: " in str(refusal.value)
+    assert (cache / "peers" / "peer" / "why-not").exists()
+
+
+def test_failure_is_remembered_until_an_installation_succeeds(programs: Path) -> None:
+    write_program(programs / "go", FAILING_GO)
+    with pytest.raises(Unavailable):
+        install("peer", GO)
+    assert why_not_installed("peer") == "no net"
+    write_program(programs / "go", WORKING_GO)
+    install("peer", GO)
+    assert why_not_installed("peer") is None
+
+
+def test_program_that_the_module_does_not_build_is_named(programs: Path) -> None:
+    write_program(programs / "go", WORKING_GO)
+    with pytest.raises(Unavailable, match=r"example\.org/wg v1\.2\.3 builds no program named other"):
+        install("peer", GO | {"binary": "other"})
+
+
+def test_ordinary_user_unpacks_the_package_into_the_cache(
+    cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    write_program(programs / "apt-get", APT)
+    write_program(programs / "dpkg-deb", DPKG)
+    unpacked = cache / "peers" / "peer" / "debian" / "usr" / "bin" / "some-wg-that-is-not-there"
+    assert install("peer", DEBIAN) == installed("peer", DEBIAN) == unpacked
+
+
+def test_root_has_the_package_installed(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    binary = cache.parent / "some-wg"
+    write_program(programs / "apt-get", f'#!/bin/sh\ncase "$*" in *install*some-wg) cp /bin/true {binary};; esac\n')
+    assert install("peer", DEBIAN | {"binary": str(binary)}) == binary
+
+
+def test_command_line_refuses_an_unknown_name(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert install_each(["wireguard-goo"]) == 2
+    assert "wireguard-goo: no implementation of this name can be installed; known: " in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_command_line_takes_the_manifest_of_a_user(
+    tmp_path: Path, programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_program(programs / "go", WORKING_GO)
+    table = "\n".join(f"{key} = {value!r}" for key, value in GO.items())
+    (tmp_path / "file.toml").write_text(f"name = 'mine'\nkind = 'uapi'\n[install]\n{table}\n")
+    assert install_each([str(tmp_path / "file.toml")]) == 0
+    assert installed("mine", GO)
+    assert f"{installed('mine', GO)}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "manifest {}: No such file or directory"),
+        ("name = 'mine'\nkind = 'uapi'", "{}: it has no table [install]"),
+        ("name = '../mine'\nkind = 'uapi'", "manifest {}: name must be lower-case letters"),
+    ],
+)
+def test_command_line_refuses_a_manifest_that_is_of_no_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, complaint: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    if text is not None:
+        path.write_text(text)
+    assert install_each([str(path)]) == 2
+    assert f"wg-interop install: {complaint.format(path)}" in capsys.readouterr().err
+
+
+def test_command_line_goes_on_after_a_peer_that_failed(
+    cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_program(programs / "go", FAILING_GO)
+    monkeypatch.setattr(installer, "recipes", lambda: {"bad": GO, "good": DEBIAN | {"binary": "/bin/sh"}})
+    assert install_each([]) == 125
+    assert "/bin/sh\n" in capsys.readouterr().out
+    assert cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "version"),
+    [
+        ("go version go1.26.8 linux/amd64", (1, 26, 8)),
+        ("go version go1.21 linux/amd64", (1, 21, 0)),
+        ("go version go1.23.1 X:nocoverageredesign linux/amd64", (1, 23, 1)),
+        ("go version go1.27rc1 linux/amd64", None),
+        ("go version devel go1.28-0123abcd linux/amd64", None),
+        ("usage: go fish", None),
+    ],
+)
+def test_version_of_go_is_read(answer: str, version: tuple[int, ...] | None, programs: Path) -> None:
+    write_program(programs / "go", f"#!/bin/sh\necho {answer}\n")
+    assert go_version(programs / "go") == version
+
+
+def test_go_on_path_counts_only_if_new_enough(cache: Path, programs: Path) -> None:
+    write_program(programs / "go", "#!/bin/sh\necho go version go1.23.1 linux/amd64\n")
+    assert find_go(parse_version("1.23.1")) == programs / "go"
+    assert find_go(parse_version("1.23.2")) is None
+    assert cache.exists()
+
+
+def test_users_own_go_caches_and_checks_are_respected(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMODCACHE", "/my/mod")
+    monkeypatch.setenv("GONOSUMDB", "example.org")
+    monkeypatch.delenv("GOCACHE", raising=False)
+    environment = go_environment(Path("/usr/bin/go"), cache)
+    assert environment["GOMODCACHE"] == "/my/mod"
+    assert environment["GONOSUMDB"] == "example.org"
+    assert environment["GOCACHE"] == str(cache / "toolchains" / "go-build")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["E: Unable to locate package x", "trailing chatter"], "E: Unable to locate package x"),
+        (["error: failed to compile `x`", "Caused by:", "  z"], "error: failed to compile `x`"),
+        (
+            [
+                "error: download of config.json failed",
+                "Caused by:",
+                "  [6] Could not resolve hostname (index.crates.io)",
+            ],
+            "error: download of config.json failed (Could not resolve hostname)",
+        ),
+        (["one", "two", ""], "two"),
+        (
+            ["WARNING: Retrying: 'Failed to establish a new connection: [Errno -3] no name')'", "ERROR: No matching x"],
+            "ERROR: No matching x (Failed to establish a new connection: [Errno -3] no name)",
+        ),
+        ([], ""),
+    ],
+)
+def test_reason_of_a_failure_is_its_last_error_or_last_line(lines: list[str], expected: str) -> None:
+    assert reason(lines) == expected
+
+
+def test_set_up_needs_nothing_but_the_standard_library() -> None:
+    # ci/setup runs under the bare Python of the system: -S keeps site-packages away.
+    command = [sys.executable, "-S", "-c", "import ci.gates, harness.install.installer"]
+    root = Path(__file__).parents[3]
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stderr == ""

@@ -1,0 +1,284 @@
+"""Implementations: every mistake in a manifest or in `--impl` is one line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.errors import Unavailable, UsageError
+from harness.implementations.manifest import (
+    CAPABILITIES,
+    Manifest,
+    load,
+)
+from harness.implementations.registry import (
+    Registry,
+)
+
+GOOD = """\
+name = "mine"
+kind = "uapi"
+"""
+NAMES = "name must be lower-case letters, digits and . _ + -, not"
+FILLED = "only {program}, {interface} and {python} are filled in:"
+INSTALL = """
+[install]
+kind = "go"
+module = "example.org/wg"
+version = "v1.2.3"
+binary = "wg"
+go = "1.23.1"
+"""
+KERNEL = 'name = "mine"\nkind = "kernel"\n'
+SINCE = 'capabilities_since.roaming must be a kernel version such as "6.16", not'
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that prints a version."""
+    path = tmp_path / "program"
+    path.write_text("#!/bin/sh\necho wg v1.2.3-rc1 of today\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Where the test puts its manifest."""
+    return tmp_path / "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name = ", "not TOML: Invalid value (at end of document)"),
+        ('kind = "uapi"', f"{NAMES} ''"),
+        ('name = "Mine"\nkind = "uapi"', f"{NAMES} 'Mine'"),
+        ('name = "a~b"\nkind = "uapi"', f"{NAMES} 'a~b'"),
+        ('name = 5\nkind = "uapi"', "name must be a str, not 5"),
+        ('name = "mine"', "kind must be one of kernel, uapi, not None"),
+        ('name = "mine"\nkind = "genl"', "kind must be one of kernel, uapi, not 'genl'"),
+        ('name = "mine"\nkind = ["uapi"]', "kind must be one of kernel, uapi, not ['uapi']"),
+        (GOOD + "colour = 1", "unknown key colour"),
+        (GOOD + "[program]\nargv = []", "unknown key program.argv"),
+        (GOOD + "[watch]\nmemory = 1", "unknown key watch.memory"),
+        (GOOD + '[program]\nkey_log = ["--keys"]', "program.key_log: {file} is missing: key_log = "),
+        (GOOD + 'program = "/bin/true"', "program must be a dict, not '/bin/true'"),
+        (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: bounded-loop, fwmark, "),
+        (GOOD + 'capabilities = "roaming"', "capabilities must be a list, not 'roaming'"),
+        (GOOD + "capabilities = [1]", "capabilities must be a list of strings"),
+        (GOOD + '[watch]\ncomplaints = ["("]', "watch.complaints: '(': missing ), unterminated subpattern"),
+        (GOOD + '[watch]\nthreads = "many"', "threads must be a int, not 'many'"),
+        (GOOD + "[program]\ncommand = []", "program.command must not be empty"),
+        (GOOD + '[program]\ncommand = ["{programm}"]', f"program.command: {FILLED} 'programm'"),
+        (GOOD + '[program]\ncommand = ["{"]', f"program.command: {FILLED} Single '{{'"),
+        (GOOD + '[program]\nversion = ["{program.name}"]', f"program.version: {FILLED} 'str' object"),
+        (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a str, not 1"),
+        (GOOD + "[variant]\nenv = { LEVEL = 1 }", "variant.env.LEVEL must be a str, not 1"),
+        (GOOD + '[variant]\nargs = ["--{mutant}"]', f"variant.args: only {{variant}}, {FILLED[5:]} 'mutant'"),
+        (GOOD + '[variant]\nargs = ["{"]', "variant.args: only {variant}, {program}, {interface} and {python} are "),
+        (GOOD + '[program]\npath = "~no-such-user/x"', "program.path: ~no-such-user/x: "),
+        (GOOD + "[program]\nmtu = 67", "program.mtu must be from 68 to 65535, not 67"),
+        (GOOD + '[program]\nmtu = "1420"', "mtu must be a int, not '1420'"),
+        (GOOD + '[program]\npath = "nowhere"', "no program /"),
+        (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, cargo, debian"),
+        (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
+        (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
+        (KERNEL + '[capabilities_since]\nroaming = "6.1-rc"', f"{SINCE} '6.1-rc'"),
+        (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: bounded-loop, "),
+    ],
+)
+def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
+    manifest.write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        load(manifest)
+    assert str(refusal.value).startswith(f"manifest {manifest}: {complaint}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("nowhere.toml", "No such file or directory"),
+        (".", "Is a directory"),
+        ("binary", "not TOML: 'utf-8' codec"),
+    ],
+)
+def test_manifest_that_cannot_be_read_is_named(tmp_path: Path, name: str, complaint: str) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=f"{complaint}") as refusal:
+        load(tmp_path / name)
+    assert str(refusal.value).startswith(f"manifest {tmp_path / name}: ")
+
+
+def test_program_that_may_not_be_started_is_named_with_the_remedy(manifest: Path, program: Path) -> None:
+    manifest.write_text(f'{GOOD}[program]\npath = "{program.name}"')
+    program.chmod(0o644)
+    with pytest.raises(UsageError) as refusal:
+        load(manifest)
+    assert str(refusal.value) == f"manifest {manifest}: {program} is not executable: chmod +x {program}"
+
+
+def test_manifest_says_how_the_program_is_started(manifest: Path, program: Path) -> None:
+    manifest.write_text(f'{GOOD}[program]\npath = "program"\ncommand = ["nice", "{{program}}", "--on={{interface}}"]')
+    mine = load(manifest)
+    assert mine.argv("wg7") == ["nice", str(program), "--on=wg7"]
+    assert mine.version() == "1.2.3-rc1"
+    assert mine.why_unavailable() is None
+
+
+def test_program_may_lie_below_the_home_directory(
+    tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    manifest = tmp_path / "elsewhere" / "mine.toml"
+    manifest.write_text(f'{GOOD}[program]\npath = "~/program"')
+    assert load(manifest).find_program() == program
+
+
+@pytest.mark.parametrize("text", ["nothing", "exit 1", "sleep"])
+def test_version_is_unknown_where_the_program_says_none(program: Path, text: str) -> None:
+    program.write_text(f"#!/bin/sh\n{text}\n")
+    assert Manifest(name="mine", kind="uapi", program=program).version() == "unknown"
+
+
+def test_implementation_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    newest = Registry().get("wireguard-go")
+    assert newest.why_unavailable() == "wireguard-go is not installed; to install it: wg-interop install wireguard-go"
+    with pytest.raises(Unavailable):
+        newest.argv("wg0")
+
+
+def test_implementation_that_could_not_be_installed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "wg-interop" / "peers" / "boringtun").mkdir(parents=True)
+    (tmp_path / "wg-interop" / "peers" / "boringtun" / "why-not").write_text("no network")
+    assert Registry().get("boringtun").why_unavailable() == (
+        "boringtun could not be installed (no network); to try again: wg-interop install boringtun"
+    )
+
+
+def test_manifest_that_names_no_program_says_where_one_is_named(manifest: Path) -> None:
+    manifest.write_text(GOOD)
+    assert load(manifest).why_unavailable() == (
+        f"mine names no program; set program.path in {manifest}, or --impl mine=PATH"
+    )
+
+
+def test_manifest_of_a_user_is_installed_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    manifest = tmp_path / "my own.toml"
+    manifest.write_text(f"{GOOD}{INSTALL}")
+    assert load(manifest).why_unavailable() == (
+        f"mine is not installed; to install it: wg-interop install '{manifest}'"
+    )
+
+
+def test_variant_is_the_program_that_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "mine.toml").write_text(f'{GOOD}{INSTALL}\n[variant]\nargs = ["--{{variant}}"]')
+    variant = load(tmp_path / "mine.toml").varied("fast")
+    said = f"mine+fast is not installed; to install it: wg-interop install {tmp_path}/mine.toml"
+    assert variant.why_unavailable() == said
+    built = tmp_path / "wg-interop" / "peers" / "mine" / "v1.2.3" / "wg"
+    built.parent.mkdir(parents=True)
+    built.write_text("")
+    built.chmod(0o755)
+    assert variant.argv("wg0") == [str(built), "-f", "wg0", "--fast"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nope", "unknown implementation 'nope'; there are: boringtun, "),
+        ("refwg+{x}", "unknown implementation 'refwg+{x}'; there are: boringtun, "),
+        ("mine=/nowhere", "--impl mine=/nowhere: no program /nowhere"),
+        ("mine=/etc/passwd", "--impl mine=/etc/passwd: /etc/passwd is not executable: chmod +x /etc/passwd"),
+        ("mine=/tmp", "--impl mine=/tmp: no program /tmp"),
+        ("Mine=/bin/true", "--impl Mine=/bin/true: a name is lower-case letters, digits and . _ + -"),
+        ("=/bin/true", "--impl =/bin/true: a name is lower-case letters, digits and . _ + -"),
+        ("kernel=/bin/true", "--impl kernel=/bin/true: kernel is no program; for another kernel use --kernel"),
+    ],
+)
+def test_mistake_in_a_choice_is_named_in_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        Registry().choose(text)
+    assert str(refusal.value).startswith(complaint)
+
+
+def test_unknown_name_with_a_program_is_started_as_wireguard_go_is(program: Path) -> None:
+    registry = Registry()
+    mine = registry.choose(f"mine={program}")
+    assert mine.argv("wg0") == [str(program), "-f", "wg0"]
+    assert mine.capabilities == set(CAPABILITIES)
+    assert registry.get("mine") is mine
+
+
+def test_known_name_with_a_program_keeps_what_its_manifest_says(program: Path) -> None:
+    registry = Registry()
+    before = registry.get("wireguard-go")
+    chosen = registry.choose(f"wireguard-go={program}")
+    assert chosen.find_program() == program
+    assert (chosen.capabilities, chosen.env) == (before.capabilities, before.env)
+
+
+def test_what_was_asked_for_is_kept_in_order_and_once(manifest: Path) -> None:
+    registry = Registry()
+    manifest.write_text(GOOD)
+    registry.choose("wireguard-go")
+    registry.add(manifest)
+    registry.choose("wireguard-go")
+    assert registry.asked == ["wireguard-go", "mine"]
+
+
+def test_manifests_of_the_project_can_be_read() -> None:
+    known: dict[str, Any] = Registry().known
+    assert {"kernel", "wireguard-go", "wireguard-go-debian"} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    ("release", "declared"),
+    [("6.1.0-56-cloud-amd64", False), ("6.15.9", False), ("6.16.0", True), ("7.0.0-rc1", True)],
+)
+def test_kernel_removes_allowed_ips_since_its_release(
+    monkeypatch: pytest.MonkeyPatch, release: str, declared: bool
+) -> None:
+    monkeypatch.setattr("os.uname", lambda: SimpleNamespace(release=release))
+    assert ("remove-allowed-ip" in Registry().get("kernel").capabilities) is declared
+
+
+def test_variant_adds_its_arguments_and_environment() -> None:
+    variant = Registry().get("refwg+no-clamp")
+    assert variant.argv("wg0")[-2:] == ["--mutant", "no-clamp"]
+    assert variant.env["REFWG_MUTANTS"] == "allowed"
+
+
+def test_program_that_reveals_its_keys_is_told_where_to() -> None:
+    refwg = Registry().get("refwg")
+    assert refwg.argv("wg0", Path("/run/keys"))[-2:] == ["--keylog", "/run/keys"]
+    assert "--keylog" not in refwg.argv("wg0")
+
+
+def test_program_in_the_place_of_another_is_not_asked_for_keys(program: Path) -> None:
+    assert Registry().choose(f"refwg={program}").argv("wg0", Path("/run/keys")) == [str(program), "-f", "wg0"]
+
+
+def test_variants_are_not_among_the_known_until_asked_for() -> None:
+    assert not [name for name in Registry().known if "+" in name]
+
+
+def test_variant_of_a_program_that_has_none_is_unknown() -> None:
+    with pytest.raises(UsageError, match=r"unknown implementation 'kernel\+fast'"):
+        Registry().get("kernel+fast")
+
+
+def test_command_without_a_program_gives_way_to_a_given_one(program: Path) -> None:
+    chosen = Registry().choose(f"refwg={program}")
+    assert chosen.argv("wg0") == [str(program), "-f", "wg0"]

@@ -1,0 +1,343 @@
+"""The plugin: silent where it is not used, one line and the right status where it is used wrongly."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from _pytest.outcomes import Failed
+
+from harness.lanes import EVENTS, LANE
+from harness.plugin.verdicts import Differs, differs
+from harness.sandbox.launcher import INSIDE, REFUSED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ["pytester"]
+
+OK, FAILED, USAGE = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.USAGE_ERROR
+ONE: Final = "wireguard-go"
+TWO: Final = "wireguard-go-debian"
+
+LAB: Final = """
+import pytest
+
+def test_core(): pass
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_pair(lab, pair, family): pass
+"""
+IMPLEMENTATION: Final = "def test(implementation): pass"
+# Somebody else's project, with names that are ours too.
+FOREIGN: Final = """
+import pytest
+
+@pytest.fixture
+def lab(): return "laboratory"
+
+@pytest.fixture
+def pair(): return (1, 2)
+
+@pytest.mark.parametrize("implementation", ["fast", "slow"])
+def test(lab, pair, implementation): assert (lab, pair) == ("laboratory", (1, 2))
+"""
+LISTENING: Final = """
+import os, sys
+
+def pytest_sessionfinish():
+    heavy = {"pyroute2", "cryptography", "harness.lab", "harness.report", "harness.implementations"}
+    print(f"sandbox: {os.environ.get('WG_INTEROP_SANDBOX')}; imported: {sorted(heavy & sys.modules.keys())}")
+"""
+
+
+# Used by every test: an inner pytest knows nothing of the run around it.
+@pytest.fixture(autouse=True)
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (INSIDE, REFUSED):
+        monkeypatch.delenv(name, raising=False)
+    # To load no other plugin saves a second each time; `test_run_that_does_not_use_the_plugin` has it as all have it.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There can be no sandbox, so that the inner pytest needs none."""
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+
+
+@pytest.mark.parametrize("module", ["def test(): pass", FOREIGN], ids=["plain", "own fixtures of our names"])
+def test_run_that_does_not_use_the_plugin_hears_nothing_of_it(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    for name in ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS"):
+        monkeypatch.delenv(name)
+    pytester.makepyfile(module)
+    pytester.makeconftest(LISTENING)
+    run = pytester.runpytest_subprocess("-s")
+    assert run.ret == OK
+    run.stdout.fnmatch_lines("*sandbox: None; imported: []")
+    run.stdout.no_fnmatch_line("*wg-interop: *")
+    run.stdout.no_fnmatch_line("results: *")
+    assert not (pytester.path / "report").exists()
+
+
+def test_run_that_uses_the_lab_asks_for_a_sandbox(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test(lab): pass")
+    run = pytester.runpytest_subprocess("-rs")
+    run.stdout.fnmatch_lines("wg-interop: *sandbox*, seed *")
+    run.stdout.no_fnmatch_line("*start pytest with this plugin*")
+
+
+@pytest.mark.usefixtures("refused")
+def test_own_fixtures_of_our_names_are_no_implementations_in_the_results(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=FOREIGN)
+    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
+    found = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert [(entry["id"], entry["a"], entry["lane"]) for entry in found] == [
+        (f"test_it.py::test[{name}]", None, "core") for name in ("fast", "slow")
+    ]
+
+
+@pytest.mark.parametrize("options", [[], ["--impl", ONE], ["--lane", "netns"]])
+def test_looking_at_what_there_is_enters_no_sandbox(pytester: pytest.Pytester, options: list[str]) -> None:
+    pytester.makepyfile(LAB)
+    pytester.makeconftest(LISTENING)
+    run = pytester.runpytest_subprocess("-s", "--collect-only", *options)
+    assert run.ret == OK
+    run.stdout.fnmatch_lines("*sandbox: None; *")
+    assert not (pytester.path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--impl", "nope"], "unknown implementation 'nope'; there are: boringtun, *; yours: --impl nope=/path"),
+        (["--impl", "mine=/nowhere"], "--impl mine=/nowhere: no program /nowhere"),
+        (["--impl-manifest", "/nowhere"], "manifest /nowhere: No such file or directory"),
+        (["--pair", "nope~kernel"], "unknown implementation 'nope'; there are: boringtun, *"),
+        (["--pair", ONE], f"--pair {ONE}: want A~B, two implementations with a tilde between"),
+        (["--pair", f"{ONE}~{TWO}~kernel"], "--pair *: want A~B, two implementations with a tilde between"),
+        (["--lane", "fast"], "argument --lane: invalid choice: 'fast' (choose from *"),
+        (["--results", "."], "--results /*: is a directory; name a file: --results /*/results.json"),
+        (["--results", "/proc/stat/x/y"], "results /proc/stat/x/y: cannot write to /proc/stat; choose a place: *"),
+        (["--seed", "x"], "argument --seed: invalid int value: 'x'"),
+        (["--timeout-scale", "slow"], "argument --timeout-scale: invalid float value: 'slow'"),
+    ],
+)
+def test_wrong_usage_ends_with_status_4_and_one_line(
+    pytester: pytest.Pytester, options: list[str], complaint: str
+) -> None:
+    pytester.makepyfile(LAB)
+    run = pytester.runpytest_inprocess(*options)
+    assert run.ret == USAGE
+    run.stderr.fnmatch_lines(f"*{'' if complaint.startswith('argument') else 'ERROR'}: {complaint}")
+    assert "Traceback" not in run.stderr.str()
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("number", [3, 4])
+def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, number: int) -> None:
+    names = ", ".join(f"'R-{n}'" for n in range(number))
+    pytester.makepyfile(f"import pytest\n@pytest.mark.requirement({names})\ndef test_it(): pass")
+    run = pytester.runpytest_inprocess("--strict-markers")
+    assert run.ret == (OK if number == 3 else USAGE)
+    if number == 4:
+        run.stderr.fnmatch_lines("ERROR: *.py::test_it: a test cites at most 3 requirements, not *")
+
+
+@pytest.mark.parametrize(
+    ("options", "pairs"),
+    [
+        (["--impl", ONE], [f"{ONE}~{ONE}"]),
+        (["--impl", ONE, "--impl", TWO], [f"{ONE}~{ONE}", f"{ONE}~{TWO}", f"{TWO}~{ONE}", f"{TWO}~{TWO}"]),
+        (["--impl", ONE, "--impl", TWO, "--pair", f"{TWO}~{ONE}"], [f"{TWO}~{ONE}"]),
+        (["--pair", f"{ONE}~{TWO}", "--pair", "kernel~kernel"], [f"{ONE}~{TWO}", "kernel~kernel"]),
+    ],
+)
+def test_pair_comes_first_in_the_id(pytester: pytest.Pytester, options: list[str], pairs: list[str]) -> None:
+    pytester.makepyfile(test_it=LAB)
+    items, _ = pytester.inline_genitems("-q", *options)
+    ids = [item.name for item in items if item.name != "test_core"]
+    assert sorted(ids) == sorted(f"test_pair[{pair}-{family}]" for pair in pairs for family in ("v4", "v6"))
+
+
+def test_without_options_every_implementation_meets_every_other(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=LAB)
+    items, _ = pytester.inline_genitems("-q")
+    names = {item.name for item in items}
+    assert {f"test_pair[{a}~{b}-v4]" for a in (ONE, TWO, "kernel") for b in (ONE, TWO, "kernel")} <= names
+
+
+@pytest.mark.parametrize(("options", "ids"), [(["--impl", ONE], [ONE]), (["--impl", TWO, "--impl", ONE], [TWO, ONE])])
+def test_single_implementation_is_the_id(pytester: pytest.Pytester, options: list[str], ids: list[str]) -> None:
+    pytester.makepyfile(test_it=IMPLEMENTATION)
+    items, _ = pytester.inline_genitems("-q", *options)
+    assert [item.name for item in items] == [f"test[{name}]" for name in ids]
+
+
+@pytest.mark.parametrize(
+    ("lanes", "names"),
+    [
+        (["core"], ["test_core"]),
+        (["netns"], [f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["core", "netns"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["core", "vm"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["core", "warp"], ["test_core"]),
+    ],
+)
+def test_lane_chooses_by_whether_a_test_uses_the_lab(
+    pytester: pytest.Pytester, lanes: list[str], names: list[str]
+) -> None:
+    pytester.makepyfile(test_it=LAB)
+    run = pytester.runpytest_inprocess("--collect-only", "-q", "--impl", ONE, *(f"--lane={lane}" for lane in lanes))
+    assert [line for line in run.outlines if "::" in line] == [f"test_it.py::{name}" for name in names]
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(
+    ("module", "options", "complaint"),
+    [
+        (LAB, ["--impl", ONE, "-k", "pair"], "no test passed"),
+        (LAB, ["--lane", "netns", "--impl", ONE], "no test passed"),
+        (LAB, ["--impl", ONE], f"{ONE} was asked for and all its tests were skipped"),
+        (LAB, ["--lane", "netns", "--lane", "core", "--impl", ONE], "lane netns was asked for and did not run"),
+        (IMPLEMENTATION, ["--impl", ONE], "no test passed"),
+    ],
+)
+def test_run_that_did_not_do_what_was_asked_is_no_success(
+    pytester: pytest.Pytester, module: str, options: list[str], complaint: str
+) -> None:
+    pytester.makepyfile(test_it=module)
+    run = pytester.runpytest_inprocess(*options)
+    assert run.ret == FAILED
+    run.stdout.fnmatch_lines([f"wg-interop: {complaint}", "results: */report/results.json"])
+
+
+@pytest.mark.usefixtures("refused")
+def test_lane_core_alone_is_a_success_and_writes_results(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it=LAB)
+    run = pytester.runpytest_inprocess("--lane", "core", "--results", "here/mine.json", "--seed", "7")
+    assert run.ret == OK
+    document = json.loads((pytester.path / "here" / "mine.json").read_text())
+    assert document["seed"] == 7
+    assert [(entry["id"], entry["state"], entry["lane"]) for entry in document["results"]] == [
+        ("test_it.py::test_core", "passed", "core")
+    ]
+
+
+@pytest.mark.usefixtures("refused")
+def test_run_in_a_guest_is_judged_where_its_results_are_brought_to(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LANE, "vm")
+    pytester.makepyfile(test_it=LAB)
+    assert pytester.runpytest_inprocess("--lane", "netns", "--impl", ONE).ret == OK
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_seed_of_zero_is_a_seed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    pytester.makepyfile(
+        "from harness.plugin.session import state_of_run\n"
+        "def test_it(request): assert state_of_run(request.config).seed == 0"
+    )
+    assert pytester.runpytest_subprocess("--seed", "0", *workers).ret == OK
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("earlier", "stays"), [(True, False), (False, True)])
+def test_evidence_of_an_earlier_run_only_is_cleared(pytester: pytest.Pytester, *, earlier: bool, stays: bool) -> None:
+    pytester.makepyfile("def test_core(): pass\ndef test_lab(lab): pass")
+    note = pytester.mkdir("evidence") / "note"
+    note.touch()
+    if earlier:
+        (pytester.path / "results.json").touch()
+    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
+    assert note.exists() is stays
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("name", ["guest", "objects"])
+def test_what_is_said_of_a_guest_as_a_whole_is_an_event(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    pytester.makeconftest(
+        f"""
+        import pytest
+
+        def pytest_runtest_logfinish(nodeid):
+            report = pytest.TestReport("vm::{name}[6.12]", ("vm", None, ""), {{}}, "passed", None, "call")
+            hook.pytest_runtest_logreport(report=report)
+
+        def pytest_configure(config):
+            global hook
+            hook = config.hook
+        """
+    )
+    pytester.makepyfile(test_it="def test_core(): pass")
+    reading, writing = os.pipe()
+    monkeypatch.setenv(EVENTS, str(writing))
+    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
+    os.close(writing)
+    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    os.close(reading)
+    assert [event["id"] for event in told if event["event"] == "result"] == [
+        "test_it.py::test_core",
+        f"vm::{name}[6.12]",
+    ]
+
+
+@pytest.mark.usefixtures("refused")
+def test_skip_says_why_there_is_no_sandbox(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test(lab): pass")
+    run = pytester.runpytest_inprocess("-rs")
+    run.stdout.fnmatch_lines(
+        ["wg-interop: no sandbox: a unit test wants none, seed *", "SKIPPED*: a unit test wants none"]
+    )
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("declared", "state"), [('["roaming"]', "passed"), ("[]", "unsupported")])
+def test_undeclared_capability_is_unsupported(pytester: pytest.Pytester, declared: str, state: str) -> None:
+    program = pytester.makefile("", program="#!/bin/sh\n")
+    program.chmod(0o755)
+    pytester.makefile(".toml", f'name="mine"\nkind="uapi"\ncapabilities={declared}\n[program]\npath="{program}"')
+    pytester.makepyfile(
+        test_it=f"import pytest\ndef test_it(): pass\n@pytest.mark.capability('roaming')\n{IMPLEMENTATION}"
+    )
+    (manifest,) = pytester.path.glob("*.toml")
+    pytester.runpytest_inprocess("--impl-manifest", str(manifest), "--results", "results.json")
+    states = {
+        entry["id"]: entry["state"] for entry in json.loads((pytester.path / "results.json").read_text())["results"]
+    }
+    assert states["test_it.py::test[mine]"] == state
+
+
+@pytest.mark.parametrize("by", [["kernel"], ["wireguard-go", "refwg"]])
+def test_difference_of_the_kernel_or_of_refwg_is_a_failure(by: list[str]) -> None:
+    with pytest.raises(Failed, match=f"^{by[-1]}: 1360 bytes, not 1359"):
+        differs("1360 bytes, not 1359", by=by)
+    with pytest.raises(Differs, match=r"^1360 bytes, not 1359"):
+        differs("1360 bytes, not 1359", by=["wireguard-go"])
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_difference_is_named_and_fails_no_run(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    pytester.makepyfile(
+        f"from harness.plugin.verdicts import differs\n{LAB}\ndef test_it(): differs('1360 bytes, not 1359')"
+    )
+    run = pytester.runpytest_subprocess("--lane", "core", "--results", "results.json", *workers)
+    assert run.ret == OK
+    assert {"passed": 1, "differs": 1}.items() <= run.parseoutcomes().items()
+    run.stdout.fnmatch_lines("DIFFERS *.py::test_it - 1360 bytes, not 1359")
+    found = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert {entry["state"]: entry["message"] for entry in found} == {"passed": "", "differs": "1360 bytes, not 1359"}

@@ -1,0 +1,457 @@
+"""The report: what its page says of results, and that it says no more than that."""
+
+from __future__ import annotations
+
+import json
+import os
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.report.evidence import _BUDGET, clean
+from harness.report.gather import _read as read
+from harness.report.gather import find_root, gather, read_catalogue, render, sort_names
+from harness.report.page import seconds, tone
+from harness.report.results import GATING, STATES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from harness.report.page import Page, Shown
+
+EVIL = '</pre></details><script>alert(1)</script><img src=x onerror="alert(1)"> \' &amp; {{ 7 * 7 }}'
+
+
+def entry(name: str = "test_it.py::test_ping", a: str = "x", b: str = "y", state: str = "passed", **more: Any) -> Any:
+    """One result of A with B, or of A alone where B is empty, or of neither."""
+    pair = "~".join(filter(None, (a, b)))
+    sides = {key: {"impl": impl, "version": "1"} if impl else None for key, impl in (("a", a), ("b", b))}
+    rest = {"lane": "netns", "kernel": "6.1", "seconds": 0.5, "message": "", "artifacts": ""}
+    return {"id": f"{name}[{pair}-v4]", **sides, "state": state, "scenarios": [], "requirements": []} | rest | more
+
+
+def write(folder: Path, *entries: Any, seed: int = 7) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    path.write_text(json.dumps({"schema": 1, "seed": seed, "host": {"kernel": EVIL}, "results": entries}))
+    return path
+
+
+def page_of(folder: Path, *entries: Any, complaint: str = "") -> Page:
+    return gather([read(write(folder, *entries))], folder, None, complaint)
+
+
+class Tags(HTMLParser):
+    """The elements of a page, its text, and where it leads."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.events: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.events += [name for name, _ in attrs if name.startswith("on")]
+        self.links += [value or "" for name, value in attrs if name in {"href", "src"}]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def tags(path: Path) -> Tags:
+    return Tags(path.read_text())
+
+
+# The verdict and the colours
+
+
+@pytest.mark.parametrize(
+    ("states", "complaint", "verdict"),
+    [
+        (["passed", "passed"], "", ("good", "2 passed")),
+        (["passed", "xfailed", "skipped", "unsupported", "differs"], "", ("good", "1 passed")),
+        (["passed", "failed", "error", "failed"], "", ("bad", "2 failed, 1 error")),
+        (["passed", "xpassed"], "", ("bad", "1 xpassed")),
+        (["passed", "flaky"], "", ("bad", "1 flaky")),
+        (["passed", "blocked"], "", ("bad", "1 blocked")),
+        (["skipped", "xfailed"], "", ("bad", "no test passed")),
+        ([], "", ("bad", "no test passed")),
+        (["passed"], "lane vm was asked for and did not run", ("bad", "lane vm was asked for and did not run")),
+    ],
+)
+def test_verdict_is_good_only_if_something_passed_and_nothing_failed(
+    tmp_path: Path, states: list[str], complaint: str, verdict: tuple[str, str]
+) -> None:
+    entries = [entry(f"test_it.py::test_{number}", state=state) for number, state in enumerate(states)]
+    assert page_of(tmp_path, *entries, complaint=complaint).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("states", "colour"),
+    [
+        ({"passed"}, "good"),
+        ({"passed", "skipped", "unsupported"}, "good"),
+        ({"passed", "xfailed"}, "mixed"),
+        ({"passed", "differs"}, "mixed"),
+        ({"xfailed", "skipped"}, "known"),
+        ({"skipped", "unsupported"}, "none"),
+        (set(), "none"),
+        ({"passed", "of a later version"}, "bad"),
+    ],
+)
+def test_colour_of_a_cell_is_that_of_its_worst_state(states: set[str], colour: str) -> None:
+    assert tone(states) == colour
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_fails_a_run_is_red_in_any_company(state: str) -> None:
+    assert (tone({state, "passed", "xfailed"}) == "bad") == (state in GATING | {"flaky", "blocked"})
+
+
+def test_failures_come_first(tmp_path: Path) -> None:
+    page = page_of(tmp_path, *(entry(f"test_it.py::test_{state}", state=state) for state in reversed(STATES)))
+    assert [test.state for test in page.tests][:3] == ["failed", "error", "xpassed"]
+    assert [state for state, _ in page.counts][-2:] == ["unsupported", "skipped"]
+
+
+# Cells
+
+
+def test_every_pair_has_a_cell_in_the_matrix_of_its_lane_and_kernel(tmp_path: Path) -> None:
+    page = page_of(
+        tmp_path, entry(), entry(a="y", b="x", state="failed"), entry(lane="vm"), entry(lane="vm", kernel="6.12")
+    )
+    assert {(group.lane, group.kernel): [*group.matrix] for group in page.groups} == {
+        ("netns", "6.1"): [("x", "y"), ("y", "x")], ("vm", "6.1"): [("x", "y")], ("vm", "6.12"): [("x", "y")],
+    }  # fmt: skip
+    assert [cell.tone for cell in page.groups[0].matrix.values()] == ["good", "bad"]
+
+
+def test_cell_counts_its_tests_by_state(tmp_path: Path) -> None:
+    states = ["passed", "failed", "passed", "skipped"]
+    page = page_of(tmp_path, *(entry(f"test_it.py::test_{n}", state=state) for n, state in enumerate(states)))
+    assert page.groups[0].matrix["x", "y"].counts == [("failed", 1), ("passed", 2), ("skipped", 1)]
+
+
+def test_tests_of_one_implementation_are_rows_of_a_table(tmp_path: Path) -> None:
+    page = page_of(tmp_path, entry(b=""), entry(a="kernel", b="", state="failed"), entry("test_it.py::test_key", b=""))
+    (group,) = page.groups
+    rows = [(row.title, row.id, [tone for tone, _, _ in row.marks]) for row in group.configuration]
+    assert rows == [("key", "v4", ["none", "good"]), ("ping", "v4", ["bad", "good"])]
+
+
+def test_tests_without_an_implementation_are_listed_by_file(tmp_path: Path) -> None:
+    page = page_of(tmp_path, entry("a.py::test_x", a="", b=""), entry("b.py::test_y", a="", b=""))
+    assert [panel.title for panel in page.groups[0].others] == ["a.py", "b.py"]
+
+
+def test_two_versions_of_a_program_are_told_apart(tmp_path: Path) -> None:
+    page = page_of(tmp_path, entry(b="z"), entry(b="z", a="x") | {"a": {"impl": "x", "version": "2"}})
+    assert [*page.groups[0].matrix] == [("x 1", "z"), ("x 2", "z")]
+
+
+def test_implementations_have_the_same_order_everywhere() -> None:
+    names = ["mine", "gotatun", "refwg+no-clamp", "wireguard-go", "refwg", "kernel"]
+    assert sort_names(names) == ["kernel", "refwg", "refwg+no-clamp", "wireguard-go", "gotatun", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a/test_it.py::test_ping_is_answered[x~y]", ("a/test_it.py", "ping is answered", "")),
+        ("test_it.py::test_ping[x~y-A-to-B-v4]", ("test_it.py", "ping", "A-to-B-v4")),
+        ("test_it.py::TestIt::test_ping[x~y-fd00::1]", ("test_it.py::TestIt", "ping", "fd00::1")),
+        ("test_it.py::test_ping", ("test_it.py", "ping", "")),
+    ],
+)
+def test_name_of_a_test_is_shown_as_a_sentence(tmp_path: Path, name: str, shown: tuple[str, str, str]) -> None:
+    (test,) = page_of(tmp_path, entry() | {"id": name}).tests
+    assert (test.file, test.sentence, test.rest) == shown
+
+
+@pytest.mark.parametrize(
+    ("more", "command"),
+    [
+        ({}, ".venv/bin/pytest 'test_it.py::test_ping[x~y-v4]' --pair 'x~y' --seed 7"),
+        ({"lane": "vm", "b": None}, ".venv/bin/pytest 'test_it.py::test_ping[x~y-v4]' --lane vm --impl x --seed 7"),
+        ({"id": "vm::guest[6.1]", "lane": "vm"}, ""),
+    ],
+)
+def test_command_to_run_a_test_once_more_is_told(tmp_path: Path, more: dict[str, Any], command: str) -> None:
+    (test,) = page_of(tmp_path, entry() | more).tests
+    assert test.again == command
+
+
+# Several files
+
+
+def test_several_files_are_one_page(tmp_path: Path) -> None:
+    first = write(tmp_path / "1", entry(), entry(lane="vm", state="failed"), seed=1)
+    second = write(tmp_path / "2", entry(lane="vm"), seed=2)
+    page = gather([read(first), read(second)], tmp_path, None)
+    assert sorted((test.result.lane, test.state) for test in page.tests) == [("netns", "passed"), ("vm", "passed")]
+    assert [run.seed for run in page.runs] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "seed": 1, "host": {}, "results": [{"id": 5}]}', "\udcff"],
+)
+def test_file_that_holds_no_results_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=r"results\.json: "):
+        render([path], tmp_path)
+    with pytest.raises(UsageError, match="No such file"):
+        render([tmp_path / "absent.json"], tmp_path)
+
+
+# Evidence
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    folder = tmp_path / "evidence" / "one"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def with_evidence(tmp_path: Path, artifacts: str = "evidence/one") -> Shown:
+    (test,) = page_of(tmp_path, entry(state="failed", artifacts=artifacts)).tests
+    return test
+
+
+def test_evidence_is_shown_in_the_order_in_which_it_is_read(tmp_path: Path, evidence: Path) -> None:
+    for name in ("ns1.txt", "ns1-wg0.wg.txt", "commands.txt", "a.log", "topology.txt", "failure.txt", "trace.jsonl"):
+        (evidence / name).write_text("text")
+    kinds = [text.kind for text in with_evidence(tmp_path).texts]
+    assert kinds == [
+        "failure", "topology", "commands", "wg state", "trace of refwg", "log of the program", "state of the node",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "left_out"), [(48_000, 0), (48_001, 1), (1_000_000, 952_000)])
+def test_long_text_keeps_its_beginning_and_its_end(tmp_path: Path, evidence: Path, size: int, left_out: int) -> None:
+    (evidence / "a.log").write_text("<" + "." * (size - 2) + ">")
+    (text,) = with_evidence(tmp_path).texts
+    shown = text.text or ""
+    assert (shown[0], shown[-1], text.left_out, text.size) == ("<", ">", left_out, size)
+    assert len(shown) < 48_100
+
+
+def test_binary_file_is_linked_and_not_shown(tmp_path: Path, evidence: Path) -> None:
+    (evidence / "veth #1.pcapng").write_bytes(b"\x0a\x0d\x0d\x0a\x00")
+    (text,) = with_evidence(tmp_path).texts
+    assert (text.text, text.href) == (None, "evidence/one/veth%20%231.pcapng")
+
+
+def test_page_ends_to_grow_at_its_budget(tmp_path: Path, evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _BUDGET > 1_000_000
+    monkeypatch.setattr("harness.report.evidence._BUDGET", 10)
+    for name in ("a.log", "b.log"):
+        (evidence / name).write_text("8 bytes.")
+    assert [text.text for text in with_evidence(tmp_path).texts] == ["8 bytes.", None]
+
+
+@pytest.mark.parametrize("artifacts", ["..", "/etc", "evidence/../../..", "evidence/link", "absent", "a\0b"])
+def test_nothing_outside_of_the_results_is_read(tmp_path: Path, evidence: Path, artifacts: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.txt").write_text("secret")
+    (tmp_path / "report" / "evidence").mkdir(parents=True)
+    (tmp_path / "report" / "evidence" / "link").symlink_to(outside)
+    (test,) = page_of(tmp_path / "report", entry(artifacts=artifacts)).tests
+    assert list(test.texts) == []
+    (evidence / "link.txt").symlink_to(outside / "secret.txt")
+    os.mkfifo(evidence / "pipe.txt")
+    assert list(with_evidence(tmp_path).texts) == []
+
+
+def test_links_lead_from_the_page_to_the_evidence(tmp_path: Path, evidence: Path) -> None:
+    (evidence / "a.log").write_text("text")
+    path = render([write(tmp_path, entry(artifacts="evidence/one"))], tmp_path / "elsewhere" / "page.html")
+    assert "../evidence/one/a.log" in tags(path).links
+
+
+# Escaping
+
+
+@pytest.mark.parametrize(
+    "where", ["id", "message", "state", "lane", "kernel", "scenarios", "requirements", "a", "text"]
+)
+def test_hostile_text_stays_text(tmp_path: Path, evidence: Path, where: str) -> None:
+    (evidence / "a.log").write_text(EVIL if where == "text" else "text")
+    wrong = {"a": {"impl": EVIL, "version": EVIL}, "scenarios": [EVIL], "requirements": [EVIL]}.get(where, EVIL)
+    results = [entry(), entry(state="failed", artifacts="evidence/one") | ({} if where == "text" else {where: wrong})]
+    found = tags(render([write(tmp_path, *results)], tmp_path))
+    assert (found.tags.count("script"), found.tags.count("img"), found.events) == (1, 0, [])
+    assert "{{ 7 * 7 }}" in found.text
+
+
+def test_page_needs_no_network(tmp_path: Path) -> None:
+    found = tags(render([write(tmp_path, entry(), entry(a="y", state="failed"))], tmp_path))
+    assert [link for link in found.links if not link.startswith(("#", "data:"))] == []
+
+
+def test_every_link_within_the_page_has_its_target(tmp_path: Path) -> None:
+    entries = [entry(), entry(b=""), entry(a="", b=""), entry(a="y", state="failed"), entry(lane="vm", state="xfailed")]
+    found = tags(render([write(tmp_path, *entries)], tmp_path))
+    assert {link[1:] for link in found.links if link.startswith("#")} - {""} <= set(found.ids)
+    assert len(found.ids) == len(set(found.ids))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m\n", "red\n"),
+        ("a\x00b\x1bc\x7f", "a<00>b<1b>c<7f>"),
+        ("\u202egnp.exe", "<202e>gnp.exe"),
+        ("\ud800", "<d800>"),
+        ("line\r\nline\tend ü ≈", "line\nline\tend ü ≈"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(text: str, shown: str) -> None:
+    assert clean(text) == shown
+
+
+# Coverage, expectations, skips
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with two scenarios, two requirements and one expectation."""
+    root = tmp_path / "checkout"
+    for name in ("conformance", "expectations"):
+        (root / "selftests" / name).mkdir(parents=True)
+    conformance = root / "selftests" / "conformance"
+    (conformance / "netns-scenarios.toml").write_text('[[scenario]]\nid="N01"\ntitle="one"\n[[scenario]]\nid="N02"\n')
+    (conformance / "requirements.toml").write_text(
+        '[[requirement]]\nid="HS-01"\nlevel="must"\n[[requirement]]\nid="HS-02"\nlevel="should"\n'
+    )
+    return root
+
+
+def test_scenario_is_covered_for_both_sides_of_a_test_that_ran(tmp_path: Path, checkout: Path) -> None:
+    path = write(
+        tmp_path,
+        entry(scenarios=["N01"], requirements=["HS-01", "XX-99"]),
+        entry(b="z", state="failed", scenarios=["N01", "N02"]),
+        entry(a="w", b="", state="skipped", scenarios=["N02"]),
+    )
+    coverage = gather([read(path)], tmp_path, checkout).coverage
+    shares = {
+        name: [(each.covered, each.of, each.bad) for each in found.values()] for name, found in coverage.shares.items()
+    }
+    assert shares == {
+        "w": [(0, 2, 0), (0, 1, 0), (0, 1, 0)],
+        "x": [(2, 2, 2), (1, 1, 0), (0, 1, 0)],
+        "y": [(1, 2, 0), (1, 1, 0), (0, 1, 0)],
+        "z": [(2, 2, 2), (0, 1, 0), (0, 1, 0)],
+    }
+    assert coverage.unknown == ["XX-99"]
+
+
+def test_scenarios_are_rows_and_pairs_are_columns(tmp_path: Path, checkout: Path) -> None:
+    path = write(
+        tmp_path,
+        entry(scenarios=["N01"]),
+        entry("test_it.py::test_mtu", scenarios=["N01"], state="differs", message="1360 bytes, not 1359"),
+        entry(a="kernel", b="x", scenarios=["N02"], state="blocked"),
+        entry(b="", scenarios=["N03"]),
+        entry(a="", b="", scenarios=["N01"]),
+        entry(a="z", b="z"),
+    )
+    (group,) = gather([read(path)], tmp_path, checkout).groups
+    assert group.sides == [("kernel", "x"), ("x", "y"), ("x", ""), ("", "")]
+    assert group.spans == [("kernel", 1), ("x", 1), ("", 2)]
+    shown = {row.id: [worst.state if worst else "" for _, _, worst in row.marks] for row in group.scenarios}
+    assert shown == {
+        "N01": ["", "differs", "", "passed"], "N02": ["blocked", "", "", ""], "N03": ["", "", "passed", ""],
+    }  # fmt: skip
+    page = render([path], tmp_path, root=checkout).read_text()
+    assert 'title="1 differs, 1 passed: 1360 bytes, not 1359"' in page
+
+
+def test_run_without_a_scenario_shows_no_table_of_them(tmp_path: Path, checkout: Path) -> None:
+    path = write(tmp_path, entry(a="", b="", lane="core"))
+    assert [group.scenarios for group in gather([read(path)], tmp_path, checkout).groups] == [[]]
+
+
+def test_test_without_an_implementation_covers_for_none(tmp_path: Path, checkout: Path) -> None:
+    path = write(tmp_path, entry(a="", b="", requirements=["HS-02"]))
+    coverage = gather([read(path)], tmp_path, checkout).coverage
+    assert coverage.names == [""]
+    assert coverage.shares[""]["should"].covered == 1
+
+
+def expect(checkout: Path, *expectations: dict[str, Any]) -> None:
+    """Write what is expected of the program y."""
+    rest = {"versions": "1", "requirement": "HS-01", "observed": "no answer", "link": "https://example.org/1"}
+    text = "".join(
+        "[[expect]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in (rest | each).items())
+        for each in expectations
+    )
+    (checkout / "selftests" / "expectations" / "y.toml").write_text(text)
+
+
+def test_xfail_is_shown_with_its_expectation(tmp_path: Path, checkout: Path) -> None:
+    expect(checkout, {"test": "test_it.py::test_ping", "message": "lost", "side": "b"})
+    path = write(
+        tmp_path,
+        entry(state="xfailed", message="1 of 2 was lost"),
+        entry(a="y", b="x", state="xfailed", message="another"),
+    )
+    known = gather([read(path)], tmp_path, checkout).known
+    assert [(same[0].link, len(same)) for same in known] == [("https://example.org/1", 1), ("", 1)]
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "observed"),
+    [
+        ("xfailed", "it panicked", "panic"),
+        ("xfailed", "1 of 2 was lost", "loss"),
+        ("xfailed", "nobody knows why", None),
+        ("xpassed", "it passes", "loss"),
+    ],
+)
+def test_known_failure_is_the_one_that_decided(
+    tmp_path: Path, checkout: Path, state: str, message: str, observed: str | None
+) -> None:
+    anywhere = {"test": "test_*", "message": "panicked", "observed": "panic", "always": False}
+    expect(checkout, anywhere, {"test": "test_it.py::test_ping", "message": "lost", "observed": "loss"})
+    (shown,) = gather([read(write(tmp_path, entry(state=state, message=message)))], tmp_path, checkout).tests
+    assert (shown.expectation.observed if shown.expectation else None) == observed
+
+
+def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
+    missing = "y is not installed; to install it: wg-interop install y"
+    declared = "unsupported: y does not declare the capability roaming"
+    page = page_of(
+        tmp_path,
+        entry(state="unsupported", message=declared),
+        entry("test_it.py::test_other", state="skipped", message=missing),
+        entry(a="z", state="skipped", message=missing),
+    )
+    assert [(skip.count, skip.reason, skip.remedy, skip.names) for skip in page.skips] == [
+        (2, "y is not installed", "wg-interop install y", ["x", "y", "z"]),
+        (1, "y does not declare the capability roaming", "", ["x", "y"]),
+    ]
+
+
+def test_checkout_is_found_above_the_results(checkout: Path) -> None:
+    assert find_root([checkout / "report" / "results.json"]) == checkout
+    assert [*read_catalogue(checkout, "netns-scenarios.toml", "scenario")] == ["N01", "N02"]
+    assert read_catalogue(checkout, "absent.toml", "scenario") == {}
+    assert read_catalogue(None, "netns-scenarios.toml", "scenario") == {}
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.004, "0.00 s"), (1.25, "1.2 s"), (59.9, "59.9 s"), (61, "1 min 1 s")])
+def test_durations_are_short(value: float, text: str) -> None:
+    assert seconds(value) == text

@@ -1,0 +1,168 @@
+"""Results: what pytest's reports of a test make of it, and the file that other programs read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.plugin.guests import revive
+from harness.report.results import STATES, Result, Results
+from harness.sandbox.launcher import REFUSED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytest_plugins = ["pytester"]
+
+NOT_SHOWN = "its positive twin was not shown, it lives: AssertionError: assert not 'dead'"
+# A module with one test, the state that its reports add up to, and the message.
+CASES = [
+    ("def test(): pass", "passed", ""),
+    ("def test(): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
+    ("def test(): raise SystemExit('at once')", "failed", "SystemExit: at once"),
+    ("def test(): assert not 'XPASS(strict)'", "failed", "AssertionError: assert not 'XPASS(strict)'"),
+    ("def test(broken): pass", "error", "OSError: no way"),
+    ("def test(not_undone): pass", "error", "OSError: undo"),
+    ("def test(not_undone): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
+    ("@known\ndef test(): assert not 'wrong'", "xfailed", "AssertionError: assert not 'wrong'"),
+    ("@known\ndef test(broken): pass", "xfailed", "OSError: no way"),
+    ("@known\ndef test(not_undone): assert not 'wrong'", "xfailed", "OSError: undo"),
+    ("@pytest.mark.xfail(reason='known', strict=False)\ndef test(): pass", "xpassed", "known"),
+    ("@pytest.mark.xfail(reason='known', strict=True)\ndef test(): pass", "xpassed", "[XPASS(strict)] known"),
+    ("def test(): pytest.xfail('known')", "xfailed", "_pytest.outcomes.XFailed: known"),
+    ("def test(): pytest.skip('no net')", "skipped", "no net"),
+    ("@pytest.mark.skip(reason='no net')\ndef test(): pass", "skipped", "no net"),
+    ("def test(): pytest.skip('unsupported: roaming')", "unsupported", "unsupported: roaming"),
+    ("def test(): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
+    ("def test(undeclared): pass", "unsupported", "unsupported: roaming"),
+    ("def test(refused): pass", "unsupported", "unsupported: roaming"),
+    ("def test(): differs('1360 bytes, not 1359')", "differs", "1360 bytes, not 1359"),
+    ("def test(not_undone): differs('1360 bytes, not 1359')", "error", "OSError: undo"),
+    (
+        "def test():\n  with twin('it lives'): assert not 'dead'",
+        "blocked",
+        NOT_SHOWN,
+    ),
+    ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "its positive twin was not shown, x: Failed: y"),
+    ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
+    ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
+    (
+        "def test():\n  with twin('it lives'): pass\n  assert not 'refused'",
+        "failed",
+        "AssertionError: assert not 'refused'",
+    ),
+]
+MODULE = """
+import pytest
+from harness.errors import Unsupported
+from harness.plugin.verdicts import differs, twin
+
+known = pytest.mark.xfail(reason="known")
+
+@pytest.fixture
+def broken(): raise OSError("no way")
+
+@pytest.fixture
+def refused(): pytest.skip("unsupported: roaming")
+
+@pytest.fixture
+def undeclared(): raise Unsupported("roaming")
+
+@pytest.fixture
+def not_undone():
+    yield
+    raise OSError("undo")
+
+"""
+
+
+# Used by every test: an inner pytest must not look for a sandbox.
+@pytest.fixture(autouse=True)
+def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+
+
+@pytest.fixture
+def results() -> Results:
+    return Results(7)
+
+
+def run(pytester: pytest.Pytester, results: Results, *tests: str) -> list[Result]:
+    """Run each test as a module of its own, all in one pytest, and collect what is reported."""
+    pytester.makepyfile(**{f"test_{number:02}": MODULE + test for number, test in enumerate(tests)})
+    for report in pytester.inline_run("-q").getreports("pytest_runtest_logreport"):
+        results.add(report)
+    return list(results.by_id.values())
+
+
+def test_reports_of_a_test_add_up_to_a_state(pytester: pytest.Pytester, results: Results) -> None:
+    found = run(pytester, results, *(test for test, _, _ in CASES))
+    states = [
+        (test, result.state, result.message.split("\n", 1)[0])
+        for (test, _, _), result in zip(CASES, found, strict=True)
+    ]
+    assert states == CASES
+    assert {state for _, state, _ in states} <= set(STATES)
+
+
+def test_state_survives_the_way_from_a_guest(pytester: pytest.Pytester, results: Results) -> None:
+    pytester.makepyfile(
+        "".join(f"{MODULE}{test.replace('test', f'test_{n}', 1)}\n" for n, (test, _, _) in enumerate(CASES))
+    )
+    config, there = pytester.parseconfig(), Results(7)
+    for report in pytester.inline_run("-q").getreports("pytest_runtest_logreport"):
+        there.add(report)
+        data = config.hook.pytest_report_to_serializable(config=config, report=report)
+        results.add(revive(config, json.loads(json.dumps(data))))
+    assert results.by_id == there.by_id
+
+
+def test_properties_of_a_report_are_the_facts_of_the_result(pytester: pytest.Pytester, results: Results) -> None:
+    facts = {"a": {"impl": "x", "version": "1"}, "b": {"impl": "y", "version": "2"}, "scenarios": ["N02"]}
+    (result,) = run(pytester, results, f"def test(record_property): record_property('wg-interop', {facts})")
+    assert (result.id, result.pair, result.scenarios) == ("test_00.py::test", "x~y", ["N02"])
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shown"),
+    [
+        ({"impl": "x"}, {"impl": "y"}, "x~y"),
+        ({"impl": "x"}, None, "x"),
+        (None, None, ""),
+    ],
+)
+def test_pair_names_the_sides_there_are(a: dict[str, str] | None, b: dict[str, str] | None, shown: str) -> None:
+    assert Result(id="test", a=a, b=b).pair == shown
+
+
+def test_seconds_of_all_phases_are_added(pytester: pytest.Pytester, results: Results) -> None:
+    pytester.makepyfile("def test(): pass")
+    for report in pytester.inline_run().getreports("pytest_runtest_logreport"):
+        report.duration = 0.25
+        results.add(report)
+    assert [result.seconds for result in results.by_id.values()] == [0.75]
+
+
+def written(results: Results, path: Path) -> Any:
+    results.write(path)
+    return json.loads(path.read_text())
+
+
+def test_file_has_the_format_that_others_rely_on(tmp_path: Path) -> None:
+    results = Results(7)
+    results.by_id["test", "core", ""] = Result(id="test", state="passed")
+    document = written(results, tmp_path / "report" / "results.json")
+    assert list(document) == ["schema", "seed", "host", "results"]
+    assert (document["schema"], document["seed"]) == (1, 7)
+    assert {"kernel", "python"} <= document["host"].keys()
+    keys = "id a b lane kernel state seconds scenarios requirements message artifacts"
+    assert list(document["results"][0]) == keys.split()
+
+
+def test_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    path.write_text("old")
+    assert written(Results(7), path)["results"] == []
+    assert list(tmp_path.iterdir()) == [path]

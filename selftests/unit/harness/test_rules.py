@@ -1,0 +1,179 @@
+"""The judge of a wire: which message meets with which fault, without a wire."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import UsageError
+from harness.wire.rules import Judge
+from harness.wire.script import Delay, Drop, Duplicate, Hold, Replay, Script
+
+if TYPE_CHECKING:
+    from harness.wire.script import Numbers, Rule
+
+NODES = ("ns1", "ns2")
+SECOND = 1_000_000_000
+KINDS = {"i": (1, 148), "r": (2, 92), "c": (3, 64), "k": (4, 32), "d": (4, 48)}
+
+
+def frame(message: str, counter: int = 0) -> bytes:
+    """A message in a frame: initiation, response, cookie reply, keepalive or data, by its first letter."""
+    kind, size = KINDS[message]
+    payload = (bytes([kind, 0, 0, 0]) + bytes(4) + struct.pack("<Q", counter)).ljust(size, b"x")
+    udp = struct.pack(">HHHH", 1, 2, 8 + size, 0) + payload
+    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, bytes(4), bytes(4))
+    return bytes(12) + b"\x08\x00" + ip + udp
+
+
+def judge(*rules: Rule, seed: int = 1) -> Judge:
+    return Judge(Script(rules), NODES, seed=seed)
+
+
+def verdicts(rule: Rule, messages: str, side: int = 0) -> str:
+    """What becomes of each message: the first letter of what the judge did."""
+    made = judge(rule)
+    return "".join(made.arrive(frame(message), side, 0)[0].did[0] for message in messages)
+
+
+def counters(departures: list[bytes]) -> list[int]:
+    return [struct.unpack_from("<Q", departure, 50)[0] for departure in departures]
+
+
+def carried(made: Judge, numbers: range, now: int = 0) -> list[int]:
+    """The counters of what leaves while data messages with these counters arrive."""
+    out = [made.arrive(frame("d", number), 0, now)[1] for number in numbers]
+    return counters([departure.frame for departures in out for departure in departures])
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("any", "ddddd"),
+        ("handshake", "dddpp"),
+        ("initiation", "dpppp"),
+        ("response", "pdppp"),
+        ("cookie-reply", "ppdpp"),
+        ("transport", "pppdd"),
+        ("keepalive", "pppdp"),
+        ("data", "ppppd"),
+    ],
+)
+def test_word_takes_its_messages(word: str, expected: str) -> None:
+    assert verdicts(Drop(message=word), "irckd") == expected
+
+
+@pytest.mark.parametrize(
+    ("nth", "expected"), [(2, "pdppp"), ("2-3", "pddpp"), ("4-", "pppdd"), ((1, "3-4"), "dpddp"), (9, "ppppp")]
+)
+def test_nth_counts_the_messages_that_meet_the_other_conditions(nth: Numbers, expected: str) -> None:
+    assert verdicts(Drop(message="data", nth=nth), "ddddd") == expected
+    # Other messages between them count for nothing.
+    assert verdicts(Drop(message="data", nth=nth), "idrdcdkdid")[1::2] == expected
+
+
+def test_sender_is_one_of_both_ends() -> None:
+    assert verdicts(Drop(sender="ns1"), "d", side=0) == "d"
+    assert verdicts(Drop(sender="ns1"), "d", side=1) == "p"
+    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here; ns1 and ns2 are"):
+        judge(Drop(sender="ns3"))
+
+
+def test_first_rule_that_takes_a_message_decides() -> None:
+    made = judge(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
+    assert [len(made.arrive(frame("d"), 0, 0)[1]) for _ in range(3)] == [0, 2, 1]
+
+
+def test_held_messages_come_behind_the_next() -> None:
+    assert carried(judge(Hold(message="data", counters="5-9", behind=1)), range(12)) == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        10,
+        5,
+        6,
+        7,
+        8,
+        9,
+        11,
+    ]
+
+
+def test_held_message_waits_for_others_of_its_own_direction() -> None:
+    made = judge(Hold(message="data", nth=1, behind=1))
+    made.arrive(frame("d"), 0, 0)
+    assert len(made.arrive(frame("k"), 1, 0)[1]) == 1
+    assert len(made.arrive(frame("k"), 0, 0)[1]) == 2
+
+
+def test_held_message_goes_when_its_time_is_over_even_if_none_has_passed() -> None:
+    made = judge(Hold(message="data", behind=9, seconds=2.0))
+    assert carried(made, range(1), now=SECOND) == []
+    assert made.next_deadline() == 3 * SECOND
+    assert made.due(3 * SECOND - 1) == []
+    (departure,) = made.due(3 * SECOND)
+    assert departure.comment == "released: data 1 (rule 1: hold message=data behind=9 seconds=2.0)"
+    assert (made.holds, made.next_deadline()) == (0, None)
+
+
+def test_deadline_of_a_released_message_is_forgotten() -> None:
+    made = judge(Hold(message="data", seconds=2.0))
+    carried(made, range(3))
+    assert counters([departure.frame for departure in made.release()]) == [0, 1, 2]
+    assert made.next_deadline() is None
+
+
+def test_equal_delays_keep_the_order_and_jitter_does_not() -> None:
+    for jitter, in_order in ((0.0, True), (0.5, False)):
+        made = judge(Delay(message="data", seconds=0.3, jitter=jitter))
+        carried(made, range(50))
+        late = counters([departure.frame for departure in made.due(SECOND)])
+        assert sorted(late) == list(range(50))
+        assert (late == list(range(50))) is in_order
+
+
+def test_replay_leaves_the_message_and_sends_a_copy_later() -> None:
+    made = judge(Replay(message="data", nth=1, behind=2))
+    assert carried(made, range(4)) == [0, 1, 2, 0, 3]
+
+
+def test_comment_names_message_number_and_rule() -> None:
+    made = judge(Drop(message="response", nth=2))
+    said = [made.arrive(frame("r"), 1, 0)[0].comment for _ in range(2)]
+    assert said == ["", "dropped: response 2 (rule 1: drop message=response nth=2)"]
+
+
+def lottery(seed: int, others: int) -> list[str]:
+    """What becomes of 200 messages of ns1 while so many of ns2 come in between."""
+    made = judge(Drop(share=0.1), seed=seed)
+    outcome = []
+    for _ in range(200):
+        outcome.append(made.arrive(frame("d"), 0, 0)[0].did)
+        for _ in range(others):
+            made.arrive(frame("d"), 1, 0)
+    return outcome
+
+
+def test_chance_comes_from_the_seed_and_not_from_the_other_direction() -> None:
+    assert lottery(1, 0) == lottery(1, 3) != lottery(2, 0)
+    assert 5 <= lottery(1, 0).count("dropped") <= 45
+
+
+def test_seed_of_the_script_comes_before_that_of_the_lab() -> None:
+    outcomes = []
+    for seed in (1, 2):
+        made = Judge(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
+        outcomes.append([made.arrive(frame("d"), 0, 0)[0].did for _ in range(50)])
+    assert outcomes[0] == outcomes[1]
+
+
+def test_what_is_no_message_passes_whatever_the_script_says() -> None:
+    made = judge(Drop())
+    arp = bytes(12) + b"\x08\x06" + bytes(28)
+    truncated = frame("i")[:100]
+    assert [departure.frame for departure in made.arrive(arp, 0, 0)[1]] == [arp]
+    assert [departure.frame for departure in made.arrive(truncated, 0, 0)[1]] == [truncated]

@@ -1,0 +1,229 @@
+"""What a run looks like and comes to: its numbers, its lines, its verdict."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.cli import terminal
+from harness.cli.terminal import (
+    Events,
+    Outcome,
+    Progress,
+    Tally,
+    Verdict,
+    judge,
+    matrix,
+    uncollected,
+    usage_error,
+)
+
+GOOD = Outcome(id="selftests/netns/test_a.py::test_x[a~b]", pair="a~b")
+BAD = Outcome(id="selftests/t.py::test_x[b~a]", pair="b~a", state="failed", message="why", artifacts="evidence/x")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def tally(*outcomes: Outcome) -> Tally:
+    return Tally(outcomes={outcome.identity: outcome for outcome in outcomes})
+
+
+def summary(*outcomes: Outcome) -> list[str]:
+    stream = io.StringIO()
+    terminal.summary(terminal.console(stream), tally(*outcomes), Path("/report"))
+    return stream.getvalue().splitlines()
+
+
+def event(**facts: object) -> bytes:
+    return json.dumps(facts).encode()
+
+
+def test_events_are_tallied() -> None:
+    taken = Tally()
+    for line in (event(event="collected", count=2), event(event="result", id="t", pair="", state="passed")):
+        taken.take(line)
+    assert str(taken) == "1 of 2 tests, 1 passed"
+
+
+def test_difference_is_told_with_its_reason_and_a_blocked_test_as_a_failure() -> None:
+    different = Outcome(id="t.py::test_mtu[a~b]", pair="a~b", state="differs", message="1360 bytes, not 1359")
+    blocked = Outcome(id="t.py::test_drop[a~b]", pair="a~b", state="blocked", message="its twin was not shown")
+    said = summary(different, blocked)
+    assert "1 differs: 1360 bytes, not 1359" in said
+    assert {"blocked: a~b  test_drop[a~b]", "    its twin was not shown"} <= set(said)
+    assert judge(1, {"differs", "blocked", "passed"}, []).status == terminal.FAILED
+    assert judge(0, {"differs", "passed"}, []).status == terminal.OK
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"new"}', b'{"event":"result","moon":1}', b"\xff"])
+def test_line_that_is_no_event_is_passed_over(line: bytes) -> None:
+    taken = Tally()
+    assert taken.take(line) is None
+    assert str(taken) == "0 tests"
+
+
+def test_half_a_line_waits_for_its_other_half() -> None:
+    reading, writing = os.pipe()
+    events = Events(reading)
+    os.write(writing, b"one\ntw")
+    assert events.lines() == [b"one"]
+    os.write(writing, b"o\n")
+    assert events.lines() == [b"two"]
+    os.close(writing)
+    assert (events.lines(), events.ended) == ([], True)
+    os.close(reading)
+
+
+def test_results_know_the_pair_of_a_test() -> None:
+    taken = Tally()
+    result: dict[str, Any] = {
+        "id": "t",
+        "a": {"impl": "x"},
+        "b": {"impl": "y"},
+        "seconds": 1,
+        "message": "",
+        "artifacts": "e",
+    }
+    result |= {"lane": "vm", "kernel": "6.1"}
+    taken.replace([result | {"state": "failed"}])
+    assert taken.outcomes["t", "vm", "6.1"].pair == "x~y"
+
+
+def test_test_that_was_interrupted_has_not_passed() -> None:
+    taken = tally(GOOD)
+    facts: dict[str, Any] = {"a": None, "b": None, "state": "passed", "seconds": 1, "message": "", "artifacts": ""}
+    facts |= {"lane": "", "kernel": ""}
+    taken.replace([facts | {"id": GOOD.id}, facts | {"id": "interrupted"}])
+    assert list(taken.outcomes) == [GOOD.identity]
+
+
+def test_matrix_has_a_downwards_and_b_across() -> None:
+    lines = summary(GOOD, BAD)
+    assert [line.split("│")[1:-1] for line in lines if line.startswith("│ ")] == [
+        [" a     ", "          ", " 1 passed "],
+        [" b     ", " 1 failed ", "          "],
+    ]
+
+
+def test_implementation_alone_has_a_column_of_its_own() -> None:
+    table = matrix([GOOD, Outcome(id="t[a]", pair="a")])
+    assert table is not None
+    assert [column.header for column in table.columns] == ["A \\ B", "b", "(alone)"]
+
+
+def test_tests_without_an_implementation_are_counted_beside() -> None:
+    assert summary(Outcome(id="t")) == ["without an implementation: 1 passed"]
+
+
+def test_failure_is_told_with_pair_test_message_and_evidence() -> None:
+    assert summary(BAD)[-4:] == [
+        "failed: b~a  test_x[b~a]",
+        "    why",
+        "    test: selftests/t.py::test_x[b~a]",
+        "    evidence: /report/evidence/x",
+    ]
+
+
+def test_long_message_keeps_its_start_and_its_end() -> None:
+    lines = summary(Outcome(id="t", state="error", message="\n".join("abcdefghij")))
+    assert [line.strip() for line in lines[3:10]] == ["a", "b", "c", "... 4 more lines", "h", "i", "j"]
+
+
+def test_skips_of_one_reason_are_one_line() -> None:
+    skips = [Outcome(id=name, state="skipped", message="no x; install x") for name in "ab"]
+    assert summary(*skips)[-1] == "2 skipped: no x; install x"
+
+
+def test_width_of_a_pipe_folds_no_line() -> None:
+    assert summary(Outcome(id="t", state="skipped", message="x " * 400))[-1].count("x") == 400
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_pipe_gets_no_control_characters(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "1")
+    text = "\n".join(summary(GOOD, BAD))
+    assert [character for character in text if ord(character) < 32 and character != "\n"] == []
+
+
+def test_terminal_gets_a_bar_drawn_in_place() -> None:
+    stream = Terminal()
+    taken = tally(GOOD)
+    taken.total = 2
+    times = iter([0.0, 1.0, 2.0, 3.0])
+    with Progress(terminal.console(stream), taken, lambda: next(times)) as progress:
+        progress.tick()
+    assert "1 of 2 tests, 1 passed" in stream.getvalue()
+    assert "\x1b[2K" in stream.getvalue()  # erases what it drew
+
+
+def test_log_gets_a_line_every_few_seconds() -> None:
+    stream = io.StringIO()
+    now = [0.0]
+    with Progress(terminal.console(stream), Tally(total=9), lambda: now[0]) as progress:
+        for now[0] in (1.0, 2.9, 3.0, 3.1, 6.1):
+            progress.tick()
+    assert stream.getvalue() == "0 of 9 tests, 3 s\n0 of 9 tests, 6 s\n"
+
+
+def test_failure_is_told_at_once() -> None:
+    stream = io.StringIO()
+    Progress(terminal.console(stream), Tally()).moved(BAD)
+    assert stream.getvalue() == f"failed: {BAD.id}\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "states", "said", "expected"),
+    [
+        (0, {"passed", "skipped"}, [], Verdict(0)),
+        (1, {"passed", "failed"}, [], Verdict(1)),
+        (2, {"error"}, [], Verdict(1)),
+        (0, {"skipped"}, [], Verdict(125, "could not test: no test passed")),
+        (1, {"passed"}, ["wg-interop: x was asked for"], Verdict(125, "could not test: x was asked for")),
+        (1, {"passed"}, ["wg-interop: box, seed 1"], Verdict(125, "could not test: pytest ended with status 1", True)),
+        (1, {"passed"}, ["_ ERROR collecting t.py _"], Verdict(125, "could not test: tests could not be collected")),
+        (3, set(), [], Verdict(125, "could not test: pytest ended with status 3", True)),
+        (5, set(), [], Verdict(125, "could not test: no test was selected")),
+        (-9, set(), [], Verdict(125, "could not test: pytest ended with status -9", True)),
+    ],
+)
+def test_run_is_judged(status: int, states: set[str], said: list[str], expected: Verdict) -> None:
+    assert judge(status, states, said) == expected
+
+
+def test_file_that_cannot_be_collected_is_named_with_its_error() -> None:
+    said = ["___ ERROR collecting a/t.py ___", "a/t.py:1: in <module>", "E   NameError: x", "E   more"]
+    assert uncollected(said) == {"a/t.py": "NameError: x"}
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            ["ERROR: usage: pytest", "pytest: error: no such --x", "  rootdir: /"],
+            "no such --x; see wg-interop run --help",
+        ),
+        (["ERROR: unknown implementation"], "unknown implementation; see wg-interop run --help"),
+        (["odd"], "odd"),
+        ([], "pytest refused the command line and said nothing"),
+    ],
+)
+def test_usage_error_is_found_in_what_pytest_says(said: list[str], expected: str) -> None:
+    assert usage_error(said) == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(0, "0 B"), (2048, "2 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")])
+def test_sizes_are_for_people(size: int, expected: str) -> None:
+    assert terminal.human(size) == expected

@@ -1,0 +1,49 @@
+"""Topologies: what is wrong with one is said before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.lab.topology import DIRECT, LOOPBACK, NAT, End, Route, Topology
+
+NODES = ("ns1", "ns2")
+LINK = (End("ns1", "veth1"), End("ns2", "veth2"))
+
+
+def make(**changes: Any) -> Topology:
+    return Topology(name="mine", drawing="", **{"nodes": NODES} | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"nodes": ("ns1", "ns2", "ns1")}, "two nodes have the same name: ns1, ns2, ns1"),
+        ({"nodes": ("ns1",)}, "no node ns2; there are: ns1"),
+        ({"birth": ("ns0", "ns2")}, "no node ns0; there are: ns1, ns2"),
+        ({"place": ("ns1", "ns9")}, "no node ns9; there are: ns1, ns2"),
+        ({"links": ((End("ns1", "veth1"), End("ns3", "veth2")),)}, "no node ns3; there are: ns1, ns2"),
+        ({"routes": (Route("ns4", "default", "10.0.0.1"),)}, "no node ns4; there are: ns1, ns2"),
+        ({"sysctls": {"ns5": {}}}, "no node ns5; there are: ns1, ns2"),
+        ({"firewall": {"ns6": ""}}, "no node ns6; there are: ns1, ns2"),
+        ({"links": (LINK, LINK)}, "ns1 has two devices of the name veth1"),
+        ({"links": ((End("ns1", "v"), End("ns1", "v")),)}, "ns1 has two devices of the name v"),
+    ],
+)
+def test_bad_topology_is_refused_in_one_line(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        make(**changes)
+    assert str(refusal.value) == f"topology mine: {complaint}"
+
+
+def test_same_device_in_two_nodes_is_fine() -> None:
+    assert make(links=((End("ns1", "veth"), End("ns2", "veth")),)).links
+
+
+@pytest.mark.parametrize("topology", [LOOPBACK, NAT, DIRECT], ids=lambda topology: str(topology.name))
+def test_drawing_shows_every_node_device_and_address(topology: Topology) -> None:
+    ends = [end for link in topology.links for end in link]
+    shown = [*topology.nodes, *(end.device for end in ends), *(a for end in ends for a in end.addresses)]
+    assert [name for name in shown if name not in topology.drawing] == []

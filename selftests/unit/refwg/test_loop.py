@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from refwg import loop
+from refwg.loop import Loop, SystemEnvironment, boot_clock
+from selftests.support.sandbox import run_in_sandbox
+
+if TYPE_CHECKING:
+    from refwg.device import Device
+
+
+@pytest.mark.requirement("TM-31")
+def test_the_clock_never_goes_back() -> None:
+    first, second = boot_clock(), boot_clock()
+    assert 0 < first <= second
+
+
+def test_chance_and_the_time_of_day_are_those_of_the_system() -> None:
+    environment = SystemEnvironment()
+    assert len(environment.random_bytes(32)) == 32
+    assert environment.random_bytes(32) != environment.random_bytes(32)
+    assert environment.wall_clock() > 1_700_000_000 * 10**9
+
+
+class Sleeper:
+    """A device that counts how often it is told to forget its keys."""
+
+    def __init__(self) -> None:
+        self.forgotten = 0
+
+    def forget_keys(self, now: int) -> None:
+        del now
+        self.forgotten += 1
+
+
+@pytest.mark.requirement("TM-32")
+@pytest.mark.parametrize(("asleep", "forgotten"), [(0, 0), (400_000_000, 0), (600_000_000, 1)])
+def test_a_machine_that_was_asleep_forgets_its_keys_once(
+    asleep: int, forgotten: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper, running = Sleeper(), object.__new__(Loop)
+    running._device, running._sleep_seen = cast("Device", sleeper), 5
+    monkeypatch.setattr(loop, "_time_asleep", lambda: 5 + asleep)
+    for _ in range(3):
+        running._notice_sleep()
+    assert sleeper.forgotten == forgotten
+
+
+@pytest.mark.requirement("TM-32")
+def test_keys_are_forgotten_before_anything_is_done_with_what_has_come_meanwhile() -> None:
+    code = """
+        import selectors, socket
+        from refwg import loop
+        from refwg.uapi_socket import listen
+        from refwg.tun import Tun
+        class Watcher:
+            def note(self, now, event, peer, **details): print(event)
+        running = loop.Loop(Tun.create("wg0"), listen("wg0"), watcher=Watcher(), log_error=print)
+        ours, others = socket.socketpair()
+        running._selector.register(ours, selectors.EVENT_READ, lambda _: print("handled", ours.recv(9)))
+        others.send(b"one"); running._turn()
+        awake = loop._time_asleep(); loop._time_asleep = lambda: awake + 10**9
+        others.send(b"two"); running._turn()
+        others.send(b"three"); running._turn()
+    """
+    order = "handled b'one'\nkeys forgotten\nhandled b'two'\nhandled b'three'\n"
+    assert run_in_sandbox("", code) == order
+
+
+@pytest.mark.requirement("RT-13")
+def test_a_link_that_goes_down_makes_the_ways_be_looked_for_anew() -> None:
+    code = """
+        import subprocess
+        from refwg import loop
+        from refwg.boundary import Endpoint, Transmit
+        from refwg.uapi_socket import listen
+        from refwg.tun import Tun
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        for number in (1, 2):
+            ip(f"link add v{number} type veth peer name w{number}"); ip(f"address add 10.0.{number}.1/24 dev v{number}")
+            for name in ("v", "w"):
+                open(f"/proc/sys/net/ipv6/conf/{name}{number}/disable_ipv6", "w").write("1")
+                ip(f"link set {name}{number} up")
+        running = loop.Loop(Tun.create("wg0"), listen("wg0"), watcher=None, log_error=print)
+        def settle():
+            while running._selector.select(0):
+                running._turn()
+        running.start(); running._sockets.open(7); settle()
+        running._sockets.send(Transmit(b"x", Endpoint(bytes([10, 0, 1, 9]), 5), 0, None))
+        print(len(running._sockets._ways)); ip("link set v1 down"); settle()
+        print(len(running._sockets._ways))
+    """
+    assert run_in_sandbox("", code) == "1\n0\n"

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from refwg.__main__ import main
+from refwg.tun import Tun
+from selftests.support.sandbox import ROOT, run_in_sandbox
+
+START = """
+        import os, signal, socket, subprocess, sys, time
+        from pathlib import Path
+        PEER = "ZhSqwJ0LZ1hEYIuTj2tBkYJ0MMTDFCQwnlTYfyp8Bkc="
+        path = Path("/run/wireguard/wg0.sock")
+        def start(*options, **environment):
+            return subprocess.Popen([sys.executable, "-m", "refwg", *options, "wg0"], env={**os.environ, **environment})
+        def wait_for(condition):
+            while not condition():
+                time.sleep(0.01)
+        def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
+        def is_free(port):
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+                try:
+                    one.bind(("::", port))
+                except OSError:
+                    return False
+                return True
+        def wg(text): return subprocess.run(["wg", *text.split()], capture_output=True, text=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["a" * 16], ["a/b"], ["--engine", "none", "wg0"], ["--mutant", "no-clamp", "wg0"]]
+)
+def test_nonsense_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: refwg" in capsys.readouterr().err
+
+
+def test_an_unknown_mutant_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFWG_MUTANTS", "allowed")
+    with pytest.raises(SystemExit) as end:
+        main(["--mutant", "no-such-one", "wg0"])
+    assert end.value.code == 2
+
+
+def test_help_teaches_and_version_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    words = ("wg set wg0", "wg-quick up", "selftest", "--drop-privileges", "WG_TUN_FD", "LOG_LEVEL", "exit status")
+    assert all(word in text for word in words)
+    assert "mutant" not in text
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("refwg ")
+
+
+def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_imported() -> None:
+    code = "import sys; before = set(sys.modules); import refwg.__main__; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert packages - sys.stdlib_module_names <= {"refwg", "cryptography", "_cffi_backend", "_openssl"}
+    late = {"refwg.selftest", "refwg.privileges", "refwg.trace", "refwg.inotify", "refwg.mutants"}
+    assert not {"asyncio", "ctypes", "json", "importlib.metadata", "logging"} & set(done.stdout.split())
+    assert not late & set(done.stdout.split())
+
+
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)", "made[1].path.unlink()"]
+)
+def test_whoever_ends_it_as_soon_as_the_socket_is_there_leaves_nothing(end: str) -> None:
+    program = f"""if True:
+        import os, signal, sys
+        from refwg import __main__ as refwg
+        listen = refwg._listener
+        def listen_and_end(name):
+            made = listen(name)
+            {end}
+            return made
+        refwg._listener = listen_and_end
+        sys.exit(refwg.main(["-f", "wg0"]))
+    """
+    code = f"""
+        print(subprocess.run([sys.executable, "-c", {program!r}], timeout=10).returncode, path.exists())
+    """
+    assert run_in_sandbox(START, code) == "0 False\n"
+
+
+@pytest.mark.requirement("CFG-40")
+def test_it_goes_into_the_background_once_it_can_be_configured() -> None:
+    code = """
+        print(start().wait(), oct(path.stat().st_mode & 0o777), wg("show wg0 listen-port").stdout.strip())
+        path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0 0o600 0\n"
+
+
+@pytest.mark.requirement("CFG-40")
+def test_when_the_command_has_come_back_wg_is_answered_at_once() -> None:
+    code = """
+        for _ in range(5):
+            print(start().wait(), wg("show wg0 fwmark").stdout.strip())
+            path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0 off\n" * 5
+
+
+@pytest.mark.parametrize("options", ["'-f'", "'--trace', '/run/trace'"])
+def test_a_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> None:
+    code = f"""
+        Path("/proc/sys/user/max_inotify_instances").write_text("0")
+        process = subprocess.run([sys.executable, "-m", "refwg", {options}, "wg0"], capture_output=True, text=True)
+        print(process.returncode, path.exists(), ip("link show wg0").returncode, process.stderr)
+    """
+    reason = "refwg: wg0: [Errno 24] inotify: Too many open files: '/var/run/wireguard'\n\n"
+    assert run_in_sandbox(START, code) == "1 False 1 " + reason
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ("WG_TUN_FD='none'", "WG_TUN_FD=none: want the number of an open descriptor"),
+        ("WG_TUN_FD='1'", "WG_TUN_FD=1: that is no TUN interface"),
+        ("WG_TUN_FD='99'", "Bad file descriptor"),
+        ("WG_UAPI_FD='-1'", "WG_UAPI_FD=-1: want the number of an open descriptor"),
+        ("WG_UAPI_FD='1'", "Socket operation on non-socket"),
+    ],
+)
+def test_descriptors_that_are_none_are_told(environment: str, words: str) -> None:
+    code = f"""
+        env = {{**os.environ, **dict({environment})}}
+        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], env=env, capture_output=True, text=True)
+        print(done.returncode, {words!r} in done.stderr, "Traceback" in done.stderr)
+    """
+    assert run_in_sandbox(START, code) == "1 True False\n"
+
+
+def test_a_name_that_is_taken_is_told() -> None:
+    code = """
+        ip("link add wg0 type veth peer name other")
+        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
+        print(done.returncode, done.stderr, end="")
+    """
+    words = "refwg: wg0: [Errno 16] Device or resource busy: there is an interface of that name already\n"
+    assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
+
+
+@pytest.mark.parametrize(
+    ("number", "file", "remedy"),
+    [
+        (errno.EACCES, "/dev/net/tun", ": only its owner may open it; be root, or as root: chmod 0666 /dev/net/tun"),
+        (errno.EPERM, None, "; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"),
+        (errno.ENOENT, "/dev/net/tun", ": the kernel has no TUN interfaces here; modprobe tun"),
+    ],
+)
+def test_interface_that_cannot_be_made_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, file: str | None, remedy: str
+) -> None:
+    refusal = OSError(number, os.strerror(number), file)
+
+    def refuse(_: str) -> Tun:
+        raise refusal
+
+    monkeypatch.setattr(Tun, "create", refuse)
+    assert main(["-f", "wg0"]) == 1
+    assert capsys.readouterr().err == f"refwg: wg0: {refusal}{remedy}\n"
+
+
+@pytest.mark.parametrize("error", [KeyError(4), IndexError("list index out of range")])
+def test_a_mistake_of_ours_is_not_taken_for_one_of_the_user(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> Tun:
+        raise error
+
+    monkeypatch.setattr(Tun, "create", fail)
+    with pytest.raises(type(error)):
+        main(["-f", "wg0"])
+
+
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
+def test_without_standard_streams_it_works_as_well(closed: str) -> None:
+    code = f"""
+        print(subprocess.run(["sh", "-c", f"exec {{sys.executable}} -m refwg wg0 {closed}"]).returncode)
+        print(wg("show wg0 fwmark").stdout.strip(), wg("set wg0 listen-port 7").returncode)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+        path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0\noff 0\n"
+
+
+def test_a_trace_on_a_full_disk_is_given_up() -> None:
+    code = """
+        errors = open("/run/errors", "w")
+        process = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "--trace", "/dev/full", "wg0"], stderr=errors)
+        wait_for(path.exists); wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+        ip("link set wg0 down"); wait_for(lambda: is_free(7)); process.terminate()
+        print(process.wait(5), Path("/run/errors").read_text(), end="")
+    """
+    words = "ERROR: (wg0) /dev/full: No space left on device; nothing more is written there\n"
+    assert run_in_sandbox(START, code) == f"0 {words}"
+
+
+def test_whoever_made_another_socket_meanwhile_keeps_it() -> None:
+    code = """
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        path.rename("/run/wireguard/away"); path.touch(); print(process.wait(5), path.exists())
+    """
+    assert run_in_sandbox(START, code) == "0 True\n"
+
+
+RIGHTS = """
+        subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+        def status(pid, name):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            return next(line.split()[1] for line in lines if line.startswith(name + ":"))
+"""
+
+
+@pytest.mark.requirement("CFG-54")
+def test_it_keeps_three_rights_of_root_and_can_get_none_back() -> None:
+    code = """
+        process = start("-f", "--drop-privileges", "root"); wait_for(path.exists)
+        wait_for(lambda: wg("show wg0").returncode == 0)
+        print({name: int(status(process.pid, name), 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")})
+        print(status(process.pid, "NoNewPrivs"), wg("set wg0 listen-port 7 fwmark 9").returncode)
+        ip("link set wg0 up"); wait_for(lambda: not is_free(7)); print(wg("set wg0 listen-port 8").returncode)
+        ip("link set wg0 down"); wait_for(lambda: is_free(8))
+        process.terminate(); print(process.wait(5)); wait_for(lambda: not path.exists())
+    """
+    kept = 1 << 10 | 1 << 12 | 1 << 13
+    capabilities = {"CapEff": kept, "CapPrm": kept, "CapInh": 0, "CapBnd": kept, "CapAmb": 0}
+    assert run_in_sandbox(START + RIGHTS, code) == f"{capabilities}\n1 0\n0\n0\n"
+
+
+@pytest.mark.parametrize("end", ["os.kill(pid, signal.SIGKILL)", "os.kill(pid, signal.SIGTERM)", "path.unlink()"])
+def test_its_socket_goes_with_it_although_it_may_not_remove_it_any_more(end: str) -> None:
+    code = f"""
+        print(start("--drop-privileges", "root").wait())
+        others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+        (pid,) = [one for one in others if status(one, "NoNewPrivs") == "1"]
+        {end}
+        wait_for(lambda: not path.exists()); wait_for(lambda: ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START + RIGHTS, code) == "0\n"
+
+
+def test_a_user_that_does_not_exist_is_told() -> None:
+    code = """
+        done = subprocess.run([sys.executable, "-m", "refwg", "--drop-privileges", "nobody-at-all", "wg0"],
+                              capture_output=True, text=True)
+        print(done.returncode, done.stderr, path.exists(), ip("link show wg0").returncode)
+    """
+    words = "refwg: wg0: --drop-privileges nobody-at-all: there is no such user"
+    assert run_in_sandbox(START, code) == f"1 {words}\n False 1\n"
+
+
+def test_interface_and_socket_may_be_given_as_descriptors() -> None:
+    code = """
+        from refwg.uapi_socket import listen
+        from refwg.tun import Tun
+        tun, listener = Tun.create("wg0"), listen("wg0")
+        given = {"WG_TUN_FD": str(tun.fileno()), "WG_UAPI_FD": str(listener.fileno())}
+        command, descriptors = [sys.executable, "-m", "refwg", "-f", "wg0"], (tun.fileno(), listener.fileno())
+        process = subprocess.Popen(command, env={**os.environ, **given}, pass_fds=descriptors)
+        tun.close(); listener.close()
+        wait_for(lambda: wg("show wg0").returncode == 0)
+        process.terminate(); print(process.wait(5), path.exists(), ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0 False 1\n"
+
+
+@pytest.mark.requirement("CFG-54")
+@pytest.mark.parametrize(
+    "end", ["process.terminate()", "process.send_signal(signal.SIGINT)", "path.unlink()", "ip('link delete wg0')"]
+)
+def test_it_ends_with_status_0_and_takes_interface_and_socket_along(end: str) -> None:
+    code = f"""
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        time.sleep(0.2)
+        {end}
+        print(process.wait(5), path.exists(), ip("link show wg0").returncode)
+    """
+    assert run_in_sandbox(START, code) == "0 False 1\n"
+
+
+@pytest.mark.requirement("IF-08", "IF-05", "IF-06")
+def test_its_sockets_follow_the_link_state() -> None:
+    code = """
+        process = start(WG_PROCESS_FOREGROUND="1", LOG_LEVEL="silent"); wait_for(path.exists)
+        def is_up(): return ",UP" in ip("link show wg0").stdout
+        wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        print(is_free(7)); ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+        ip("link set wg0 down"); wait_for(lambda: is_free(7))
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.bind(("::", 7)); ip("link set wg0 up"); wait_for(lambda: not is_up())
+        process.terminate(); print(process.wait(5))
+    """
+    assert run_in_sandbox(START, code) == "True\n0\n"
+
+
+@pytest.mark.requirement("CFG-48", "CFG-19")
+def test_wg_says_why_a_port_cannot_be_had() -> None:
+    code = """
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        ip("link set wg0 up"); wait_for(lambda: wg("show wg0 listen-port").stdout != "0\\n")
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.bind(("::", 7)); refused = wg("set wg0 listen-port 7")
+        print(refused.returncode, refused.stderr, end="")
+        print(wg("set wg0 listen-port 7").returncode); process.terminate(); print(process.wait(5))
+    """
+    words = "Unable to modify interface: Address already in use"
+    assert run_in_sandbox(START, code) == f"1 {words}\n0\n0\n"
+
+
+@pytest.mark.requirement("CFG-42", "CFG-41")
+def test_an_unmodified_wg_configures_it() -> None:
+    code = """
+        process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
+        Path("/run/key").write_text(subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout)
+        print(wg(f"set wg0 private-key /run/key fwmark 7 peer {PEER} allowed-ips 10.0.0.0/8").returncode)
+        conf = wg("showconf wg0").stdout
+        Path("/run/conf").write_text(conf)
+        print(wg("setconf wg0 /run/conf").returncode, wg("syncconf wg0 /run/conf").returncode)
+        print(wg("showconf wg0").stdout == conf, "AllowedIPs = 10.0.0.0/8" in conf)
+        process.terminate(); print(process.wait(5))
+    """
+    assert run_in_sandbox(START, code) == "0\n0 0\nTrue True\n0\n"
+
+
+def test_trace_and_keys_are_written_for_their_owner() -> None:
+    code = """
+        process = start("-f", "--trace", "/run/trace", "--keylog", "/run/keys"); wait_for(path.exists)
+        Path("/run/key").write_text(subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout)
+        wait_for(lambda: wg(f"set wg0 private-key /run/key peer {PEER} endpoint 127.0.0.1:9").returncode == 0)
+        ip("link set wg0 up"); wg(f"set wg0 peer {PEER} persistent-keepalive 25")
+        wait_for(lambda: "initiation" in Path("/run/trace").read_text())
+        print(oct(Path("/run/keys").stat().st_mode & 0o777), Path("/run/keys").read_text().split()[0])
+        process.terminate(); print(process.wait(5))
+    """
+    assert run_in_sandbox(START, code) == "0o600 LOCAL_STATIC_PRIVATE_KEY\n0\n"
+
+
+def test_who_may_not_make_an_interface_is_told_so() -> None:
+    done = subprocess.run(
+        ["unshare", "--user", "--net", sys.executable, "-m", "refwg", "-f", "wg0"],
+        cwd=ROOT,
+        env={**os.environ, "LOG_LEVEL": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 1

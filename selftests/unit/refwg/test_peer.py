@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from refwg.boundary import LocalAddress
+from refwg.errors import DropReason
+from refwg.messages import REKEY_TIMEOUT, SECOND
+from refwg.peer import StagedPacket, Statistics
+from selftests.support.pair import START, Pair
+
+
+@pytest.mark.requirement("IF-14", "IF-15")
+@pytest.mark.parametrize(
+    ("reason", "counters"),
+    [
+        (DropReason.SOURCE_NOT_ALLOWED, ["rx_errors", "rx_frame_errors"]),
+        (DropReason.INNER_PROTOCOL, ["rx_errors", "rx_frame_errors"]),
+        (DropReason.INNER_LENGTH, ["rx_errors", "rx_length_errors"]),
+        (DropReason.NO_PEER, ["tx_errors"]),
+        (DropReason.NO_ENDPOINT, ["tx_errors"]),
+        (DropReason.NOT_IP, ["tx_errors"]),
+        (DropReason.QUEUE_OVERFLOW, ["tx_dropped"]),
+        (DropReason.QUEUE_PURGED, ["tx_dropped"]),
+        (DropReason.REPLAY, []),
+        (DropReason.MALFORMED, []),
+        (DropReason.ROUTING_LOOP, []),
+        (DropReason.NOT_SENT, []),
+    ],
+)
+def test_drops_count_where_the_driver_counts_them(reason: DropReason, counters: list[str]) -> None:
+    statistics = Statistics()
+    statistics.drops[reason] += 1
+    every = ["rx_errors", "rx_frame_errors", "rx_length_errors", "tx_errors", "tx_dropped"]
+    assert [name for name in every if getattr(statistics, name)] == counters
+
+
+@pytest.mark.requirement("HS-14", "HS-15")
+@pytest.mark.parametrize(("now", "may"), [(REKEY_TIMEOUT - 1, False), (REKEY_TIMEOUT, True)])
+def test_five_seconds_lie_between_handshake_messages(now: int, may: bool) -> None:
+    peer = Pair().a.peer
+    assert peer.may_initiate(0)
+    peer.last_sent_handshake = 0
+    assert peer.may_initiate(now) is may
+
+
+@pytest.mark.requirement("RT-15", "RT-16")
+def test_forgetting_the_source_keeps_the_rest_of_the_endpoint() -> None:
+    pair = Pair()
+    peer = pair.a.peer
+    peer.learn_endpoint(replace(pair.b.endpoint, source=LocalAddress(b"\x0a\0\0\1", 3)), 0)
+    peer.clear_endpoint_source()
+    assert peer.endpoint == pair.b.endpoint
+    unknown = Pair(endpoints=False).a.peer
+    unknown.clear_endpoint_source()
+    assert unknown.endpoint is None
+
+
+@pytest.mark.requirement("HS-25")
+def test_the_latest_handshake_is_wall_time_of_its_completion() -> None:
+    pair = Pair()
+    pair.send(pair.a)
+    pair.run(20 * 10**6)
+    assert pair.a.peer.latest_handshake == START + 20 * 10**6
+    assert pair.b.peer.latest_handshake == 0
+    pair.settle()
+    assert pair.b.peer.latest_handshake == START + 30 * 10**6
+
+
+@pytest.mark.requirement("HS-36", "IF-07", "Q-08")
+def test_stopping_leaves_no_index_no_key_and_no_packet() -> None:
+    pair = Pair()
+    pair.connect()
+    peer = pair.a.peer
+    peer.staged.stage([StagedPacket(b"", 0)])
+    pair.wire.filter = lambda _: False
+    pair.run(5 * SECOND)
+    peer.last_sent_handshake = None
+    peer.keypairs.forbid_sending()
+    pair.send(pair.a)
+    assert len(peer.shared.indices) == 2
+    peer.stop(pair.now)
+    assert len(peer.shared.indices) == len(peer.staged) == 0
+    assert peer.timers.next_deadline() is None
+    assert peer.statistics.drops[DropReason.QUEUE_PURGED] == 2
+
+
+class Notes:
+    """A watcher that keeps events and whom they are about."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, bytes]] = []
+
+    def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
+        del now, details
+        self.events.append((event, peer))
+
+    def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
+        """Not wanted here."""
+
+
+def test_a_watcher_is_told_what_happens_and_to_whom() -> None:
+    pair, notes = Pair(), Notes()
+    key = pair.a.peer.public_key
+    pair.a.peer.shared.watcher = notes
+    pair.a.device.forget_keys(0)
+    pair.a.device.distrust_sessions(0)
+    pair.a.device.remove_peer(pair.a.peer, 0)
+    pair.a.device.down(0)
+    quiet = [("keys forgotten", b""), ("sessions distrusted", b"")]
+    assert notes.events == [*quiet, ("peer removed", key), ("down", b"")]
+
+
+def test_a_peer_is_named_after_its_key() -> None:
+    peer = Pair().a.peer
+    assert str(peer) == f"peer {peer.public_key.hex()[:8]}"

@@ -1,0 +1,154 @@
+"""What a program meets in the world: rubbish, limits, being stopped, and ground that vanishes below it."""
+
+from __future__ import annotations
+
+import pytest
+
+from selftests.support.sandbox import run_in_sandbox
+
+SETUP = """
+        import errno, os, resource, signal, socket, subprocess, sys, time
+        from pathlib import Path
+        path = Path("/run/wireguard/wg0.sock")
+        def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
+        def wg(text): return subprocess.run(["wg", *text.split()], capture_output=True, text=True)
+        def wait_for(condition):
+            while not condition():
+                time.sleep(0.01)
+        def ask(request):
+            with socket.socket(socket.AF_UNIX) as client:
+                try:
+                    client.connect(str(path)); client.sendall(request)
+                    return client.recv(1000)
+                except ConnectionError:
+                    return b""
+        def ports():
+            rows = [line.split()[1] for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+            return {int(row.rpartition(":")[2], 16) for row in rows}
+        def cpu(pid):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+        errors = open("/run/errors", "w")
+        refwg = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "wg0"], stderr=errors)
+        wait_for(path.exists); wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        def end():
+            refwg.terminate()
+            print(refwg.wait(5), path.exists(), Path("/run/errors").read_text())
+"""
+WELL = "0 False \n"
+
+
+def run(code: str) -> str:
+    return run_in_sandbox(SETUP, code)
+
+
+@pytest.mark.requirement("CFG-53", "CFG-45", "CFG-55")
+def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
+    code = """
+        einval = b"errno=-22\\n\\n"
+        print(ask(b"\\x00\\xff\\xfe\\n\\n"), ask(b"GET / HTTP/1.1\\r\\n\\r\\n"))
+        print(ask(b"set=1\\n\\xff\\x00=\\xfe\\n\\n") == einval)
+        print(ask(b"set=1\\nlisten_port=" + b"9" * 5000 + b"\\n\\n") == einval)
+        print(ask(b"set=1\\n" + b"a" * 100_000), ask(b"set=1\\nno equals sign\\n\\n"))
+        halves = [socket.socket(socket.AF_UNIX) for _ in range(100)]
+        for half in halves:
+            half.connect(str(path)); half.sendall(b"set=1\\nlisten_port=8\\n")
+        print(wg("show wg0 listen-port").stdout.strip())
+        for half in halves:
+            half.close()
+        print(wg("show wg0 listen-port").stdout.strip()); end()
+    """
+    answers = "b'' b''\nTrue\nTrue\nb'errno=-22\\n\\n' b'errno=-71\\n\\n'\n7\n7\n"
+    assert run(code) == answers + WELL
+
+
+def test_a_process_that_was_stopped_goes_on_where_it_was() -> None:
+    code = """
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports())
+        refwg.send_signal(signal.SIGSTOP); ip("link set wg0 down"); ip("link set wg0 up"); ip("link set wg0 down")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in range(1000):
+                sender.sendto(os.urandom(number), ("127.0.0.1", 7))
+        refwg.send_signal(signal.SIGCONT); wait_for(lambda: 7 not in ports())
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports()); end()
+    """
+    assert run(code) == WELL
+
+
+def test_more_changes_than_it_can_be_told_of_are_looked_up() -> None:
+    code = """
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports()); refwg.send_signal(signal.SIGSTOP)
+        Path("/run/batch").write_text("".join(
+            f"address add 10.{number >> 8}.{number & 255}.1/24 dev wg0\\n" for number in range(2000)))
+        ip("-batch /run/batch"); ip("link set wg0 down"); refwg.send_signal(signal.SIGCONT)
+        wait_for(lambda: 7 not in ports()); end()
+    """
+    assert run(code) == WELL
+
+
+def test_without_free_descriptors_it_says_so_and_recovers() -> None:
+    code = """
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports())
+        before = resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path)); client.sendall(b"get=1\\n\\n"); client.recv(1000)
+            highest = max(int(name) for name in os.listdir(f"/proc/{refwg.pid}/fd"))
+            resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+            client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 7 in ports())
+            print(ask(b"get=1\\n\\n")); used = cpu(refwg.pid); time.sleep(0.5)
+            print(cpu(refwg.pid) - used < 0.3)
+            resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, before)
+            client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 8 in ports())
+        end()
+    """
+    answers = "b'errno=-24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
+    assert run(code) == answers + WELL
+
+
+def test_when_its_port_cannot_be_had_the_interface_goes_down_again() -> None:
+    code = """
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.bind(("", 7)); ip("link set wg0 up")
+            wait_for(lambda: ",UP" not in ip("link show wg0").stdout and Path("/run/errors").read_text())
+        print(Path("/run/errors").read_text(), end=""); errors.truncate(0)
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports()); refwg.terminate(); print(refwg.wait(5))
+    """
+    assert run(code) == "ERROR: (wg0) port 7: Address already in use\n0\n"
+
+
+@pytest.mark.requirement("NS-06", "CFG-54")
+@pytest.mark.parametrize("is_up", [False, True])
+def test_when_the_namespace_of_its_interface_is_deleted_it_ends(is_up: bool) -> None:
+    code = f"""
+        ip("netns add other"); ip("link set wg0 netns other")
+        if {is_up}:
+            ip("-n other link set wg0 up"); wait_for(lambda: 7 in ports())
+        ip("netns delete other"); print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
+    """
+    assert run(code) == WELL
+
+
+@pytest.mark.requirement("ROB-07", "CFG-54")
+def test_an_interface_may_vanish_while_it_is_at_work() -> None:
+    code = """
+        ip("link set wg0 up"); ip("address add 10.0.0.1/24 dev wg0"); wait_for(lambda: 7 in ports())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for number in range(2000):
+                try:
+                    sender.sendto(b"to nobody", ("10.0.0.2", 9))
+                    if number == 500:
+                        subprocess.Popen(["ip", "link", "delete", "wg0"])
+                except OSError:
+                    pass
+        print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
+    """
+    assert run(code) == WELL
+
+
+@pytest.mark.requirement("CFG-54")
+def test_a_directory_that_vanishes_takes_it_along() -> None:
+    code = """
+        path.unlink(); path.parent.rmdir(); print(refwg.wait(10), Path("/run/errors").read_text())
+    """
+    assert run(code) == "0 \n"

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import errno
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import pytest
+
+from refwg.rtnetlink import Inquirer, Link, Monitor
+from selftests.support.sandbox import run_in_sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def inquirer() -> Iterator[Inquirer]:
+    made = Inquirer()
+    yield made
+    made.close()
+
+
+def test_a_link_is_found_by_name(inquirer: Inquirer) -> None:
+    link = inquirer.link("lo")
+    assert link is not None
+    assert (link.index, link.name, link.mtu) == (1, "lo", 65536)
+    assert inquirer.link("no such link") is None
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_route_to_ourselves_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
+    packed = ip_address(address).packed
+    assert inquirer.route(packed, source=packed, fwmark=7).interface == 1
+
+
+def test_where_there_is_no_route_the_stack_says_why(inquirer: Inquirer) -> None:
+    assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
+
+
+def test_a_quiet_monitor_has_nothing_to_say() -> None:
+    monitor = Monitor(links=True, routes=True)
+    assert monitor.drain() == []
+    monitor.close()
+
+
+@pytest.mark.requirement("MTU-04")
+def test_routes_links_and_their_changes_are_seen() -> None:
+    code = """
+        import subprocess
+        from refwg.rtnetlink import Inquirer, Monitor
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        inquirer, monitor = Inquirer(), Monitor(links=True)
+        ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
+        ip("address add 10.0.0.1/24 dev v0"); ip("route add 10.0.9.0/24 dev v0 mtu 1299")
+        link = inquirer.link("v0")
+        print(inquirer.route(bytes([10, 0, 9, 1]), interface=link.index).mtu, inquirer.route(bytes([10, 0, 0, 9])).mtu)
+        inquirer.set_down(link)
+        print(inquirer.link("v0").is_up, {seen.is_up for _, seen in monitor.drain() if seen.name == "v0"})
+    """
+    assert run_in_sandbox("", code) == "1299 0\nFalse {False, True}\n"
+
+
+def test_links_compare_by_what_they_say() -> None:
+    assert Link(1, "lo", 65536, is_up=True) == Link(1, "lo", 65536, is_up=True)
+
+
+@pytest.mark.requirement("NS-06")
+def test_another_namespace_is_heard_by_its_number_and_not_kept_alive() -> None:
+    code = """
+        import os, subprocess
+        from refwg.rtnetlink import Inquirer, Monitor
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        inquirer, everywhere, here = Inquirer(), Monitor(links=True, everywhere=True), Monitor(links=True)
+        ip("netns add other"); other = os.open("/run/netns/other", os.O_RDONLY)
+        number = inquirer.namespace_id(other); print(number == inquirer.namespace_id(other), number >= 0)
+        ip("-n other link add v0 type veth peer name v1"); ip("-n other link set v0 up")
+        print({(where == number, link.is_up) for where, link in everywhere.drain() if link.name == "v0"}, here.drain())
+    """
+    assert run_in_sandbox("", code) == "True True\n{(True, False), (True, True)} []\n"
+
+
+@pytest.mark.parametrize("left_out", ["mtu", "name"])
+def test_a_message_that_says_too_little_of_a_link_is_passed_over(left_out: str) -> None:
+    code = f"""
+        import socket, struct
+        from refwg.rtnetlink import Monitor, attribute, netlink_socket
+        RTM_NEWLINK, IFLA_IFNAME, IFLA_MTU, IFLA_WIRELESS = 16, 3, 4, 11
+        def news(*attributes):
+            body = struct.pack("=BxHlLL", socket.AF_UNSPEC, 1, 7, 0, 0) + b"".join(attributes)
+            return struct.pack("=LHHLL", 16 + len(body), RTM_NEWLINK, 0, 0, 0) + body
+        said = dict(name=attribute(IFLA_IFNAME, b"wlan0\\0"), mtu=attribute(IFLA_MTU, struct.pack("=L", 1500)))
+        monitor, sender = Monitor(links=True), netlink_socket(0)
+        sender.sendto(news(*said.values()), (0, 1)); print([link.name for _, link in monitor.drain()])
+        del said[{left_out!r}]
+        sender.sendto(news(*said.values(), attribute(IFLA_WIRELESS, bytes(8))), (0, 1)); print(monitor.drain())
+    """
+    assert run_in_sandbox("", code) == "['wlan0']\n[]\n"

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from refwg.boundary import Deliver, Transmit, Unreachable
+from refwg.engine.simple import SimpleEngine
+from refwg.errors import DropReason
+from refwg.ip import IcmpError
+from refwg.messages import MILLISECOND
+from refwg.rtnetlink import Link
+from selftests.support.packets import ip_packet
+from selftests.support.pair import Pair, arrived_at
+
+if TYPE_CHECKING:
+    import socket
+
+    from refwg.boundary import Endpoint
+    from refwg.peer import Peer
+    from refwg.socket import Received, UdpSockets
+    from refwg.tun import Tun
+
+
+class FakeTun:
+    """An interface that is two lists."""
+
+    def __init__(self) -> None:
+        self.link = Link(1, "wg0", 1420, is_up=True)
+        self.waiting: list[bytes] = []
+        self.written: list[bytes] = []
+        self.errors: list[IcmpError] = []
+        self.takes = True
+
+    def read(self) -> bytes | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def write(self, packet: bytes) -> bool:
+        self.written.append(packet)
+        return self.takes
+
+    def mtu_to(self, destination: bytes) -> int:
+        return 1300 if len(destination) == 4 else 1420
+
+    def send_icmp(self, error: IcmpError, now: int) -> bool:
+        del now
+        self.errors.append(error)
+        return True
+
+
+class FakeUdp:
+    """Sockets that are two lists; `why` is what goes wrong with all that is sent."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Received] = []
+        self.sent: list[Transmit[Peer]] = []
+        self.why = ""
+
+    def receive(self, one: socket.socket) -> Received | None:
+        del one
+        return self.waiting.pop(0) if self.waiting else None
+
+    def send(self, transmit: Transmit[Peer]) -> str:
+        self.sent.append(transmit)
+        return self.why
+
+
+class Rig:
+    """Side A of a pair, moved by an engine."""
+
+    def __init__(self) -> None:
+        self.pair, self.tun, self.udp = Pair(), FakeTun(), FakeUdp()
+        self.device = self.pair.a.device
+        sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
+        # How much time each look at the clock takes.
+        self.step = 0
+        self.engine = SimpleEngine(self.device, sockets, tun, self.clock)
+
+    def clock(self) -> int:
+        self.pair.now += self.step
+        return self.pair.now
+
+    def receive(self, datagram: bytes, sender: Endpoint | None = None) -> None:
+        endpoint = arrived_at(sender or self.pair.b.endpoint, self.pair.a)
+        self.udp.waiting.append((datagram, endpoint, 0))
+        self.engine.datagrams_waiting(cast("socket.socket", None))
+
+
+def test_a_packet_from_the_interface_leaves_as_a_datagram() -> None:
+    rig = Rig()
+    rig.tun.waiting += [ip_packet("192.168.241.1", "192.168.241.2")] * 2
+    rig.engine.packets_waiting()
+    assert [effect.datagram[0] for effect in rig.udp.sent] == [1]
+    assert rig.device.statistics.tx_bytes == 148
+    assert [staged.mtu for staged in rig.pair.a.peer.staged.take()] == [1300, 1300]
+
+
+@pytest.mark.requirement("IF-08")
+def test_packets_are_not_looked_at_while_the_device_is_down() -> None:
+    rig = Rig()
+    rig.device.down(0)
+    rig.tun.waiting.append(ip_packet("192.168.241.1", "192.168.241.2"))
+    rig.engine.packets_waiting()
+    assert (rig.udp.sent, rig.tun.waiting) == ([], [])
+
+
+def test_rubbish_from_the_interface_is_counted() -> None:
+    rig = Rig()
+    rig.tun.waiting.append(b"")
+    rig.engine.packets_waiting()
+    assert rig.device.statistics.drops[DropReason.NOT_IP] == 1
+
+
+@pytest.mark.requirement("DOS-08")
+def test_a_flood_does_not_keep_others_waiting() -> None:
+    rig = Rig()
+    rig.tun.waiting += [b""] * 100
+    rig.engine.packets_waiting()
+    assert len(rig.tun.waiting) == 36
+    rig.udp.waiting += [(b"", rig.pair.b.endpoint, 0)] * 300
+    rig.engine.datagrams_waiting(cast("socket.socket", None))
+    assert len(rig.udp.waiting) == 44
+
+
+@pytest.mark.requirement("DOS-08")
+def test_handshakes_have_so_much_time_in_a_turn_and_the_rest_waits() -> None:
+    rig = Rig()
+    for _ in range(17):
+        rig.receive(bytes([1, 0, 0, 0]) + bytes(144))
+    assert rig.engine.next_deadline() == 0
+    rig.step = 3 * MILLISECOND
+    rig.engine.time_passed()
+    assert (rig.engine.next_deadline(), rig.device.statistics.drops[DropReason.INVALID_MAC1]) == (0, 16)
+    rig.engine.time_passed()
+    assert rig.engine.next_deadline() is None
+
+
+@pytest.mark.requirement("TM-16")
+def test_a_datagram_that_fails_is_reported_to_the_device() -> None:
+    rig = Rig()
+    rig.udp.why = "ENETUNREACH"
+    rig.engine.carry_out([Transmit(b"x", rig.pair.b.endpoint, 0, rig.pair.a.peer)])
+    assert (rig.device.statistics.tx_bytes, rig.device.statistics.drops[DropReason.NOT_SENT]) == (0, 1)
+
+
+@pytest.mark.parametrize(("takes", "lost"), [(True, 0), (False, 1)])
+def test_a_packet_that_the_interface_does_not_take_is_counted(takes: bool, lost: int) -> None:
+    rig = Rig()
+    rig.tun.takes = takes
+    rig.engine.carry_out([Deliver(b"packet", rig.pair.a.peer)])
+    assert (rig.tun.written, rig.device.statistics.drops[DropReason.NOT_DELIVERED]) == ([b"packet"], lost)
+
+
+@pytest.mark.requirement("ERR-02")
+def test_icmp_errors_go_where_the_interface_is() -> None:
+    rig = Rig()
+    error = IcmpError(destination=bytes(4), message=b"error")
+    rig.engine.carry_out([Unreachable(error)])
+    assert rig.tun.errors == [error]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+from refwg.boundary import Endpoint, LocalAddress
+from refwg.ip import UdpAddresses
+from refwg.trace import FileWatcher
+
+
+def test_a_note_becomes_one_line_of_json() -> None:
+    file = StringIO()
+    endpoint = Endpoint(b"\x0a\0\0\1", 7, 0, LocalAddress(b"\x0a\0\0\2"))
+    FileWatcher(file, None, None).note(5, "endpoint", b"key", endpoint=endpoint, count=3)
+    assert json.loads(file.getvalue()) == {
+        "time": 5,
+        "event": "endpoint",
+        "peer": "a2V5",
+        "endpoint": "10.0.0.1:7 from 10.0.0.2",
+        "count": 3,
+    }
+
+
+def test_a_note_about_no_peer_names_none() -> None:
+    file = StringIO()
+    FileWatcher(file, None, None).note(5, "up", b"", endpoint=Endpoint(bytes(4), 7))
+    assert json.loads(file.getvalue()) == {"time": 5, "event": "up", "peer": None, "endpoint": "0.0.0.0:7"}
+
+
+def test_records_are_written_by_their_fields() -> None:
+    file = StringIO()
+    addresses = UdpAddresses(source_port=1, destination=b"", destination_port=2)
+    lines: list[str] = []
+    FileWatcher(None, None, lines.append).note(5, "up", b"", addresses=addresses)
+    assert lines == ["up addresses={'source_port': 1, 'destination': b'', 'destination_port': 2}"]
+    assert file.getvalue() == ""
+
+
+def test_the_log_gets_a_short_form() -> None:
+    lines: list[str] = []
+    watcher = FileWatcher(None, None, lines.append)
+    watcher.note(5, "drop", b"key", reason="REPLAY")
+    watcher.note(5, "up", b"")
+    assert lines == ["drop peer=a2V5 reason=REPLAY", "up"]
+
+
+def test_keys_are_written_as_wireshark_reads_them() -> None:
+    file = StringIO()
+    FileWatcher(None, file, None).keys(b"a", b"b", b"c", b"d")
+    FileWatcher(None, None, None).keys(b"a", b"b", b"c", b"d")
+    assert file.getvalue().splitlines() == [
+        "LOCAL_STATIC_PRIVATE_KEY = YQ==",
+        "REMOTE_STATIC_PUBLIC_KEY = Yg==",
+        "LOCAL_EPHEMERAL_PRIVATE_KEY = Yw==",
+        "PRESHARED_KEY = ZA==",
+    ]

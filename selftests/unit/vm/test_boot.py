@@ -1,0 +1,141 @@
+"""How a run in the VM is judged from what the guest has told."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from harness.vm.boot import Verdict, VmResult, judge
+from harness.vm.qemu import Hardware, Machine, Received, Stopped, command_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NONCE = "n0nce"
+PANIC = "Kernel panic - not syncing: x"
+
+
+def told(**changes: Any) -> Received:
+    """What a healthy guest tells, with changes; `verdict=None` for one that told nothing."""
+    received = Received()
+    record = {"event": "verdict", "nonce": NONCE, "status": 0, "results": 0, "drifts": [0.0, 0.0], "interrupts": 0}
+    if changes.get("verdict", record) is not None:
+        received.hear(repr(record | changes).encode() + b"\n", NONCE)
+    return received
+
+
+@pytest.mark.parametrize(
+    ("received", "found", "verdict", "words"),
+    [
+        (told(), [], Verdict.EXITED, ""),
+        (told(status=5), [], Verdict.EXITED, ""),
+        (told(verdict=None), [], Verdict.LOST, "ended without a verdict, before it ran"),
+        (told(nonce="guess"), [], Verdict.LOST, "without a verdict"),
+        (told(results=1), [], Verdict.LOST, "without a verdict"),
+        (told(verdict=None), [PANIC], Verdict.PANICKED, PANIC),
+        (told(), [PANIC], Verdict.PANICKED, PANIC),
+        (told(), ["BUG: y", "BUG: z"], Verdict.COMPLAINED, "2 times, first: BUG: y"),
+        (told(status=None), [], Verdict.OVERDUE, "overstayed"),
+        (told(drifts=[0.0, 2.0], interrupts=900), [], Verdict.EXITED, ""),
+    ],
+)
+def test_worst_that_happened_is_the_verdict(received: Received, found: list[str], verdict: Verdict, words: str) -> None:
+    judged, message = judge(received, found, in_time=True, warp=False)
+    assert (judged, words in message) == (verdict, True)
+
+
+def test_silence_until_the_deadline_is_a_hang() -> None:
+    verdict, message = judge(told(verdict=None), [], in_time=False, warp=False)
+    assert (verdict, message) == (Verdict.HUNG, "the guest hung, before it ran the command")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"drifts": [0.0, -70.0]}, "by -70.000 s"), ({"interrupts": 900}, "900 interrupts from the host")],
+)
+def test_clock_that_ran_off_spoils_a_warp_run(changes: dict[str, Any], words: str) -> None:
+    verdict, message = judge(told(**changes), [], in_time=True, warp=True)
+    assert (verdict, words in message) == (Verdict.DRIFTED, True)
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 3), (-11, 139), (None, 1)])
+def test_only_a_command_that_exited_passes_its_status_on(verdict: Verdict, status: int | None, expected: int) -> None:
+    result = VmResult(
+        verdict=verdict, status=status, message="", kernel="", accelerator="", directory=Path(), durations={}
+    )
+    assert result.exit_status() == (expected if verdict is Verdict.EXITED else 1)
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None:
+    stream = b"5 kernel.log\na\nb\nc0 empty\n3 sub/x\n123"
+    received = told(results=3)
+    for start in range(0, len(stream), step):
+        assert not received.complete()
+        received.collect(stream[start : start + step])
+    assert received.complete()
+    received.save(tmp_path)
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {"kernel.log": b"a\nb\nc", "empty": b"", "sub/x": b"123"}
+
+
+@pytest.fixture
+def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
+    """A machine that says nothing, and the far end of its only way."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, subprocess.Popen(["sleep", "99"]) as process:
+        yield Machine(process, {"output": ours}, NONCE), theirs
+        process.kill()
+
+
+def test_guest_is_given_up_when_it_is_wanted_no_more(sleeping: tuple[Machine, socket.socket]) -> None:
+    reading, writing = os.pipe()
+    os.close(writing)
+    with pytest.raises(Stopped):
+        sleeping[0].watch(time.monotonic() + 60, lambda _: None, reading)
+    os.close(reading)
+
+
+def test_guest_whose_ways_are_closed_has_ended(sleeping: tuple[Machine, socket.socket]) -> None:
+    reading, writing = os.pipe()
+    sleeping[1].sendall(b"last words")
+    sleeping[1].close()
+    said: list[bytes] = []
+    assert sleeping[0].watch(time.monotonic() + 60, said.append, reading)
+    assert b"".join(said) == b"last words"
+    for end in (reading, writing):
+        os.close(end)
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
+def test_result_that_leads_out_of_its_folder_is_left_out(name: str, tmp_path: Path) -> None:
+    received = told()
+    received.collect(f"1 {name}\nx".encode())
+    received.save(tmp_path / "in")
+    assert not list(tmp_path.rglob("out"))
+
+
+@pytest.mark.parametrize(
+    ("hardware", "present", "absent"),
+    [
+        (Hardware(cpus=2, memory="1G"), "tcg,thread=multi", "-icount"),
+        (Hardware(cpus=2, memory="1G", kvm=True), "kvm", "tcg,thread=multi"),
+        (Hardware(cpus=2, memory="1G", warp=True), "shift=0,sleep=off", "2"),
+    ],
+)
+def test_machine_is_the_one_that_the_lane_asks_for(
+    hardware: Hardware, present: str, absent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.vm.qemu.find_qemu", lambda: "qemu")
+    line = command_line(
+        hardware, image=Path("/k"), append="a b", initrd="/i", console=Path("/a,b/c"), ways={"output": 9}
+    )
+    assert (present in line, absent in line) == (True, False)
+    assert "file,id=console,path=/a,,b/c" in line

@@ -1,0 +1,72 @@
+"""The cpio archives that become the guest's root, read by a reader of our own and, where installed, by cpio(1)."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import stat
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.vm.cpio import Archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def members(data: bytes) -> Iterator[tuple[str, list[int], bytes]]:
+    """Name, the thirteen numbers and content of each member, as the kernel's documentation lays them out."""
+    at = 0
+    while True:
+        assert data[at : at + 6] == b"070701"
+        numbers = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
+        size, name_size = numbers[6], numbers[11]
+        name = data[at + 110 : at + 110 + name_size - 1].decode()
+        start = (at + 110 + name_size + 3) & ~3
+        yield name, numbers, data[start : start + size]
+        if name == "TRAILER!!!":
+            return
+        at = (start + size + 3) & ~3
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> bytes:
+    source = tmp_path / "program"
+    source.write_bytes(b"12345")
+    source.chmod(0o755)
+    out = io.BytesIO()
+    with Archive(out) as made:
+        made.file("/etc/deep/hosts", b"abc", mtime=77)
+        made.copy("bin/program", source)
+        made.symlink("sbin", "bin")
+        made.character_device("dev/console", 5, 1)
+    return out.getvalue()
+
+
+def test_members_keep_kind_permissions_time_and_content(archive: bytes) -> None:
+    found = {name: (numbers, content) for name, numbers, content in members(archive)}
+    assert found["etc/deep/hosts"][0][5] == 77
+    assert found["etc/deep/hosts"][1] == b"abc"
+    assert found["bin/program"][0][1] == stat.S_IFREG | 0o755
+    assert found["bin/program"][1] == b"12345"
+    assert (stat.S_ISLNK(found["sbin"][0][1]), found["sbin"][1]) == (True, b"bin")
+    assert (stat.S_ISCHR(found["dev/console"][0][1]), found["dev/console"][0][9:11]) == (True, [5, 1])
+
+
+def test_directories_come_once_and_before_what_lies_in_them(archive: bytes) -> None:
+    names = [name for name, _, _ in members(archive)]
+    assert names[:3] == ["etc", "etc/deep", "etc/deep/hosts"]
+    assert len(names) == len(set(names))
+
+
+def test_archives_stay_aligned_one_after_another(archive: bytes) -> None:
+    assert len(archive) % 4 == 0
+
+
+@pytest.mark.skipif(not shutil.which("cpio"), reason="cpio is not installed: apt-get install cpio")
+def test_cpio_lists_the_same_members(archive: bytes) -> None:
+    listing = subprocess.run(["cpio", "-t", "--quiet"], input=archive, capture_output=True, check=True).stdout
+    assert listing.decode().split() == [name for name, _, _ in members(archive)][:-1]

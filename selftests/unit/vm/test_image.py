@@ -1,0 +1,57 @@
+"""What the guest's root takes along: files at their own paths, links as links, compiled Python beside its source."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.vm.bytecode import compile_imports
+from harness.vm.image import Tree, closure, extra_tree
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/libx.so.1.2").write_bytes(b"\x7fELF")
+    (tmp_path / "usr/lib/libx.so.1").symlink_to("libx.so.1.2")
+    (tmp_path / "lib").symlink_to("usr/lib")
+    return tmp_path
+
+
+def test_file_behind_links_comes_with_each_of_them(place: Path) -> None:
+    tree = Tree()
+    tree.add(place / "lib/libx.so.1")
+    assert tree.members == {
+        place / "lib": "usr/lib",
+        place / "usr/lib/libx.so.1": "libx.so.1.2",
+        place / "usr/lib/libx.so.1.2": place / "usr/lib/libx.so.1.2",
+    }
+
+
+def test_compiled_python_comes_beside_its_source_wherever_it_lay(tmp_path: Path) -> None:
+    source, prefix = tmp_path / "m.py", tmp_path / "prefix"
+    source.write_text("x = 1\n")
+    compile_imports([source], prefix)
+    tree = Tree()
+    tree.add_python(source, prefix)
+    names = {str(path.relative_to(tmp_path)) for path in tree.members}
+    assert names == {"m.py", f"__pycache__/m.{sys.implementation.cache_tag}.pyc"}
+
+
+def test_program_from_elsewhere_comes_with_its_libraries(tmp_path: Path) -> None:
+    ip = shutil.which("ip")
+    assert ip is not None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "wg").write_bytes(Path(ip).read_bytes())
+    found = extra_tree([(tmp_path / "mine", "/opt/mine")]).members
+    assert found[Path("/opt/mine/wg")] == tmp_path / "mine/wg"
+    assert "libmnl.so.0" in {path.name for path in found}
+
+
+def test_guest_gets_what_the_tests_import_and_not_what_only_developers_use() -> None:
+    found = closure("wg-interop", ("", "test"))
+    assert {"wg-interop", "pyroute2", "pytest", "pluggy", "cffi"} <= found
+    assert not {"mypy", "ruff", "pre-commit"} & found

@@ -1,0 +1,119 @@
+"""How `--kernel` finds its kernel, and what it says when there is none."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UsageError
+from harness.vm import kernels
+from harness.vm.__main__ import main
+
+APT = {
+    "linux-image-cloud-amd64": {"Package": "linux-image-cloud-amd64", "Depends": "linux-image-6.1.0-56 (= 6.1.192-2)"},
+    "linux-image-6.1.0-56": {"Package": "linux-image-6.1.0-56", "Version": "6.1.192-2", "SHA256": "ab" * 32},
+    "linux-image-6.5-amd64": {"Package": "linux-image-6.5-amd64", "Version": "6.5-1", "SHA256": "cd" * 32},
+}
+
+
+@pytest.fixture
+def apt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An apt that knows the packages above; the names it was asked for."""
+    asked: list[str] = []
+
+    def record(package: str) -> dict[str, str]:
+        asked.append(package)
+        return APT.get(package, {})
+
+    monkeypatch.setattr(kernels, "apt_record", record)
+    monkeypatch.setattr(kernels, "APT_LISTS", Path("/"))
+    return asked
+
+
+def bzimage(path: Path, release: str) -> Path:
+    """The few bytes of a bzImage that say what it is (boot.rst: HdrS at 0x202, kernel_version at 0x20e)."""
+    head = bytearray(0x1000)
+    head[0x202:0x206] = b"HdrS"
+    head[0x20E:0x210] = struct.pack("<H", 0x300)
+    text = f"{release} (builder@host) #1 SMP".encode() + b"\0"
+    head[0x500 : 0x500 + len(text)] = text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(head)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [
+        ("6.1", "linux-image-6.1.0-56_6.1.192-2_abababababab"),
+        ("bookworm", "linux-image-6.1.0-56_6.1.192-2_abababababab"),
+        ("linux-image-cloud-amd64", "linux-image-6.1.0-56_6.1.192-2_abababababab"),
+        ("6.5", "linux-image-6.5-amd64_6.5-1_cdcdcdcdcdcd"),
+    ],
+)
+@pytest.mark.usefixtures("apt")
+def test_name_alias_version_and_package_lead_to_a_package(which: str, expected: str, tmp_path: Path) -> None:
+    assert kernels.find_package(which, tmp_path).folder(tmp_path).name == expected
+
+
+def test_apt_is_asked_once(apt: list[str], tmp_path: Path) -> None:
+    first = kernels.find_package("6.1", tmp_path)
+    questions = len(apt)
+    assert kernels.find_package("6.1", tmp_path) == first
+    assert len(apt) == questions
+
+
+@pytest.mark.usefixtures("apt")
+def test_kernel_found_before_outlives_apts_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = kernels.find_package("6.1", tmp_path)
+    monkeypatch.setattr(kernels, "APT_LISTS", tmp_path)
+    monkeypatch.setattr(kernels, "apt_record", lambda _: {})
+    assert kernels.find_package("6.1", tmp_path) == found
+
+
+def test_bzimage_names_its_release(tmp_path: Path) -> None:
+    image = bzimage(tmp_path / "bzImage", "6.13.0-mine")
+    assert kernels.find(str(image), tmp_path).release == "6.13.0-mine"
+
+
+def test_build_tree_knows_what_is_built_in(tmp_path: Path) -> None:
+    bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
+    (tmp_path / "modules.builtin").write_text("kernel/drivers/net/wireguard/wireguard.ko\nkernel/net/nf-x.ko\n")
+    assert kernels.find(str(tmp_path), tmp_path).builtin == frozenset({"wireguard", "nf_x"})
+
+
+@pytest.mark.parametrize(
+    ("which", "words"),
+    [
+        ("9.9", "neither a file nor a package that apt knows (names: 6.1, 6.12; apt-get update renews the list)"),
+        ("./no/such", "no such file or folder"),
+        ("TMP/text", "not a bzImage, it has no boot header"),
+        ("TMP", "not built for x86 yet, it has no arch/x86/boot/bzImage"),
+    ],
+)
+@pytest.mark.usefixtures("apt")
+def test_kernel_that_is_none_is_refused_in_one_line(which: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("x" * 1000)
+    which = which.replace("TMP", str(tmp_path))
+    with pytest.raises(UsageError) as error:
+        kernels.find(which, tmp_path)
+    assert str(error.value) == f"kernel {which}: {words}"
+
+
+def test_wrong_kernel_is_a_usage_error_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--kernel", "./no/such", "--", "true"]) == 2
+    assert capsys.readouterr().err == "vm: kernel ./no/such: no such file or folder\n"
+
+
+def test_missing_qemu_names_the_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["run", "--", "true"]) == 125
+    assert "apt-get install --no-install-recommends qemu-system-x86" in capsys.readouterr().err
+
+
+def test_same_image_with_and_without_its_modules_are_two_kernels(tmp_path: Path) -> None:
+    image = bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
+    found = [kernels.find(str(path), tmp_path) for path in (tmp_path, image)]
+    assert found[0].identity() != found[1].identity()

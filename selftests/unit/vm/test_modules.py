@@ -1,0 +1,85 @@
+"""Which modules the guest loads, in which order; the modules are made here, as ELF files with a `.modinfo` alone."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import UsageError
+from harness.vm.kernels import Kernel
+from harness.vm.modules import dependencies, in_order, read_module, resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def module(*modinfo: str) -> bytes:
+    """An ELF file (elf(5)) of three sections: the empty one, the names, `.modinfo`."""
+    names = b"\0.shstrtab\0.modinfo\0"
+    info = b"".join(line.encode() + b"\0" for line in modinfo)
+    sections = [(0, 0, 0), (1, 64, len(names)), (11, 64 + len(names), len(info))]
+    table = b"".join(struct.pack("<I20xQQ24x", *section) for section in sections)
+    return struct.pack("<40xQ10xHHH", 64 + len(names) + len(info), 64, 3, 1) + names + info + table
+
+
+@pytest.mark.parametrize(
+    ("modinfo", "expected"),
+    [
+        (["license=GPL", "depends="], []),
+        (["depends=udp_tunnel,libcurve25519-generic", "name=wireguard"], ["udp_tunnel", "libcurve25519_generic"]),
+        (["softdep=pre: nf-tables post: crc32c", "depends=a"], ["a", "nf_tables", "crc32c"]),
+        (["description=depends=b"], []),
+    ],
+)
+def test_dependencies_are_what_modinfo_names(modinfo: list[str], expected: list[str]) -> None:
+    assert dependencies(module(*modinfo)) == expected
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    contents = {
+        "wireguard.ko": module("depends=ip6_udp_tunnel,udp-tunnel"),
+        "ip6_udp_tunnel.ko": module("depends=udp-tunnel"),
+        "veth.ko": module("depends="),
+        "tun.ko": module("depends=builtin_thing"),
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "udp-tunnel.ko.xz").write_bytes(lzma.compress(module("depends=")))
+    return {path.name.partition(".")[0].replace("-", "_"): path for path in tmp_path.iterdir()}
+
+
+def test_module_comes_after_all_that_it_depends_on(files: dict[str, Path]) -> None:
+    assert in_order(["wireguard", "veth"], files) == ["udp_tunnel", "ip6_udp_tunnel", "wireguard", "veth"]
+
+
+def test_dependency_without_a_file_is_taken_for_built_in(files: dict[str, Path]) -> None:
+    assert in_order(["tun"], files) == ["tun"]
+
+
+def test_compressed_module_is_unpacked(files: dict[str, Path]) -> None:
+    assert read_module(files["udp_tunnel"]) == module("depends=")
+
+
+def kernel(folder: Path, builtin: frozenset[str]) -> Kernel:
+    return Kernel(release="6.1", image=folder, modules=folder, builtin=builtin)
+
+
+@pytest.mark.usefixtures("files")
+def test_what_is_built_in_is_not_loaded_though_a_stale_file_lies_there(tmp_path: Path) -> None:
+    names = [path.name for path in resolve(kernel(tmp_path, frozenset({"wireguard", "tun"})))]
+    assert names == ["veth.ko"]
+
+
+@pytest.mark.usefixtures("files")
+def test_kernel_without_a_needed_module_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "wireguard.ko").unlink()
+    with pytest.raises(UsageError, match=r"^kernel 6\.1: lacks wireguard, neither built in nor as a module$"):
+        resolve(kernel(tmp_path, frozenset()))
+
+
+def test_bzimage_alone_has_no_modules_to_load(tmp_path: Path) -> None:
+    assert resolve(Kernel(release="6.1", image=tmp_path, modules=None, builtin=None)) == []

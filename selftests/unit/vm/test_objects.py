@@ -1,0 +1,37 @@
+"""Creations and destructions in the kernel log are counted by kind."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.vm.objects import count, imbalance
+
+BALANCED = """\
+<7>[   14.466095] wireguard: wg0: Interface created
+<7>[   16.179143] wireguard: wg0: Peer 1 created
+<7>[   16.300000] wireguard: wg0: Sending handshake initiation to peer 1 (127.0.0.1:2)
+<7>[   16.301000] wireguard: wg0: Keypair 1 created for peer 1
+<7>[   17.000000] wireguard: wg0: Keypair 1 destroyed for peer 1
+<7>[   17.100000] wireguard: wg0: Peer 1 ([::1]:2) destroyed
+<7>[   17.200000] wireguard: wg0: Interface destroyed
+"""
+
+
+def test_each_kind_of_object_is_counted() -> None:
+    kinds = {(kind, event) for kind in ("Interface", "Peer", "Keypair") for event in ("created", "destroyed")}
+    assert count(BALANCED) == dict.fromkeys(kinds, 1)
+
+
+def test_log_in_which_all_is_destroyed_balances() -> None:
+    assert imbalance(BALANCED) == []
+
+
+@pytest.mark.parametrize("kind", ["Interface", "Peer", "Keypair"])
+def test_object_that_is_never_destroyed_is_named(kind: str) -> None:
+    leaking = "".join(line + "\n" for line in BALANCED.splitlines() if not (kind in line and "destroyed" in line))
+    assert imbalance(leaking) == [f"1 of {kind} created, 0 destroyed"]
+
+
+def test_silent_log_proves_nothing() -> None:
+    (said,) = imbalance("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
+    assert "dynamic debug" in said
