@@ -62,8 +62,9 @@ _SCENARIOS: Final = "selftests/netns"
 _LAB: Final = "selftests/lab"
 # Each worker would import all of Hypothesis at its end, to find that no test here uses it. Tests take from 0.01 to 10
 # seconds: who has none left takes from who has some.
-NETNS: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
-_SHUFFLED: Final = (*NETNS, "-n", "2", "--random-order")
+_SPREAD: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
+NETNS: Final = (_SCENARIOS, _LAB, *_SPREAD)
+_SHUFFLED: Final = ("-n", "2", "--random-order")
 _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
 _RUST: Final = tuple(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}"))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
@@ -96,14 +97,14 @@ def all_gates() -> tuple[Gate, ...]:
         *_unit_gates(_fully_covered()),
         Gate(
             name="netns tests",
-            command=("pytest", _SCENARIOS, _LAB, *_SHUFFLED),
+            command=("pytest", *NETNS, *_SHUFFLED),
             lane="netns",
             quick=("--pair", PAIR),
             full=_FOUR,
         ),
         Gate(
             name="rust netns tests",
-            command=("pytest", _SCENARIOS, *_SHUFFLED, *_RUST, *_results("rust")),
+            command=("pytest", _SCENARIOS, *_SPREAD, *_SHUFFLED, *_RUST, *_results("rust")),
             lane="netns",
             quick=None,
             peers=RUST,

@@ -18,7 +18,7 @@ SCENARIOS: Final = ROOT / "selftests" / "netns"
 FULL: Final = ("--suite", "pairs", str(SCENARIOS))
 # What makes a tunnel, in a time that one waits for: connecting, counting, allowed ips, roaming, NAT, answers.
 CORE: Final = ("-m", "core", str(SCENARIOS))
-QUICK: Final = (str(SCENARIOS / "test_handshake.py"),)
+QUICK: Final = (str(SCENARIOS / "test_ping_and_counters.py"),)
 REPORT: Final = ROOT / "report" / "index.html"
 
 HELP: Final = """\

@@ -42,7 +42,13 @@ def home(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 def start(home: Path, *arguments: str) -> host.Run:
     """Start the handshake tests as the user to whom the home belongs."""
-    wanted = ("selftests/netns/test_handshake.py", "--pair", PAIR, "--results", str(home / "report/results.json"))
+    wanted = (
+        "selftests/netns/test_ping_and_counters.py",
+        "--pair",
+        PAIR,
+        "--results",
+        str(home / "report/results.json"),
+    )
     env = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "TMPDIR": str(home)}
     if (home / "tun").exists():
         command = host.pytest_command(*wanted, *arguments, python="/mnt/.venv/bin/python")
@@ -85,7 +91,7 @@ def test_killed_run_leaves_nothing(home: Path, victim: str, moment: float) -> No
 
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize("moment", WORKER_MOMENTS)
-def test_killed_worker_leaves_nothing_and_the_run_comes_to_its_end(home: Path, moment: float) -> None:
+def test_killed_worker_leaves_nothing_and_run_finishes(home: Path, moment: float) -> None:
     run = start(home, "-n", "2")
     try:
         worker = run.first_worker()

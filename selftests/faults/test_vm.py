@@ -39,7 +39,7 @@ pytestmark = [
     ],
     ids=["panic", "no verdict", "hang", "overdue", "complaint"],
 )
-def test_guest_that_goes_wrong_is_red_and_says_why(script: str, deadline: int, words: str) -> None:
+def test_guest_failure_is_reported_with_reason(script: str, deadline: int, words: str) -> None:
     done = subprocess.run(
         [*RUN, "--deadline", str(deadline), "--", "sh", "-c", script], capture_output=True, text=True, check=False
     )
@@ -71,7 +71,7 @@ def guest_of(runner: subprocess.Popen[bytes]) -> int:
     ("fatal", "status"),
     [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)],
 )
-def test_runner_that_is_ended_leaves_no_qemu(
+def test_runner_ended_by_signal_leaves_no_qemu(
     runner: subprocess.Popen[bytes], fatal: signal.Signals, status: int
 ) -> None:
     guest = guest_of(runner)
@@ -81,13 +81,13 @@ def test_runner_that_is_ended_leaves_no_qemu(
     os.close(guest)
 
 
-def test_command_that_prints_often_does_not_bring_the_clock_of_warp_into_doubt() -> None:
+def test_frequent_output_does_not_fail_warp_clock_check() -> None:
     talk = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
     done = subprocess.run([*RUN, "--warp", "--", "python", "-c", talk], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()[-1]) == (0, "499"), done.stderr
 
 
-def test_guest_has_a_users_manifest_and_what_it_declares(tmp_path: Path) -> None:
+def test_user_manifest_and_its_capabilities_reach_guest(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/mine"
     program.write_text('#!/bin/sh\nexec python -m refwg "$@"\n')

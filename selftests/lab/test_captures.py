@@ -27,7 +27,7 @@ MAGIC = b"\x0a\x0d\x0d\x0a"
         ("all", ["ns0-vethrs.pcapng", "ns1-ns2.pcapng", "ns1-vethc.pcapng"]),
     ],
 )
-def test_captures_stay_with_the_rest_of_the_evidence(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
+def test_link_and_wire_captures_are_kept_as_evidence(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
     pytester.makepyfile(TESTS)
     pytester.runpytest_inprocess("--keep", keep).assert_outcomes(failed=1, passed=1)
     files = sorted(pytester.path.glob("report/evidence/*/*.pcapng"), key=lambda path: path.name)

@@ -91,7 +91,7 @@ def wrapper(real: str, on_demand: str, on_sigterm: str = GOES) -> str:
         ("os._exit(0)", ENDED, "ended with status 0 during the test; it last wrote:"),
     ],
 )  # fmt: skip
-def test_program_that_is_unwell_turns_the_test_red(
+def test_unhealthy_program_fails_its_test(
     pytester: pytest.Pytester, real: str, on_demand: str, awaited: str, complaint: str
 ) -> None:
     run = run_wrapped(pytester, wrapper(real, on_demand), TEST.format(awaited=awaited))
@@ -110,7 +110,7 @@ def test_program_that_is_unwell_turns_the_test_red(
         ("print('panic: at the end', flush=True); sys.exit(0)", "wrote: panic: at the end"),
     ],
 )
-def test_program_that_does_not_end_well_turns_the_test_red(
+def test_unclean_exit_of_program_fails_its_test(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, real: str, on_sigterm: str, complaint: str
 ) -> None:
     monkeypatch.setattr(wait, "_scale", 1.25)
@@ -120,7 +120,7 @@ def test_program_that_does_not_end_well_turns_the_test_red(
     assert leftover_nodes() == []
 
 
-def test_program_that_is_well_is_no_matter(pytester: pytest.Pytester, real: str) -> None:
+def test_healthy_program_passes_health_check(pytester: pytest.Pytester, real: str) -> None:
     run = run_wrapped(pytester, wrapper(real, "print('all is well')"), TEST.format(awaited=DONE), "--keep", "all")
     run.assert_outcomes(passed=1)
     (log,) = (pytester.path / "report").rglob("here-wg0-mine.log")
@@ -130,7 +130,7 @@ def test_program_that_is_well_is_no_matter(pytester: pytest.Pytester, real: str)
 @pytest.mark.parametrize(
     ("on_demand", "outcomes"), [("print('all is well')", {}), ("print('panic: oops')", {"failed": 1})]
 )
-def test_difference_is_no_excuse_for_a_program_that_is_unwell(
+def test_difference_does_not_hide_unhealthy_program(
     pytester: pytest.Pytester, real: str, on_demand: str, outcomes: dict[str, int]
 ) -> None:
     test = f"from harness.plugin.verdicts import differs\n{TEST.format(awaited=DONE)}\n    differs('it hums')"
@@ -150,7 +150,7 @@ def test_difference_is_no_excuse_for_a_program_that_is_unwell(
         ("#!/no/such/interpreter\n", ["E *Unavailable: */wrapper: No such file or directory; *"]),
     ],
 )  # fmt: skip
-def test_program_that_does_not_start_is_named(
+def test_program_start_failure_is_reported_with_reason(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, script: str, complaint: list[str]
 ) -> None:
     monkeypatch.setattr(wait, "_scale", 0.1)
@@ -160,7 +160,7 @@ def test_program_that_does_not_start_is_named(
     assert leftover_nodes() == []
 
 
-def test_watchmans_first_complaint_stays_the_verdict(pytester: pytest.Pytester, real: str) -> None:
+def test_health_complaint_is_appended_to_test_failure(pytester: pytest.Pytester, real: str) -> None:
     run = run_wrapped(pytester, wrapper(real, "print('panic: oops')"), f"{TEST.format(awaited=DONE)}\n    1 / 0")
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(

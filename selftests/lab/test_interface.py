@@ -71,7 +71,7 @@ os.execv(sys.executable, [sys.executable, "-m", "refwg", "-f", "wg0"])
 """
 
 
-def test_program_is_ready_when_its_socket_takes_connections(lab: Lab) -> None:
+def test_program_is_ready_when_its_socket_accepts_connections(lab: Lab) -> None:
     program = replace(Registry().get("refwg"), command=("{python}", "-c", HESITATING), key_log=())
     wg0 = lab.interface("wg0", program, lab.node("birth"))
     # wg(8) would delete a socket that refuses it.
@@ -104,7 +104,7 @@ def watched_processes() -> int:
     ],
     ids=["no-link", "ended", "deaf"],
 )
-def test_program_that_does_not_come_up_is_ended(
+def test_program_is_terminated_when_its_start_fails(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, script: str, complaint: str
 ) -> None:
     if "refused" in complaint:
@@ -118,7 +118,7 @@ def test_program_that_does_not_come_up_is_ended(
     assert watched_processes() == before
 
 
-def test_program_whose_link_cannot_be_set_up_is_ended(lab: Lab) -> None:
+def test_program_is_terminated_when_its_link_setup_fails(lab: Lab) -> None:
     node = lab.node("birth")
     before = watched_processes()
     with pytest.raises(HarnessError, match="Invalid argument"):
@@ -126,7 +126,7 @@ def test_program_whose_link_cannot_be_set_up_is_ended(lab: Lab) -> None:
     assert watched_processes() == before
 
 
-def test_program_that_hangs_is_not_waited_for_when_a_test_has_failed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_snapshot_times_out_on_hanging_program(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("birth"))
     assert isinstance(wg0, interface.ProgramInterface)
     for module in (harness_lab, keylog):
@@ -138,7 +138,7 @@ def test_program_that_hangs_is_not_waited_for_when_a_test_has_failed(lab: Lab, m
     assert shown == f"$ wg show\nwg0@birth: wg show wg0: still ran after {scaled(0.1):g} s: \n\n"
 
 
-def test_program_may_have_as_many_descriptors_as_the_machine_allows(lab: Lab) -> None:
+def test_program_file_limit_is_raised_to_hard_limit(lab: Lab) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
     try:
@@ -149,7 +149,7 @@ def test_program_may_have_as_many_descriptors_as_the_machine_allows(lab: Lab) ->
     assert resource.prlimit(wg0.process.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
 
 
-def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_wg_show_dump_prints_what_interface_sets(lab: Lab, wg0: Interface, alice: Key) -> None:
     wg0.set(setting(lab, alice))
     device, *peers = [line.split("\t") for line in wg0.wg("show", "wg0", "dump").stdout.splitlines()]
     assert device == [str(lab.key("own")), str(lab.key("own").public()), "51820", "0x77"]
@@ -161,7 +161,7 @@ def test_wg_dumps_what_the_interface_sets(lab: Lab, wg0: Interface, alice: Key) 
     }
 
 
-def test_wg_saves_what_the_interface_sets_and_restores_it(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_wg_setconf_restores_output_of_wg_showconf(lab: Lab, wg0: Interface, alice: Key) -> None:
     wg0.set(setting(lab, alice))
     before = wg0.get()
     saved = wg0.wg("showconf", "wg0").stdout
@@ -177,13 +177,13 @@ def test_wg_saves_what_the_interface_sets_and_restores_it(lab: Lab, wg0: Interfa
     assert wg0.peer(alice).endpoint == Endpoint.parse("[fd00::9]:99")
 
 
-def test_interface_gets_the_mtu_that_its_manifest_says(lab: Lab, implementation: Manifest) -> None:
+def test_interface_gets_mtu_of_its_manifest(lab: Lab, implementation: Manifest) -> None:
     node = lab.node("ns0")
     made = lab.interface("wg0", replace(implementation, mtu=1342), node)
     assert node.links()["wg0"]["mtu"] == (1420 if made.manifest.kind == "kernel" else 1342)
 
 
-def test_interface_starts_with_the_mtu_of_wireguard(lab: Lab, implementation: Manifest) -> None:
+def test_interface_starts_with_mtu_1420(lab: Lab, implementation: Manifest) -> None:
     node = lab.node("ns0")
     lab.interface("wg0", implementation, node)
     assert node.links()["wg0"]["mtu"] == 1420
@@ -206,7 +206,7 @@ def test_interface_reads_what_wg_sets(lab: Lab, wg0: Interface, alice: Key) -> N
     assert set(peer.allowed_ips) == set(allowed_ips(*ADDRESSES))
 
 
-def test_changes_touch_only_what_they_name(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_set_changes_only_settings_it_names(lab: Lab, wg0: Interface, alice: Key) -> None:
     wg0.set(setting(lab, alice))
     wg0.set_peer(alice, persistent_keepalive=0, replace_allowed_ips=True, allowed_ips=allowed_ips("10.9.0.0/16"))
     wg0.set(DeviceConfig(fwmark=0))
@@ -217,7 +217,7 @@ def test_changes_touch_only_what_they_name(lab: Lab, wg0: Interface, alice: Key)
     assert (peer.preshared_key, str(peer.endpoint)) == (lab.key("psk"), "[fd00::9]:99")
 
 
-def test_removed_peer_is_gone_for_both(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_removed_peer_is_gone_in_wg_and_typed_interface(lab: Lab, wg0: Interface, alice: Key) -> None:
     wg0.set(setting(lab, alice))
     wg0.set_peer(alice, remove=True)
     assert wg0.wg("show", "wg0", "peers").stdout == f"{lab.key('bob').public()}\n"
@@ -225,7 +225,7 @@ def test_removed_peer_is_gone_for_both(lab: Lab, wg0: Interface, alice: Key) -> 
         wg0.peer(alice)
 
 
-def test_more_allowed_ips_than_a_netlink_message_holds_are_set_and_read(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_allowed_ips_beyond_one_netlink_message_are_read_back(lab: Lab, wg0: Interface, alice: Key) -> None:
     many = [f"10.0.{b}.{c}/32" for b, c in product(range(64), range(256))]
     wanted: tuple[AllowedIP, ...] = allowed_ips(*many)
     assert len(set(wanted)) == 16_384
@@ -235,7 +235,7 @@ def test_more_allowed_ips_than_a_netlink_message_holds_are_set_and_read(lab: Lab
     assert (key, set(shown)) == (str(alice), set(many))
 
 
-def test_port_in_use_is_refused_with_its_errno(lab: Lab, wg0: Interface) -> None:
+def test_port_in_use_is_refused_with_eaddrinuse(lab: Lab, wg0: Interface) -> None:
     wg0.up()
     with lab.nodes["birth"].socket(2, 2) as taken:
         taken.bind(("0.0.0.0", 4444))  # noqa: S104 - a node of our own
@@ -250,7 +250,7 @@ def test_bad_interface_name_is_refused(lab: Lab, implementation: Manifest, name:
         lab.interface(name, implementation, lab.node("birth"))
 
 
-def test_equal_names_in_one_birth_node_do_not_clash(lab: Lab, implementation: Manifest) -> None:
+def test_interfaces_of_same_name_and_birth_node_do_not_clash(lab: Lab, implementation: Manifest) -> None:
     birth = lab.node("birth")
     sides = [lab.interface("wg0", implementation, birth, lab.node(f"place{n}")) for n in range(3)]
     for port, side in enumerate(sides, 100):

@@ -66,7 +66,7 @@ def right(lab: Lab, left: NetNS) -> NetNS:
     return node
 
 
-def test_new_node_has_loopback_only_and_a_name_for_ip(left: NetNS) -> None:
+def test_new_node_has_only_loopback_and_name_for_ip_netns(left: NetNS) -> None:
     assert leftover_nodes() == ["left"]
     assert list(left.links()) == ["lo"]
     assert left.links()["lo"]["up"]
@@ -79,7 +79,7 @@ def test_linked_nodes_reach_each_other_at_once(left: NetNS, right: NetNS, addres
     assert right.links()["to-left"]["rx_bytes"] > 0
 
 
-def test_new_link_carries_the_first_frame_in_both_directions(lab: Lab) -> None:
+def test_new_link_carries_first_frame_in_both_directions(lab: Lab) -> None:
     ends = (lab.node("a"), "veth1"), (lab.node("b"), "veth2")
     frame = b"\xff" * 6 + bytes(6) + b"\x88\xb5" + bytes(46)
     for _ in range(10):
@@ -95,7 +95,7 @@ def test_new_link_carries_the_first_frame_in_both_directions(lab: Lab) -> None:
         link.close()
 
 
-def test_link_is_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
+def test_link_properties_match_output_of_ip(left: NetNS, right: NetNS) -> None:
     (shown,) = right.run_json(["ip", "-j", "-d", "link", "show", "to-left"])
     facts = right.links()["to-left"]
     assert (facts["mtu"], facts["kind"], facts["up"]) == (1400, "veth", True)
@@ -103,14 +103,14 @@ def test_link_is_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
     assert (shown["ifindex"], left.index("lo")) == (facts["index"], 1)
 
 
-def test_addresses_come_and_go(right: NetNS) -> None:
+def test_addresses_are_added_and_deleted(right: NetNS) -> None:
     right.delete_address("to-left", "10.0.0.2/24")
     right.add_address("to-left", "10.9.9.9/32")
     (shown,) = right.run_json(["ip", "-j", "-4", "address", "show", "to-left"])
     assert [(entry["local"], entry["prefixlen"]) for entry in shown["addr_info"]] == [("10.9.9.9", 32)]
 
 
-def test_routes_and_rules_are_as_ip_shows_them(left: NetNS, right: NetNS) -> None:
+def test_routes_and_rules_match_output_of_ip(left: NetNS, right: NetNS) -> None:
     left.add_route("10.7.0.0/16", via="10.0.0.2", metric=7, table=77, mtu=1300)
     left.add_rule(socket.AF_INET, fwmark=5, table=77, priority=99)
     (route,) = left.run_json(["ip", "-j", "route", "show", "table", "77"])
@@ -133,7 +133,7 @@ def test_routes_and_rules_are_as_ip_shows_them(left: NetNS, right: NetNS) -> Non
     ],
 )
 @pytest.mark.usefixtures("right")
-def test_route_comes_as_ip_shows_it_and_goes(
+def test_added_route_matches_output_of_ip_and_is_deleted(
     left: NetNS, destination: str, words: dict[str, Any], shown: dict[str, Any]
 ) -> None:
     listing = ["ip", "-j", "-6" if ":" in f"{destination}{words.get('via')}" else "-4", "-d", "route"]
@@ -145,7 +145,7 @@ def test_route_comes_as_ip_shows_it_and_goes(
     assert left.run_json(listing) == before
 
 
-def test_link_is_set_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
+def test_link_changes_match_output_of_ip(left: NetNS, right: NetNS) -> None:
     left.set_link("to-right", up=False, mtu=1300, name="renamed")
     (shown,) = left.run_json(["ip", "-j", "link", "show", "renamed"])
     assert (shown["mtu"], "UP" in shown["flags"], left.has_link("to-right")) == (1300, False, False)
@@ -154,7 +154,7 @@ def test_link_is_set_as_ip_shows_it(left: NetNS, right: NetNS) -> None:
     must_ping(right, "10.0.0.1")
 
 
-def test_link_moves_with_its_name(left: NetNS, right: NetNS) -> None:
+def test_moved_link_keeps_name_and_mtu(left: NetNS, right: NetNS) -> None:
     left.add_link("veth7", kind="veth", peer={"ifname": "veth8"})
     left.set_link("veth7", mtu=1234, name="moved")
     left.move_link("moved", right)
@@ -165,13 +165,13 @@ def test_link_moves_with_its_name(left: NetNS, right: NetNS) -> None:
     assert "veth8" not in left.links()
 
 
-def test_sysctl_is_this_nodes_own(left: NetNS, right: NetNS) -> None:
+def test_sysctl_is_set_in_one_node_only(left: NetNS, right: NetNS) -> None:
     assert left.sysctl("net.ipv4.ip_forward", 1) == "1"
     assert left.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "1\n"
     assert right.sysctl("net.ipv4.ip_forward") == "0"
 
 
-def test_counters_of_nft_count_packets(left: NetNS, right: NetNS) -> None:
+def test_nft_counters_count_packets(left: NetNS, right: NetNS) -> None:
     right.nft(RULES)
     must_ping(left, "10.0.0.2", count=5)
     assert right.nft_counters() == {"named": 5, "requests": 5, "never": 0}
@@ -208,7 +208,7 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
         (lambda node: type(node)("left"), UsageError, "node left: there is one of that name already"),
     ],
 )  # fmt: skip
-def test_mistake_names_the_node_and_the_thing(
+def test_error_message_names_node_and_object(
     left: NetNS, mistake: Callable[[NetNS], Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as refusal:
@@ -217,7 +217,7 @@ def test_mistake_names_the_node_and_the_thing(
 
 
 @pytest.mark.parametrize("topology", [LOOPBACK, NAT, DIRECT], ids=lambda topology: str(topology.name))
-def test_topology_is_built_as_drawn(lab: Lab, topology: Topology) -> None:
+def test_topology_is_built_as_declared(lab: Lab, topology: Topology) -> None:
     nodes = topology.build(lab)
     assert leftover_nodes() == sorted(topology.nodes)
     for end in (end for link in topology.links for end in link):
@@ -226,7 +226,7 @@ def test_topology_is_built_as_drawn(lab: Lab, topology: Topology) -> None:
     assert (lab.directory / "topology.txt").read_text() == topology.drawing
 
 
-def test_nat_translates_and_its_counter_tells(lab: Lab) -> None:
+def test_nat_translates_source_and_counts_it(lab: Lab) -> None:
     nodes = NAT.build(lab)
     with udp_receiver(nodes["ns2"], "10.0.0.100", 5000) as receiver:
         udp_message(nodes["ns1"], "10.0.0.100", 5000, b"out")
@@ -236,7 +236,7 @@ def test_nat_translates_and_its_counter_tells(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_stream_that_arrives_changed_is_named(lab: Lab, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_corrupted_stream_is_reported_with_byte_position(lab: Lab, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     node = lab.node("here")
     # What sendfile(2) would send is replaced on its way.
     monkeypatch.setattr(os, "sendfile", lambda out, _file, _at, length: os.write(out, bytes(length)))
@@ -244,13 +244,13 @@ def test_stream_that_arrives_changed_is_named(lab: Lab, monkeypatch: pytest.Monk
         tcp_streams(node, node, "127.0.0.1", count=count)
 
 
-def test_stream_to_nobody_is_named(lab: Lab) -> None:
+def test_stream_to_closed_port_is_reported_as_refused(lab: Lab) -> None:
     here, there = lab.node("here"), lab.node("there")
     with pytest.raises(HarnessError, match=r"^tcp here to there 127\.0\.0\.1: Connection refused after 0 bytes"):
         tcp_stream(here, there, "127.0.0.1")
 
 
-def test_stream_that_is_cut_off_tells_how_far_it_came_and_how_often_it_tried(left: NetNS, right: NetNS) -> None:
+def test_timed_out_stream_reports_progress_and_retransmits(left: NetNS, right: NetNS) -> None:
     right.nft("table inet cut {\nchain input {\ntype filter hook input priority 0\ntcp flags psh drop\n}\n}\n")
     tried = (
         r"stream 0: 0 bytes, retransmits after \d+ ms, [1-9]\d* times in vain since the last answer, a window of 1 seg"
@@ -259,14 +259,14 @@ def test_stream_that_is_cut_off_tells_how_far_it_came_and_how_often_it_tried(lef
         tcp_stream(left, right, "10.0.0.2", size=100, deadline=1.0)
 
 
-def test_streams_are_paced_by_no_choice_of_the_machine(left: NetNS) -> None:
+def test_node_uses_reno_congestion_control(left: NetNS) -> None:
     with left.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
         name = stream.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
     assert name.rstrip(b"\0") == b"reno"
 
 
 @pytest.mark.parametrize("awaited", [("one",), ("one", "two")])
-def test_departure_of_namespaces_is_noticed(lab: Lab, awaited: tuple[str, ...]) -> None:
+def test_departure_of_all_awaited_namespaces_is_reported(lab: Lab, awaited: tuple[str, ...]) -> None:
     nodes = {name: lab.node(name) for name in ("watcher", "one", "two")}
     with Departures(nodes["watcher"], *(nodes[name] for name in awaited)) as departures:
         nodes["one"].close()

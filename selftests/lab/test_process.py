@@ -34,13 +34,13 @@ def node(lab: Lab) -> NetNS:
     return lab.node("here")
 
 
-def test_program_runs_in_the_node_and_its_output_is_captured(node: NetNS) -> None:
+def test_program_runs_in_node_and_its_output_is_captured(node: NetNS) -> None:
     assert node.run(["readlink", "/proc/self/ns/net"]).stdout == f"net:[{node.handle.stat().st_ino}]\n"
     completed = node.run(["sh", "-c", "cat; echo wrong >&2; exit 3"], stdin="right", check=False)
     assert (completed.status, completed.stdout, completed.stderr) == (3, "right", "wrong\n")
 
 
-def test_more_output_than_a_pipe_holds_is_captured(node: NetNS) -> None:
+def test_output_larger_than_pipe_buffer_is_captured(node: NetNS) -> None:
     completed = node.run(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2"])
     assert (len(completed.stdout), len(completed.stderr)) == (300000, 300000)
 
@@ -56,7 +56,7 @@ def test_more_output_than_a_pipe_holds_is_captured(node: NetNS) -> None:
         (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after "),
     ],
 )
-def test_program_that_fails_is_named_with_node_and_reason(
+def test_program_failure_is_reported_with_command_and_reason(
     node: NetNS, argv: list[str], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error) as failure:
@@ -64,7 +64,7 @@ def test_program_that_fails_is_named_with_node_and_reason(
     assert str(failure.value).startswith(message)
 
 
-def test_program_that_takes_too_long_is_killed(node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_is_killed_at_its_deadline(node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wait, "_scale", 2.0)
     with pytest.raises(DeadlineExceeded, match=r"still ran after 0\.5 s: busy"):
@@ -72,9 +72,7 @@ def test_program_that_takes_too_long_is_killed(node: NetNS, tmp_path: Path, monk
     assert not Path("/proc", Path("pid").read_text().strip()).exists()
 
 
-def test_call_that_takes_too_long_is_told_with_the_time_it_was_given(
-    node: NetNS, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overdue_call_is_reported_with_its_deadline(node: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     with monkeypatch.context() as short:
         short.setattr(wait, "_scale", 0.01)
@@ -85,7 +83,7 @@ def test_call_that_takes_too_long_is_told_with_the_time_it_was_given(
             release.set()
 
 
-def test_background_program_is_heard_and_ended(node: NetNS, tmp_path: Path) -> None:
+def test_background_program_is_read_and_terminated(node: NetNS, tmp_path: Path) -> None:
     process = node.spawn(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log")
     process.says("^ready$")
     assert process.running
@@ -94,7 +92,7 @@ def test_background_program_is_heard_and_ended(node: NetNS, tmp_path: Path) -> N
     process.close()
 
 
-def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: NetNS, tmp_path: Path) -> None:
+def test_program_ignoring_sigterm_is_killed_and_reported(node: NetNS, tmp_path: Path) -> None:
     process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; sleep 60"], log=tmp_path / "log")
     process.says("deaf")
     with pytest.raises(DeadlineExceeded, match=r"waited 0\.\d+ s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
@@ -103,7 +101,7 @@ def test_background_program_that_ignores_sigterm_is_killed_and_told_of(node: Net
     process.close()
 
 
-def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS, tmp_path: Path) -> None:
+def test_program_in_uninterruptible_sleep_gets_more_time(node: NetNS, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
     # Before, it may wait for its own code to be read.
@@ -118,7 +116,7 @@ def test_background_program_that_waits_for_the_kernel_is_given_time(node: NetNS,
     process.close()
 
 
-def test_program_that_ends_while_it_is_looked_at_has_no_threads(
+def test_thread_states_are_empty_when_program_ends_during_read(
     node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = node.spawn(["sleep", "60"], log=tmp_path / "log")
@@ -134,7 +132,7 @@ def test_program_that_ends_while_it_is_looked_at_has_no_threads(
     process.close()
 
 
-def test_missed_line_shows_what_was_written(node: NetNS, tmp_path: Path) -> None:
+def test_missing_line_is_reported_with_output_so_far(node: NetNS, tmp_path: Path) -> None:
     process = node.spawn(["sh", "-c", "echo starting; exec sleep 60"], log=tmp_path / "log")
     process.says("starting")
     with pytest.raises(DeadlineExceeded, match="for sh to write 'ready'; seen: starting"):
@@ -143,7 +141,7 @@ def test_missed_line_shows_what_was_written(node: NetNS, tmp_path: Path) -> None
     process.close()
 
 
-def test_every_command_is_noted_with_time_and_node(lab: Lab, node: NetNS, tmp_path: Path) -> None:
+def test_every_command_is_logged_with_time_and_node(lab: Lab, node: NetNS, tmp_path: Path) -> None:
     node.run(["echo", "two words"])
     node.run(["false"], check=False)
     process = node.spawn(["true"], log=tmp_path / "log")
@@ -157,7 +155,7 @@ def test_every_command_is_noted_with_time_and_node(lab: Lab, node: NetNS, tmp_pa
     ]
 
 
-def test_program_gets_our_environment_in_english(node: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_runs_in_english_locale(node: NetNS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     assert "LC_ALL=C.UTF-8" in node.run(["env"]).stdout.splitlines()
     assert os.environ["LC_ALL"] == "de_DE.UTF-8"

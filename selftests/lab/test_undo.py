@@ -27,7 +27,7 @@ def fail(word: str) -> None:
     raise OSError(word)
 
 
-def test_last_in_is_first_out(tmp_path: Path) -> None:
+def test_undo_steps_run_in_reverse_order(tmp_path: Path) -> None:
     lab, done = Lab(tmp_path), list[str]()
     for word in ("first", "second"):
         lab.undo(done.append, word)
@@ -38,7 +38,7 @@ def test_last_in_is_first_out(tmp_path: Path) -> None:
     assert leftover_nodes() == []
 
 
-def test_undo_that_fails_is_told_after_all_were_tried(tmp_path: Path) -> None:
+def test_failed_undo_is_raised_after_all_were_tried(tmp_path: Path) -> None:
     lab, done = Lab(tmp_path), list[str]()
     lab.undo(done.append, "first")
     lab.undo(fail, "no way")
@@ -55,7 +55,7 @@ def test_undo_that_fails_is_told_after_all_were_tried(tmp_path: Path) -> None:
         ("assert not 'wrong'", ["E *assert not 'wrong'", "E *and the undo: division by zero"]),
     ],
 )
-def test_undo_that_fails_fails_the_test(pytester: pytest.Pytester, last: str, lines: list[str]) -> None:
+def test_failed_undo_fails_its_test(pytester: pytest.Pytester, last: str, lines: list[str]) -> None:
     pytester.makepyfile(FAILING_UNDO.format(last=last))
     run = pytester.runpytest_inprocess()
     run.assert_outcomes(failed=1)
@@ -63,13 +63,13 @@ def test_undo_that_fails_fails_the_test(pytester: pytest.Pytester, last: str, li
     assert leftover_nodes() == []
 
 
-def test_nodes_of_a_failed_test_are_in_no_ones_way(pytester: pytest.Pytester) -> None:
+def test_nodes_of_failed_test_do_not_block_next_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_one(lab): lab.node('x'); 1 / 0\ndef test_two(lab): lab.node('x')")
     pytester.runpytest_inprocess().assert_outcomes(failed=1, passed=1)
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("failed", ["bad"]), ("all", ["bad", "good"]), ("none", [])])
-def test_evidence_stays_as_asked(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
+def test_evidence_is_kept_according_to_keep_option(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
     pytester.makepyfile(test_it="def good(lab): lab.node('x').run(['true'])\ndef bad(lab): good(lab); 1 / 0")
     pytester.makeini("[pytest]\npython_functions = good bad")
     pytester.runpytest_inprocess("--keep", keep)
@@ -95,9 +95,7 @@ def test(half):
 @pytest.mark.parametrize(
     ("last", "kept"), [("pass", {"x.txt", "x-lo.pcapng"}), ("lab.wires.append(None)", {"x.txt", "snapshot.txt"})]
 )
-def test_setup_that_fails_leaves_the_state_of_the_nodes_as_evidence(
-    pytester: pytest.Pytester, last: str, kept: set[str]
-) -> None:
+def test_failed_setup_leaves_node_state_as_evidence(pytester: pytest.Pytester, last: str, kept: set[str]) -> None:
     pytester.makepyfile(FAILING_SETUP.format(last=last))
     run = pytester.runpytest_inprocess()
     run.assert_outcomes(errors=1)

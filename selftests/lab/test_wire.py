@@ -88,7 +88,7 @@ def counters(messages: list[bytes]) -> list[int]:
     return [int.from_bytes(message[8:16], "little") for message in messages]
 
 
-def test_everything_passes_in_both_directions(ends: Ends) -> None:
+def test_wire_carries_traffic_in_both_directions(ends: Ends) -> None:
     address = ends.sender.getpeername()[0]
     must_ping(ends.nodes["ns1"], address, count=2, size=3000)
     tcp_stream(ends.nodes["ns1"], ends.nodes["ns2"], address)
@@ -96,7 +96,7 @@ def test_everything_passes_in_both_directions(ends: Ends) -> None:
     assert ends.wire.lost_by_itself == 0
 
 
-def test_frames_that_the_kernel_has_not_finished_are_finished(v4: Ends) -> None:
+def test_wire_completes_frames_left_to_offload(v4: Ends) -> None:
     set_offloads(v4.nodes["ns1"], "veth1", tx=True)
     v4.send(b"its checksum is left to the card")
     assert v4.receive(1) == [b"its checksum is left to the card"]
@@ -118,14 +118,14 @@ def test_vlan_tag_is_carried(v4: Ends) -> None:
     assert struct.unpack("IIIHHHH", auxdata)[5] == 5
 
 
-def test_second_response_is_dropped_and_no_other(ends: Ends) -> None:
+def test_drop_rule_drops_only_second_response(ends: Ends) -> None:
     ends.wire.apply(Drop(message="response", nth=2))
     ends.send(RESPONSE + b"no message", DATA, RESPONSE, DATA, RESPONSE, RESPONSE, b"end")
     assert ends.receive(6) == [RESPONSE + b"no message", DATA, RESPONSE, DATA, RESPONSE, b"end"]
     assert [s.did for s in ends.wire.sightings("response")] == ["passed", "dropped", "passed"]
 
 
-def test_counters_five_to_nine_come_behind_the_tenth(v4: Ends) -> None:
+def test_hold_rule_delivers_counters_5_to_9_behind_10(v4: Ends) -> None:
     v4.wire.apply(Hold(message="data", counters="5-9", behind=1))
     v4.send(*numbered(12))
     assert counters(v4.receive(12)) == [0, 1, 2, 3, 4, 10, 5, 6, 7, 8, 9, 11]
@@ -150,7 +150,7 @@ def test_messages_are_held_until_all_are_gathered(v4: Ends) -> None:
 
 
 @pytest.mark.parametrize("bit", [0, 127])
-def test_one_bit_of_a_field_arrives_changed(ends: Ends, bit: int) -> None:
+def test_flip_rule_changes_one_bit_of_field(ends: Ends, bit: int) -> None:
     ends.wire.apply(Flip(message="response", field="mac1", bit=bit))
     ends.send(RESPONSE)
     (arrived,) = ends.receive(1)
@@ -158,20 +158,20 @@ def test_one_bit_of_a_field_arrives_changed(ends: Ends, bit: int) -> None:
     assert different == [(60 + bit // 8, 1 << bit % 8)]
 
 
-def test_copies_follow_what_is_duplicated(v4: Ends) -> None:
+def test_copies_follow_duplicated_message(v4: Ends) -> None:
     v4.wire.apply(Duplicate(message="data", copies=2, nth=1))
     v4.send(*numbered(2))
     assert counters(v4.receive(4)) == [0, 0, 0, 1]
 
 
-def test_replay_comes_later_and_from_where_it_was_told(ends: Ends) -> None:
+def test_replay_rule_sends_copy_later_from_given_port(ends: Ends) -> None:
     ends.wire.apply(Replay(message="response", behind=2, port=7777))
     ends.send(RESPONSE, *numbered(2))
     *_, (last, (_, port)) = [wait_for(Datagram(ends.receiver), 5.0, "a datagram") for _ in range(4)]
     assert (last, port) == (RESPONSE, 7777)
 
 
-def test_delayed_message_is_as_late_as_it_was_told(v4: Ends) -> None:
+def test_delayed_message_is_late_by_given_seconds(v4: Ends) -> None:
     v4.wire.apply(Delay(message="data", seconds=0.2))
     started = time.monotonic()
     v4.send(*numbered(3))
@@ -179,7 +179,7 @@ def test_delayed_message_is_as_late_as_it_was_told(v4: Ends) -> None:
     assert time.monotonic() - started >= 0.2
 
 
-def test_tenth_of_all_is_lost_and_the_same_tenth_again(v4: Ends) -> None:
+def test_drop_rule_with_share_drops_same_messages_again(v4: Ends) -> None:
     verdicts = []
     for _ in range(2):
         v4.wire.apply(Drop(message="data", share=0.1))
@@ -208,14 +208,14 @@ def wakings(name: str) -> str:
     return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
-def test_wire_takes_its_devices_and_its_thread_along(lab: Lab) -> None:
+def test_closed_wire_removes_its_devices_and_thread(lab: Lab) -> None:
     nodes = WIRED.build(lab)
     lab.wires[0].close()
     assert [set(node.links()) for node in nodes.values()] == [{"lo"}, {"lo"}]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("wire ")]
 
 
-def test_wire_outlives_a_device_that_is_set_down(v4: Ends) -> None:
+def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
     must_ping(v4.nodes["ns1"], V4)
     v4.nodes["ns2"].set_link("veth2", up=False)
     v4.send(DATA)
@@ -228,7 +228,7 @@ def test_wire_outlives_a_device_that_is_set_down(v4: Ends) -> None:
     v4.wire.wait_for("data", "the message into the void", nth=2)
 
 
-def test_wire_that_breaks_says_so_to_who_waits(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_wire_raises_in_wait_for_and_close(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Judge, "arrive", lambda *_: 1 / 0)
     v4.send(DATA)
     with pytest.raises(HarnessError, match="wire ns1-ns2 broke: ZeroDivisionError"):
@@ -237,7 +237,7 @@ def test_wire_that_breaks_says_so_to_who_waits(v4: Ends, monkeypatch: pytest.Mon
         v4.wire.close()
 
 
-def test_capture_outlives_its_device(v4: Ends) -> None:
+def test_capture_survives_deletion_of_its_device(v4: Ends) -> None:
     with Capture(v4.nodes["ns1"], "veth1") as capture:
         v4.send(DATA)
         v4.receive(1)
@@ -245,7 +245,7 @@ def test_capture_outlives_its_device(v4: Ends) -> None:
         assert [message.payload for message in capture.messages()] == [DATA]
 
 
-def test_word_or_node_that_does_not_exist_is_told_with_those_that_do(v4: Ends) -> None:
+def test_error_for_unknown_message_or_node_lists_valid_ones(v4: Ends) -> None:
     with pytest.raises(UsageError, match="no messages are called 'datum'; there are: any, handshake, "):
         v4.wire.sightings("datum")
     with pytest.raises(UsageError, match="wire ns1-ns2: no node ns3 here; ns1 and ns2 are"):

@@ -69,7 +69,7 @@ def is_done(made: Interface, config: DeviceConfig, wanted: Callable[[], bool]) -
 
 @pytest.mark.requirement("CFG-44")
 @pytest.mark.bug("IB-61")
-def test_peer_is_changed_if_and_only_if_that_is_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
+def test_peer_update_works_if_and_only_if_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
     declared = "update-peer" in implementation.capabilities
     change = DeviceConfig(peers=(PeerConfig(public_key=alice, endpoint=ELSEWHERE),))
     with unwatched(lab, implementation) as (made, complaints):
@@ -80,9 +80,7 @@ def test_peer_is_changed_if_and_only_if_that_is_declared(lab: Lab, implementatio
 
 @pytest.mark.requirement("CFG-44")
 @pytest.mark.bug("IB-61")
-def test_peer_is_taken_before_a_private_key_if_and_only_if_that_is_declared(
-    lab: Lab, implementation: Manifest, alice: Key
-) -> None:
+def test_peer_before_private_key_works_if_and_only_if_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
     declared = "peer-before-key" in implementation.capabilities
     with unwatched(lab, implementation) as (made, complaints):
         done = is_done(
@@ -94,7 +92,9 @@ def test_peer_is_taken_before_a_private_key_if_and_only_if_that_is_declared(
 
 
 @pytest.mark.parametrize("capability", ["peer-before-key", "update-peer"])
-def test_lab_does_not_try_what_is_not_declared(lab: Lab, implementation: Manifest, alice: Key, capability: str) -> None:
+def test_lab_refuses_to_use_undeclared_capability(
+    lab: Lab, implementation: Manifest, alice: Key, capability: str
+) -> None:
     if capability in implementation.capabilities:
         pytest.skip(f"{implementation.name} declares {capability}")
     wg0 = lab.interface("wg0", implementation, lab.node("ns0"))
@@ -105,9 +105,7 @@ def test_lab_does_not_try_what_is_not_declared(lab: Lab, implementation: Manifes
 
 
 @pytest.mark.requirement("ERR-02", "ERR-03")
-def test_packet_that_no_peer_owns_is_answered_if_and_only_if_that_is_declared(
-    lab: Lab, implementation: Manifest
-) -> None:
+def test_icmp_unreachable_is_sent_if_and_only_if_declared(lab: Lab, implementation: Manifest) -> None:
     wg0 = lab.interface("wg0", implementation, lab.node("ns0"))
     wg0.set(DeviceConfig(private_key=lab.key("own")))
     wg0.up(f"{V4_OF_A}/24")
@@ -126,9 +124,9 @@ def test_packet_that_no_peer_owns_is_answered_if_and_only_if_that_is_declared(
 
 @pytest.mark.requirement("RT-11")
 @pytest.mark.bug("IB-38")
-def test_source_that_is_not_declared_to_be_sticky_is_not(lab: Lab, implementation: Manifest) -> None:
+def test_source_address_is_not_sticky_when_not_declared(lab: Lab, implementation: Manifest) -> None:
     if "sticky-source" in implementation.capabilities:
-        pytest.skip(f"{implementation.name} declares sticky-source, which test_sticky tests")
+        pytest.skip(f"{implementation.name} declares sticky-source, which test_source_address tests")
     direct = Tunnel(lab, DIRECT, implementation, Registry().get("refwg"))
     direct.nodes["ns1"].add_address("veth1", *(f"{endpoint.host}/24" for endpoint in ADDRESSED))
     direct.nodes["ns2"].add_address("veth2", "10.0.0.3/24")

@@ -56,7 +56,7 @@ def has_right_checksum(packet: bytes) -> bool:
 @pytest.mark.requirement("MSG-18")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v6"])
-def test_datagrams_carry_a_right_udp_checksum(direct: Tunnel, host: str) -> None:
+def test_outer_datagrams_have_correct_udp_checksum(direct: Tunnel, host: str) -> None:
     connect(direct, host)
     # Else the stack leaves the checksum to the device, which has none to compute it.
     set_offloads(direct.nodes["ns1"], "veth1", tx=False)
@@ -68,7 +68,7 @@ def test_datagrams_carry_a_right_udp_checksum(direct: Tunnel, host: str) -> None
 
 @pytest.mark.requirement("DT-31")
 @pytest.mark.parametrize("address", [V4_OF_B, V6_OF_B], ids=["v4", "v6"])
-def test_packets_inside_carry_right_checksums(direct: Tunnel, address: str) -> None:
+def test_inner_packets_have_correct_transport_checksums(direct: Tunnel, address: str) -> None:
     connect(direct, "10.0.0.2")
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

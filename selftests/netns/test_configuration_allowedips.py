@@ -62,7 +62,7 @@ def ips(texts: list[str]) -> list[AllowedIP]:
 
 @pytest.mark.scenario("N29")
 @pytest.mark.requirement("AIP-17", "CFG-28")
-def test_130560_allowed_ips_of_one_peer_are_read_back(wg0: Interface, alice: Key) -> None:
+def test_peer_with_130560_allowed_ips_is_read_back(wg0: Interface, alice: Key) -> None:
     # 255 x 256 of either family, as the kernel's own test has them: 10.7.0.0/16 and 10::7/128. All in the form in
     # which they are printed, for under emulation it takes seconds to parse them.
     many = [text for a, b in product(range(1, 256), range(256)) for text in (f"{a}.{b}.0.0/16", f"{a}::{b or ''}/128")]
@@ -91,7 +91,7 @@ def answer_to_get(wg0: Interface) -> list[Message]:
 
 @pytest.mark.scenario("N30")
 @pytest.mark.requirement("CFG-25", "CFG-28")
-def test_each_of_40_peers_keeps_its_52_allowed_ips(lab: Lab, wg0: Interface) -> None:
+def test_forty_peers_with_52_allowed_ips_each_are_read_back(lab: Lab, wg0: Interface) -> None:
     peers = {lab.key(f"peer{a}").public(): [f"{a}.{b}.0.0/16" for b in range(52)] for a in range(1, 41)}
     give(wg0, peers)
     assert shown(wg0) == {key: ips(texts) for key, texts in peers.items()}
@@ -102,7 +102,7 @@ def test_each_of_40_peers_keeps_its_52_allowed_ips(lab: Lab, wg0: Interface) -> 
 
 @pytest.mark.scenario("N31")
 @pytest.mark.requirement("CFG-27", "CFG-28")
-def test_30_peers_are_saved_and_restored_with_the_allowed_ips_of_the_last(lab: Lab, wg0: Interface) -> None:
+def test_setconf_restores_30_peers_when_one_has_allowed_ips(lab: Lab, wg0: Interface) -> None:
     peers: dict[Key, list[str]] = {lab.key(f"peer{number}").public(): [] for number in range(29)}
     peers[lab.key("peer29").public()] = ["255.2.3.4/32", "abcd::255/128"]
     give(wg0, peers)
@@ -116,7 +116,7 @@ def test_30_peers_are_saved_and_restored_with_the_allowed_ips_of_the_last(lab: L
 
 @pytest.mark.scenario("N32")
 @pytest.mark.requirement("CFG-27", "CFG-28")
-def test_peer_without_allowed_ips_gets_none_of_its_neighbours_197(wg0: Interface, alice: Key, bob: Key) -> None:
+def test_peer_without_allowed_ips_gets_none_of_other_peer(wg0: Interface, alice: Key, bob: Key) -> None:
     many = [f"abcd::{number}/128" for number in range(1, 198)]
     give(wg0, {alice: [], bob: many})
     assert shown(wg0) == {alice: [], bob: ips(many)}
@@ -137,14 +137,14 @@ def test_single_allowed_ips_are_removed(wg0: Interface, alice: Key, bob: Key) ->
 @pytest.mark.requirement("AIP-11")
 @pytest.mark.capability("remove-allowed-ip")
 @pytest.mark.parametrize("text", [*BOBS, "192.168.0.0/24", "abcd::/64", "172.16.0.1/32", "0.0.0.0/0"])
-def test_removing_what_is_not_the_peers_own_changes_nothing(wg0: Interface, alice: Key, bob: Key, text: str) -> None:
+def test_removal_of_allowed_ip_not_owned_by_peer_is_ignored(wg0: Interface, alice: Key, bob: Key, text: str) -> None:
     give(wg0, {alice: ALICES, bob: BOBS})
     wg0.set_peer(alice, allowed_ips=removal(text))
     assert shown(wg0) == {alice: ips(ALICES), bob: ips(BOBS)}
 
 
 @pytest.mark.requirement("CFG-30", "CFG-50")
-def test_removal_of_an_allowed_ip_is_done_or_refused_as_declared(wg0: Interface, alice: Key) -> None:
+def test_removal_of_allowed_ip_works_if_and_only_if_declared(wg0: Interface, alice: Key) -> None:
     give(wg0, {alice: ["10.0.0.1/32"]})
     declared = "remove-allowed-ip" in wg0.manifest.capabilities
     # The attribute is unknown to Linux before 6.16, the minus sign to wireguard-go before May 2025.
@@ -162,7 +162,7 @@ def removal(*texts: str) -> tuple[AllowedIP, ...]:
 @pytest.mark.scenario("N38")
 @pytest.mark.requirement("AIP-06", "AIP-10")
 @pytest.mark.capability("update-peer", "peer-before-key")
-def test_overlapping_allowed_ips_are_replaced_again_and_again(wg0: Interface, alice: Key) -> None:
+def test_overlapping_allowed_ips_are_replaced_repeatedly(wg0: Interface, alice: Key) -> None:
     lists = (
         "0.0.0.0/0,10.0.0.0/8,100.0.0.0/10,172.16.0.0/12,192.168.0.0/16",
         "0.0.0.0/0",

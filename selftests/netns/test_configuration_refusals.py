@@ -30,7 +30,7 @@ def test_protocol_version_other_than_1_is_refused(lab: Lab, wg0: Interface, vers
 
 
 @pytest.mark.requirement("CFG-46")
-def test_line_without_an_equals_sign_is_a_protocol_error(wg0: Interface) -> None:
+def test_uapi_line_without_equals_sign_is_refused_with_eproto(wg0: Interface) -> None:
     if not isinstance(wg0, ProgramInterface):
         pytest.skip("unsupported: the kernel is not configured by lines of text")
     with wg0.connect() as connection:

@@ -25,7 +25,7 @@ def connected(direct: Tunnel) -> Tunnel:
 
 
 @pytest.mark.requirement("RT-08")
-def test_learned_endpoint_survives_down_and_up(connected: Tunnel) -> None:
+def test_learned_endpoint_survives_link_down_and_up(connected: Tunnel) -> None:
     connected.must_ping("ns2", V4_OF_A)
     assert connected.seen_by_a().endpoint == Endpoint("10.0.0.2", 2)
     for up in (False, True):
@@ -36,7 +36,7 @@ def test_learned_endpoint_survives_down_and_up(connected: Tunnel) -> None:
 
 
 @pytest.mark.requirement("RT-20")
-def test_two_peers_at_one_address_work_side_by_side(connected: Tunnel) -> None:
+def test_peers_at_same_address_keep_separate_endpoints(connected: Tunnel) -> None:
     ns2, key3 = connected.nodes["ns2"], connected.lab.key("key3")
     wg1 = connected.lab.interface("wg1", connected.b.manifest, ns2)
     a = PeerConfig(public_key=connected.pub_a, endpoint=Endpoint("10.0.0.1", 1), allowed_ips=allowed_ips("10.7.7.1/32"))
@@ -54,7 +54,7 @@ def test_two_peers_at_one_address_work_side_by_side(connected: Tunnel) -> None:
 
 
 @pytest.mark.requirement("DT-27")
-def test_packet_that_is_refused_confirms_the_session_it_came_by(connected: Tunnel) -> None:
+def test_packet_with_refused_inner_source_confirms_session(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
     ns2.add_address("wg0", f"{OTHER_OF_B}/24")
     with Capture(ns1, "veth1") as from_a, Capture(ns2, "veth2") as from_b:

@@ -68,7 +68,7 @@ table ip guarding {
 @pytest.mark.scenario("N24b")
 @pytest.mark.requirement("ERR-02", "ERR-03", "ERR-04")
 @pytest.mark.parametrize("family", [0, 1], ids=["v4", "v6"])
-def test_local_sender_learns_at_once_that_nobody_is_there(lab: Lab, implementation: Manifest, family: int) -> None:
+def test_sender_gets_icmp_unreachable_without_peer_or_endpoint(lab: Lab, implementation: Manifest, family: int) -> None:
     ns1 = lab.node("ns1")
     wg0 = lab.interface("wg0", implementation, ns1)
     without_endpoint = PeerConfig(public_key=lab.key("peer").public(), allowed_ips=allowed_ips(*PEER))
@@ -92,7 +92,7 @@ def test_local_sender_learns_at_once_that_nobody_is_there(lab: Lab, implementati
 
 @pytest.mark.scenario("N24")
 @pytest.mark.requirement("ERR-02")
-def test_icmp_error_goes_back_through_the_nat_it_came_by(nat: Tunnel) -> None:
+def test_icmp_error_reaches_original_sender_through_nat(nat: Tunnel) -> None:
     ns0, ns2 = nat.nodes["ns0"], nat.nodes["ns2"]
     ns2.sysctl("net.ipv4.ip_forward", 1)
     ns2.nft(TRANSLATING)
@@ -123,7 +123,7 @@ def test_icmp_error_goes_back_through_the_nat_it_came_by(nat: Tunnel) -> None:
 @pytest.mark.parametrize(
     ("address", "beyond"), [(V4_OF_B, "10.9.9.9/32"), (V6_OF_B, "fd00:99::9/128")], ids=["v4", "v6"]
 )
-def test_closed_port_and_hop_limit_are_told_through_the_tunnel(direct: Tunnel, address: str, beyond: str) -> None:
+def test_port_unreachable_and_time_exceeded_pass_through_tunnel(direct: Tunnel, address: str, beyond: str) -> None:
     ns1, ns2 = connect(direct)
     is_v6 = ":" in address
     ns2.sysctl("net.ipv6.conf.all.forwarding" if is_v6 else "net.ipv4.ip_forward", 1)
@@ -138,7 +138,7 @@ def test_closed_port_and_hop_limit_are_told_through_the_tunnel(direct: Tunnel, a
 
 
 @pytest.mark.requirement("ERR-06")
-def test_nothing_goes_back_for_an_inner_packet_that_is_refused(direct: Tunnel) -> None:
+def test_inner_packet_with_refused_source_is_not_answered(direct: Tunnel) -> None:
     ns1, ns2 = connect(direct)
     direct.must_ping("ns1", V4_OF_B)
     ns2.add_address("wg0", f"{OTHER_OF_B}/24")

@@ -51,7 +51,7 @@ def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = 256) -> tuple[Ar
 
 
 @pytest.mark.requirement("ROB-12")
-def test_tcp_stream_arrives_intact_although_a_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
+def test_tcp_stream_arrives_intact_when_one_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
     # By chance alone it would be none of all these in one run of a thousand.
     wire.apply(Drop(message="data", share=0.1), Drop(message="data", sender="ns1", nth=20))
     tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
@@ -59,7 +59,7 @@ def test_tcp_stream_arrives_intact_although_a_tenth_is_lost(wired: Tunnel, wire:
 
 
 @pytest.mark.requirement("ROB-12")
-def test_exactly_what_the_wire_drops_is_lost(wired: Tunnel, wire: Wire) -> None:
+def test_tunnel_loses_only_messages_that_wire_drops(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Drop(message="data", sender="ns1", share=0.1))
     arrivals, dropped = carry(wired, wire, 300)
     assert dropped, "nothing was dropped, so nothing was shown"
@@ -67,7 +67,7 @@ def test_exactly_what_the_wire_drops_is_lost(wired: Tunnel, wire: Wire) -> None:
 
 
 @pytest.mark.requirement("ROB-12", "DT-03", "DT-04")
-def test_over_a_bad_line_all_arrives_once_but_what_the_line_drops(wired: Tunnel, wire: Wire) -> None:
+def test_undropped_messages_arrive_once_over_bad_line(wired: Tunnel, wire: Wire) -> None:
     wire.apply(script.load(BAD_LINE))
     arrivals, dropped = carry(wired, wire, 200)
     assert (arrivals.lost, arrivals.duplicated, arrivals.broken) == (dropped, 0, 0), str(arrivals)
@@ -85,7 +85,7 @@ def test_reordered_messages_arrive_once_and_none_is_lost(wired: Tunnel, wire: Wi
 
 
 @pytest.mark.requirement("DT-04")
-def test_message_a_thousand_behind_still_arrives(wired: Tunnel, wire: Wire) -> None:
+def test_message_1000_counters_behind_is_accepted(wired: Tunnel, wire: Wire) -> None:
     # Those between them need not arrive, and a slow machine is glad of it.
     between = Drop(message="data", sender="ns1", nth=f"1-{WINDOW - 1}")
     wire.apply(Hold(message="data", sender="ns1", nth=1), between)
@@ -94,7 +94,7 @@ def test_message_a_thousand_behind_still_arrives(wired: Tunnel, wire: Wire) -> N
 
 
 @pytest.mark.requirement("DT-03", "ROB-12")
-def test_doubled_messages_arrive_and_count_once(wired: Tunnel, wire: Wire) -> None:
+def test_duplicated_messages_arrive_and_are_counted_once(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Duplicate(message="transport", copies=2))
     arrivals, _ = carry(wired, wire, 100)
     assert (arrivals.lost, arrivals.duplicated) == (0, 0), str(arrivals)
@@ -113,7 +113,7 @@ def test_doubled_messages_arrive_and_count_once(wired: Tunnel, wire: Wire) -> No
         pytest.param("tag", 127, id="tag"),
     ],
 )
-def test_changed_message_is_lost_and_no_other(wired: Tunnel, wire: Wire, field: str, bit: int) -> None:
+def test_changed_message_is_dropped_and_others_arrive(wired: Tunnel, wire: Wire, field: str, bit: int) -> None:
     wire.apply(Flip(message="data", sender="ns1", nth=1, field=field, bit=bit))
     arrivals, _ = carry(wired, wire, 20)
     assert (arrivals.numbers, arrivals.broken) == (tuple(range(1, 21)), 0), str(arrivals)

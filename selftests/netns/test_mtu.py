@@ -43,7 +43,7 @@ def connect(direct: Tunnel, host: str = "10.0.0.2") -> None:
 @pytest.mark.requirement("MTU-02", "MTU-14")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize(("host", "header"), OUTER)
-def test_messages_are_as_much_longer_as_their_headers(direct: Tunnel, host: str, header: int) -> None:
+def test_encapsulation_adds_60_bytes_over_ipv4_and_80_over_ipv6(direct: Tunnel, host: str, header: int) -> None:
     connect(direct, host)
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     with Capture(ns1, "veth1") as wire, udp_receiver(ns2, V4_OF_B, 1111) as receiver:
@@ -60,7 +60,7 @@ def test_messages_are_as_much_longer_as_their_headers(direct: Tunnel, host: str,
 @pytest.mark.requirement("MTU-08")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize(("host", "header"), OUTER)
-def test_packets_longer_than_the_path_arrive_in_fragments(direct: Tunnel, host: str, header: int) -> None:
+def test_packets_longer_than_path_mtu_arrive_in_fragments(direct: Tunnel, host: str, header: int) -> None:
     connect(direct, host)
     for node in direct.nodes.values():
         node.set_link("wg0", mtu=9000)
@@ -78,7 +78,7 @@ def test_packets_longer_than_the_path_arrive_in_fragments(direct: Tunnel, host: 
     ("address", "network", "too_big"),
     [pytest.param(V4_OF_B, "10.3.0.{}/24", (3, 4), id="v4"), pytest.param(V6_OF_B, "fd00:33::{}/96", (2, 0), id="v6")],
 )
-def test_forwarded_packet_that_does_not_fit_is_answered_with_the_mtu(
+def test_oversized_forwarded_packet_gets_icmp_error_with_mtu(
     direct: Tunnel, address: str, network: str, too_big: tuple[int, int]
 ) -> None:
     ns1, ns3 = direct.nodes["ns1"], direct.lab.node("ns3")

@@ -110,7 +110,7 @@ def alice(lab: Lab) -> Key:
 
 
 @pytest.mark.requirement("CFG-01", "CFG-04")
-def test_family_has_one_command_to_dump_and_one_to_set_in_every_namespace(lab: Lab, driver: Driver) -> None:
+def test_genl_family_has_only_get_and_set_in_every_namespace(lab: Lab, driver: Driver) -> None:
     question = generic(CONTROLLER, GETFAMILY, NLM_F_REQUEST | NLM_F_ACK, attribute(FAMILY_NAME, b"wireguard\0"))
     for node in (driver.wg0.place, lab.node("elsewhere")):
         asking = GenericSocket(genetlink(lab, node))
@@ -129,7 +129,7 @@ def number(value: bytes) -> int:
 
 
 @pytest.mark.requirement("CFG-04")
-def test_who_has_no_rights_in_the_namespace_reads_and_changes_nothing(driver: Driver) -> None:
+def test_get_and_set_are_refused_without_cap_net_admin(driver: Driver) -> None:
     node = driver.wg0.place
     without_rights = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     for command in (["wg", "show", "wg0"], ["wg", "set", "wg0", "listen-port", "7"]):
@@ -145,7 +145,7 @@ def test_who_has_no_rights_in_the_namespace_reads_and_changes_nothing(driver: Dr
 
 
 @pytest.mark.requirement("CFG-02")
-def test_interface_is_named_by_index_or_by_name_and_not_by_both(driver: Driver) -> None:
+def test_request_needs_exactly_one_of_ifindex_and_ifname(driver: Driver) -> None:
     index, port = attribute(IFINDEX, struct.pack("=I", driver.index)), attribute(genl.DEVICE_LISTEN_PORT, b"\7\0")
     for one in (NAME, index):
         assert (driver.get(one), driver.set(one)) == (0, 0)
@@ -155,7 +155,7 @@ def test_interface_is_named_by_index_or_by_name_and_not_by_both(driver: Driver) 
 
 
 @pytest.mark.requirement("CFG-05")
-def test_get_is_a_dump_and_set_is_none(driver: Driver) -> None:
+def test_get_without_dump_flag_and_set_with_it_are_refused(driver: Driver) -> None:
     assert driver.get(NAME, flags=NLM_F_ACK) == errno.EOPNOTSUPP
     assert driver.set(NAME, flags=NLM_F_DUMP) == errno.EOPNOTSUPP
 
@@ -166,7 +166,7 @@ def test_get_is_a_dump_and_set_is_none(driver: Driver) -> None:
 @pytest.mark.requirement("CFG-06")
 @pytest.mark.parametrize("size", [31, 33])
 @pytest.mark.parametrize("kind", [genl.PEER_PUBLIC_KEY, genl.PEER_PRESHARED_KEY], ids=["public", "preshared"])
-def test_key_of_a_peer_that_has_not_32_bytes_is_out_of_range(driver: Driver, kind: int, size: int) -> None:
+def test_peer_key_of_wrong_length_is_refused_with_erange(driver: Driver, kind: int, size: int) -> None:
     others = [attribute(genl.PEER_PUBLIC_KEY, KEY)] if kind != genl.PEER_PUBLIC_KEY else []
     assert driver.set_peer(*others, attribute(kind, bytes(size))) == errno.ERANGE
     assert driver.wg0.get().peers == ()
@@ -183,21 +183,21 @@ def test_key_of_a_peer_that_has_not_32_bytes_is_out_of_range(driver: Driver, kin
         pytest.param(genl.DEVICE_FWMARK, b"\7\0", errno.EINVAL, id="mark-of-2-bytes"),
     ],
 )
-def test_setting_of_another_size_is_refused(driver: Driver, kind: int, value: bytes, refusal: int) -> None:
+def test_device_attribute_of_wrong_length_is_refused(driver: Driver, kind: int, value: bytes, refusal: int) -> None:
     before = driver.wg0.get()
     assert driver.set(NAME, attribute(kind, value)) == refusal
     assert driver.wg0.get() == before
 
 
 @pytest.mark.requirement("CFG-06")
-def test_endpoint_and_keepalive_of_a_peer_have_their_size(driver: Driver) -> None:
+def test_endpoint_and_keepalive_of_wrong_length_are_refused(driver: Driver) -> None:
     assert driver.set_peer(PEER, attribute(genl.PEER_ENDPOINT, bytes(15))) == errno.ERANGE
     assert driver.set_peer(PEER, attribute(genl.PEER_PERSISTENT_KEEPALIVE, b"\7\0\0\0")) == errno.EINVAL
     assert driver.wg0.get().peers == ()
 
 
 @pytest.mark.requirement("CFG-07")
-def test_attribute_that_nobody_knows_is_refused(driver: Driver) -> None:
+def test_unknown_attribute_is_refused(driver: Driver) -> None:
     unknown = attribute(UNKNOWN, b"\7\0\0\0")
     assert (driver.get(NAME, unknown), driver.set(NAME, unknown)) == (errno.EINVAL, errno.EINVAL)
     assert driver.set_peer(PEER, unknown) == errno.EINVAL
@@ -205,7 +205,7 @@ def test_attribute_that_nobody_knows_is_refused(driver: Driver) -> None:
 
 
 @pytest.mark.requirement("CFG-08")
-def test_flag_that_nobody_knows_is_refused(driver: Driver) -> None:
+def test_unknown_flag_is_refused(driver: Driver) -> None:
     # Linux 6.16 brought the removal of single allowed-ips, and with it another word for this.
     refusal = errno.EINVAL if "remove-allowed-ip" in driver.wg0.manifest.capabilities else errno.EOPNOTSUPP
     assert driver.set(NAME, attribute(genl.DEVICE_FLAGS, struct.pack("=I", 1 << 1))) == refusal
@@ -214,7 +214,7 @@ def test_flag_that_nobody_knows_is_refused(driver: Driver) -> None:
 
 
 @pytest.mark.requirement("CFG-09")
-def test_peer_without_a_public_key_is_refused(driver: Driver) -> None:
+def test_peer_without_public_key_is_refused(driver: Driver) -> None:
     keepalive = attribute(genl.PEER_PERSISTENT_KEEPALIVE, b"\7\0")
     assert driver.set_peer(keepalive) == errno.EINVAL
     with twin("with one it is taken"):
@@ -236,7 +236,7 @@ def test_peer_without_a_public_key_is_refused(driver: Driver) -> None:
         pytest.param(struct.pack("=H", socket.AF_INET6), bytes(16), 129, id="v6-129"),
     ],
 )
-def test_allowed_ip_that_is_none_is_refused(
+def test_malformed_allowed_ip_is_refused(
     driver: Driver, family: bytes | None, address: bytes | None, length: int | None
 ) -> None:
     with twin("10.0.0.1/32 is taken"):
@@ -265,7 +265,7 @@ def allowed_ip(family: bytes | None, address: bytes | None, length: int | None) 
         pytest.param(struct.pack("=HH12x", socket.AF_INET6, 9), id="v6-in-16-bytes"),
     ],
 )
-def test_endpoint_that_is_none_changes_nothing(driver: Driver, alice: Key, endpoint: bytes) -> None:
+def test_endpoint_with_wrong_family_for_its_length_is_ignored(driver: Driver, alice: Key, endpoint: bytes) -> None:
     before = Endpoint("10.0.0.9", 9)
     driver.wg0.set_peer(alice, endpoint=before)
     assert driver.set_peer(attribute(genl.PEER_PUBLIC_KEY, alice.raw), attribute(genl.PEER_ENDPOINT, endpoint)) == 0
@@ -276,7 +276,7 @@ def test_endpoint_that_is_none_changes_nothing(driver: Driver, alice: Key, endpo
 
 
 @pytest.mark.requirement("CFG-26")
-def test_dump_begins_with_the_device_and_its_keys_only_if_it_has_one(lab: Lab, driver: Driver, alice: Key) -> None:
+def test_dump_starts_with_device_and_has_keys_only_when_set(lab: Lab, driver: Driver, alice: Key) -> None:
     always = {IFINDEX, genl.DEVICE_IFNAME, genl.DEVICE_LISTEN_PORT, genl.DEVICE_FWMARK}
     assert {*device(driver)} - {genl.DEVICE_PEERS} == always
     own = lab.key("own")
@@ -294,7 +294,7 @@ def device(driver: Driver) -> dict[int, bytes]:
 
 
 @pytest.mark.requirement("CFG-29")
-def test_dump_in_which_something_changed_says_so(lab: Lab, driver: Driver) -> None:
+def test_dump_is_marked_as_interrupted_when_device_changes(lab: Lab, driver: Driver) -> None:
     # More than the kernel writes ahead of the reader.
     for a in range(8):
         many = allowed_ips(*[f"10.{a}.{b}.0/24" for b in range(256)])

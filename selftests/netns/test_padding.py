@@ -46,7 +46,7 @@ def test_default_mtu_is_1420(loopback: Tunnel) -> None:
 
 @pytest.mark.scenario("N07")
 @pytest.mark.requirement("MTU-12")
-def test_packet_as_long_as_the_new_mtu_passes_whole(loopback: Tunnel) -> None:
+def test_packet_as_long_as_new_mtu_passes_in_one_message(loopback: Tunnel) -> None:
     loopback.must_ping("ns1", V4_OF_B)
     set_mtu(loopback, 9000)
     with Capture(loopback.nodes["ns0"], "lo") as wire:
@@ -59,7 +59,7 @@ def test_packet_as_long_as_the_new_mtu_passes_whole(loopback: Tunnel) -> None:
 
 @pytest.mark.scenario("N12")
 @pytest.mark.requirement("MTU-03", "MTU-04", "MTU-12")
-def test_padding_follows_the_mtu_of_link_and_route_after_the_move(loopback: Tunnel) -> None:
+def test_padding_follows_mtu_of_link_and_route_after_move(loopback: Tunnel) -> None:
     underlay = loopback.nodes["ns0"]
     loopback.must_ping("ns2", V4_OF_A)
     with Capture(underlay, "lo") as wire:
@@ -68,7 +68,7 @@ def test_padding_follows_the_mtu_of_link_and_route_after_the_move(loopback: Tunn
 
 @pytest.mark.scenario("N12")
 @pytest.mark.requirement("MTU-03", "MTU-04", "MTU-12")
-def test_padding_follows_the_mtu_of_link_and_route_where_it_was_born(direct: Tunnel) -> None:
+def test_padding_follows_mtu_of_link_and_route_without_move(direct: Tunnel) -> None:
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     ns1.add_address("veth1", "10.0.0.1/24")
     ns2.add_address("veth2", "10.0.0.2/24")

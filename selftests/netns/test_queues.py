@@ -85,7 +85,7 @@ def numbers(receiver: socket.socket) -> list[int]:
 
 
 @pytest.mark.requirement("Q-07")
-def test_peer_that_is_not_there_delays_no_other(connected: Tunnel) -> None:
+def test_unreachable_peer_does_not_delay_other_peer(connected: Tunnel) -> None:
     ns1 = connected.nodes["ns1"]
     dead = connected.lab.key("dead").public()
     connected.a.set_peer(dead, endpoint=Endpoint("10.0.0.99", 99), allowed_ips=allowed_ips("192.168.241.99/32"))
@@ -98,7 +98,7 @@ def test_peer_that_is_not_there_delays_no_other(connected: Tunnel) -> None:
 
 
 @pytest.mark.requirement("Q-06")
-def test_tunnel_works_at_once_after_more_than_it_could_carry(connected: Tunnel) -> None:
+def test_tunnel_recovers_from_overload_within_ping_timeout(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
     before = connected.counted()
     with sender_in(ns1, V4_OF_B) as there, sender_in(ns2, V4_OF_A) as back:

@@ -56,7 +56,7 @@ def status(tunnel: Tunnel) -> dict[str, list[str]]:
 
 
 @pytest.mark.requirement("CFG-22", "RT-03")
-def test_without_root_it_roams_changes_its_port_and_follows_the_link(tunnel: Tunnel) -> None:
+def test_refwg_roams_and_changes_port_and_link_without_root(tunnel: Tunnel) -> None:
     seen = status(tunnel)
     nobody = pwd.getpwnam(USER)
     assert seen["Uid"] == [str(nobody.pw_uid)] * 4

@@ -107,7 +107,7 @@ def has_rules(node: NetNS) -> bool:
 @pytest.mark.parametrize(
     "quick", [("10.0.0.2:2", EVERYTHING), ("[fd00:aa::2]:2", EVERYTHING)], ids=["v4", "v6"], indirect=True
 )
-def test_wg_quick_sends_everything_through_the_tunnel_but_the_tunnel(nodes: dict[str, NetNS], quick: Quick) -> None:
+def test_wg_quick_routes_all_but_outer_datagrams_into_tunnel(nodes: dict[str, NetNS], quick: Quick) -> None:
     assert "userspace implementation" in quick("up").stderr
     assert quick.wg("show", "wg1", "fwmark") == "0xca6c"
     for address in (FAR_V4, FAR_V6, "192.168.241.2", "fd00::2"):
@@ -120,7 +120,7 @@ def test_wg_quick_sends_everything_through_the_tunnel_but_the_tunnel(nodes: dict
 
 @pytest.mark.requirement("CFG-54")
 @pytest.mark.parametrize("quick", [("10.0.0.2:2", f"{FAR_V4}/32, {FAR_V6}/128")], ids=["routes"], indirect=True)
-def test_wg_quick_comes_up_again_after_it_was_down(nodes: dict[str, NetNS], quick: Quick) -> None:
+def test_wg_quick_up_and_down_can_be_repeated(nodes: dict[str, NetNS], quick: Quick) -> None:
     for _ in range(3):
         quick("up")
         must_ping(nodes["ns1"], FAR_V4)

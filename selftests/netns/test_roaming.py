@@ -29,7 +29,7 @@ table ip nat {
 @pytest.mark.scenario("N13")
 @pytest.mark.requirement("RT-03", "CFG-22")
 @pytest.mark.capability("listen-port-change")
-def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> None:
+def test_endpoint_follows_peer_to_new_ipv4_address_and_port(loopback: Tunnel) -> None:
     loopback.must_ping("ns1", V6_OF_B)
     underlay = loopback.nodes["ns0"]
     underlay.delete_address("lo", "127.0.0.1/8")
@@ -48,7 +48,7 @@ def test_peer_is_followed_to_a_new_ipv4_address_and_port(loopback: Tunnel) -> No
 @pytest.mark.scenario("N14")
 @pytest.mark.requirement("RT-05")
 @pytest.mark.capability("listen-port-change", "ipv6-underlay")
-def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
+def test_endpoint_follows_peer_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
     loopback.must_ping("ns1", V4_OF_B)
     loopback.a.set(DeviceConfig(listen_port=9998))
     loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("[::1]:2"))
@@ -61,7 +61,7 @@ def test_peer_is_followed_from_ipv4_to_ipv6(loopback: Tunnel) -> None:
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19")
 @pytest.mark.capability("persistent-keepalive")
-def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel) -> None:
+def test_persistent_keepalive_keeps_peer_behind_nat_reachable(nat: Tunnel) -> None:
     nat.keep_alive(1)
     nat.must_ping("ns1", V4_OF_B)
     nat.must_ping("ns2", V4_OF_A)
@@ -78,7 +78,7 @@ def test_peer_behind_nat_stays_reachable_by_its_persistent_keepalive(nat: Tunnel
 @pytest.mark.core
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19")
-def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunnel) -> None:
+def test_silent_peer_behind_nat_is_lost_when_its_mapping_expires(nat: Tunnel) -> None:
     with twin("B reaches A while the mapping lives"):
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns2", V4_OF_A)
@@ -93,7 +93,7 @@ def test_peer_behind_nat_is_lost_with_its_mapping_when_it_keeps_silent(nat: Tunn
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("RT-19", "RT-06")
 @pytest.mark.capability("persistent-keepalive")
-def test_peer_is_followed_when_its_nat_gives_it_another_port(nat: Tunnel) -> None:
+def test_endpoint_follows_peer_when_nat_changes_its_port(nat: Tunnel) -> None:
     # Else the mapping may expire on a slow machine before B has used it.
     nat.keep_alive(1)
     nat.must_ping("ns1", V4_OF_B)

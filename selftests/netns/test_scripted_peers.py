@@ -40,7 +40,7 @@ PATIENCE = 60.0
 
 
 @pytest.mark.requirement("DT-05", "DT-03")
-def test_messages_within_the_window_are_taken_once_and_older_ones_never(lab: Lab, implementation: Manifest) -> None:
+def test_replay_window_accepts_each_counter_once_and_no_older(lab: Lab, implementation: Manifest) -> None:
     peer = Scripted(1)
     stage = Stage(lab, implementation, [peer])
     stage.converse(b"a session", AT_ONCE)
@@ -70,7 +70,7 @@ def test_messages_within_the_window_are_taken_once_and_older_ones_never(lab: Lab
         pytest.param("recipient", marks=pytest.mark.requirement("HS-06")),
     ],
 )
-def test_what_is_no_message_for_it_is_not_answered(lab: Lab, implementation: Manifest, wrong: str) -> None:
+def test_message_of_wrong_length_type_or_peer_is_not_answered(lab: Lab, implementation: Manifest, wrong: str) -> None:
     first, last, other, stranger = (Scripted(number) for number in range(1, 5))
     stage = Stage(lab, implementation, [first, last, other])
     target = lab.key("key1").public()
@@ -129,7 +129,7 @@ def spoilt(message: bytes, place: int, value: int) -> bytes:
 
 @pytest.mark.long_in_guest
 @pytest.mark.requirement("ROB-11")
-def test_thousand_peers_have_sessions_and_are_answered(lab: Lab, implementation: Manifest) -> None:
+def test_thousand_peers_keep_sessions_and_get_own_replies(lab: Lab, implementation: Manifest) -> None:
     if os.environ.get(LANE) in GUESTS and implementation.kind != "kernel":
         pytest.skip(f"a thousand peers of {implementation.name} take minutes where the processor is emulated")
     stage = Stage(lab, implementation, [Scripted(number) for number in range(1, PEERS + 1)])

@@ -30,12 +30,12 @@ V4, V6 = ("127.0.0.1:1", "127.0.0.1:2"), ("[::1]:1", "[::1]:2")
 
 
 @pytest.mark.scenario("N04")
-def test_tcp_stream_from_a_to_b_arrives_intact_over_v4(loopback: Tunnel) -> None:
+def test_tcp_stream_from_ns1_arrives_intact_over_inner_ipv4(loopback: Tunnel) -> None:
     tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=volume())
 
 
 @pytest.mark.scenario("N04")
-def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None:
+def test_tcp_stream_from_ns2_arrives_intact_over_inner_ipv6(loopback: Tunnel) -> None:
     tcp_stream(loopback.nodes["ns2"], loopback.nodes["ns1"], V6_OF_A, size=volume())
 
 
@@ -45,7 +45,7 @@ def test_tcp_stream_from_b_to_a_arrives_intact_over_v6(loopback: Tunnel) -> None
     ("sender", "address"),
     [pytest.param("ns2", V4_OF_A, id="B-to-A-v4"), pytest.param("ns1", V6_OF_B, id="A-to-B-v6")],
 )
-def test_tunnel_survives_datagrams_that_nobody_paces(loopback: Tunnel, sender: str, address: str) -> None:
+def test_unpaced_udp_stream_arrives_and_leaves_tunnel_working(loopback: Tunnel, sender: str, address: str) -> None:
     must_stream_udp(loopback, sender, address)
 
 
@@ -57,7 +57,7 @@ def test_parallel_tcp_streams_all_arrive_intact(loopback: Tunnel, count: int) ->
 
 @pytest.mark.scenario("N04")
 @pytest.mark.parametrize("address", [V4_OF_B, V6_OF_B], ids=["v4", "v6"])
-def test_iperf3_gets_its_bytes_through(loopback: Tunnel, address: str) -> None:
+def test_iperf3_sends_requested_bytes_through_tunnel(loopback: Tunnel, address: str) -> None:
     if shutil.which("iperf3") is None:
         pytest.skip("iperf3: not installed; to install it: apt-get install -y iperf3")
     size = volume()
@@ -84,7 +84,9 @@ def test_iperf3_gets_its_bytes_through(loopback: Tunnel, address: str) -> None:
     ],
 )
 @pytest.mark.capability("ipv6-underlay")
-def test_everything_passes_over(loopback: Tunnel, endpoints: tuple[str, str], mtu: int) -> None:
+def test_traffic_set_passes_over_each_outer_family_and_mtu(
+    loopback: Tunnel, endpoints: tuple[str, str], mtu: int
+) -> None:
     for side in (loopback.a, loopback.b):
         side.place.set_link(side.name, mtu=mtu)
     loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse(endpoints[1]))

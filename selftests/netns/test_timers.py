@@ -103,7 +103,7 @@ def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire
 
 
 @pytest.mark.requirement("TM-08", "DT-21")
-def test_responder_uses_a_session_for_three_minutes_and_only_then_begins_one(loopback: Tunnel, wire: Capture) -> None:
+def test_responder_initiates_only_when_session_has_expired(loopback: Tunnel, wire: Capture) -> None:
     start = session_start(wire)
     # Else B begins another session after 15 s, because what it has sent is not answered.
     let_pass(1, "B has noted that it answered the ping")
@@ -159,7 +159,7 @@ def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel
 
 
 @pytest.mark.requirement("ROB-09")
-def test_wall_clock_that_is_set_back_spoils_the_next_handshake_and_no_session(loopback: Tunnel, wire: Capture) -> None:
+def test_wall_clock_set_back_blocks_handshakes_but_not_session(loopback: Tunnel, wire: Capture) -> None:
     with wall_clock_off_by(-HOUR):
         let_pass(REKEY_AFTER_TIME, "the session grows old enough")
         loopback.must_ping("ns1", V4_OF_B)
@@ -191,7 +191,7 @@ def wall_clock_off_by(seconds: int) -> Iterator[None]:
 
 
 @pytest.mark.requirement("DT-21")
-def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Capture) -> None:
+def test_data_is_not_sent_on_session_older_than_three_minutes(loopback: Tunnel, wire: Capture) -> None:
     start = session_start(wire)
     drop(loopback, "udp length { 100, 156 }")
     let_pass(REJECT_AFTER_TIME - 10, "the session is still good")
@@ -206,7 +206,7 @@ def test_nothing_is_sent_under_a_key_of_three_minutes(loopback: Tunnel, wire: Ca
 
 @pytest.mark.requirement("TM-27")
 @pytest.mark.parametrize("late", [pytest.param(False, id="in-time"), pytest.param(True, id="too-late")])
-def test_pending_handshake_is_erased_nine_minutes_after_giving_up(loopback: Tunnel, late: bool) -> None:
+def test_pending_handshake_is_erased_after_nine_minutes(loopback: Tunnel, late: bool) -> None:
     drop(loopback, f"udp dport {PORT_OF_A}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
         udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"no response comes")
@@ -238,7 +238,7 @@ def deliver(loopback: Tunnel, message: Message) -> None:
 
 @pytest.mark.requirement("TM-20", "TM-17")
 @pytest.mark.capability("persistent-keepalive")
-def test_persistent_keepalive_leaves_no_gap_in_an_hour(loopback: Tunnel, wire: Capture) -> None:
+def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: Capture) -> None:
     # A program may note that it has sent data a moment after a keepalive has come for that, and then waits for another.
     let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT), "the keepalive for the ping's answer has been sent")
     loopback.keep_alive(INTERVAL)
@@ -255,7 +255,7 @@ def test_persistent_keepalive_leaves_no_gap_in_an_hour(loopback: Tunnel, wire: C
 
 @pytest.mark.requirement("TM-20", "TM-21")
 @pytest.mark.capability("persistent-keepalive")
-def test_persistent_keepalive_is_put_off_by_whatever_is_sent_or_received(loopback: Tunnel, wire: Capture) -> None:
+def test_authenticated_packets_delay_persistent_keepalive(loopback: Tunnel, wire: Capture) -> None:
     loopback.keep_alive(INTERVAL)
     let_pass(INTERVAL + slack(INTERVAL), "that for the ping's answer, and one at the setting, have been sent")
     last = wire.messages()[-1].time
@@ -277,7 +277,7 @@ def is_persistent(before: Message, kept: Message) -> bool:
 @pytest.mark.scenario("N20")
 @pytest.mark.requirement("TM-20", "TM-25")
 @pytest.mark.capability("persistent-keepalive")
-def test_persistent_keepalive_keeps_a_mapping_of_thirty_seconds(nat: Tunnel) -> None:
+def test_persistent_keepalive_keeps_nat_mapping_of_30_seconds(nat: Tunnel) -> None:
     for name in ("udp_timeout", "udp_timeout_stream"):
         nat.nodes["ns0"].sysctl(f"net.netfilter.nf_conntrack_{name}", MAPPING)
     nat.keep_alive(INTERVAL)

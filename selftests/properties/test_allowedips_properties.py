@@ -72,7 +72,7 @@ TestTrie = pytest.mark.requirement("AIP-16", "AIP-15")(TrieAgainstList.TestCase)
 
 @pytest.mark.requirement("AIP-16", "AIP-05")
 @given(st.lists(st.tuples(prefixes, OWNERS), max_size=40), addresses)
-def test_the_longest_prefix_that_contains_the_address_wins(entries: list[tuple[Prefix, str]], address: bytes) -> None:
+def test_longest_prefix_containing_address_wins(entries: list[tuple[Prefix, str]], address: bytes) -> None:
     allowed: AllowedIPs[str] = AllowedIPs()
     for prefix, owner in entries:
         allowed.insert(prefix, owner)

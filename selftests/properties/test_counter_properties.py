@@ -13,7 +13,7 @@ STEPS = st.one_of(st.integers(-10, 10), st.integers(-9000, 9000), st.sampled_fro
 
 @pytest.mark.requirement("DT-05", "DT-06")
 @given(st.integers(0, REJECT_AFTER_MESSAGES), st.lists(STEPS, max_size=60))
-def test_the_window_agrees_with_a_set(start: int, steps: list[int]) -> None:
+def test_replay_window_agrees_with_set_of_counters(start: int, steps: list[int]) -> None:
     window, seen = ReplayWindow(), set[int]()
     counter = start
     for step in [0, *steps]:

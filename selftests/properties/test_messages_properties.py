@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.mark.requirement("MSG-01", "MSG-02", "MSG-04")
 @given(messages)
-def test_what_is_written_can_be_read_again(message: Message) -> None:
+def test_message_is_equal_after_encoding_and_parsing(message: Message) -> None:
     assert parse(message.to_bytes()) == message
 
 
 @pytest.mark.requirement("MSG-15", "ROB-01")
 @given(st.one_of(st.binary(max_size=200), messages.map(lambda message: message.to_bytes()[:-1])))
-def test_what_can_be_read_is_written_the_same(datagram: bytes) -> None:
+def test_parsed_datagram_is_encoded_to_same_bytes(datagram: bytes) -> None:
     try:
         message = parse(datagram)
     except MalformedMessage:
@@ -33,7 +33,7 @@ def test_what_can_be_read_is_written_the_same(datagram: bytes) -> None:
 
 @pytest.mark.requirement("MTU-03", "MTU-05")
 @given(st.integers(0, 70_000), st.integers(0, 10_000))
-def test_padding_is_short_and_keeps_the_last_unit_within_the_mtu(length: int, mtu: int) -> None:
+def test_padding_is_short_and_keeps_last_unit_within_mtu(length: int, mtu: int) -> None:
     padding = padded_length(length, mtu) - length
     assert 0 <= padding < 16
     assert not mtu or (length % mtu or (mtu if length == mtu else 0)) + padding <= mtu
@@ -41,7 +41,7 @@ def test_padding_is_short_and_keeps_the_last_unit_within_the_mtu(length: int, mt
 
 @pytest.mark.requirement("ROB-02")
 @given(st.binary(max_size=80), st.integers(0, 3))
-def test_any_bytes_with_a_version_can_be_looked_into(data: bytes, mark: int) -> None:
+def test_packet_functions_accept_any_bytes_with_ip_version(data: bytes, mark: int) -> None:
     if not ip.version(data):
         return
     assert len(ip.source(data)) == len(ip.destination(data)) in {4, 16}

@@ -241,7 +241,7 @@ TestTwoDevices = pytest.mark.requirement("DT-01", "DT-03", "DT-21")(TwoDevices.T
 
 @pytest.mark.requirement("ROB-14")
 @pytest.mark.parametrize("seed", range(20))
-def test_two_sides_that_start_together_always_get_through(seed: int) -> None:
+def test_simultaneous_start_always_delivers_both_packets(seed: int) -> None:
     pair = Pair(seed=seed)
     packets = [pair.send(pair.a), pair.send(pair.b)]
     pair.run(15 * SECOND)

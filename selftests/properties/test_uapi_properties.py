@@ -30,7 +30,7 @@ def conversation() -> Conversation:
 
 @pytest.mark.requirement("CFG-43", "CFG-44", "CFG-51")
 @given(st.integers(1, 65535), st.integers(1, 2**32 - 1), peers, allowed_ips)
-def test_what_is_set_can_be_got_and_set_again(
+def test_settings_survive_get_and_set_on_second_device(
     port: int, fwmark: int, peers: dict[bytes, dict[str, str]], prefixes: list[object]
 ) -> None:
     lines = [f"listen_port={port}", f"fwmark={fwmark}"]
@@ -50,7 +50,7 @@ def test_what_is_set_can_be_got_and_set_again(
 @given(
     st.lists(st.one_of(st.binary(max_size=60), st.sampled_from([b"set=1\n", b"get=1\n", b"\n", b"=", b"public_key="])))
 )
-def test_no_bytes_at_all_upset_it(pieces: list[bytes]) -> None:
+def test_conversation_survives_arbitrary_bytes(pieces: list[bytes]) -> None:
     talk = conversation()
     for piece in pieces:
         answer = talk.feed(piece, 0)

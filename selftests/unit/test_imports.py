@@ -150,24 +150,24 @@ def refwg_modules() -> set[str]:
     return {str(p.relative_to(ROOT / "refwg").with_suffix("")).replace("/", ".") for p in paths if p.stem != "__init__"}
 
 
-def test_the_table_names_every_module() -> None:
+def test_import_table_contains_every_module() -> None:
     assert refwg_modules() == set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_stands_below_it(module: str) -> None:
+def test_module_imports_only_modules_of_lower_rows(module: str) -> None:
     below = {other for row in ROWS[: next(i for i, row in enumerate(ROWS) if module in row)] for other in row}
     found = {name.removeprefix("refwg.") for name in imported(f"refwg.{module}") if name.startswith("refwg.")}
     assert found <= below
 
 
 @pytest.mark.parametrize("module", CORE)
-def test_the_core_knows_no_clock_no_chance_and_no_network(module: str) -> None:
+def test_core_imports_no_clock_randomness_or_network(module: str) -> None:
     assert not {name.partition(".")[0] for name in imported(f"refwg.{module}")} & WORLD
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_crypto_imports_cryptography(module: str) -> None:
+def test_cryptography_is_imported_only_by_crypto_module(module: str) -> None:
     imports_it = any(name.partition(".")[0] == "cryptography" for name in imported(f"refwg.{module}"))
     assert imports_it == (module in IMPORTERS_OF_CRYPTOGRAPHY)
 
@@ -189,12 +189,12 @@ def test_harness_module_imports_only_folders_below_its_own(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", HARNESS)
-def test_harness_module_imports_nothing_from_the_facade(module: str) -> None:
+def test_harness_module_does_not_import_facade(module: str) -> None:
     assert "harness" not in imported(module)
 
 
 @pytest.mark.parametrize("module", HARNESS)
-def test_harness_does_not_import_what_is_tested_or_tests(module: str) -> None:
+def test_harness_module_imports_no_refwg_ci_bench_or_tests(module: str) -> None:
     assert not {name.partition(".")[0] for name in imported(module)} & {"refwg", "ci", "bench", "selftests"}
 
 
@@ -217,7 +217,7 @@ def test_module_imports_standard_library_only(module: str) -> None:
         assert inside or name.partition(".")[0] in sys.stdlib_module_names, name
 
 
-def test_plugin_loads_a_handful_of_modules() -> None:
+def test_plugin_loads_named_handful_of_modules() -> None:
     found, todo = set(), ["harness.plugin.__init__"]
     while todo:
         module = todo.pop()
@@ -244,7 +244,7 @@ def imported_at_once(module: str) -> set[str]:
     return {name for name in names if name.partition(".")[0] == "harness"}
 
 
-def test_facade_offers_what_it_declares() -> None:
+def test_facade_table_matches_its_declarations() -> None:
     declared = {
         alias.asname: node.module
         for block in tree("harness.__init__").body
@@ -257,13 +257,13 @@ def test_facade_offers_what_it_declares() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(harness.NAMES))
-def test_facade_name_is_defined_where_the_table_says(name: str) -> None:
+def test_facade_name_is_defined_in_named_module(name: str) -> None:
     value = getattr(harness, name)
     assert value is getattr(sys.modules[harness.NAMES[name]], name)
     assert getattr(value, "__module__", harness.NAMES[name]) == harness.NAMES[name]
 
 
-def test_facade_imports_nothing_until_a_name_is_used() -> None:
+def test_facade_imports_nothing_until_name_is_used() -> None:
     top = [node for node in tree("harness.__init__").body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert {ast.unparse(node) for node in top} == {
         "from __future__ import annotations",

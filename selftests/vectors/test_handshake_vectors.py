@@ -61,18 +61,18 @@ def sessions() -> tuple[Keypair, Keypair]:
 
 
 @pytest.mark.requirement("CR-01", "CR-02")
-def test_the_transcript_starts_as_the_paper_says() -> None:
+def test_initial_chaining_key_and_hash_match_vector() -> None:
     assert VECTOR["initial_chaining_key"] == INITIAL_CHAINING_KEY
     assert VECTOR["initial_hash"] == INITIAL_HASH
 
 
 @pytest.mark.requirement("CR-11")
-def test_the_timestamp_is_tai64n() -> None:
+def test_timestamp_is_tai64n() -> None:
     assert timestamp(VECTOR["unix_seconds"] * SECOND) == VECTOR["timestamp"]
 
 
 @pytest.mark.requirement("HS-03", "CR-13")
-def test_the_secret_after_es_is_that_of_the_vector() -> None:
+def test_chaining_key_after_es_matches_vector() -> None:
     _, message = initiated()
     transcript = Transcript.start(RESPONDER.public)
     transcript.mix_ephemeral(message.ephemeral)
@@ -81,7 +81,7 @@ def test_the_secret_after_es_is_that_of_the_vector() -> None:
 
 
 @pytest.mark.requirement("HS-03", "CR-10", "MSG-01")
-def test_the_initiation_is_that_of_the_vector() -> None:
+def test_initiation_matches_vector() -> None:
     initiator, message = initiated()
     assert CookieJar(RESPONDER.public).add_macs(message.to_bytes(), 0) == VECTOR["initiation"]
     assert initiator.transcript.hash == VECTOR["hash_after_initiation"]
@@ -89,14 +89,14 @@ def test_the_initiation_is_that_of_the_vector() -> None:
 
 
 @pytest.mark.requirement("HS-03", "CR-17", "MSG-02")
-def test_the_response_is_that_of_the_vector() -> None:
+def test_response_matches_vector() -> None:
     responder, message = answered()
     assert CookieJar(INITIATOR.public).add_macs(message.to_bytes(), 0) == VECTOR["response"]
     assert responder.transcript.chaining_key == VECTOR["final_chaining_key"]
 
 
 @pytest.mark.requirement("CR-15", "CR-14")
-def test_both_sides_derive_the_keys_of_the_vector() -> None:
+def test_session_keys_of_both_sides_match_vector() -> None:
     to_responder, to_initiator = (
         Aead(VECTOR[name]).seal(7, b"") for name in ("initiator_to_responder_key", "responder_to_initiator_key")
     )
@@ -107,14 +107,14 @@ def test_both_sides_derive_the_keys_of_the_vector() -> None:
 
 
 @pytest.mark.requirement("MSG-04", "MSG-13")
-def test_the_first_keepalive_is_that_of_the_vector() -> None:
+def test_first_keepalive_matches_vector() -> None:
     keypair, _ = sessions()
     keepalive = Data(receiver_index=keypair.remote_index, counter=0, ciphertext=keypair.sending.seal(0, b""))
     assert keepalive.to_bytes() == VECTOR["keepalive_from_initiator"]
 
 
 @pytest.mark.requirement("MSG-03", "CK-04")
-def test_the_cookie_reply_is_that_of_the_vector() -> None:
+def test_cookie_reply_matches_vector() -> None:
     key, mac1 = cookie_key_of(RESPONDER.public), Initiation.parse(VECTOR["initiation"]).mac1
     nonce, cookie, index = VECTOR["cookie_nonce"], VECTOR["cookie"], VECTOR["initiator_index"]
     sealed = xseal(key, nonce, cookie, mac1)
@@ -124,5 +124,5 @@ def test_the_cookie_reply_is_that_of_the_vector() -> None:
 
 
 @pytest.mark.requirement("CK-03")
-def test_mac2_is_that_of_the_vector() -> None:
+def test_mac2_matches_vector() -> None:
     assert compute_mac2(VECTOR["initiation"], VECTOR["cookie"]) == VECTOR["initiation_mac2_with_cookie"]

@@ -67,7 +67,7 @@ def response_of(noise: bytes) -> Response:
 
 @pytest.mark.requirement("HS-03", "CR-15")
 @pytest.mark.parametrize("seed", range(8))
-def test_noiseprotocol_answers_our_initiation(seed: int) -> None:
+def test_noiseprotocol_responds_to_initiation_of_refwg(seed: int) -> None:
     setting = Setting(seed)
     ours, theirs = setting.handshake(), setting.noise(is_initiator=False)
     ephemeral = setting.our_ephemeral
@@ -81,7 +81,7 @@ def test_noiseprotocol_answers_our_initiation(seed: int) -> None:
 
 @pytest.mark.requirement("HS-03", "CR-17")
 @pytest.mark.parametrize("seed", range(8))
-def test_we_answer_the_initiation_of_noiseprotocol(seed: int) -> None:
+def test_refwg_responds_to_initiation_of_noiseprotocol(seed: int) -> None:
     setting = Setting(seed)
     ours, theirs = setting.handshake(), setting.noise(is_initiator=True)
     opened = open_initiation(setting.ours, initiation_of(bytes(theirs.write_message(TIMESTAMP))))
@@ -95,7 +95,7 @@ def test_we_answer_the_initiation_of_noiseprotocol(seed: int) -> None:
 
 
 @pytest.mark.requirement("HS-20")
-def test_a_response_under_another_preshared_key_is_refused() -> None:
+def test_response_with_wrong_preshared_key_is_refused() -> None:
     setting = Setting(1)
     ours, theirs = setting.handshake(), setting.noise(is_initiator=False)
     ours.preshared_key = bytes(32)

@@ -20,13 +20,13 @@ def transcript(name: str) -> dict[str, Any]:
 
 @pytest.mark.requirement("HS-03", "MSG-05")
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_refwg_says_the_same_again(name: str) -> None:
+def test_refwg_reproduces_recorded_transcript(name: str) -> None:
     assert rendered(name) == (DIRECTORY / f"{name}.json").read_text()
 
 
 @pytest.mark.requirement("CR-14", "CK-03", "CK-04")
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_byte_follows_from_what_the_file_says(name: str) -> None:
+def test_witness_derives_every_byte_of_transcript(name: str) -> None:
     recorded = transcript(name)
     witness = Witness(recorded)
     for message in recorded["messages"]:
@@ -34,14 +34,14 @@ def test_every_byte_follows_from_what_the_file_says(name: str) -> None:
 
 
 @pytest.mark.requirement("CR-08")
-def test_the_witness_knows_hchacha20() -> None:
+def test_witness_hchacha20_agrees_with_xchacha_draft() -> None:
     assert hchacha20(bytes(range(32)), bytes.fromhex("000000090000004a0000000031415927")).hex() == (
         "82413b4227b27bfed30e42508a877d73a0f9e4d58a74a853c12ec41326d3ecdc"
     )
 
 
 @pytest.mark.requirement("CK-13", "MSG-13")
-def test_the_files_hold_all_that_can_be_said() -> None:
+def test_transcripts_contain_every_kind_of_message() -> None:
     messages = [message for name in SCRIPTS for message in transcript(name)["messages"]]
     assert {(message["type"], message["from"]) for message in messages} >= {
         (kind, side) for kind in ("cookie_reply", "data") for side in "AB"

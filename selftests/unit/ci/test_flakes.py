@@ -33,7 +33,7 @@ def books(tmp_path: Path) -> Books:
         (2, 2, "2 of 2 (100.00 %)"),
     ],
 )
-def test_rate_of_none_is_bounded_by_the_number_of_trials(bad: int, of: int, text: str) -> None:
+def test_rate_is_printed_with_upper_bound_when_zero(bad: int, of: int, text: str) -> None:
     assert rate(bad, of) == text
 
 
@@ -43,7 +43,7 @@ def test_runs_are_read_back_as_they_were_written(books: Books) -> None:
     assert Books.open(books.file.parent, "abc").runs == books.runs
 
 
-def test_fresh_books_have_nothing_of_earlier_ones(books: Books) -> None:
+def test_fresh_books_delete_earlier_runs_and_files(books: Books) -> None:
     books.add(run(1, "a"))
     (books.file.parent / "001").mkdir()
     assert Books.open(books.file.parent, "abc", fresh=True).runs == []
@@ -51,13 +51,13 @@ def test_fresh_books_have_nothing_of_earlier_ones(books: Books) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"subject": "abc", "runs": [{"number": 1}]}'])
-def test_file_that_holds_no_books_is_named(books: Books, text: str) -> None:
+def test_malformed_books_file_is_named_in_error(books: Books, text: str) -> None:
     books.file.write_text(text)
     with pytest.raises(HarnessError, match=r"flakes.json: not the books of ci/flakes: .*; --fresh begins anew"):
         Books.open(books.file.parent, "abc")
 
 
-def test_summary_tells_rates_by_load_and_by_test(books: Books) -> None:
+def test_summary_prints_rates_by_load_and_failures_by_test(books: Books) -> None:
     for one in (run(1), run(2, "a", "b", spinners=2), run(3), run(4, "b", spinners=2)):
         books.add(one)
     assert books.summary().splitlines() == [
@@ -70,5 +70,5 @@ def test_summary_tells_rates_by_load_and_by_test(books: Books) -> None:
     ]
 
 
-def test_run_without_an_end_is_red_though_no_test_failed() -> None:
+def test_run_without_exit_status_is_red_when_no_test_failed() -> None:
     assert Run(number=1, seed=7, spinners=0, status=None, seconds=1200.0, tests=3).red

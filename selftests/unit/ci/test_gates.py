@@ -40,13 +40,13 @@ def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
     return {gate.name for gate in chosen(quick=quick, nightly=nightly, lanes=[])}
 
 
-def test_quick_leaves_out_faults_guests_and_workflows_only() -> None:
+def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
     assert names() - names(quick=True) == {
         "fault tests", "vm tests", "vm refwg tests", "warp tests", "vm fault tests", "workflows",
     }  # fmt: skip
 
 
-def test_nightly_adds_what_takes_too_long_for_every_change() -> None:
+def test_nightly_run_adds_rust_slow_and_second_kernel_gates() -> None:
     others = {"vm tests 6.12", "warp tests 6.12"}
     assert names(nightly=True) - names() == {"rust netns tests", "slow warp tests", *others}
 
@@ -64,13 +64,13 @@ def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: se
     assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy", "workflows"} | tests
 
 
-def test_rust_programs_are_built_only_for_the_gate_that_tests_them() -> None:
+def test_rust_programs_are_built_only_for_rust_gate() -> None:
     building = [gate.name for gate in chosen(quick=False, nightly=True, lanes=[]) if "gotatun" in gate.peers]
     assert building == ["rust netns tests"]
     assert not any(gate.peers for gate in chosen(quick=False, lanes=[]))
 
 
-def test_files_to_be_covered_wholly_get_a_gate() -> None:
+def test_files_that_need_full_coverage_get_coverage_gate() -> None:
     unit, coverage = gates._unit_gates(["refwg/messages.py", "refwg/noise.py"])  # noqa: SLF001
     assert unit.command[:4] == ("coverage", "run", "-m", "pytest")
     assert {"--include=refwg/messages.py,refwg/noise.py", "--fail-under=100"} <= set(coverage.command)
@@ -83,7 +83,7 @@ def test_results_are_counted_once_per_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite>"])
-def test_absent_or_broken_results_count_nothing(text: str | None, tmp_path: Path) -> None:
+def test_absent_or_broken_results_are_counted_as_zero(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "x.xml").write_text(text)
     assert read_tally(tmp_path / "x.xml") == Tally()
@@ -103,11 +103,11 @@ def test_absent_or_broken_results_count_nothing(text: str | None, tmp_path: Path
         (None, Tally(passed=1), State.FAILED, "no end within 2400 s: 1 passed, 0 failed, 0 skipped"),
     ],
 )
-def test_gate_of_tests_is_judged(status: int | None, tally: Tally, state: State, note: str) -> None:
+def test_gate_verdict_follows_exit_status_and_tally(status: int | None, tally: Tally, state: State, note: str) -> None:
     assert judge(status, tally) == (state, note)
 
 
-def test_only_the_first_failed_tests_are_named() -> None:
+def test_gate_note_names_only_first_five_failed_tests() -> None:
     _, note = judge(1, Tally(failed=7, names=tuple("abcdefg")))
     assert note.endswith(": a, b, c, d, e and 2 more")
 
@@ -120,7 +120,7 @@ def test_only_the_first_failed_tests_are_named() -> None:
         ([State.COULD_NOT, State.FAILED, State.OK], 1),
     ],
 )
-def test_failure_outweighs_what_could_not_be_tested(states: list[State], status: int) -> None:
+def test_failed_gate_outweighs_gate_that_could_not_run(states: list[State], status: int) -> None:
     assert exit_status([Outcome(name="x", state=state, seconds=0.0) for state in states]) == status
 
 
@@ -131,7 +131,7 @@ def test_program_is_judged_by_its_exit_status(status: int, state: State) -> None
 
 
 @pytest.mark.parametrize(("quick", "state"), [(True, State.OK), (False, State.FAILED)])
-def test_gate_gets_the_arguments_of_a_short_or_a_whole_run(quick: bool, state: State) -> None:
+def test_gate_receives_arguments_of_quick_or_full_run(quick: bool, state: State) -> None:
     command = (sys.executable, "-c", "import sys; sys.exit(sys.argv[1:] != ['short'])")
     assert run_gate(Gate(name="x", command=command, quick=("short",), full=("whole",)), quick=quick).state is state
 

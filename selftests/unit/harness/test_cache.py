@@ -29,7 +29,7 @@ def names(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("chosen", "expected"), [("/x", "/x/wg-interop"), ("x", "~/.cache/wg-interop"), ("", None)])
-def test_only_an_absolute_xdg_cache_home_moves_the_cache(
+def test_cache_root_follows_xdg_cache_home_only_when_absolute(
     chosen: str, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -37,13 +37,13 @@ def test_only_an_absolute_xdg_cache_home_moves_the_cache(
     assert str(cache_root()) == (expected or "~/.cache/wg-interop").replace("~", str(tmp_path))
 
 
-def test_unusable_cache_names_the_variable_that_moves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_cache_error_names_xdg_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")  # nobody can make a directory there, not even root
     with pytest.raises(Unavailable, match=r"cannot make /proc/wg-interop/peers: .*; set XDG_CACHE_HOME"):
         directory(Area.PEERS)
 
 
-def test_built_directory_replaces_the_old_one_whole(tmp_path: Path) -> None:
+def test_built_directory_replaces_old_one_completely(tmp_path: Path) -> None:
     target = tmp_path / "peer"
     for name in ("old", "new"):
         with building(target) as part:
@@ -59,13 +59,13 @@ def test_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_directory_is_not_seen_before_it_is_whole(tmp_path: Path) -> None:
+def test_directory_appears_only_when_its_build_is_complete(tmp_path: Path) -> None:
     with building(tmp_path / "peer"):
         assert not (tmp_path / "peer").exists()
     assert (tmp_path / "peer").exists()
 
 
-def test_next_build_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+def test_next_build_removes_leftovers_of_killed_build(tmp_path: Path) -> None:
     (tmp_path / ".peer.killed.part" / "half").mkdir(parents=True)
     (tmp_path / ".other.killed.part").mkdir()
     with building(tmp_path / "peer"):
@@ -73,7 +73,7 @@ def test_next_build_removes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert names(tmp_path) == [".other.killed.part", "peer"]
 
 
-def test_removal_takes_read_only_directories_along(tmp_path: Path) -> None:
+def test_removal_deletes_read_only_directories(tmp_path: Path) -> None:
     deep = tmp_path / "tree" / "deep"
     deep.mkdir(parents=True)
     (deep / "file").touch()
@@ -82,7 +82,7 @@ def test_removal_takes_read_only_directories_along(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
+def test_second_process_waits_for_lock_and_reports_it(tmp_path: Path) -> None:
     target = tmp_path / "peer"
     command = [sys.executable, "-c", WAIT_FOR_LOCK, str(target)]
     with locked(target):
@@ -93,7 +93,7 @@ def test_second_process_waits_for_the_lock_and_says_so(tmp_path: Path) -> None:
     assert other.communicate(timeout=20)[0] == "got it\n"
 
 
-def test_lock_is_free_again_after_the_block(tmp_path: Path) -> None:
+def test_lock_is_released_after_block(tmp_path: Path) -> None:
     with locked(tmp_path / "peer"):
         pass
     with (tmp_path / ".peer.lock").open() as lock:

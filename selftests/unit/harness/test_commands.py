@@ -81,7 +81,7 @@ def hanging(checkout: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 
 @pytest.mark.usefixtures("checkout")
-def test_run_that_passes_exits_with_0_and_leaves_results() -> None:
+def test_passing_run_exits_with_0_and_writes_results() -> None:
     code, stdout, stderr = call("run", "-k", "good or skipped")
     assert (code, stderr) == (0, "")
     assert "1 skipped: no x; install x" in stdout
@@ -91,7 +91,7 @@ def test_run_that_passes_exits_with_0_and_leaves_results() -> None:
 
 
 @pytest.mark.usefixtures("checkout")
-def test_run_with_a_failure_exits_with_1_and_says_why() -> None:
+def test_failing_run_exits_with_1_and_prints_reason() -> None:
     code, stdout, _ = call("run", "selftests/test_few.py::test_bad", "selftests/test_few.py::test_good")
     assert code == 1
     assert "    AssertionError: assert 'moon' == 'cheese'" in stdout
@@ -112,7 +112,7 @@ def test_run_with_a_failure_exits_with_1_and_says_why() -> None:
         (["--", "--moon"], 2, "unrecognized arguments: --moon"),
     ],
 )
-def test_run_that_makes_no_sense_is_one_line(arguments: list[str], expected: int, reason: str) -> None:
+def test_invalid_or_empty_run_prints_one_line_on_stderr(arguments: list[str], expected: int, reason: str) -> None:
     code, _, stderr = call("run", *arguments)
     assert (code, stderr.count("\n")) == (expected, 1)
     assert stderr.startswith("wg-interop: ")
@@ -128,7 +128,7 @@ def test_run_that_makes_no_sense_is_one_line(arguments: list[str], expected: int
         (["run"], "wg-interop: no directory selftests in / or above it; go to a checkout, or wg-interop run PATH\n"),
     ],
 )
-def test_wrong_word_is_named(
+def test_wrong_argument_is_named_in_error(
     arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir("/")
@@ -136,13 +136,13 @@ def test_wrong_word_is_named(
     assert capsys.readouterr().err == reason
 
 
-def test_report_that_cannot_be_written_names_the_option(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_report_error_names_results_option(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "report").touch()
     assert status("run") == 125
     assert capsys.readouterr().err.endswith("choose a place: --results FILE\n")
 
 
-def test_root_is_found_from_below(checkout: Path) -> None:
+def test_root_is_found_from_subdirectory(checkout: Path) -> None:
     below = checkout / "docs" / "deep"
     below.mkdir(parents=True)
     assert commands.find_root((), below) == checkout
@@ -151,7 +151,7 @@ def test_root_is_found_from_below(checkout: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=str
 )
-def test_interrupted_run_shows_what_it_has_and_is_gone(
+def test_interrupted_run_prints_results_and_stops_its_tests(
     hanging: tuple[subprocess.Popen[str], int], number: signal.Signals, expected: int
 ) -> None:
     process, alive = hanging
@@ -168,7 +168,7 @@ def test_killed_run_leaves_nothing_running(hanging: tuple[subprocess.Popen[str],
     assert os.read(alive, 1) == b""  # waits until the test, the last to hold the other end, is gone
 
 
-def test_reader_that_goes_away_ends_the_run(hanging: tuple[subprocess.Popen[str], int]) -> None:
+def test_run_ends_when_reader_of_stdout_is_closed(hanging: tuple[subprocess.Popen[str], int]) -> None:
     process, alive = hanging
     assert process.stdout is not None
     process.stdout.close()
@@ -176,7 +176,7 @@ def test_reader_that_goes_away_ends_the_run(hanging: tuple[subprocess.Popen[str]
     assert process.wait(10) == 1
 
 
-def test_clean_removes_dead_runs_and_names_the_living(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_removes_dead_runs_and_lists_running_ones(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunDirectory() as living:
         dead = Path(tempfile.mkdtemp(dir=cache / "runs"))
         (dead / "owner").touch()
@@ -187,7 +187,7 @@ def test_clean_removes_dead_runs_and_names_the_living(cache: Path, capsys: pytes
         assert (dead.exists(), living.path.exists()) == (False, True)
 
 
-def test_clean_all_takes_the_rest_of_the_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_all_removes_rest_of_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for area in (Area.PEERS, Area.TOOLCHAINS):
         (cache / area / "thing").mkdir(parents=True)
     assert status("clean", "--all") == 0
@@ -195,7 +195,7 @@ def test_clean_all_takes_the_rest_of_the_cache(cache: Path, capsys: pytest.Captu
     assert f"removed {cache / 'peers'} (" in capsys.readouterr().out
 
 
-def test_clean_all_leaves_what_a_run_uses(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_all_keeps_cache_while_run_uses_it(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cache / "peers").mkdir(parents=True)
     with RunDirectory() as living:
         assert status("clean", "--all") == 1
@@ -203,14 +203,14 @@ def test_clean_all_leaves_what_a_run_uses(cache: Path, capsys: pytest.CaptureFix
     assert (cache / "peers").exists()
 
 
-def test_clean_all_leaves_what_is_being_installed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_all_keeps_peer_that_is_being_installed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(cache / "peers" / "thing" / "v1"):
         assert status("clean", "--all") == 1
     assert "something is being installed" in capsys.readouterr().err
     assert (cache / "peers" / "thing").exists()
 
 
-def test_install_of_an_unknown_name_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_install_of_unknown_name_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
         assert status("install", "moon") == 2
@@ -219,12 +219,12 @@ def test_install_of_an_unknown_name_exits_with_2(capsys: pytest.CaptureFixture[s
     assert "moon: no implementation of this name" in capsys.readouterr().err
 
 
-def test_command_alone_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_arguments_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert status() == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("run", "doctor", "clean", "install", "Exit status", "First time"))
 
 
-def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_program_name_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--version") == 0
     assert capsys.readouterr().out.startswith("wg-interop 0.")

@@ -27,12 +27,12 @@ TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
     ("number", "name"),
     [(98, "EADDRINUSE"), (95, "EOPNOTSUPP"), (53, "EBADR"), (96, "EPFNOSUPPORT"), (4095, "errno 4095")],
 )
-def test_error_bears_the_name_of_the_manual(number: int, name: str) -> None:
+def test_errno_is_printed_by_its_manual_page_name(number: int, name: str) -> None:
     assert error_name(number) == name
 
 
 @pytest.mark.parametrize(("detail", "ending"), [("", ""), ("not now", " (not now)")])
-def test_refusal_is_one_line_from_place_to_cause(detail: str, ending: str) -> None:
+def test_refusal_prints_place_errno_action_and_cause(detail: str, ending: str) -> None:
     error = refusal("wg0 (genl)", "get", errno.EPERM, detail)
     assert str(error) == f"wg0 (genl): EPERM: get: Operation not permitted{ending}"
 
@@ -56,16 +56,16 @@ def test_refusal_is_one_line_from_place_to_cause(detail: str, ending: str) -> No
         (DeviceConfig(peers=(PeerConfig(public_key=KEY),) * 2), "set 2 peers"),
     ],
 )
-def test_configuration_is_told_in_one_line(config: DeviceConfig, text: str) -> None:
+def test_configuration_is_described_in_one_line(config: DeviceConfig, text: str) -> None:
     assert describe(config) == text
 
 
-def test_deadline_that_has_passed_lets_nothing_begin() -> None:
+def test_expired_deadline_raises_timeout_error() -> None:
     with socket.socket() as sock, pytest.raises(TimeoutError):
         Deadline(0).limit(sock)
 
 
-def test_deadline_gives_a_call_no_more_than_its_rest() -> None:
+def test_deadline_limits_socket_timeout_to_remaining_time() -> None:
     with socket.socket() as sock:
         Deadline(50).limit(sock)
         assert 40 < (sock.gettimeout() or 0) <= 50

@@ -102,7 +102,7 @@ CODECS = pytest.mark.parametrize("codec", [over_netlink, over_text])
 @CODECS
 @settings(deadline=None)
 @given(config=CONFIGS)
-def test_any_configuration_reads_back_as_it_was(
+def test_encoded_configuration_is_decoded_unchanged(
     codec: Callable[[DeviceConfig], DeviceState], config: DeviceConfig
 ) -> None:
     assert codec(config) == read_back(config)

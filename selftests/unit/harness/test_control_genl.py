@@ -88,7 +88,7 @@ def requested_peer(**changes: Any) -> dict[str, Any]:
         (DeviceConfig(replace_peers=True), {"FLAGS": 1}),
     ],
 )
-def test_pyroute2_reads_the_device_that_was_meant(config: DeviceConfig, expected: dict[str, Any]) -> None:
+def test_encoded_device_settings_are_decoded_by_pyroute2(config: DeviceConfig, expected: dict[str, Any]) -> None:
     assert requested(config) == [{"IFNAME": "wg0", **expected}]
 
 
@@ -109,7 +109,7 @@ def test_pyroute2_reads_the_device_that_was_meant(config: DeviceConfig, expected
         ({"allowed_ips": allowed_ips("0.0.0.0/0", "::/0")}, {"ALLOWEDIPS": ["0.0.0.0/0", "::/0"]}),
     ],
 )
-def test_pyroute2_reads_the_peer_that_was_meant(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_encoded_peer_settings_are_decoded_by_pyroute2(changes: dict[str, Any], expected: dict[str, Any]) -> None:
     assert requested_peer(**changes) == {"PUBLIC_KEY": base64.b64encode(ALICE.raw), **expected}
 
 
@@ -120,7 +120,7 @@ def test_pyroute2_reads_the_peer_that_was_meant(changes: dict[str, Any], expecte
         (Endpoint("2001:db8::1", 9), {"family": 10, "port": 9, "flowinfo": 0, "addr": "2001:db8::1"}),
     ],
 )
-def test_pyroute2_reads_the_endpoint_that_was_meant(endpoint: Endpoint, expected: dict[str, Any]) -> None:
+def test_encoded_endpoint_is_decoded_by_pyroute2(endpoint: Endpoint, expected: dict[str, Any]) -> None:
     assert expected.items() <= requested_peer(endpoint=endpoint)["ENDPOINT"].items()
 
 
@@ -140,18 +140,18 @@ SOCKADDRS = pytest.mark.parametrize(
 
 
 @SOCKADDRS
-def test_endpoint_is_written_as_a_sockaddr(endpoint: Endpoint, sockaddr: bytes) -> None:
+def test_endpoint_is_encoded_as_sockaddr(endpoint: Endpoint, sockaddr: bytes) -> None:
     [request] = encode_set("wg0", DeviceConfig(peers=(PeerConfig(public_key=ALICE, endpoint=endpoint),)), FAMILY)
     assert request.endswith(nested(8, nested(0, nla(1, ALICE.raw), nla(4, sockaddr))))
 
 
 @SOCKADDRS
-def test_endpoint_is_read_from_a_sockaddr(endpoint: Endpoint, sockaddr: bytes) -> None:
+def test_endpoint_is_decoded_from_sockaddr(endpoint: Endpoint, sockaddr: bytes) -> None:
     state = decode_dump([dumped(nested(8, nested(0, nla(1, ALICE.raw), nla(4, sockaddr)))), DONE])
     assert state.peer(ALICE).endpoint == endpoint
 
 
-def test_prefix_removal_is_one_more_attribute() -> None:
+def test_removed_allowed_ip_carries_remove_me_flag() -> None:
     peer = PeerConfig(public_key=ALICE, allowed_ips=allowed_ips("-10.0.0.0/8"))
     [request] = encode_set("wg0", DeviceConfig(peers=(peer,)), FAMILY)
     entry = nla(3, b"\x08") + nla(1, struct.pack("=H", 2)) + nla(2, bytes((10, 0, 0, 0))) + nla(4, struct.pack("=I", 1))
@@ -166,7 +166,7 @@ def by_pyroute2(*attributes: Any) -> list[Message]:
     return parse_messages(bytes(message.data))
 
 
-def test_what_pyroute2_writes_is_read() -> None:
+def test_device_encoded_by_pyroute2_is_decoded() -> None:
     address = bytes((10, 0, 0, 0))
     entry = [("WGALLOWEDIP_A_FAMILY", 2), ("WGALLOWEDIP_A_IPADDR", address), ("WGALLOWEDIP_A_CIDR_MASK", 8)]
     peer = [
@@ -189,7 +189,7 @@ def test_what_pyroute2_writes_is_read() -> None:
         (nla(7, struct.pack("=I", 0xFFFFFFFF)), {"fwmark": 0xFFFFFFFF}),
     ],
 )
-def test_attribute_of_the_device_is_read(attribute: bytes, expected: dict[str, Any]) -> None:
+def test_device_attribute_is_decoded(attribute: bytes, expected: dict[str, Any]) -> None:
     assert decode_dump([dumped(attribute), DONE]) == DeviceState(**expected)
 
 
@@ -208,7 +208,7 @@ def test_attribute_of_the_device_is_read(attribute: bytes, expected: dict[str, A
         (nla(10, struct.pack("=I", 1)), {"protocol_version": 1}),
     ],
 )
-def test_attribute_of_a_peer_is_read(attribute: bytes, expected: dict[str, Any]) -> None:
+def test_peer_attribute_is_decoded(attribute: bytes, expected: dict[str, Any]) -> None:
     state = decode_dump([dumped(nested(8, nested(0, nla(1, ALICE.raw), attribute))), DONE])
     assert state.peers == (PeerState(public_key=ALICE, **expected),)
 
@@ -216,26 +216,26 @@ def test_attribute_of_a_peer_is_read(attribute: bytes, expected: dict[str, Any])
 # The kernel's own order is length, family, address.
 @pytest.mark.parametrize("order", [(3, 1, 2), (3, 2, 1), (1, 2, 3), (2, 3, 1)])
 @pytest.mark.parametrize("text", ["10.0.0.0/8", "fd00::/64"])
-def test_allowed_ip_is_read_in_any_order_of_its_attributes(text: str, order: tuple[int, ...]) -> None:
+def test_allowed_ip_is_decoded_in_any_attribute_order(text: str, order: tuple[int, ...]) -> None:
     address, _, length = text.partition("/")
     entry = nested(9, prefix(address, int(length), order))
     state = decode_dump([dumped(nested(8, nested(0, nla(1, ALICE.raw), entry))), DONE])
     assert state.peers[0].allowed_ips == allowed_ips(text)
 
 
-def test_keys_of_zeros_are_none() -> None:
+def test_all_zero_keys_are_decoded_as_none() -> None:
     device = dumped(nla(3, ZERO), nla(4, ZERO), nested(8, nested(0, nla(1, ALICE.raw), nla(2, ZERO))))
     state = decode_dump([device, DONE])
     assert (state.private_key, state.public_key, state.peers[0].preshared_key) == (None, None, None)
 
 
-def test_unknown_attributes_are_passed_over() -> None:
+def test_unknown_attributes_are_ignored() -> None:
     peer = nested(0, nla(99, b"x"), nla(1, ALICE.raw), nested(9, nested(0, prefix("10.0.0.0", 8)[4:], nla(9, b"x"))))
     state = decode_dump([dumped(nla(99, b"x"), nested(8, peer)), DONE])
     assert state.peers == (PeerState(public_key=ALICE, allowed_ips=allowed_ips("10.0.0.0/8")),)
 
 
-def test_peer_continued_in_further_messages_is_one_peer() -> None:
+def test_peer_split_over_messages_is_decoded_as_one_peer() -> None:
     alice = [nested(8, nested(0, nla(1, ALICE.raw), nested(9, prefix(f"10.{part}.0.0", 16)))) for part in range(3)]
     bob = nested(8, nested(0, nla(1, BOB.raw), nested(9, prefix("fd00::", 64))))
     state = decode_dump([*map(dumped, [*alice, bob]), DONE])
@@ -251,7 +251,7 @@ def continued(**changes: Any) -> list[dict[str, Any]]:
     return [peer for request in requested(config) for peer in request["PEERS"]]
 
 
-def test_large_peer_is_cut_without_loss() -> None:
+def test_large_peer_is_split_without_losing_allowed_ips() -> None:
     parts = continued()
     assert len(parts) > 1
     assert [text for part in parts for text in part["ALLOWEDIPS"]] == [str(prefix) for prefix in MANY]
@@ -267,20 +267,20 @@ def test_large_peer_is_cut_without_loss() -> None:
         ({"remove": True}, 1, 1),
     ],
 )
-def test_continued_peer_replaces_once_but_stays_removed_or_unmade(
+def test_split_peer_repeats_all_flags_but_replace_allowed_ips(
     changes: dict[str, bool], first: int | None, further: int | None
 ) -> None:
     flags = [part.get("FLAGS") for part in continued(**changes)]
     assert flags == [first] + [further] * (len(flags) - 1)
 
 
-def test_continued_peer_repeats_no_setting() -> None:
+def test_split_peer_sends_its_settings_only_once() -> None:
     first, *further = continued(preshared_key=BOB, endpoint=Endpoint("192.0.2.1", 9), persistent_keepalive=5)
     assert {"PRESHARED_KEY", "ENDPOINT", "PERSISTENT_KEEPALIVE_INTERVAL"} < set(first)
     assert {frozenset(part) for part in further} == {frozenset({"PUBLIC_KEY", "ALLOWEDIPS"})}
 
 
-def test_only_the_first_request_has_the_settings_of_the_device() -> None:
+def test_device_settings_are_sent_in_first_request_only() -> None:
     peers = (PeerConfig(public_key=ALICE, allowed_ips=MANY), PeerConfig(public_key=BOB, allowed_ips=MANY))
     config = DeviceConfig(private_key=OURS, listen_port=1, fwmark=2, replace_peers=True, peers=peers)
     first, *further = requested(config)
@@ -289,7 +289,7 @@ def test_only_the_first_request_has_the_settings_of_the_device() -> None:
 
 
 @pytest.mark.parametrize("address", ["10.0.0.0/8", "fd00::/64", "-10.0.0.0/8", "-fd00::/64"])
-def test_no_request_outgrows_what_the_kernel_takes(address: str) -> None:
+def test_request_size_is_bounded_and_large_on_average(address: str) -> None:
     peers = (PeerConfig(public_key=ALICE, allowed_ips=allowed_ips(address) * 5000),)
     sizes = [len(request) for request in encode_set("wg0", DeviceConfig(peers=peers), FAMILY)]
     # An attribute's length has 16 bits, and few large requests are quicker than many small ones.
@@ -318,7 +318,7 @@ def test_no_request_outgrows_what_the_kernel_takes(address: str) -> None:
         ),
     ],
 )
-def test_what_no_attribute_can_hold_is_the_callers_mistake(config: DeviceConfig, message: str) -> None:
+def test_setting_that_fits_no_attribute_raises_usage_error(config: DeviceConfig, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}"):
         encode_set("wg0", config, FAMILY)
 
@@ -342,19 +342,19 @@ def test_what_no_attribute_can_hold_is_the_callers_mistake(config: DeviceConfig,
         ),
     ],
 )
-def test_answer_that_breaks_the_format_is_unreadable(answer: list[Message], complaint: str) -> None:
+def test_malformed_dump_raises_ebadmsg(answer: list[Message], complaint: str) -> None:
     with pytest.raises(ControlError, match=f"^genl: unreadable answer: {complaint}") as caught:
         decode_dump(answer)
     assert caught.value.errno == errno.EBADMSG
 
 
-def test_error_at_the_end_of_a_dump_is_raised() -> None:
+def test_error_in_last_message_of_dump_is_raised() -> None:
     with pytest.raises(ControlError, match=r"^wg0: EMSGSIZE: get: Message too long$"):
         decode_dump([dumped(), DONE._replace(body=struct.pack("=i", -errno.EMSGSIZE))], "wg0")
 
 
 @pytest.mark.parametrize("interrupted", [0, 1])
-def test_dump_that_was_interrupted_anywhere_is_not_believed(interrupted: int) -> None:
+def test_dump_interrupted_in_any_message_is_refused(interrupted: int) -> None:
     answer = [dumped(nla(6, b"12")), DONE]
     answer[interrupted] = answer[interrupted]._replace(flags=2 | NLM_F_DUMP_INTR)
     with pytest.raises(DumpInterrupted, match=r"^genl: get: something changed meanwhile$"):

@@ -14,12 +14,12 @@ PRIVATE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PUBLIC = "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8="
 
 
-def test_public_key_is_the_one_that_wg_derives() -> None:
+def test_public_key_equals_output_of_wg_pubkey() -> None:
     assert str(Key.parse(PRIVATE).public()) == PUBLIC
 
 
 @pytest.mark.parametrize("drawn", [b"\x00", b"\xff"])
-def test_generated_key_is_clamped_whatever_was_drawn(drawn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_key_is_clamped_for_any_random_bytes(drawn: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.urandom", lambda size: drawn * size)
     raw = Key.generate().raw
     assert (raw[0] & 7, raw[31] & 0xC0, raw[1:31]) == (0, 0x40, drawn * 30)
@@ -32,7 +32,7 @@ def test_generated_keys_differ() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"), [("AAEC", "a key has 32 bytes, not 3"), ("?" * 44, "key '.*': not base64")]
 )
-def test_text_that_is_no_key_is_refused(text: str, complaint: str) -> None:
+def test_malformed_key_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         Key.parse(text)
 
@@ -47,16 +47,16 @@ def test_text_that_is_no_key_is_refused(text: str, complaint: str) -> None:
         ("::/-1", "a prefix length is 0 to 128"),
     ],
 )
-def test_text_that_is_no_allowed_ip_is_refused(text: str, complaint: str) -> None:
+def test_malformed_allowed_ip_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(UsageError, match=f"^allowed ip '{text}': {complaint}$"):
         AllowedIP.parse(text)
 
 
-def test_prefix_length_may_be_left_out_and_a_plus_be_said() -> None:
+def test_allowed_ip_is_parsed_without_length_and_with_plus_sign() -> None:
     assert [str(AllowedIP.parse(text)) for text in ("10.0.0.1", "+::1")] == ["10.0.0.1/32", "::1/128"]
 
 
-def test_unknown_peer_is_refused_with_those_that_are_known() -> None:
+def test_unknown_peer_is_refused_with_list_of_known_peers() -> None:
     state = DeviceState(peers=(PeerState(public_key=Key.parse(PUBLIC)),))
     assert state.peer(Key.parse(PUBLIC)) is state.peers[0]
     with pytest.raises(UsageError, match=f"^no peer {PRIVATE}; there are: {re.escape(PUBLIC)}$"):
@@ -78,11 +78,11 @@ def test_allowed_ip_is_printed_as_it_is_read(text: str) -> None:
         ("[fe80::1%eth0]:9", "[fe80::1%42]:9"),
     ],
 )
-def test_endpoint_is_printed_in_its_usual_spelling(text: str, expected: str) -> None:
+def test_endpoint_is_printed_in_canonical_form(text: str, expected: str) -> None:
     assert str(Endpoint.parse(text, {"eth0": 42}.__getitem__)) == expected
 
 
 @pytest.mark.parametrize("text", ["", "192.0.2.1", "192.0.2.1:", "::1:9x", "host:9", "[fe80::1%no-such-interface]:9"])
-def test_text_that_is_no_endpoint_is_refused(text: str) -> None:
+def test_malformed_endpoint_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^endpoint '.*': want ADDRESS:PORT or \[ADDRESS\]:PORT$"):
         Endpoint.parse(text)

@@ -72,7 +72,7 @@ errno=0
         (DeviceConfig(replace_peers=True), ["replace_peers=true"]),
     ],
 )
-def test_device_is_said_line_by_line(config: DeviceConfig, lines: list[str]) -> None:
+def test_device_settings_are_encoded_as_lines(config: DeviceConfig, lines: list[str]) -> None:
     assert encode_set(config).decode() == "\n".join(["set=1", *lines, "", ""])
 
 
@@ -92,12 +92,12 @@ def test_device_is_said_line_by_line(config: DeviceConfig, lines: list[str]) -> 
         ({"persistent_keepalive": 0}, ["persistent_keepalive_interval=0"]),
     ],
 )
-def test_peer_is_said_line_by_line(changes: dict[str, Any], lines: list[str]) -> None:
+def test_peer_settings_are_encoded_as_lines(changes: dict[str, Any], lines: list[str]) -> None:
     request = encode_set(DeviceConfig(peers=(PeerConfig(public_key=ALICE, **changes),)))
     assert request.decode().split("\n") == ["set=1", "public_key=" + "a1" * 32, *lines, "", ""]
 
 
-def test_lines_stand_in_the_order_in_which_the_kernel_applies_a_set() -> None:
+def test_lines_of_set_are_in_order_of_kernel() -> None:
     everything = PeerConfig(
         public_key=ALICE,
         preshared_key=BOB,
@@ -114,7 +114,7 @@ def test_lines_stand_in_the_order_in_which_the_kernel_applies_a_set() -> None:
 
 
 @pytest.mark.parametrize("claim", ["remove", "update_only"])
-def test_what_may_end_a_section_stands_before_all_else(claim: str) -> None:
+def test_remove_and_update_only_lines_follow_public_key_directly(claim: str) -> None:
     peer = PeerConfig(public_key=ALICE, preshared_key=BOB, protocol_version=1, **{claim: True})  # type: ignore[arg-type]
     assert encode_set(DeviceConfig(peers=(peer,))).decode().split()[2] == f"{claim}=true"
 
@@ -134,7 +134,7 @@ def test_answer_of_wireguard_go_is_read() -> None:
     assert decode_get(WIREGUARD_GO.encode()) == expected
 
 
-def test_lines_are_read_as_well_as_bytes() -> None:
+def test_answer_as_lines_is_decoded_like_answer_as_bytes() -> None:
     assert decode_get(WIREGUARD_GO.split("\n")) == decode_get(WIREGUARD_GO.encode())
 
 
@@ -148,7 +148,7 @@ def test_lines_are_read_as_well_as_bytes() -> None:
         ("", DeviceState()),
     ],
 )
-def test_line_of_a_device_is_read_or_passed_over(line: str, expected: DeviceState) -> None:
+def test_device_line_is_decoded_or_ignored(line: str, expected: DeviceState) -> None:
     assert decode_get([line, "errno=0"]) == expected
 
 
@@ -167,14 +167,14 @@ def test_endpoint_is_read_with_its_scope(text: str, expected: Endpoint) -> None:
 
 
 @pytest.mark.parametrize("number", [98, -98])
-def test_errno_of_either_sign_is_an_error(number: int) -> None:
+def test_positive_and_negative_errno_raise_control_error(number: int) -> None:
     with pytest.raises(ControlError, match=r"^wg0: EADDRINUSE: get: Address already in use$") as caught:
         decode_get([f"errno={number}"], "wg0")
     assert caught.value.errno == errno.EADDRINUSE
 
 
 @pytest.mark.parametrize("answer", [b"", b"\n", b"listen_port=1\n", b"listen_port=1\nerrno=0\nfwmark=1\n\n"])
-def test_answer_that_does_not_end_with_an_errno_is_refused(answer: bytes) -> None:
+def test_answer_that_does_not_end_with_errno_is_refused(answer: bytes) -> None:
     with pytest.raises(ControlError, match=r"ECONNRESET: get: .* \(the answer ended without an errno line\)$"):
         decode_get(answer)
 
@@ -194,7 +194,7 @@ def test_answer_that_does_not_end_with_an_errno_is_refused(answer: bytes) -> Non
         (f"public_key={ALICE.raw.hex()}\nendpoint=here", "endpoint 'here'"),
     ],
 )
-def test_value_that_makes_no_sense_is_unreadable(line: str, complaint: str) -> None:
+def test_malformed_value_raises_ebadmsg(line: str, complaint: str) -> None:
     ending = b"\n\n" if line.startswith("errno") else b"\nerrno=0\n\n"
     with pytest.raises(ControlError, match=f"^uapi: unreadable answer: {complaint}") as caught:
         decode_get(line.encode() + ending)
@@ -240,19 +240,19 @@ def control(server: Server) -> UapiControl:
     return UapiControl("wg0", server.connect, timeout=10, scope_index={"not-here": 42}.__getitem__)
 
 
-def test_set_says_its_lines_to_the_socket(server: Server, control: UapiControl) -> None:
+def test_set_sends_its_lines_to_socket(server: Server, control: UapiControl) -> None:
     control.set(DeviceConfig(listen_port=5))
     assert server.asked == b"set=1\nlisten_port=5\n\n"
 
 
-def test_get_asks_the_socket_and_reads_the_answer(server: Server, control: UapiControl) -> None:
+def test_get_sends_request_and_decodes_answer(server: Server, control: UapiControl) -> None:
     server.answers = [b"public_key=" + b"a1" * 32 + b"\nendpoint=[fe80::1%not-here]:9\n", DONE]
     assert control.get() == DeviceState(peers=(PeerState(public_key=ALICE, endpoint=Endpoint("fe80::1", 9, 42)),))
     assert server.asked == b"get=1\n\n"
 
 
 @pytest.mark.parametrize("answers", [[b"errno=-98\n\n"], [b"errno=98\n\n"], [b"err", b"no=-98\n", b"\n"]])
-def test_refused_set_names_interface_error_and_what_was_set(
+def test_refused_set_reports_interface_errno_and_settings(
     server: Server, control: UapiControl, answers: list[bytes]
 ) -> None:
     server.answers = answers
@@ -263,7 +263,7 @@ def test_refused_set_names_interface_error_and_what_was_set(
 
 
 @pytest.mark.parametrize("call", [UapiControl.get, lambda control: control.set(DeviceConfig())])
-def test_connection_closed_without_an_errno_says_so(
+def test_connection_closed_before_errno_reports_econnreset(
     server: Server, control: UapiControl, call: Callable[[UapiControl], object]
 ) -> None:
     server.answers = [b"listen_port=1\n"]
@@ -274,7 +274,7 @@ def test_connection_closed_without_an_errno_says_so(
 
 
 @pytest.mark.parametrize(("answers", "name"), [([b"errno=-22\n\n"], "EINVAL"), ([], "ECONNRESET")])
-def test_program_that_hangs_up_in_the_middle_of_a_large_set_is_still_heard(
+def test_error_is_reported_when_program_closes_during_large_set(
     server: Server, control: UapiControl, answers: list[bytes], name: str
 ) -> None:
     server.answers, server.reads_at_most = answers, 1
@@ -283,7 +283,7 @@ def test_program_that_hangs_up_in_the_middle_of_a_large_set_is_still_heard(
         control.set(DeviceConfig(peers=(PeerConfig(public_key=ALICE, allowed_ips=many),)))
 
 
-def test_silence_ends_with_the_deadline() -> None:
+def test_incomplete_answer_ends_with_deadline_exceeded() -> None:
     near, far = socket.socketpair()
     with far:
         far.send(b"listen_port=1\n")
@@ -293,14 +293,14 @@ def test_silence_ends_with_the_deadline() -> None:
             UapiControl("wg0", lambda: near, timeout=0.1).get()
 
 
-def test_program_that_reads_nothing_ends_with_the_deadline() -> None:
+def test_set_exceeds_deadline_when_program_reads_nothing() -> None:
     near, far = socket.socketpair()
     many = (PeerConfig(public_key=ALICE, allowed_ips=allowed_ips("10.0.0.0/8") * 100_000),)
     with far, pytest.raises(DeadlineExceeded, match=r"waited 0.1 s for the answer to set peer"):
         UapiControl("wg0", lambda: near, timeout=0.1).set(DeviceConfig(peers=many))
 
 
-def test_program_that_is_gone_names_the_interface(tmp_path: Path) -> None:
+def test_missing_socket_is_reported_with_interface(tmp_path: Path) -> None:
     def connect() -> socket.socket:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(str(tmp_path / "wg0.sock"))

@@ -35,18 +35,18 @@ def probe(error: Exception | None, *, kind: str = "ability", name: str = "x", tm
     return tried.run(Bench(tmp_path))
 
 
-def test_probe_that_succeeds_disables_nothing(tmp_path: Path) -> None:
+def test_successful_probe_disables_nothing(tmp_path: Path) -> None:
     found = probe(None, tmp_path=tmp_path)
     assert (found.works, found.detail, found.disables, found.remedy) == (True, "fine", "", "")
 
 
-def test_probe_that_fails_says_what_that_disables_and_the_remedy(tmp_path: Path) -> None:
+def test_failed_probe_reports_disabled_feature_and_remedy(tmp_path: Path) -> None:
     found = probe(OSError(errno.EPERM, "not yours"), tmp_path=tmp_path)
     assert (found.works, found.disables, found.remedy) == (False, "all", "turn it on")
     assert "not yours" in found.detail
 
 
-def test_probe_without_a_sandbox_was_not_tried(tmp_path: Path) -> None:
+def test_probe_without_sandbox_is_reported_as_not_tried(tmp_path: Path) -> None:
     found = probe(Unavailable("no sandbox: reason: remedy"), tmp_path=tmp_path)
     assert (found.detail, found.remedy) == ("not tried: no sandbox", "")
 
@@ -59,7 +59,7 @@ print(probe.run(doctor.Bench(pathlib.Path(sys.argv[1]))).detail)
 """
 
 
-def test_kernel_is_not_said_to_lack_wireguard_where_nobody_may_look(tmp_path: Path) -> None:
+def test_kernel_probe_is_not_tried_in_bare_user_namespace(tmp_path: Path) -> None:
     # In a user namespace alone nobody has a right to the network, as an ordinary user has none.
     command = ["unshare", "--user", sys.executable, "-c", ASK_THE_KERNEL, str(tmp_path)]
     env = {name: value for name, value in os.environ.items() if name != INSIDE}
@@ -69,29 +69,29 @@ def test_kernel_is_not_said_to_lack_wireguard_where_nobody_may_look(tmp_path: Pa
     assert (done.stdout, done.stderr) == ("not tried: no sandbox\n", "")
 
 
-def test_output_of_a_program_is_cut_to_its_first_and_last_line(tmp_path: Path) -> None:
+def test_output_of_program_is_cut_to_its_first_and_last_line(tmp_path: Path) -> None:
     found = probe(HarnessError("wg-go ended:\nbanner\nbanner\nERROR: no TUN"), tmp_path=tmp_path)
     assert found.detail == "wg-go ended: ERROR: no TUN"
 
 
-def test_remedy_that_a_probe_knows_wins(tmp_path: Path) -> None:
+def test_remedy_of_missing_error_replaces_remedy_of_probe(tmp_path: Path) -> None:
     assert probe(Missing("mode 0600", "chmod it"), tmp_path=tmp_path).remedy == "chmod it"
 
 
-def test_program_that_is_nowhere_names_its_package(tmp_path: Path) -> None:
+def test_missing_program_is_reported_with_its_package(tmp_path: Path) -> None:
     found = probe(HarnessError("?"), kind="program", name="no-such-program", tmp_path=tmp_path)
     assert (found.detail, found.package) == ("not installed", "pack")
     assert found.remedy == "as root: apt-get install -y pack"
 
 
-def test_program_beside_path_is_not_installed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_outside_path_has_path_export_as_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(doctor, "_SBIN", ["/bin"])
     found = probe(HarnessError("?"), kind="program", name="sh", tmp_path=tmp_path)
     assert (found.detail, found.remedy) == ("/bin/sh is not on PATH", "export PATH=$PATH:/bin")
 
 
-def test_program_that_is_there_and_fails_is_not_called_missing(tmp_path: Path) -> None:
+def test_failing_program_is_not_reported_as_missing(tmp_path: Path) -> None:
     found = probe(ProgramFailed("sh: status 1: broken"), kind="program", name="sh", tmp_path=tmp_path)
     assert (found.detail, found.package) == ("sh: status 1: broken", "")
 
@@ -100,11 +100,11 @@ def test_program_that_is_there_and_fails_is_not_called_missing(tmp_path: Path) -
     ("number", "remedy"),
     [(errno.ENOENT, "mknod -m 0666 /dev/net/tun c 10 200"), (errno.ENODEV, "modprobe tun")],
 )
-def test_tun_that_is_missing_has_a_remedy(number: int, remedy: str) -> None:
+def test_missing_tun_device_has_remedy(number: int, remedy: str) -> None:
     assert remedy in doctor._tun_missing(OSError(number, os.strerror(number))).remedy  # noqa: SLF001
 
 
-def test_tun_that_is_forbidden_is_told_with_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forbidden_tun_device_is_reported_with_its_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tun = tmp_path / "tun"
     tun.touch(mode=0o600)
     monkeypatch.setattr(doctor, "TUN", tun)
@@ -125,7 +125,7 @@ def examine(found: list[Finding], monkeypatch: pytest.MonkeyPatch, *, as_json: b
     return doctor.examine(stream, as_json=as_json), stream.getvalue()
 
 
-def test_findings_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_printed_with_disabled_feature_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     status, said = examine([WORKS, LACKS, PEER], monkeypatch, as_json=False)
     assert status == 125
     assert [line.split() for line in said.splitlines()[2:5]] == [
@@ -134,20 +134,20 @@ def test_findings_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> N
     assert said.splitlines()[-1] == "The netns lane cannot run without y."
 
 
-def test_findings_are_told_to_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_printed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     status, said = examine([WORKS, PEER], monkeypatch, as_json=True)
     assert status == 0
     document = json.loads(said)
     assert (document["schema"], document["netns"], document["findings"][1]["name"]) == (1, True, "wg-x")
 
 
-def test_doctor_tries_everything_for_real() -> None:
+def test_real_probes_report_success_or_disabled_feature() -> None:
     found = {finding.name: finding for finding in doctor.findings()}
     assert {"sandbox", "/dev/net/tun", "nft", "wg", "kernel", "wireguard-go"} <= found.keys()
     assert all(finding.works or finding.disables for finding in found.values())
 
 
-def test_doctor_that_is_interrupted_leaves_no_timer_to_wait_for() -> None:
+def test_interrupted_doctor_leaves_no_running_timer() -> None:
     found = doctor.findings()
     next(found)
     (timer,) = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
@@ -156,7 +156,7 @@ def test_doctor_that_is_interrupted_leaves_no_timer_to_wait_for() -> None:
     assert not timer.is_alive()
 
 
-def test_probes_that_take_too_long_are_ended_and_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_that_exceed_deadline_raise_harness_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DEADLINE", 0.02)
     with pytest.raises(HarnessError, match=r"^doctor: the probes took longer than 0\.02 s$"):
         list(doctor.findings())

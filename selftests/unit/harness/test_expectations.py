@@ -77,7 +77,7 @@ def as_toml(changes: dict[str, Any]) -> str:
         ({"test": "test_x.py::test_it[[]*-v4]"}, "test_x.py::test_it[mine~other-v6]", (PROGRAM, OTHER), False),
     ],
 )
-def test_expectation_is_found_for_its_test_program_version_and_role(
+def test_expectation_applies_by_test_program_version_and_side(
     tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], found: bool
 ) -> None:
     write(tmp_path, **changes)
@@ -94,13 +94,15 @@ def test_expectation_is_found_for_its_test_program_version_and_role(
         ({"message": "("}, "message: missing"),
     ],
 )
-def test_expectation_without_evidence_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+def test_incomplete_or_malformed_expectation_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
     with pytest.raises(UsageError, match=complaint):
         expectations.load(write(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("name", ["refwg", "refwg+batch"])
-def test_refwg_has_no_expectations(tmp_path: Path, name: str) -> None:
+def test_expectations_of_refwg_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="refwg has no expectations"):
         expectations.load(write(tmp_path, name))
 
@@ -115,9 +117,7 @@ def test_refwg_has_no_expectations(tmp_path: Path, name: str) -> None:
     ],
     ids=["first", "second of the same program", "of the other program", "none"],
 )
-def test_failure_is_explained_by_any_expectation_whose_message_it_has(
-    tmp_path: Path, message: str, observed: str | None
-) -> None:
+def test_failure_is_explained_by_any_matching_expectation(tmp_path: Path, message: str, observed: str | None) -> None:
     write(tmp_path, "mine", {"message": "too late", "observed": "it is late"})
     write(tmp_path, "other", message="never came", observed="other loses it", side="b")
     found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
@@ -125,12 +125,12 @@ def test_failure_is_explained_by_any_expectation_whose_message_it_has(
     assert (expected and expected.observed) == observed
 
 
-def test_program_with_itself_has_each_expectation_once(tmp_path: Path) -> None:
+def test_program_paired_with_itself_has_each_expectation_once(tmp_path: Path) -> None:
     write(tmp_path, "mine", {"side": "b"})
     assert len(expectations.applying(tmp_path, "test_x.py::test_it[mine~mine]", (PROGRAM, PROGRAM))) == 2
 
 
-def test_success_refutes_all_that_depend_on_no_race(tmp_path: Path) -> None:
+def test_success_refutes_only_expectations_without_race(tmp_path: Path) -> None:
     write(tmp_path, "mine", {"always": False, "observed": "it is late"})
     write(tmp_path, "other", observed="other loses it")
     found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
@@ -143,7 +143,7 @@ def test_shipped_expectations_can_be_read(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
-def test_shipped_expectations_are_of_tests_that_exist(path: Path) -> None:
+def test_shipped_expectations_match_existing_tests(path: Path) -> None:
     root = SHIPPED.parents[1]
     tests = [
         f"{file.relative_to(root)}::{name}"
@@ -164,7 +164,7 @@ def test_shipped_expectations_are_of_tests_that_exist(path: Path) -> None:
     ],
     ids=["as expected", "as expected second", "otherwise", "not at all"],
 )
-def test_verdict_follows_the_expectations(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
+def test_verdict_follows_expectations(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
     program = pytester.path / "program"
     program.write_text("#!/bin/sh\necho 1.2\n")
     program.chmod(0o755)

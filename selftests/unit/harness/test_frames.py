@@ -39,7 +39,7 @@ def is_summed(made: bytes) -> bool:
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05", b"\x88\xa8\x00\x05\x81\x00\x00\x06"])
-def test_datagram_is_found_behind_any_header(ethertype: int, tags: bytes) -> None:
+def test_datagram_is_found_behind_vlan_tags_and_ip_header(ethertype: int, tags: bytes) -> None:
     made = frame(ethertype, b"payload", tags)
     found = frames.udp(made + bytes(20))
     assert found is not None
@@ -49,12 +49,12 @@ def test_datagram_is_found_behind_any_header(ethertype: int, tags: bytes) -> Non
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
-def test_nothing_is_found_in_what_is_cut_off(ethertype: int) -> None:
+def test_truncated_frame_has_no_datagram(ethertype: int) -> None:
     made = frame(ethertype, b"payload")
     assert [size for size in range(len(made)) if frames.udp(made[:size])] == []
 
 
-def test_nothing_is_found_in_a_fragment_or_in_another_protocol() -> None:
+def test_fragment_or_other_protocol_has_no_datagram() -> None:
     made = bytearray(frame(0x0800, b"payload"))
     for place, value in ((20, 0x20), (21, 0x01), (23, 6), (12, 0x90)):
         changed = made.copy()
@@ -64,7 +64,7 @@ def test_nothing_is_found_in_a_fragment_or_in_another_protocol() -> None:
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @given(before=PAYLOADS, after=PAYLOADS, port=st.integers(1, 65535))
-def test_changed_datagram_has_the_right_checksum(ethertype: int, before: bytes, after: bytes, port: int) -> None:
+def test_changed_datagram_has_valid_checksum(ethertype: int, before: bytes, after: bytes, port: int) -> None:
     size = min(len(before), len(after))
     made = frame(ethertype, before[:size])
     found = frames.udp(made)
@@ -76,7 +76,7 @@ def test_changed_datagram_has_the_right_checksum(ethertype: int, before: bytes, 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05"])
-def test_reflected_datagram_goes_back_with_the_right_checksum(ethertype: int, tags: bytes) -> None:
+def test_reflected_datagram_goes_back_with_valid_checksum(ethertype: int, tags: bytes) -> None:
     made = frame(ethertype, b"payload", tags)
     made = b"to him" + b"from I" + made[12:]
     found = frames.udp(made)
@@ -95,13 +95,13 @@ def test_reflected_datagram_goes_back_with_the_right_checksum(ethertype: int, ta
 @example(b"\0\0")
 @example(b"\xff\xff")
 @example(b"\0\0\xff\xff")
-def test_checksum_is_that_of_the_rfc(data: bytes) -> None:
+def test_checksum_equals_internet_checksum_of_refwg(data: bytes) -> None:
     assert checksum(data) == internet_checksum(data)
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @pytest.mark.parametrize("last", [16, 1, 0])
-def test_datagrams_sent_at_once_are_told_apart(ethertype: int, last: int) -> None:
+def test_datagrams_sent_by_udp_segment_are_split(ethertype: int, last: int) -> None:
     sent = [data(7), data(8), data(9, last)]
     cut = frames.segments(frame(ethertype, b"".join(sent)))
     assert [found.payload(made) for made in cut if (found := frames.udp(made))] == sent
@@ -116,7 +116,7 @@ def _ip_length(made: bytes) -> int:
 
 
 @pytest.mark.parametrize("payload", [data(1), data(1) + data(3), data(1) + data(2, receiver=b"efgh"), b"\1\0\0\0" * 37])
-def test_one_datagram_is_left_alone(payload: bytes) -> None:
+def test_single_datagram_is_not_split(payload: bytes) -> None:
     assert split(payload) == [payload]
     assert frames.segments(frame(0x0800, payload)) == [frame(0x0800, payload)]
 
@@ -129,7 +129,7 @@ def test_one_datagram_is_left_alone(payload: bytes) -> None:
         (b"\4\0\0\0".ljust(31), 0), (KEEPALIVE, 4), (b"\4\0\0\1".ljust(32), 0), (b"\5\0\0\0".ljust(64), 0), (b"", 0),
     ],
 )  # fmt: skip
-def test_kind_of_a_message_is_known_by_type_and_length(payload: bytes, kind: int) -> None:
+def test_message_kind_is_found_by_type_and_length(payload: bytes, kind: int) -> None:
     assert kind_of(payload) == kind
 
 
@@ -142,6 +142,6 @@ def test_kind_of_a_message_is_known_by_type_and_length(payload: bytes, kind: int
         (b"hello", "no message of WireGuard's (5)"),
     ],
 )
-def test_message_tells_what_it_is(payload: bytes, told: str) -> None:
+def test_message_is_printed_with_its_kind_and_length(payload: bytes, told: str) -> None:
     message = Message(time=1_500_000_000, source=("a", 1), destination=("b", 2), payload=payload)
     assert str(message) == f"1.500 1>2 {told}"

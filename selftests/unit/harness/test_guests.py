@@ -73,7 +73,7 @@ def running(session: Any) -> Iterator[Running]:
     made.close()
 
 
-def test_session_hears_in_its_own_thread_and_in_order(running: Running) -> None:
+def test_guest_events_run_in_session_thread_and_in_order(running: Running) -> None:
     heard: list[tuple[str, int]] = []
 
     def hear(word: str) -> None:
@@ -89,7 +89,7 @@ def test_session_hears_in_its_own_thread_and_in_order(running: Running) -> None:
     assert heard == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
 
 
-def test_guest_that_could_not_run_is_told_after_all_others_are_heard(running: Running) -> None:
+def test_failed_guest_and_finished_guest_are_both_reported(running: Running) -> None:
     heard: list[str] = []
 
     def work() -> str:
@@ -101,7 +101,7 @@ def test_guest_that_could_not_run_is_told_after_all_others_are_heard(running: Ru
     assert sorted(heard) == ["failed: no such kernel", "fine"]
 
 
-def test_nothing_is_heard_before_a_test_here_has_ended(running: Running) -> None:
+def test_guest_event_waits_until_local_test_has_ended(running: Running) -> None:
     heard: list[str] = []
     running.tell(lambda: heard.append("a guest's test"))
     assert not heard
@@ -152,13 +152,13 @@ def test_guest_collects_only_files_with_tests_for_it(
 
 
 @pytest.mark.parametrize("keep", ["failed", "all", "none"])
-def test_guest_keeps_the_evidence_that_is_asked_for(pytestconfig: pytest.Config, keep: str) -> None:
+def test_guest_receives_keep_option_of_session(pytestconfig: pytest.Config, keep: str) -> None:
     option = SimpleNamespace(**{**vars(pytestconfig.option), "wg_keep": keep})
     arguments = lane_arguments("vm", cast("pytest.Config", SimpleNamespace(option=option)))
     assert arguments[arguments.index("--keep") + 1] == keep
 
 
-def test_objects_of_one_kernel_are_balanced_over_all_its_guests() -> None:
+def test_driver_object_imbalance_in_one_guest_is_recorded() -> None:
     objects = Objects(2)
     objects.look(CREATED + DESTROYED, used=True)
     objects.look(CREATED, used=True)
@@ -166,7 +166,7 @@ def test_objects_of_one_kernel_are_balanced_over_all_its_guests() -> None:
     assert (objects.used, objects.wrong) == (True, ["1 of Interface created, 0 destroyed"])
 
 
-def test_guest_that_never_used_the_driver_says_nothing_of_objects() -> None:
+def test_driver_objects_are_not_checked_when_driver_was_not_used() -> None:
     objects = Objects(1)
     objects.look("", used=False)
     assert (objects.used, objects.wrong) == (False, [])
@@ -183,7 +183,7 @@ def test_guest_that_never_used_the_driver_says_nothing_of_objects() -> None:
         ("setup", "passed", "kernel", "refwg", False),
     ],
 )
-def test_driver_was_used_where_a_test_of_it_has_passed(
+def test_driver_counts_as_used_only_after_passed_kernel_test(
     when: Any, outcome: Any, a: str | None, b: str | None, used: bool
 ) -> None:
     facts = {side: name and {"impl": name, "version": "1"} for side, name in (("a", a), ("b", b))}
@@ -192,7 +192,7 @@ def test_driver_was_used_where_a_test_of_it_has_passed(
     assert used_driver(report) is used
 
 
-def test_pairs_that_lane_netns_has_are_left_out_in_vm_and_not_in_warp(pytester: pytest.Pytester) -> None:
+def test_vm_lane_omits_pairs_without_kernel_and_warp_does_not(pytester: pytest.Pytester) -> None:
     words = ["--lane=netns", "--lane=vm", "--lane=warp", "--impl=kernel", "--impl=refwg"]
     config = pytester.parseconfig(*words)
     guests = Guests(config, state_of_run(config).registry, 1, pytester.path)
@@ -208,9 +208,7 @@ def test_pairs_that_lane_netns_has_are_left_out_in_vm_and_not_in_warp(pytester: 
         ([], ["mine"]),
     ],
 )
-def test_guest_has_the_programs_of_the_pairs_asked_for(
-    pytester: pytest.Pytester, words: list[str], taken: list[str]
-) -> None:
+def test_guest_receives_programs_of_chosen_pairs(pytester: pytest.Pytester, words: list[str], taken: list[str]) -> None:
     program = pytester.makefile("", mine="#!/bin/sh\n")
     program.chmod(0o755)
     config = pytester.parseconfig("--impl", f"mine={program}", *words)
@@ -244,7 +242,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
         ("--lane=netns --lane=warp", "netns::test_link warp::test_minutes", {"warp": "test_minutes.py"}),
     ],
 )
-def test_each_test_runs_in_the_lanes_asked_for_and_in_no_other(
+def test_every_test_runs_only_in_its_chosen_lanes(
     project: pytest.Pytester, options: str, ran: str, given: dict[str, str]
 ) -> None:
     run = project.runpytest_subprocess("--results=results.json", "--impl=kernel", *options.split())
@@ -262,7 +260,7 @@ def reporting(pytester: pytest.Pytester) -> pytest.Config:
     return config
 
 
-def test_what_is_told_of_a_guest_as_a_whole_is_counted(
+def test_guest_failure_sends_count_and_result_events(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, writing = os.pipe()
@@ -287,7 +285,7 @@ def test_what_is_told_of_a_guest_as_a_whole_is_counted(
         ("failed", pytest.ExitCode.OK, 1),
     ],
 )
-def test_status_that_the_reports_do_not_explain_is_a_failure_of_the_guest(
+def test_guest_fails_when_reports_do_not_explain_its_exit_status(
     pytester: pytest.Pytester, outcome: Any, status: int, complaints: int
 ) -> None:
     config = reporting(pytester)
@@ -307,7 +305,7 @@ def test_status_that_the_reports_do_not_explain_is_a_failure_of_the_guest(
     assert found == complaints * ["vm::guest[6.12]"]
 
 
-def test_unknown_kernel_is_a_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_kernel_is_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boot, "require_in_guest", lambda _: None)
     config = pytester.parseconfig("--lane=vm")
     with pytest.raises(pytest.UsageError, match=r"kernel ./none: no such file"):
@@ -315,7 +313,7 @@ def test_unknown_kernel_is_a_usage_error(pytester: pytest.Pytester, monkeypatch:
 
 
 @pytest.mark.parametrize(("share", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])
-def test_share_is_taken_of_what_the_other_options_leave(
+def test_share_is_taken_from_tests_that_keyword_option_selects(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, share: str, chosen: str
 ) -> None:
     monkeypatch.setenv(SHARE, share)

@@ -40,19 +40,19 @@ def write(log: Path, text: str) -> None:
         "[signal SIGSEGV: segmentation violation]",
     ],
 )
-def test_crash_is_heard_among_other_lines(log: Path, line: str) -> None:
+def test_crash_message_is_reported_among_other_lines(log: Path, line: str) -> None:
     write(log, f"all is well\n{line}\nno more\n")
     expected = f"wrote: {line} no more" if line.endswith(":") else f"wrote: {line}"
     assert Cries(log, COMPLAINTS).heard() == [expected]
 
 
 @pytest.mark.parametrize("line", ["do not panic: all is well", "a fatal error: not at the start", "DATA RACE"])
-def test_other_lines_are_not_heard(log: Path, line: str) -> None:
+def test_ordinary_log_line_is_not_reported(log: Path, line: str) -> None:
     write(log, f"{line}\n")
     assert Cries(log, COMPLAINTS).heard() == []
 
 
-def test_each_cry_is_told_once_however_often_one_listens(log: Path) -> None:
+def test_crash_message_is_listed_once_after_repeated_checks(log: Path) -> None:
     cries = Cries(log, COMPLAINTS)
     write(log, "well\npanic: one\nwell\n")
     assert cries.heard() == cries.heard() == ["wrote: panic: one"]
@@ -61,7 +61,7 @@ def test_each_cry_is_told_once_however_often_one_listens(log: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(len("well\nthread 'main' panicked at x:\nno peer\nwell\nwell\n")))
-def test_cry_is_heard_whole_wherever_the_log_was_cut_by_an_earlier_look(log: Path, cut: int) -> None:
+def test_crash_message_is_complete_when_log_is_read_in_parts(log: Path, cut: int) -> None:
     cries = Cries(log, COMPLAINTS)
     text = "well\nthread 'main' panicked at x:\nno peer\nwell\nwell\n"
     write(log, text[:cut])
@@ -70,30 +70,30 @@ def test_cry_is_heard_whole_wherever_the_log_was_cut_by_an_earlier_look(log: Pat
     assert cries.heard() == ["wrote: thread 'main' panicked at x: no peer"]
 
 
-def test_first_three_are_enough(log: Path) -> None:
+def test_first_three_crash_messages_are_reported(log: Path) -> None:
     write(log, "".join(f"runtime error: {number}\npanic: {number}\n" for number in range(9)))
     assert Cries(log, COMPLAINTS).heard() == [
         "wrote: runtime error: 0", "wrote: panic: 0", "wrote: runtime error: 1",
     ]  # fmt: skip
 
 
-def test_pattern_of_a_manifest_never_matches_over_the_end_of_a_line(log: Path) -> None:
+def test_manifest_pattern_does_not_match_across_lines(log: Path) -> None:
     write(log, "bad\nnews\n")
     assert Cries(log, [r"bad\s+news"]).heard() == []
     write(log, "bad news\n")
     assert Cries(log, [r"bad\s+news"]).heard() == ["wrote: bad news"]
 
 
-def test_bytes_that_are_no_text_are_no_hindrance(log: Path) -> None:
+def test_crash_message_is_found_in_log_with_invalid_utf8(log: Path) -> None:
     log.write_bytes(b"\xff\xfe\npanic: \xff\n")
     assert Cries(log, COMPLAINTS).heard() == ["wrote: panic: �"]
 
 
-def test_line_with_several_cries_is_told_once_and_hides_no_other(log: Path) -> None:
+def test_line_with_several_matches_counts_as_one_message(log: Path) -> None:
     write(log, "SIGSEGV SIGSEGV SIGSEGV SIGSEGV\nwell\nSIGSEGV again\n")
     assert Cries(log, COMPLAINTS).heard() == ["wrote: SIGSEGV SIGSEGV SIGSEGV SIGSEGV", "wrote: SIGSEGV again"]
 
 
-def test_match_over_the_end_of_a_line_hides_none_that_begins_behind_it(log: Path) -> None:
+def test_match_across_lines_does_not_hide_match_on_next_line(log: Path) -> None:
     write(log, "<bad\n<news>\n")
     assert Cries(log, ["<[^>]*>"]).heard() == ["wrote: <news>"]

@@ -104,13 +104,13 @@ def write_program(path: Path, text: str) -> None:
         (DEBIAN | {"binary": "/usr/../wg"}, "binary: '/usr/../wg' is not an absolute path"),
     ],
 )
-def test_bad_install_table_is_refused_with_the_key_named(table: Mapping[str, object], complaint: str) -> None:
+def test_bad_install_table_is_refused_with_its_key_named(table: Mapping[str, object], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
         parse("peer", table)
     assert str(refusal.value) == f"peer: [install] {complaint}"
 
 
-def test_manifests_of_the_project_can_be_parsed() -> None:
+def test_shipped_install_tables_can_be_parsed() -> None:
     tables = recipes()
     assert {"wireguard-go", "wireguard-go-debian", "boringtun", "gotatun"} <= tables.keys()
     for name, table in tables.items():
@@ -128,18 +128,18 @@ def test_manifest_without_install_table_has_no_recipe(tmp_path: Path) -> None:
     assert recipes(tmp_path) == {}
 
 
-def test_nothing_is_installed_in_an_empty_cache_and_looking_makes_none(cache: Path) -> None:
+def test_lookup_without_cache_finds_nothing_and_creates_nothing(cache: Path) -> None:
     assert installed("peer", GO) is None
     assert installed("peer", DEBIAN) is None
     assert not cache.exists()
 
 
-def test_program_of_the_distribution_is_taken_where_it_is(cache: Path) -> None:
+def test_distribution_program_is_used_in_its_place(cache: Path) -> None:
     assert installed("peer", DEBIAN | {"binary": "/bin/sh"}) == Path("/bin/sh")
     assert not cache.exists()
 
 
-def test_go_program_is_built_into_the_cache_once(cache: Path, programs: Path) -> None:
+def test_go_program_is_built_into_cache_once(cache: Path, programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
     built = install("peer", GO)
     assert built == cache / "peers" / "peer" / "v1.2.3" / "wg"
@@ -147,7 +147,7 @@ def test_go_program_is_built_into_the_cache_once(cache: Path, programs: Path) ->
     assert install("peer", GO) == installed("peer", GO) == built
 
 
-def test_go_program_is_built_with_checks_on_and_without_the_builders_paths(cache: Path, programs: Path) -> None:
+def test_go_build_uses_trimpath_and_private_module_cache(cache: Path, programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
     target = install("peer", GO).parent
     assert (target / "arguments").read_text().startswith("install -trimpath ")
@@ -157,7 +157,7 @@ def test_go_program_is_built_with_checks_on_and_without_the_builders_paths(cache
     assert {"GOTOOLCHAIN=local", "CGO_ENABLED=0"} <= set(environment.split("\n"))
 
 
-def test_rust_program_is_built_into_the_cache_with_its_own_lock_file(cache: Path, programs: Path) -> None:
+def test_rust_program_is_built_into_cache_with_locked_option(cache: Path, programs: Path) -> None:
     write_program(programs / "rustc", RUSTC)
     write_program(programs / "cargo", WORKING_CARGO)
     built = install("peer", CARGO)
@@ -169,9 +169,7 @@ def test_rust_program_is_built_into_the_cache_with_its_own_lock_file(cache: Path
     assert {path.name for path in target.iterdir()} == {"bin", "env", "arguments"}
 
 
-def test_rust_program_is_refused_without_a_compiler_to_link_with(
-    programs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rust_program_is_refused_without_c_compiler(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", str(programs))
     write_program(programs / "rustc", RUSTC)
@@ -180,7 +178,7 @@ def test_rust_program_is_refused_without_a_compiler_to_link_with(
         install("peer", CARGO)
 
 
-def test_rust_programs_are_installed_only_if_named() -> None:
+def test_rust_programs_are_marked_for_install_on_request_only() -> None:
     assert {name for name, table in recipes().items() if on_request(table)} == {"boringtun", "gotatun"}
 
 
@@ -189,7 +187,7 @@ def test_build_leaves_no_fetched_modules(programs: Path) -> None:
     assert {path.name for path in install("peer", GO).parent.iterdir()} == {"wg", "env", "arguments"}
 
 
-def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, programs: Path) -> None:
+def test_failure_names_peer_last_line_and_remedy(cache: Path, programs: Path) -> None:
     write_program(programs / "go", FAILING_GO)
     with pytest.raises(
         Unavailable, match=r"^peer could not be installed: no net; check the network .*--impl peer=PATH$"
@@ -198,7 +196,7 @@ def test_failure_names_the_peer_the_last_line_and_the_remedy(cache: Path, progra
     assert {path.name for path in (cache / "peers" / "peer").iterdir()} == {".v1.2.3.lock", "why-not"}
 
 
-def test_file_that_cannot_be_written_is_no_matter_of_the_network(cache: Path, programs: Path) -> None:
+def test_unwritable_file_is_not_reported_as_network_problem(cache: Path, programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
     # A name with which its lock may be made, and the directory beside it may not.
     version = f"v1.2.3-{'x' * 238}"
@@ -209,7 +207,7 @@ def test_file_that_cannot_be_written_is_no_matter_of_the_network(cache: Path, pr
     assert (cache / "peers" / "peer" / "why-not").exists()
 
 
-def test_failure_is_remembered_until_an_installation_succeeds(programs: Path) -> None:
+def test_failure_is_remembered_until_installation_succeeds(programs: Path) -> None:
     write_program(programs / "go", FAILING_GO)
     with pytest.raises(Unavailable):
         install("peer", GO)
@@ -219,15 +217,13 @@ def test_failure_is_remembered_until_an_installation_succeeds(programs: Path) ->
     assert why_not_installed("peer") is None
 
 
-def test_program_that_the_module_does_not_build_is_named(programs: Path) -> None:
+def test_program_missing_from_go_module_is_named_in_error(programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
     with pytest.raises(Unavailable, match=r"example\.org/wg v1\.2\.3 builds no program named other"):
         install("peer", GO | {"binary": "other"})
 
 
-def test_ordinary_user_unpacks_the_package_into_the_cache(
-    cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ordinary_user_unpacks_package_into_cache(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     write_program(programs / "apt-get", APT)
     write_program(programs / "dpkg-deb", DPKG)
@@ -235,20 +231,20 @@ def test_ordinary_user_unpacks_the_package_into_the_cache(
     assert install("peer", DEBIAN) == installed("peer", DEBIAN) == unpacked
 
 
-def test_root_has_the_package_installed(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_installs_package_with_apt_get(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     binary = cache.parent / "some-wg"
     write_program(programs / "apt-get", f'#!/bin/sh\ncase "$*" in *install*some-wg) cp /bin/true {binary};; esac\n')
     assert install("peer", DEBIAN | {"binary": str(binary)}) == binary
 
 
-def test_command_line_refuses_an_unknown_name(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_refuses_unknown_name(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert install_each(["wireguard-goo"]) == 2
     assert "wireguard-goo: no implementation of this name can be installed; known: " in capsys.readouterr().err
     assert not cache.exists()
 
 
-def test_command_line_takes_the_manifest_of_a_user(
+def test_command_line_installs_from_user_manifest(
     tmp_path: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_program(programs / "go", WORKING_GO)
@@ -267,7 +263,7 @@ def test_command_line_takes_the_manifest_of_a_user(
         ("name = '../mine'\nkind = 'uapi'", "manifest {}: name must be lower-case letters"),
     ],
 )
-def test_command_line_refuses_a_manifest_that_is_of_no_use(
+def test_command_line_refuses_unusable_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, complaint: str
 ) -> None:
     path = tmp_path / "mine.toml"
@@ -277,7 +273,7 @@ def test_command_line_refuses_a_manifest_that_is_of_no_use(
     assert f"wg-interop install: {complaint.format(path)}" in capsys.readouterr().err
 
 
-def test_command_line_goes_on_after_a_peer_that_failed(
+def test_command_line_continues_after_failed_peer(
     cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_program(programs / "go", FAILING_GO)
@@ -341,11 +337,11 @@ def test_users_own_go_caches_and_checks_are_respected(cache: Path, monkeypatch: 
         ([], ""),
     ],
 )
-def test_reason_of_a_failure_is_its_last_error_or_last_line(lines: list[str], expected: str) -> None:
+def test_failure_reason_is_error_line_or_last_line(lines: list[str], expected: str) -> None:
     assert reason(lines) == expected
 
 
-def test_set_up_needs_nothing_but_the_standard_library() -> None:
+def test_setup_imports_only_standard_library() -> None:
     # ci/setup runs under the bare Python of the system: -S keeps site-packages away.
     command = [sys.executable, "-S", "-c", "import ci.gates, harness.install.installer"]
     root = Path(__file__).parents[3]

@@ -91,7 +91,7 @@ def manifest(tmp_path: Path) -> Path:
         (KERNEL + '[capabilities_since]\nflying = "6.1"', "unknown capability 'flying'; there are: bounded-loop, "),
     ],
 )
-def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
+def test_mistake_in_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
     manifest.write_text(text)
     with pytest.raises(UsageError) as refusal:
         load(manifest)
@@ -107,14 +107,14 @@ def test_mistake_in_a_manifest_is_named_in_one_line(manifest: Path, text: str, c
         ("binary", "not TOML: 'utf-8' codec"),
     ],
 )
-def test_manifest_that_cannot_be_read_is_named(tmp_path: Path, name: str, complaint: str) -> None:
+def test_unreadable_manifest_is_named_in_error(tmp_path: Path, name: str, complaint: str) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=f"{complaint}") as refusal:
         load(tmp_path / name)
     assert str(refusal.value).startswith(f"manifest {tmp_path / name}: ")
 
 
-def test_program_that_may_not_be_started_is_named_with_the_remedy(manifest: Path, program: Path) -> None:
+def test_non_executable_program_is_named_with_remedy(manifest: Path, program: Path) -> None:
     manifest.write_text(f'{GOOD}[program]\npath = "{program.name}"')
     program.chmod(0o644)
     with pytest.raises(UsageError) as refusal:
@@ -122,7 +122,7 @@ def test_program_that_may_not_be_started_is_named_with_the_remedy(manifest: Path
     assert str(refusal.value) == f"manifest {manifest}: {program} is not executable: chmod +x {program}"
 
 
-def test_manifest_says_how_the_program_is_started(manifest: Path, program: Path) -> None:
+def test_manifest_sets_program_and_its_command(manifest: Path, program: Path) -> None:
     manifest.write_text(f'{GOOD}[program]\npath = "program"\ncommand = ["nice", "{{program}}", "--on={{interface}}"]')
     mine = load(manifest)
     assert mine.argv("wg7") == ["nice", str(program), "--on=wg7"]
@@ -130,7 +130,7 @@ def test_manifest_says_how_the_program_is_started(manifest: Path, program: Path)
     assert mine.why_unavailable() is None
 
 
-def test_program_may_lie_below_the_home_directory(
+def test_tilde_in_program_path_is_expanded_to_home_directory(
     tmp_path: Path, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -141,12 +141,12 @@ def test_program_may_lie_below_the_home_directory(
 
 
 @pytest.mark.parametrize("text", ["nothing", "exit 1", "sleep"])
-def test_version_is_unknown_where_the_program_says_none(program: Path, text: str) -> None:
+def test_version_is_unknown_when_program_prints_none(program: Path, text: str) -> None:
     program.write_text(f"#!/bin/sh\n{text}\n")
     assert Manifest(name="mine", kind="uapi", program=program).version() == "unknown"
 
 
-def test_implementation_that_is_not_installed_says_how_to_get_it(
+def test_missing_implementation_is_reported_with_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -156,7 +156,7 @@ def test_implementation_that_is_not_installed_says_how_to_get_it(
         newest.argv("wg0")
 
 
-def test_implementation_that_could_not_be_installed_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_installation_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "wg-interop" / "peers" / "boringtun").mkdir(parents=True)
     (tmp_path / "wg-interop" / "peers" / "boringtun" / "why-not").write_text("no network")
@@ -165,14 +165,14 @@ def test_implementation_that_could_not_be_installed_says_why(tmp_path: Path, mon
     )
 
 
-def test_manifest_that_names_no_program_says_where_one_is_named(manifest: Path) -> None:
+def test_manifest_without_program_is_reported_with_remedy(manifest: Path) -> None:
     manifest.write_text(GOOD)
     assert load(manifest).why_unavailable() == (
         f"mine names no program; set program.path in {manifest}, or --impl mine=PATH"
     )
 
 
-def test_manifest_of_a_user_is_installed_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_command_of_user_manifest_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     manifest = tmp_path / "my own.toml"
     manifest.write_text(f"{GOOD}{INSTALL}")
@@ -181,7 +181,7 @@ def test_manifest_of_a_user_is_installed_by_its_file(tmp_path: Path, monkeypatch
     )
 
 
-def test_variant_is_the_program_that_was_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variant_starts_installed_program_of_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "mine.toml").write_text(f'{GOOD}{INSTALL}\n[variant]\nargs = ["--{{variant}}"]')
     variant = load(tmp_path / "mine.toml").varied("fast")
@@ -207,13 +207,13 @@ def test_variant_is_the_program_that_was_installed(tmp_path: Path, monkeypatch: 
         ("kernel=/bin/true", "--impl kernel=/bin/true: kernel is no program; for another kernel use --kernel"),
     ],
 )
-def test_mistake_in_a_choice_is_named_in_one_line(text: str, complaint: str) -> None:
+def test_wrong_impl_option_is_refused_with_reason(text: str, complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
         Registry().choose(text)
     assert str(refusal.value).startswith(complaint)
 
 
-def test_unknown_name_with_a_program_is_started_as_wireguard_go_is(program: Path) -> None:
+def test_unknown_name_with_program_is_started_like_wireguard_go(program: Path) -> None:
     registry = Registry()
     mine = registry.choose(f"mine={program}")
     assert mine.argv("wg0") == [str(program), "-f", "wg0"]
@@ -221,7 +221,7 @@ def test_unknown_name_with_a_program_is_started_as_wireguard_go_is(program: Path
     assert registry.get("mine") is mine
 
 
-def test_known_name_with_a_program_keeps_what_its_manifest_says(program: Path) -> None:
+def test_known_name_with_program_keeps_capabilities_and_env(program: Path) -> None:
     registry = Registry()
     before = registry.get("wireguard-go")
     chosen = registry.choose(f"wireguard-go={program}")
@@ -229,7 +229,7 @@ def test_known_name_with_a_program_keeps_what_its_manifest_says(program: Path) -
     assert (chosen.capabilities, chosen.env) == (before.capabilities, before.env)
 
 
-def test_what_was_asked_for_is_kept_in_order_and_once(manifest: Path) -> None:
+def test_chosen_implementations_are_kept_in_order_and_once(manifest: Path) -> None:
     registry = Registry()
     manifest.write_text(GOOD)
     registry.choose("wireguard-go")
@@ -238,7 +238,7 @@ def test_what_was_asked_for_is_kept_in_order_and_once(manifest: Path) -> None:
     assert registry.asked == ["wireguard-go", "mine"]
 
 
-def test_manifests_of_the_project_can_be_read() -> None:
+def test_shipped_manifests_can_be_read() -> None:
     known: dict[str, Any] = Registry().known
     assert {"kernel", "wireguard-go", "wireguard-go-debian"} <= known.keys()
 
@@ -247,7 +247,7 @@ def test_manifests_of_the_project_can_be_read() -> None:
     ("release", "declared"),
     [("6.1.0-56-cloud-amd64", False), ("6.15.9", False), ("6.16.0", True), ("7.0.0-rc1", True)],
 )
-def test_kernel_removes_allowed_ips_since_its_release(
+def test_kernel_declares_allowed_ip_removal_since_6_16(
     monkeypatch: pytest.MonkeyPatch, release: str, declared: bool
 ) -> None:
     monkeypatch.setattr("os.uname", lambda: SimpleNamespace(release=release))
@@ -260,25 +260,25 @@ def test_variant_adds_its_arguments_and_environment() -> None:
     assert variant.env["REFWG_MUTANTS"] == "allowed"
 
 
-def test_program_that_reveals_its_keys_is_told_where_to() -> None:
+def test_refwg_receives_key_log_path_only_when_given() -> None:
     refwg = Registry().get("refwg")
     assert refwg.argv("wg0", Path("/run/keys"))[-2:] == ["--keylog", "/run/keys"]
     assert "--keylog" not in refwg.argv("wg0")
 
 
-def test_program_in_the_place_of_another_is_not_asked_for_keys(program: Path) -> None:
+def test_replacement_program_receives_no_key_log_option(program: Path) -> None:
     assert Registry().choose(f"refwg={program}").argv("wg0", Path("/run/keys")) == [str(program), "-f", "wg0"]
 
 
-def test_variants_are_not_among_the_known_until_asked_for() -> None:
+def test_variants_are_not_in_fresh_registry() -> None:
     assert not [name for name in Registry().known if "+" in name]
 
 
-def test_variant_of_a_program_that_has_none_is_unknown() -> None:
+def test_variant_of_implementation_without_variants_is_unknown() -> None:
     with pytest.raises(UsageError, match=r"unknown implementation 'kernel\+fast'"):
         Registry().get("kernel+fast")
 
 
-def test_command_without_a_program_gives_way_to_a_given_one(program: Path) -> None:
+def test_given_program_replaces_command_of_manifest(program: Path) -> None:
     chosen = Registry().choose(f"refwg={program}")
     assert chosen.argv("wg0") == [str(program), "-f", "wg0"]

@@ -81,7 +81,7 @@ def kernel(bare_kernel: Kernel) -> Kernel:
     return bare_kernel
 
 
-def test_set_names_the_interface_and_waits_for_its_acknowledgement(kernel: Kernel) -> None:
+def test_set_sends_interface_name_and_requests_acknowledgement(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(0))
     kernel.control.interface("wg0").set(DeviceConfig(listen_port=5))
     [request] = kernel.asked()
@@ -89,14 +89,14 @@ def test_set_names_the_interface_and_waits_for_its_acknowledgement(kernel: Kerne
     assert request == Message(FAMILY, 0x5, 2, b"\1\1\0\0" + payload)
 
 
-def test_get_asks_for_a_dump_and_reads_it(kernel: Kernel) -> None:
+def test_get_requests_dump_and_decodes_it(kernel: Kernel) -> None:
     kernel.answer(2, dumped(51820))
     kernel.answer(2, DONE)
     assert kernel.control.interface("wg0").get() == DeviceState(listen_port=51820)
     assert kernel.asked() == [Message(FAMILY, 0x301, 2, b"\0\1\0\0" + struct.pack("=HH", 8, 2) + b"wg0\0")]
 
 
-def test_family_is_asked_for_once(kernel: Kernel) -> None:
+def test_family_id_is_looked_up_once(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(0))
     kernel.answer(3, acknowledged(0))
     kernel.control.set("wg0", DeviceConfig())
@@ -110,13 +110,13 @@ def test_interrupted_dump_is_read_again(kernel: Kernel) -> None:
     assert kernel.control.get("wg0").listen_port == 51820
 
 
-def test_answer_to_an_earlier_request_is_passed_over(kernel: Kernel) -> None:
+def test_answer_to_earlier_request_is_ignored(kernel: Kernel) -> None:
     kernel.answer(1, dumped(1), DONE)
     kernel.answer(2, dumped(51820), DONE)
     assert kernel.control.get("wg0").listen_port == 51820
 
 
-def test_refused_set_names_interface_error_and_what_was_set(kernel: Kernel) -> None:
+def test_refused_set_reports_interface_errno_and_settings(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(errno.EADDRINUSE))
     message = r"^wg0 \(genl\): EADDRINUSE: set listen_port 5: Address already in use$"
     with pytest.raises(ControlError, match=message) as caught:
@@ -124,13 +124,13 @@ def test_refused_set_names_interface_error_and_what_was_set(kernel: Kernel) -> N
     assert caught.value.errno == errno.EADDRINUSE
 
 
-def test_refused_get_names_the_interface(kernel: Kernel) -> None:
+def test_refused_get_reports_interface_and_errno(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(errno.ENODEV))
     with pytest.raises(ControlError, match=r"^wg0 \(genl\): ENODEV: get: No such device$"):
         kernel.control.get("wg0")
 
 
-def test_large_set_stops_at_the_first_refused_part(kernel: Kernel) -> None:
+def test_large_set_stops_at_first_refused_part(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(0))
     kernel.answer(3, acknowledged(errno.ENOMEM))
     config = DeviceConfig(peers=(PeerConfig(public_key=Key(bytes(32)), allowed_ips=MANY * 2),))
@@ -139,19 +139,19 @@ def test_large_set_stops_at_the_first_refused_part(kernel: Kernel) -> None:
     assert [request.sequence for request in kernel.asked()] == [2, 3]
 
 
-def test_kernel_without_the_family_is_unavailable(bare_kernel: Kernel) -> None:
+def test_kernel_without_wireguard_family_is_unavailable(bare_kernel: Kernel) -> None:
     bare_kernel.answer(1, acknowledged(errno.ENOENT))
     with pytest.raises(Unavailable, match="this kernel has no WireGuard: modprobe wireguard"):
         bare_kernel.control.get("wg0")
 
 
-def test_other_failures_of_the_look_up_keep_their_error(bare_kernel: Kernel) -> None:
+def test_failed_family_lookup_reports_its_errno(bare_kernel: Kernel) -> None:
     bare_kernel.answer(1, acknowledged(errno.EPERM))
     with pytest.raises(ControlError, match=r"^genl: EPERM: look up family wireguard: Operation not permitted$"):
         bare_kernel.control.get("wg0")
 
 
-def test_half_an_answer_ends_with_the_deadline(kernel: Kernel) -> None:
+def test_incomplete_answer_ends_with_deadline_exceeded(kernel: Kernel) -> None:
     kernel.answer(2, dumped(1))
     with pytest.raises(DeadlineExceeded, match=r"^wg0 \(genl\): waited 0.1 s for the answer to get; seen: 1 messages$"):
         kernel.control.get("wg0")
@@ -165,14 +165,14 @@ def test_half_an_answer_ends_with_the_deadline(kernel: Kernel) -> None:
         (bytes(1 << 17) + b"x", "cut off after 131072 bytes"),
     ],
 )
-def test_unreadable_answer_names_the_interface(kernel: Kernel, answer: bytes, complaint: str) -> None:
+def test_unreadable_answer_is_reported_with_interface(kernel: Kernel, answer: bytes, complaint: str) -> None:
     kernel.far.send(answer)
     kernel.answer(2, DONE)
     with pytest.raises(ControlError, match=rf"^wg0 \(genl\): unreadable answer: {complaint}$"):
         kernel.control.get("wg0")
 
 
-def test_closed_socket_is_an_error_of_the_interface() -> None:
+def test_unconnected_socket_is_reported_as_enotconn() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as unconnected:
         control = GenlControl(unconnected)
         with pytest.raises(ControlError, match=r"ENOTCONN: look up family wireguard: .* not connected$"):
@@ -195,11 +195,11 @@ def test_closed_socket_is_an_error_of_the_interface() -> None:
         (Message(NLMSG_DONE, 2 | NLM_F_ACK_TLVS, 0, BAD + TEXT), (errno.EINVAL, "bad key")),
     ],
 )
-def test_verdict_is_the_errno_and_the_kernels_own_words(answer: Message, expected: tuple[int, str]) -> None:
+def test_verdict_returns_errno_and_extended_ack_message(answer: Message, expected: tuple[int, str]) -> None:
     assert verdict(answer) == expected
 
 
-def test_kernels_own_words_end_the_message(kernel: Kernel) -> None:
+def test_extended_ack_message_ends_error_text(kernel: Kernel) -> None:
     kernel.answer(2, Message(NLMSG_ERROR, NLM_F_ACK_TLVS | NLM_F_CAPPED, 0, BAD + HEADER + TEXT))
     with pytest.raises(ControlError, match=r"EINVAL: set listen_port 5: Invalid argument \(bad key\)$"):
         kernel.control.set("wg0", DeviceConfig(listen_port=5))
@@ -218,7 +218,7 @@ def test_impossible_message_length_is_refused(data: bytes, complaint: str) -> No
         parse_messages(data)
 
 
-def test_attribute_of_65536_bytes_is_the_callers_mistake() -> None:
+def test_attribute_of_65536_bytes_raises_usage_error() -> None:
     assert len(attribute(1, bytes(0xFFFB))) == 0x10000
     with pytest.raises(UsageError, match="netlink attribute 1: 65536 bytes do not fit its 16-bit length"):
         attribute(1, bytes(0xFFFC))

@@ -45,7 +45,7 @@ def path(tmp_path: Path) -> Path:
     return made
 
 
-def test_packets_are_read_back_with_time_interface_direction_and_comment(path: Path) -> None:
+def test_packets_keep_time_interface_direction_and_comment(path: Path) -> None:
     fields = ("frame.time_epoch", "frame.interface_name", "frame.packet_flags_direction", "frame.len", "frame.comment")
     printed = wireshark(
         "tshark", "-r", str(path), "-T", "fields", *(word for field in fields for word in ("-e", field))
@@ -56,7 +56,7 @@ def test_packets_are_read_back_with_time_interface_direction_and_comment(path: P
     ]
 
 
-def test_file_tells_its_ends_what_was_missed_and_that_it_has_keys(path: Path) -> None:
+def test_file_holds_interfaces_missed_count_secrets_and_comment(path: Path) -> None:
     printed = wireshark("capinfos", str(path))
     for line in ("Number of interfaces in file: 2", "Number of decryption secrets in file: 1", "seed 7", "wg-interop"):
         assert line in printed
@@ -64,7 +64,7 @@ def test_file_tells_its_ends_what_was_missed_and_that_it_has_keys(path: Path) ->
     assert path.read_bytes()[-16:-8] == (3).to_bytes(8, "little")
 
 
-def test_file_without_keys_has_no_block_for_them(tmp_path: Path) -> None:
+def test_file_without_keys_has_no_secrets_block(tmp_path: Path) -> None:
     pcapng.save(tmp_path / "b.pcapng", [pcapng.End("lo")], [])
     assert "secrets" not in wireshark("capinfos", str(tmp_path / "b.pcapng"))
 
@@ -79,7 +79,7 @@ class Dead:
         raise HarnessError("nobody answers")
 
 
-def test_key_log_of_a_dead_program_is_what_it_has_written_without_what_is_no_key(tmp_path: Path) -> None:
+def test_key_log_of_dead_program_keeps_only_valid_keys(tmp_path: Path) -> None:
     log = tmp_path / "keys"
     log.write_text(f"LOCAL_EPHEMERAL_PRIVATE_KEY = {KEY}\nPRESHARED_KEY = short\nnonsense\nPRESHARED_KEY = {KEY}\nPRE")
     interfaces = [cast("Interface", Dead(log)), cast("Interface", Dead(None)), cast("Interface", Dead(tmp_path / "no"))]
@@ -105,7 +105,7 @@ ONE, TWO = (Key(bytes([number]) * 32) for number in (1, 2))
 @pytest.mark.parametrize(
     ("reported", "told", "known"), [(ONE, None, ONE), (ONE, TWO, ONE), (None, TWO, TWO), (None, None, None)]
 )
-def test_private_key_is_what_a_program_reports_or_else_what_it_was_told(
+def test_private_key_is_reported_key_or_else_configured_key(
     reported: Key | None, told: Key | None, known: Key | None
 ) -> None:
     lines = keylog.key_log([cast("Interface", Alive(reported, told))])

@@ -58,7 +58,7 @@ def pytest_sessionfinish():
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (INSIDE, REFUSED):
         monkeypatch.delenv(name, raising=False)
-    # To load no other plugin saves a second each time; `test_run_that_does_not_use_the_plugin` has it as all have it.
+    # To load no other plugin saves a second each time; `test_unused_plugin_prints_and_imports_nothing` loads all.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -71,7 +71,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("module", ["def test(): pass", FOREIGN], ids=["plain", "own fixtures of our names"])
-def test_run_that_does_not_use_the_plugin_hears_nothing_of_it(
+def test_unused_plugin_prints_and_imports_nothing(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     for name in ("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTEST_PLUGINS"):
@@ -86,7 +86,7 @@ def test_run_that_does_not_use_the_plugin_hears_nothing_of_it(
     assert not (pytester.path / "report").exists()
 
 
-def test_run_that_uses_the_lab_asks_for_a_sandbox(pytester: pytest.Pytester) -> None:
+def test_run_that_uses_lab_asks_for_sandbox(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test(lab): pass")
     run = pytester.runpytest_subprocess("-rs")
     run.stdout.fnmatch_lines("wg-interop: *sandbox*, seed *")
@@ -94,7 +94,7 @@ def test_run_that_uses_the_lab_asks_for_a_sandbox(pytester: pytest.Pytester) -> 
 
 
 @pytest.mark.usefixtures("refused")
-def test_own_fixtures_of_our_names_are_no_implementations_in_the_results(pytester: pytest.Pytester) -> None:
+def test_foreign_fixtures_of_same_name_are_not_implementations(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=FOREIGN)
     assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
     found = json.loads((pytester.path / "results.json").read_text())["results"]
@@ -104,7 +104,7 @@ def test_own_fixtures_of_our_names_are_no_implementations_in_the_results(pyteste
 
 
 @pytest.mark.parametrize("options", [[], ["--impl", ONE], ["--lane", "netns"]])
-def test_looking_at_what_there_is_enters_no_sandbox(pytester: pytest.Pytester, options: list[str]) -> None:
+def test_collect_only_run_enters_no_sandbox(pytester: pytest.Pytester, options: list[str]) -> None:
     pytester.makepyfile(LAB)
     pytester.makeconftest(LISTENING)
     run = pytester.runpytest_subprocess("-s", "--collect-only", *options)
@@ -129,7 +129,7 @@ def test_looking_at_what_there_is_enters_no_sandbox(pytester: pytest.Pytester, o
         (["--timeout-scale", "slow"], "argument --timeout-scale: invalid float value: 'slow'"),
     ],
 )
-def test_wrong_usage_ends_with_status_4_and_one_line(
+def test_wrong_usage_exits_with_status_4_and_complaint(
     pytester: pytest.Pytester, options: list[str], complaint: str
 ) -> None:
     pytester.makepyfile(LAB)
@@ -159,14 +159,14 @@ def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, num
         (["--pair", f"{ONE}~{TWO}", "--pair", "kernel~kernel"], [f"{ONE}~{TWO}", "kernel~kernel"]),
     ],
 )
-def test_pair_comes_first_in_the_id(pytester: pytest.Pytester, options: list[str], pairs: list[str]) -> None:
+def test_pair_comes_first_in_test_id(pytester: pytest.Pytester, options: list[str], pairs: list[str]) -> None:
     pytester.makepyfile(test_it=LAB)
     items, _ = pytester.inline_genitems("-q", *options)
     ids = [item.name for item in items if item.name != "test_core"]
     assert sorted(ids) == sorted(f"test_pair[{pair}-{family}]" for pair in pairs for family in ("v4", "v6"))
 
 
-def test_without_options_every_implementation_meets_every_other(pytester: pytest.Pytester) -> None:
+def test_every_implementation_meets_every_other_by_default(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=LAB)
     items, _ = pytester.inline_genitems("-q")
     names = {item.name for item in items}
@@ -174,7 +174,9 @@ def test_without_options_every_implementation_meets_every_other(pytester: pytest
 
 
 @pytest.mark.parametrize(("options", "ids"), [(["--impl", ONE], [ONE]), (["--impl", TWO, "--impl", ONE], [TWO, ONE])])
-def test_single_implementation_is_the_id(pytester: pytest.Pytester, options: list[str], ids: list[str]) -> None:
+def test_single_implementation_is_parameter_in_test_id(
+    pytester: pytest.Pytester, options: list[str], ids: list[str]
+) -> None:
     pytester.makepyfile(test_it=IMPLEMENTATION)
     items, _ = pytester.inline_genitems("-q", *options)
     assert [item.name for item in items] == [f"test[{name}]" for name in ids]
@@ -190,9 +192,7 @@ def test_single_implementation_is_the_id(pytester: pytest.Pytester, options: lis
         (["core", "warp"], ["test_core"]),
     ],
 )
-def test_lane_chooses_by_whether_a_test_uses_the_lab(
-    pytester: pytest.Pytester, lanes: list[str], names: list[str]
-) -> None:
+def test_lane_option_selects_tests_by_use_of_lab(pytester: pytest.Pytester, lanes: list[str], names: list[str]) -> None:
     pytester.makepyfile(test_it=LAB)
     run = pytester.runpytest_inprocess("--collect-only", "-q", "--impl", ONE, *(f"--lane={lane}" for lane in lanes))
     assert [line for line in run.outlines if "::" in line] == [f"test_it.py::{name}" for name in names]
@@ -209,7 +209,7 @@ def test_lane_chooses_by_whether_a_test_uses_the_lab(
         (IMPLEMENTATION, ["--impl", ONE], "no test passed"),
     ],
 )
-def test_run_that_did_not_do_what_was_asked_is_no_success(
+def test_run_fails_when_requested_tests_did_not_run(
     pytester: pytest.Pytester, module: str, options: list[str], complaint: str
 ) -> None:
     pytester.makepyfile(test_it=module)
@@ -219,7 +219,7 @@ def test_run_that_did_not_do_what_was_asked_is_no_success(
 
 
 @pytest.mark.usefixtures("refused")
-def test_lane_core_alone_is_a_success_and_writes_results(pytester: pytest.Pytester) -> None:
+def test_lane_core_alone_passes_and_writes_results(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=LAB)
     run = pytester.runpytest_inprocess("--lane", "core", "--results", "here/mine.json", "--seed", "7")
     assert run.ret == OK
@@ -231,7 +231,7 @@ def test_lane_core_alone_is_a_success_and_writes_results(pytester: pytest.Pytest
 
 
 @pytest.mark.usefixtures("refused")
-def test_run_in_a_guest_is_judged_where_its_results_are_brought_to(
+def test_run_in_guest_exits_with_0_when_all_tests_are_skipped(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(LANE, "vm")
@@ -240,7 +240,9 @@ def test_run_in_a_guest_is_judged_where_its_results_are_brought_to(
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_seed_of_zero_is_a_seed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]) -> None:
+def test_seed_zero_is_used_as_given(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
     pytester.makepyfile(
         "from harness.plugin.session import state_of_run\n"
@@ -251,7 +253,9 @@ def test_seed_of_zero_is_a_seed(pytester: pytest.Pytester, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize(("earlier", "stays"), [(True, False), (False, True)])
-def test_evidence_of_an_earlier_run_only_is_cleared(pytester: pytest.Pytester, *, earlier: bool, stays: bool) -> None:
+def test_evidence_is_cleared_only_when_earlier_results_exist(
+    pytester: pytest.Pytester, *, earlier: bool, stays: bool
+) -> None:
     pytester.makepyfile("def test_core(): pass\ndef test_lab(lab): pass")
     note = pytester.mkdir("evidence") / "note"
     note.touch()
@@ -263,7 +267,7 @@ def test_evidence_of_an_earlier_run_only_is_cleared(pytester: pytest.Pytester, *
 
 @pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("name", ["guest", "objects"])
-def test_what_is_said_of_a_guest_as_a_whole_is_an_event(
+def test_report_about_whole_guest_is_sent_as_event(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     pytester.makeconftest(
@@ -293,7 +297,7 @@ def test_what_is_said_of_a_guest_as_a_whole_is_an_event(
 
 
 @pytest.mark.usefixtures("refused")
-def test_skip_says_why_there_is_no_sandbox(pytester: pytest.Pytester) -> None:
+def test_skip_reason_is_reason_of_missing_sandbox(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it="def test(lab): pass")
     run = pytester.runpytest_inprocess("-rs")
     run.stdout.fnmatch_lines(
@@ -319,7 +323,7 @@ def test_undeclared_capability_is_unsupported(pytester: pytest.Pytester, declare
 
 
 @pytest.mark.parametrize("by", [["kernel"], ["wireguard-go", "refwg"]])
-def test_difference_of_the_kernel_or_of_refwg_is_a_failure(by: list[str]) -> None:
+def test_difference_of_kernel_or_refwg_is_failure(by: list[str]) -> None:
     with pytest.raises(Failed, match=f"^{by[-1]}: 1360 bytes, not 1359"):
         differs("1360 bytes, not 1359", by=by)
     with pytest.raises(Differs, match=r"^1360 bytes, not 1359"):
@@ -328,7 +332,7 @@ def test_difference_of_the_kernel_or_of_refwg_is_a_failure(by: list[str]) -> Non
 
 @pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
-def test_difference_is_named_and_fails_no_run(
+def test_difference_is_printed_and_does_not_fail_run(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
 ) -> None:
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")

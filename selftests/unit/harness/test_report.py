@@ -86,7 +86,7 @@ def tags(path: Path) -> Tags:
         (["passed"], "lane vm was asked for and did not run", ("bad", "lane vm was asked for and did not run")),
     ],
 )
-def test_verdict_is_good_only_if_something_passed_and_nothing_failed(
+def test_verdict_is_good_when_tests_passed_and_none_failed(
     tmp_path: Path, states: list[str], complaint: str, verdict: tuple[str, str]
 ) -> None:
     entries = [entry(f"test_it.py::test_{number}", state=state) for number, state in enumerate(states)]
@@ -106,12 +106,12 @@ def test_verdict_is_good_only_if_something_passed_and_nothing_failed(
         ({"passed", "of a later version"}, "bad"),
     ],
 )
-def test_colour_of_a_cell_is_that_of_its_worst_state(states: set[str], colour: str) -> None:
+def test_cell_colour_follows_its_worst_state(states: set[str], colour: str) -> None:
     assert tone(states) == colour
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_fails_a_run_is_red_in_any_company(state: str) -> None:
+def test_cell_is_red_exactly_when_it_holds_failing_state(state: str) -> None:
     assert (tone({state, "passed", "xfailed"}) == "bad") == (state in GATING | {"flaky", "blocked"})
 
 
@@ -124,7 +124,7 @@ def test_failures_come_first(tmp_path: Path) -> None:
 # Cells
 
 
-def test_every_pair_has_a_cell_in_the_matrix_of_its_lane_and_kernel(tmp_path: Path) -> None:
+def test_every_pair_has_cell_in_matrix_of_its_lane_and_kernel(tmp_path: Path) -> None:
     page = page_of(
         tmp_path, entry(), entry(a="y", b="x", state="failed"), entry(lane="vm"), entry(lane="vm", kernel="6.12")
     )
@@ -140,24 +140,24 @@ def test_cell_counts_its_tests_by_state(tmp_path: Path) -> None:
     assert page.groups[0].matrix["x", "y"].counts == [("failed", 1), ("passed", 2), ("skipped", 1)]
 
 
-def test_tests_of_one_implementation_are_rows_of_a_table(tmp_path: Path) -> None:
+def test_tests_of_one_implementation_are_table_rows(tmp_path: Path) -> None:
     page = page_of(tmp_path, entry(b=""), entry(a="kernel", b="", state="failed"), entry("test_it.py::test_key", b=""))
     (group,) = page.groups
     rows = [(row.title, row.id, [tone for tone, _, _ in row.marks]) for row in group.configuration]
     assert rows == [("key", "v4", ["none", "good"]), ("ping", "v4", ["bad", "good"])]
 
 
-def test_tests_without_an_implementation_are_listed_by_file(tmp_path: Path) -> None:
+def test_tests_without_implementation_are_listed_by_file(tmp_path: Path) -> None:
     page = page_of(tmp_path, entry("a.py::test_x", a="", b=""), entry("b.py::test_y", a="", b=""))
     assert [panel.title for panel in page.groups[0].others] == ["a.py", "b.py"]
 
 
-def test_two_versions_of_a_program_are_told_apart(tmp_path: Path) -> None:
+def test_two_versions_of_program_have_separate_cells(tmp_path: Path) -> None:
     page = page_of(tmp_path, entry(b="z"), entry(b="z", a="x") | {"a": {"impl": "x", "version": "2"}})
     assert [*page.groups[0].matrix] == [("x 1", "z"), ("x 2", "z")]
 
 
-def test_implementations_have_the_same_order_everywhere() -> None:
+def test_implementations_are_sorted_in_fixed_order() -> None:
     names = ["mine", "gotatun", "refwg+no-clamp", "wireguard-go", "refwg", "kernel"]
     assert sort_names(names) == ["kernel", "refwg", "refwg+no-clamp", "wireguard-go", "gotatun", "mine"]
 
@@ -171,7 +171,7 @@ def test_implementations_have_the_same_order_everywhere() -> None:
         ("test_it.py::test_ping", ("test_it.py", "ping", "")),
     ],
 )
-def test_name_of_a_test_is_shown_as_a_sentence(tmp_path: Path, name: str, shown: tuple[str, str, str]) -> None:
+def test_name_of_test_is_shown_as_sentence(tmp_path: Path, name: str, shown: tuple[str, str, str]) -> None:
     (test,) = page_of(tmp_path, entry() | {"id": name}).tests
     assert (test.file, test.sentence, test.rest) == shown
 
@@ -184,7 +184,7 @@ def test_name_of_a_test_is_shown_as_a_sentence(tmp_path: Path, name: str, shown:
         ({"id": "vm::guest[6.1]", "lane": "vm"}, ""),
     ],
 )
-def test_command_to_run_a_test_once_more_is_told(tmp_path: Path, more: dict[str, Any], command: str) -> None:
+def test_command_to_run_test_again_is_shown(tmp_path: Path, more: dict[str, Any], command: str) -> None:
     (test,) = page_of(tmp_path, entry() | more).tests
     assert test.again == command
 
@@ -192,7 +192,7 @@ def test_command_to_run_a_test_once_more_is_told(tmp_path: Path, more: dict[str,
 # Several files
 
 
-def test_several_files_are_one_page(tmp_path: Path) -> None:
+def test_several_result_files_are_merged_into_one_page(tmp_path: Path) -> None:
     first = write(tmp_path / "1", entry(), entry(lane="vm", state="failed"), seed=1)
     second = write(tmp_path / "2", entry(lane="vm"), seed=2)
     page = gather([read(first), read(second)], tmp_path, None)
@@ -204,7 +204,7 @@ def test_several_files_are_one_page(tmp_path: Path) -> None:
     "text",
     ["", "[]", "{}", '{"schema": 2}', '{"schema": 1, "seed": 1, "host": {}, "results": [{"id": 5}]}', "\udcff"],
 )
-def test_file_that_holds_no_results_is_named(tmp_path: Path, text: str) -> None:
+def test_file_without_results_is_named_in_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UsageError, match=r"results\.json: "):
@@ -228,7 +228,7 @@ def with_evidence(tmp_path: Path, artifacts: str = "evidence/one") -> Shown:
     return test
 
 
-def test_evidence_is_shown_in_the_order_in_which_it_is_read(tmp_path: Path, evidence: Path) -> None:
+def test_evidence_is_shown_in_fixed_order(tmp_path: Path, evidence: Path) -> None:
     for name in ("ns1.txt", "ns1-wg0.wg.txt", "commands.txt", "a.log", "topology.txt", "failure.txt", "trace.jsonl"):
         (evidence / name).write_text("text")
     kinds = [text.kind for text in with_evidence(tmp_path).texts]
@@ -252,7 +252,9 @@ def test_binary_file_is_linked_and_not_shown(tmp_path: Path, evidence: Path) -> 
     assert (text.text, text.href) == (None, "evidence/one/veth%20%231.pcapng")
 
 
-def test_page_ends_to_grow_at_its_budget(tmp_path: Path, evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_text_is_left_out_above_page_budget(
+    tmp_path: Path, evidence: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _BUDGET > 1_000_000
     monkeypatch.setattr("harness.report.evidence._BUDGET", 10)
     for name in ("a.log", "b.log"):
@@ -261,7 +263,7 @@ def test_page_ends_to_grow_at_its_budget(tmp_path: Path, evidence: Path, monkeyp
 
 
 @pytest.mark.parametrize("artifacts", ["..", "/etc", "evidence/../../..", "evidence/link", "absent", "a\0b"])
-def test_nothing_outside_of_the_results_is_read(tmp_path: Path, evidence: Path, artifacts: str) -> None:
+def test_evidence_outside_of_results_directory_is_not_read(tmp_path: Path, evidence: Path, artifacts: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.txt").write_text("secret")
@@ -274,7 +276,7 @@ def test_nothing_outside_of_the_results_is_read(tmp_path: Path, evidence: Path, 
     assert list(with_evidence(tmp_path).texts) == []
 
 
-def test_links_lead_from_the_page_to_the_evidence(tmp_path: Path, evidence: Path) -> None:
+def test_page_links_lead_to_evidence(tmp_path: Path, evidence: Path) -> None:
     (evidence / "a.log").write_text("text")
     path = render([write(tmp_path, entry(artifacts="evidence/one"))], tmp_path / "elsewhere" / "page.html")
     assert "../evidence/one/a.log" in tags(path).links
@@ -295,12 +297,12 @@ def test_hostile_text_stays_text(tmp_path: Path, evidence: Path, where: str) -> 
     assert "{{ 7 * 7 }}" in found.text
 
 
-def test_page_needs_no_network(tmp_path: Path) -> None:
+def test_page_has_no_external_links(tmp_path: Path) -> None:
     found = tags(render([write(tmp_path, entry(), entry(a="y", state="failed"))], tmp_path))
     assert [link for link in found.links if not link.startswith(("#", "data:"))] == []
 
 
-def test_every_link_within_the_page_has_its_target(tmp_path: Path) -> None:
+def test_every_link_within_page_has_its_target(tmp_path: Path) -> None:
     entries = [entry(), entry(b=""), entry(a="", b=""), entry(a="y", state="failed"), entry(lane="vm", state="xfailed")]
     found = tags(render([write(tmp_path, *entries)], tmp_path))
     assert {link[1:] for link in found.links if link.startswith("#")} - {""} <= set(found.ids)
@@ -317,7 +319,7 @@ def test_every_link_within_the_page_has_its_target(tmp_path: Path) -> None:
         ("line\r\nline\tend ü ≈", "line\nline\tend ü ≈"),
     ],
 )
-def test_what_cannot_be_seen_is_made_visible(text: str, shown: str) -> None:
+def test_invisible_characters_are_removed_or_made_visible(text: str, shown: str) -> None:
     assert clean(text) == shown
 
 
@@ -338,7 +340,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_scenario_is_covered_for_both_sides_of_a_test_that_ran(tmp_path: Path, checkout: Path) -> None:
+def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, checkout: Path) -> None:
     path = write(
         tmp_path,
         entry(scenarios=["N01"], requirements=["HS-01", "XX-99"]),
@@ -379,12 +381,12 @@ def test_scenarios_are_rows_and_pairs_are_columns(tmp_path: Path, checkout: Path
     assert 'title="1 differs, 1 passed: 1360 bytes, not 1359"' in page
 
 
-def test_run_without_a_scenario_shows_no_table_of_them(tmp_path: Path, checkout: Path) -> None:
+def test_run_without_scenarios_has_no_scenario_table(tmp_path: Path, checkout: Path) -> None:
     path = write(tmp_path, entry(a="", b="", lane="core"))
     assert [group.scenarios for group in gather([read(path)], tmp_path, checkout).groups] == [[]]
 
 
-def test_test_without_an_implementation_covers_for_none(tmp_path: Path, checkout: Path) -> None:
+def test_coverage_of_test_without_implementation_has_no_name(tmp_path: Path, checkout: Path) -> None:
     path = write(tmp_path, entry(a="", b="", requirements=["HS-02"]))
     coverage = gather([read(path)], tmp_path, checkout).coverage
     assert coverage.names == [""]
@@ -421,7 +423,7 @@ def test_xfail_is_shown_with_its_expectation(tmp_path: Path, checkout: Path) -> 
         ("xpassed", "it passes", "loss"),
     ],
 )
-def test_known_failure_is_the_one_that_decided(
+def test_expectation_that_decided_result_is_shown(
     tmp_path: Path, checkout: Path, state: str, message: str, observed: str | None
 ) -> None:
     anywhere = {"test": "test_*", "message": "panicked", "observed": "panic", "always": False}
@@ -445,7 +447,7 @@ def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
     ]
 
 
-def test_checkout_is_found_above_the_results(checkout: Path) -> None:
+def test_checkout_and_its_catalogue_are_found_above_results(checkout: Path) -> None:
     assert find_root([checkout / "report" / "results.json"]) == checkout
     assert [*read_catalogue(checkout, "netns-scenarios.toml", "scenario")] == ["N01", "N02"]
     assert read_catalogue(checkout, "absent.toml", "scenario") == {}
@@ -453,5 +455,5 @@ def test_checkout_is_found_above_the_results(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.004, "0.00 s"), (1.25, "1.2 s"), (59.9, "59.9 s"), (61, "1 min 1 s")])
-def test_durations_are_short(value: float, text: str) -> None:
+def test_duration_is_printed_in_short_form(value: float, text: str) -> None:
     assert seconds(value) == text

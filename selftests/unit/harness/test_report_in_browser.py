@@ -197,14 +197,14 @@ def test_verdict_and_matrix_are_seen_without_scrolling(opened: Browser) -> None:
     assert 0 < lowest < 900
 
 
-def test_click_on_a_cell_shows_its_tests_and_no_others(opened: Browser) -> None:
+def test_click_on_cell_shows_only_its_tests(opened: Browser) -> None:
     assert opened.seen(".panel") == ""
     opened.click(".cell.bad")
     opened.await_sight(".panel h2", "y ~ x")
     assert opened.seen(".panel .sentence") == "ping"
 
 
-def test_click_on_a_test_shows_its_evidence(opened: Browser) -> None:
+def test_click_on_test_shows_its_evidence(opened: Browser) -> None:
     opened.click(".cell.bad")
     opened.await_sight(".panel h2", "y ~ x")
     assert opened.seen(".panel pre") == ""
@@ -214,19 +214,19 @@ def test_click_on_a_test_shows_its_evidence(opened: Browser) -> None:
     opened.await_sight(".panel pre", f"{DRAWING}\npeer says {EVIL}")
 
 
-def test_click_on_a_scenario_shows_why_its_test_differs(opened: Browser) -> None:
+def test_click_on_scenario_shows_why_its_test_differs(opened: Browser) -> None:
     assert opened.seen(".scenarios tbody tr:nth-child(3) td.n").split() == ["≠1+1", "✓", "✗", "✓"]
     opened.click(".scenarios .dot.mixed")
     opened.await_sight(".panel:target .why, .panel:has(:target) .why", DIFFERENCE)
 
 
-def test_address_of_a_test_opens_its_evidence(opened: Browser) -> None:
+def test_address_of_test_opens_its_evidence(opened: Browser) -> None:
     opened.click(".card.bad .links a")
     opened.await_sight(".panel pre", DRAWING)
     assert opened.value("location.hash").startswith("#t-")
 
 
-def test_without_scripts_the_address_of_a_test_opens_its_evidence_too(browser: Browser, page: Path) -> None:
+def test_address_of_test_opens_its_evidence_without_scripts(browser: Browser, page: Path) -> None:
     browser("Emulation.setScriptExecutionDisabled", value=True)
     try:
         fragment = page.read_text().split('href="#t-')[1].split('"')[0]
@@ -236,7 +236,7 @@ def test_without_scripts_the_address_of_a_test_opens_its_evidence_too(browser: B
         browser("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_keyboard_reaches_a_cell_opens_it_and_comes_back(opened: Browser) -> None:
+def test_keyboard_opens_cell_and_returns_focus(opened: Browser) -> None:
     opened.value("document.querySelector('table.matrix a').focus()")
     opened.press("ArrowRight")
     opened.press("Enter")
@@ -254,7 +254,7 @@ def test_hostile_text_stays_text_and_nothing_is_fetched(opened: Browser) -> None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(opened: Browser, scheme: str) -> None:
+def test_text_has_enough_contrast_in_light_and_dark(opened: Browser, scheme: str) -> None:
     opened("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     for selector in ("body", ".banner h1", ".cell.good .big", ".cell.bad .big", ".dim"):
         assert opened.value(CONTRAST % selector) >= 4.5, selector

@@ -97,7 +97,7 @@ def run(pytester: pytest.Pytester, results: Results, *tests: str) -> list[Result
     return list(results.by_id.values())
 
 
-def test_reports_of_a_test_add_up_to_a_state(pytester: pytest.Pytester, results: Results) -> None:
+def test_reports_of_one_test_add_up_to_one_state(pytester: pytest.Pytester, results: Results) -> None:
     found = run(pytester, results, *(test for test, _, _ in CASES))
     states = [
         (test, result.state, result.message.split("\n", 1)[0])
@@ -107,7 +107,7 @@ def test_reports_of_a_test_add_up_to_a_state(pytester: pytest.Pytester, results:
     assert {state for _, state, _ in states} <= set(STATES)
 
 
-def test_state_survives_the_way_from_a_guest(pytester: pytest.Pytester, results: Results) -> None:
+def test_result_survives_transfer_from_guest(pytester: pytest.Pytester, results: Results) -> None:
     pytester.makepyfile(
         "".join(f"{MODULE}{test.replace('test', f'test_{n}', 1)}\n" for n, (test, _, _) in enumerate(CASES))
     )
@@ -119,7 +119,7 @@ def test_state_survives_the_way_from_a_guest(pytester: pytest.Pytester, results:
     assert results.by_id == there.by_id
 
 
-def test_properties_of_a_report_are_the_facts_of_the_result(pytester: pytest.Pytester, results: Results) -> None:
+def test_result_takes_its_facts_from_report_properties(pytester: pytest.Pytester, results: Results) -> None:
     facts = {"a": {"impl": "x", "version": "1"}, "b": {"impl": "y", "version": "2"}, "scenarios": ["N02"]}
     (result,) = run(pytester, results, f"def test(record_property): record_property('wg-interop', {facts})")
     assert (result.id, result.pair, result.scenarios) == ("test_00.py::test", "x~y", ["N02"])
@@ -133,7 +133,7 @@ def test_properties_of_a_report_are_the_facts_of_the_result(pytester: pytest.Pyt
         (None, None, ""),
     ],
 )
-def test_pair_names_the_sides_there_are(a: dict[str, str] | None, b: dict[str, str] | None, shown: str) -> None:
+def test_pair_lists_only_existing_sides(a: dict[str, str] | None, b: dict[str, str] | None, shown: str) -> None:
     assert Result(id="test", a=a, b=b).pair == shown
 
 
@@ -150,7 +150,7 @@ def written(results: Results, path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_file_has_the_format_that_others_rely_on(tmp_path: Path) -> None:
+def test_results_file_has_keys_of_schema_1(tmp_path: Path) -> None:
     results = Results(7)
     results.by_id["test", "core", ""] = Result(id="test", state="passed")
     document = written(results, tmp_path / "report" / "results.json")
@@ -161,7 +161,7 @@ def test_file_has_the_format_that_others_rely_on(tmp_path: Path) -> None:
     assert list(document["results"][0]) == keys.split()
 
 
-def test_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_old_results_file_is_replaced_without_leftover_files(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text("old")
     assert written(Results(7), path)["results"] == []

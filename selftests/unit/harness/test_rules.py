@@ -61,32 +61,32 @@ def carried(made: Judge, numbers: range, now: int = 0) -> list[int]:
         ("data", "ppppd"),
     ],
 )
-def test_word_takes_its_messages(word: str, expected: str) -> None:
+def test_message_word_selects_its_messages(word: str, expected: str) -> None:
     assert verdicts(Drop(message=word), "irckd") == expected
 
 
 @pytest.mark.parametrize(
     ("nth", "expected"), [(2, "pdppp"), ("2-3", "pddpp"), ("4-", "pppdd"), ((1, "3-4"), "dpddp"), (9, "ppppp")]
 )
-def test_nth_counts_the_messages_that_meet_the_other_conditions(nth: Numbers, expected: str) -> None:
+def test_nth_counts_only_messages_that_meet_other_conditions(nth: Numbers, expected: str) -> None:
     assert verdicts(Drop(message="data", nth=nth), "ddddd") == expected
     # Other messages between them count for nothing.
     assert verdicts(Drop(message="data", nth=nth), "idrdcdkdid")[1::2] == expected
 
 
-def test_sender_is_one_of_both_ends() -> None:
+def test_sender_selects_direction_and_unknown_node_is_refused() -> None:
     assert verdicts(Drop(sender="ns1"), "d", side=0) == "d"
     assert verdicts(Drop(sender="ns1"), "d", side=1) == "p"
     with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here; ns1 and ns2 are"):
         judge(Drop(sender="ns3"))
 
 
-def test_first_rule_that_takes_a_message_decides() -> None:
+def test_first_matching_rule_decides() -> None:
     made = judge(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
     assert [len(made.arrive(frame("d"), 0, 0)[1]) for _ in range(3)] == [0, 2, 1]
 
 
-def test_held_messages_come_behind_the_next() -> None:
+def test_held_messages_are_released_after_next_message() -> None:
     assert carried(judge(Hold(message="data", counters="5-9", behind=1)), range(12)) == [
         0,
         1,
@@ -110,7 +110,7 @@ def test_held_message_waits_for_others_of_its_own_direction() -> None:
     assert len(made.arrive(frame("k"), 0, 0)[1]) == 2
 
 
-def test_held_message_goes_when_its_time_is_over_even_if_none_has_passed() -> None:
+def test_held_message_is_released_when_its_time_is_over() -> None:
     made = judge(Hold(message="data", behind=9, seconds=2.0))
     assert carried(made, range(1), now=SECOND) == []
     assert made.next_deadline() == 3 * SECOND
@@ -120,14 +120,14 @@ def test_held_message_goes_when_its_time_is_over_even_if_none_has_passed() -> No
     assert (made.holds, made.next_deadline()) == (0, None)
 
 
-def test_deadline_of_a_released_message_is_forgotten() -> None:
+def test_deadline_of_released_message_is_removed() -> None:
     made = judge(Hold(message="data", seconds=2.0))
     carried(made, range(3))
     assert counters([departure.frame for departure in made.release()]) == [0, 1, 2]
     assert made.next_deadline() is None
 
 
-def test_equal_delays_keep_the_order_and_jitter_does_not() -> None:
+def test_equal_delays_keep_order_and_jitter_does_not() -> None:
     for jitter, in_order in ((0.0, True), (0.5, False)):
         made = judge(Delay(message="data", seconds=0.3, jitter=jitter))
         carried(made, range(50))
@@ -136,7 +136,7 @@ def test_equal_delays_keep_the_order_and_jitter_does_not() -> None:
         assert (late == list(range(50))) is in_order
 
 
-def test_replay_leaves_the_message_and_sends_a_copy_later() -> None:
+def test_replay_passes_message_and_sends_copy_later() -> None:
     made = judge(Replay(message="data", nth=1, behind=2))
     assert carried(made, range(4)) == [0, 1, 2, 0, 3]
 
@@ -158,12 +158,12 @@ def lottery(seed: int, others: int) -> list[str]:
     return outcome
 
 
-def test_chance_comes_from_the_seed_and_not_from_the_other_direction() -> None:
+def test_random_drops_depend_on_seed_and_not_on_other_direction() -> None:
     assert lottery(1, 0) == lottery(1, 3) != lottery(2, 0)
     assert 5 <= lottery(1, 0).count("dropped") <= 45
 
 
-def test_seed_of_the_script_comes_before_that_of_the_lab() -> None:
+def test_script_seed_takes_precedence_over_lab_seed() -> None:
     outcomes = []
     for seed in (1, 2):
         made = Judge(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
@@ -171,7 +171,7 @@ def test_seed_of_the_script_comes_before_that_of_the_lab() -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def test_what_is_no_message_passes_whatever_the_script_says() -> None:
+def test_non_wireguard_frame_passes_drop_rule() -> None:
     made = judge(Drop())
     arp = bytes(12) + b"\x08\x06" + bytes(28)
     truncated = frame("i")[:100]

@@ -31,7 +31,7 @@ def names(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
-def test_directory_of_a_killed_run_is_removed_by_the_next(runs: Path) -> None:
+def test_directory_of_killed_run_is_removed_by_next_run(runs: Path) -> None:
     run = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with run, RunDirectory() as first:
         assert run.stdout is not None
@@ -49,13 +49,13 @@ def test_closed_run_leaves_nothing(runs: Path) -> None:
     assert names(runs) == []
 
 
-def test_owner_tells_who_started_the_run_and_when(runs: Path) -> None:
+def test_owner_file_begins_with_user_id(runs: Path) -> None:
     with RunDirectory() as run:
         assert run.path.parent == runs
         assert (run.path / "owner").read_text().startswith("uid ")
 
 
-def test_only_directories_without_an_owner_are_abandoned(tmp_path: Path) -> None:
+def test_directory_without_owner_is_removed_but_not_file_or_link(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     runs = tmp_path / "runs"
     for directory in (elsewhere, runs, runs / "dead"):

@@ -71,7 +71,7 @@ def test_rust_on_path_counts_only_if_new_enough(programs: Path) -> None:
     assert find_rust(parse_version("1.95.1")) is None
 
 
-def test_debians_rust_is_unpacked_into_the_cache_once(cache: Path, programs: Path) -> None:
+def test_rust_of_debian_is_unpacked_into_cache_once(cache: Path, programs: Path) -> None:
     write_program(programs / "apt-get", FETCH)
     write_program(programs / "dpkg-deb", UNPACK)
     found = rust("1.95", lambda _: None)
@@ -80,22 +80,20 @@ def test_debians_rust_is_unpacked_into_the_cache_once(cache: Path, programs: Pat
     assert rust("1.95", lambda _: None) == found
 
 
-def test_rust_that_is_nowhere_new_enough_is_told_with_the_version_there_is(programs: Path) -> None:
+def test_too_old_rust_is_refused_with_available_version(programs: Path) -> None:
     write_program(programs / "apt-get", FETCH)
     write_program(programs / "dpkg-deb", UNPACK)
     with pytest.raises(Unavailable, match=r"^no Rust 2\.0 or newer: Debian's is 1\.96\.0; put a newer rustc and cargo"):
         rust("2.0", lambda _: None)
 
 
-def test_rust_that_cannot_be_fetched_is_told_with_the_reason(programs: Path) -> None:
+def test_failed_rust_download_is_reported_with_reason(programs: Path) -> None:
     write_program(programs / "apt-get", "#!/bin/sh\necho 'E: Unable to locate package rustc-web'; exit 100\n")
     with pytest.raises(Unavailable, match="Debian's cannot be had: E: Unable to locate package rustc-web"):
         rust("1.95", lambda _: None)
 
 
-def test_build_keeps_to_its_own_directory_and_the_users_registry(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_build_uses_its_own_cargo_home_and_user_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CARGO_HOME", raising=False)
     monkeypatch.setenv("CARGO_TARGET_DIR", "/elsewhere")
@@ -109,9 +107,7 @@ def test_build_keeps_to_its_own_directory_and_the_users_registry(
     assert users_settings() == ["--config", str(tmp_path / ".cargo" / "config.toml")]
 
 
-def test_cargo_home_that_the_user_chose_is_kept_with_its_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cargo_home_set_by_user_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CARGO_HOME", "/my/cargo")
     assert Rust(Path("cargo"), Path("rustc")).environment(tmp_path)["CARGO_HOME"] == "/my/cargo"
     assert users_settings() == []

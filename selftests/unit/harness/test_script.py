@@ -57,7 +57,7 @@ copies = 2
 """
 
 
-def test_file_and_records_say_the_same(tmp_path: Path) -> None:
+def test_fault_script_file_loads_as_equal_records(tmp_path: Path) -> None:
     path = tmp_path / "script.toml"
     path.write_text(EVERYTHING)
     assert script.load(path) == Script(
@@ -73,7 +73,7 @@ def test_file_and_records_say_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_script_in_the_manual_is_one() -> None:
+def test_fault_script_in_manual_is_valid() -> None:
     manual = (ROOT / "docs" / "wires.md").read_text()
     parsed = script.parse(tomllib.loads(manual.partition("```toml\n")[2].partition("```")[0]))
     assert [rule.do for rule in parsed.rules] == ["drop", "hold", "flip", "delay"]
@@ -83,7 +83,7 @@ def test_rule_is_printed_as_it_was_written() -> None:
     assert str(Drop(message="response", nth=2)) == "drop message=response nth=2"
 
 
-def test_message_that_is_no_toml_or_not_there_is_told_with_its_file(tmp_path: Path) -> None:
+def test_unreadable_fault_script_is_named_in_error(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("rule = = 1")
     with pytest.raises(UsageError, match=r"fault script .*bad\.toml: not TOML: Invalid value \(at line 1"):
         script.load(tmp_path / "bad.toml")
@@ -110,7 +110,7 @@ def test_message_that_is_no_toml_or_not_there_is_told_with_its_file(tmp_path: Pa
         ({"rule": [{"do": "hold", "behind": 0}]}, "rule 1 (hold): behind: want a whole number above 0, not 0"),
     ],
 )
-def test_mistake_in_a_file_is_told_with_rule_and_key(data: dict[str, Any], complaint: str) -> None:
+def test_mistake_in_fault_script_is_reported_with_rule_and_key(data: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
         script.parse(data)
     assert str(refusal.value) == f"fault script: {complaint}"
@@ -156,9 +156,7 @@ RANGE = 'want a number, a range "5-9" or "3-", or a list of them'
         (Flip, {"message": "data", "field": "packet", "bit": 8}, "bit: packet has the bits 0 to 7, not 8"),
     ],
 )
-def test_value_that_makes_no_sense_is_told_with_the_remedy(
-    rule: type[Rule], values: dict[str, Any], complaint: str
-) -> None:
+def test_invalid_rule_value_is_reported_with_remedy(rule: type[Rule], values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
         rule(**values)
     assert str(refusal.value).startswith(complaint)
@@ -177,7 +175,7 @@ def test_value_that_makes_no_sense_is_told_with_the_remedy(
         ("keepalive", "tag", 127, 32, 31),
     ],
 )
-def test_flip_changes_the_bit_of_the_field_and_nothing_else(
+def test_flip_changes_one_bit_of_field_and_nothing_else(
     message: str, field: str, bit: int, size: int, place: int
 ) -> None:
     kinds = {"initiation": 1, "response": 2, "cookie-reply": 3}

@@ -51,14 +51,14 @@ def event(**facts: object) -> bytes:
     return json.dumps(facts).encode()
 
 
-def test_events_are_tallied() -> None:
+def test_events_are_counted_in_tally() -> None:
     taken = Tally()
     for line in (event(event="collected", count=2), event(event="result", id="t", pair="", state="passed")):
         taken.take(line)
     assert str(taken) == "1 of 2 tests, 1 passed"
 
 
-def test_difference_is_told_with_its_reason_and_a_blocked_test_as_a_failure() -> None:
+def test_difference_is_printed_and_blocked_test_fails_run() -> None:
     different = Outcome(id="t.py::test_mtu[a~b]", pair="a~b", state="differs", message="1360 bytes, not 1359")
     blocked = Outcome(id="t.py::test_drop[a~b]", pair="a~b", state="blocked", message="its twin was not shown")
     said = summary(different, blocked)
@@ -69,13 +69,13 @@ def test_difference_is_told_with_its_reason_and_a_blocked_test_as_a_failure() ->
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"new"}', b'{"event":"result","moon":1}', b"\xff"])
-def test_line_that_is_no_event_is_passed_over(line: bytes) -> None:
+def test_malformed_event_line_is_ignored(line: bytes) -> None:
     taken = Tally()
     assert taken.take(line) is None
     assert str(taken) == "0 tests"
 
 
-def test_half_a_line_waits_for_its_other_half() -> None:
+def test_incomplete_event_line_waits_for_its_rest() -> None:
     reading, writing = os.pipe()
     events = Events(reading)
     os.write(writing, b"one\ntw")
@@ -87,7 +87,7 @@ def test_half_a_line_waits_for_its_other_half() -> None:
     os.close(reading)
 
 
-def test_results_know_the_pair_of_a_test() -> None:
+def test_tally_takes_pair_of_test_from_results() -> None:
     taken = Tally()
     result: dict[str, Any] = {
         "id": "t",
@@ -102,7 +102,7 @@ def test_results_know_the_pair_of_a_test() -> None:
     assert taken.outcomes["t", "vm", "6.1"].pair == "x~y"
 
 
-def test_test_that_was_interrupted_has_not_passed() -> None:
+def test_passed_result_without_end_event_is_not_counted() -> None:
     taken = tally(GOOD)
     facts: dict[str, Any] = {"a": None, "b": None, "state": "passed", "seconds": 1, "message": "", "artifacts": ""}
     facts |= {"lane": "", "kernel": ""}
@@ -110,7 +110,7 @@ def test_test_that_was_interrupted_has_not_passed() -> None:
     assert list(taken.outcomes) == [GOOD.identity]
 
 
-def test_matrix_has_a_downwards_and_b_across() -> None:
+def test_matrix_has_first_sides_as_rows_and_second_as_columns() -> None:
     lines = summary(GOOD, BAD)
     assert [line.split("│")[1:-1] for line in lines if line.startswith("│ ")] == [
         [" a     ", "          ", " 1 passed "],
@@ -118,17 +118,17 @@ def test_matrix_has_a_downwards_and_b_across() -> None:
     ]
 
 
-def test_implementation_alone_has_a_column_of_its_own() -> None:
+def test_implementation_alone_has_its_own_column() -> None:
     table = matrix([GOOD, Outcome(id="t[a]", pair="a")])
     assert table is not None
     assert [column.header for column in table.columns] == ["A \\ B", "b", "(alone)"]
 
 
-def test_tests_without_an_implementation_are_counted_beside() -> None:
+def test_tests_without_implementation_are_counted_separately() -> None:
     assert summary(Outcome(id="t")) == ["without an implementation: 1 passed"]
 
 
-def test_failure_is_told_with_pair_test_message_and_evidence() -> None:
+def test_failure_is_printed_with_pair_test_message_and_evidence() -> None:
     assert summary(BAD)[-4:] == [
         "failed: b~a  test_x[b~a]",
         "    why",
@@ -147,7 +147,7 @@ def test_skips_of_one_reason_are_one_line() -> None:
     assert summary(*skips)[-1] == "2 skipped: no x; install x"
 
 
-def test_width_of_a_pipe_folds_no_line() -> None:
+def test_long_line_is_not_wrapped_in_pipe() -> None:
     assert summary(Outcome(id="t", state="skipped", message="x " * 400))[-1].count("x") == 400
 
 
@@ -158,7 +158,7 @@ def test_pipe_gets_no_control_characters(variable: str, monkeypatch: pytest.Monk
     assert [character for character in text if ord(character) < 32 and character != "\n"] == []
 
 
-def test_terminal_gets_a_bar_drawn_in_place() -> None:
+def test_terminal_progress_is_redrawn_in_place() -> None:
     stream = Terminal()
     taken = tally(GOOD)
     taken.total = 2
@@ -169,7 +169,7 @@ def test_terminal_gets_a_bar_drawn_in_place() -> None:
     assert "\x1b[2K" in stream.getvalue()  # erases what it drew
 
 
-def test_log_gets_a_line_every_few_seconds() -> None:
+def test_log_receives_progress_line_every_three_seconds() -> None:
     stream = io.StringIO()
     now = [0.0]
     with Progress(terminal.console(stream), Tally(total=9), lambda: now[0]) as progress:
@@ -178,7 +178,7 @@ def test_log_gets_a_line_every_few_seconds() -> None:
     assert stream.getvalue() == "0 of 9 tests, 3 s\n0 of 9 tests, 6 s\n"
 
 
-def test_failure_is_told_at_once() -> None:
+def test_failure_is_printed_at_once() -> None:
     stream = io.StringIO()
     Progress(terminal.console(stream), Tally()).moved(BAD)
     assert stream.getvalue() == f"failed: {BAD.id}\n"
@@ -199,11 +199,13 @@ def test_failure_is_told_at_once() -> None:
         (-9, set(), [], Verdict(125, "could not test: pytest ended with status -9", True)),
     ],
 )
-def test_run_is_judged(status: int, states: set[str], said: list[str], expected: Verdict) -> None:
+def test_run_verdict_follows_status_states_and_output(
+    status: int, states: set[str], said: list[str], expected: Verdict
+) -> None:
     assert judge(status, states, said) == expected
 
 
-def test_file_that_cannot_be_collected_is_named_with_its_error() -> None:
+def test_uncollectable_file_is_named_with_its_error() -> None:
     said = ["___ ERROR collecting a/t.py ___", "a/t.py:1: in <module>", "E   NameError: x", "E   more"]
     assert uncollected(said) == {"a/t.py": "NameError: x"}
 
@@ -220,10 +222,10 @@ def test_file_that_cannot_be_collected_is_named_with_its_error() -> None:
         ([], "pytest refused the command line and said nothing"),
     ],
 )
-def test_usage_error_is_found_in_what_pytest_says(said: list[str], expected: str) -> None:
+def test_usage_error_is_taken_from_pytest_output(said: list[str], expected: str) -> None:
     assert usage_error(said) == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, "0 B"), (2048, "2 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")])
-def test_sizes_are_for_people(size: int, expected: str) -> None:
+def test_size_is_printed_in_readable_unit(size: int, expected: str) -> None:
     assert terminal.human(size) == expected

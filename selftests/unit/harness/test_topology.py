@@ -38,7 +38,7 @@ def test_bad_topology_is_refused_in_one_line(changes: dict[str, Any], complaint:
     assert str(refusal.value) == f"topology mine: {complaint}"
 
 
-def test_same_device_in_two_nodes_is_fine() -> None:
+def test_same_device_name_in_two_nodes_is_accepted() -> None:
     assert make(links=((End("ns1", "veth"), End("ns2", "veth")),)).links
 
 

@@ -64,7 +64,7 @@ def late(function: object, *arguments: object) -> threading.Timer:
         ("x" * 400, "x" * 300),
     ],
 )
-def test_missed_line_of_a_log_shows_the_end_of_the_log(log: Path, text: str, seen: str) -> None:
+def test_missed_log_line_error_shows_end_of_log(log: Path, text: str, seen: str) -> None:
     log.write_text(text)
     event = FileSays(log, "ready")
     with pytest.raises(DeadlineExceeded) as missed:
@@ -73,21 +73,21 @@ def test_missed_line_of_a_log_shows_the_end_of_the_log(log: Path, text: str, see
     assert str(missed.value) == f"waited 0.02 s for the server; seen: {seen}"
 
 
-def test_line_is_found_that_was_there_before(log: Path) -> None:
+def test_log_line_is_found_when_already_written(log: Path) -> None:
     log.write_text("starting\nready at 10:00\n")
     event = FileSays(log, r"^ready at (\S+)")
     assert wait_for(event, SHORT, "the server")[1] == "10:00"
     event.close()
 
 
-def test_line_is_found_that_comes_later(log: Path) -> None:
+def test_log_line_is_found_when_written_later(log: Path) -> None:
     event = FileSays(log, "ready")
     late(log.write_text, "ready\n")
     assert wait_for(event, LONG, "the server")
     event.close()
 
 
-def test_entry_appears_among_others(tmp_path: Path) -> None:
+def test_directory_entry_is_found_among_others(tmp_path: Path) -> None:
     event = EntryAppears(tmp_path, "wg0.sock")
     (tmp_path / "other").touch()
     late((tmp_path / "wg0.sock").touch)
@@ -96,7 +96,7 @@ def test_entry_appears_among_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("entries", "seen"), [((), "nothing new"), (("wg1.sock", "x"), "wg1.sock, x")])
-def test_missed_entry_shows_the_others(tmp_path: Path, entries: tuple[str, ...], seen: str) -> None:
+def test_missed_entry_error_shows_other_entries(tmp_path: Path, entries: tuple[str, ...], seen: str) -> None:
     event = EntryAppears(tmp_path, "wg0.sock")
     for name in entries:
         (tmp_path / name).touch()
@@ -105,12 +105,12 @@ def test_missed_entry_shows_the_others(tmp_path: Path, entries: tuple[str, ...],
     event.close()
 
 
-def test_directory_that_is_not_there_cannot_be_watched(tmp_path: Path) -> None:
+def test_missing_directory_cannot_be_watched(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="inotify: No such file"):
         EntryAppears(tmp_path / "no", "wg0.sock")
 
 
-def test_end_of_a_process_is_an_event(sleeper: subprocess.Popen[bytes]) -> None:
+def test_process_exit_ends_wait(sleeper: subprocess.Popen[bytes]) -> None:
     event = Exit(sleeper.pid)
     late(sleeper.send_signal, signal.SIGKILL)
     assert wait_for(event, LONG, "its end")
@@ -118,21 +118,21 @@ def test_end_of_a_process_is_an_event(sleeper: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize(("log", "seen"), [("", "it wrote nothing"), ("busy", "busy")])
-def test_process_that_does_not_end_is_shown_with_its_log(sleeper: subprocess.Popen[bytes], log: str, seen: str) -> None:
+def test_missed_process_exit_error_shows_its_log(sleeper: subprocess.Popen[bytes], log: str, seen: str) -> None:
     event = Exit(sleeper.pid, lambda: log)
     with pytest.raises(DeadlineExceeded, match=f"for its end; seen: it still runs; {seen}$"):
         wait_for(event, SHORT, "its end")
     event.close()
 
 
-def test_datagram_is_the_first_that_is_accepted(sockets: tuple[socket.socket, socket.socket]) -> None:
+def test_datagram_event_returns_first_accepted_datagram(sockets: tuple[socket.socket, socket.socket]) -> None:
     for data in (b"one", b"two", b"three"):
         sockets[0].send(data)
     assert wait_for(Datagram(sockets[1], lambda data: b"w" in data), SHORT, "two") == (b"two", sockets[0].getsockname())
 
 
 @pytest.mark.parametrize(("sent", "seen"), [([], "no datagram"), ([b"1", b"2", b"3", b"4"], "b'2'; b'3'; b'4'")])
-def test_missed_datagram_shows_the_last_others(
+def test_missed_datagram_error_shows_last_three_others(
     sockets: tuple[socket.socket, socket.socket], sent: list[bytes], seen: str
 ) -> None:
     for data in sent:
@@ -141,7 +141,7 @@ def test_missed_datagram_shows_the_last_others(
         wait_for(Datagram(sockets[1], lambda _: False), SHORT, "five")
 
 
-def test_first_of_two_events_ends_the_wait(sleeper: subprocess.Popen[bytes], log: Path) -> None:
+def test_wait_for_two_events_ends_with_first_one(sleeper: subprocess.Popen[bytes], log: Path) -> None:
     says, ends = FileSays(log, "ready"), Exit(sleeper.pid)
     either = EitherOf(says, ends)
     late(log.write_text, "ready\n")

@@ -34,13 +34,13 @@ def listed(allowed: AllowedIPs[str], owner: str) -> str:
     ("address", "owner"),
     [("10.9.9.9", "a"), ("10.1.9.9", "b"), ("10.1.2.9", "c"), ("10.1.2.3", "d"), ("11.0.0.0", None), ("fd00::1", None)],
 )
-def test_the_longest_prefix_wins(address: str, owner: str | None) -> None:
+def test_longest_prefix_wins(address: str, owner: str | None) -> None:
     allowed = table(a="10.0.0.0/8", b="10.1.0.0/16", c="10.1.2.0/24", d="10.1.2.3/32")
     assert owner_of(allowed, address) == owner
 
 
 @pytest.mark.requirement("AIP-04", "AIP-19")
-def test_a_prefix_moves_to_who_gets_it_last() -> None:
+def test_prefix_moves_to_its_latest_owner() -> None:
     allowed = table(a="10.0.0.0/24 10.0.0.0/25", b="10.0.0.0/24")
     assert (listed(allowed, "a"), listed(allowed, "b")) == ("10.0.0.0/25", "10.0.0.0/24")
     assert (owner_of(allowed, "10.0.0.1"), owner_of(allowed, "10.0.0.129")) == ("a", "b")
@@ -62,7 +62,7 @@ def test_default_routes_match_everything_of_their_family() -> None:
 
 
 @pytest.mark.requirement("AIP-09")
-def test_removing_an_owner_frees_its_prefixes() -> None:
+def test_removed_peer_frees_its_prefixes() -> None:
     allowed = table(a="10.0.0.0/24", b="10.0.0.5/32 fd00::/8")
     allowed.remove_by_peer("b")
     allowed.remove_by_peer("nobody")
@@ -75,7 +75,7 @@ def test_removing_an_owner_frees_its_prefixes() -> None:
 @pytest.mark.parametrize(
     ("removed", "left"), [("10.0.0.0/24", "10.0.1.0/24"), ("10.0.0.0/32", "10.0.0.0/24 10.0.1.0/24")]
 )
-def test_only_the_exact_prefix_is_removed(removed: str, left: str) -> None:
+def test_removal_needs_exact_prefix_and_its_owner(removed: str, left: str) -> None:
     allowed = table(a="10.0.0.0/24 10.0.1.0/24", b="10.0.9.0/24")
     allowed.remove(prefix(removed), "a")
     allowed.remove(prefix("10.0.9.0/24"), "a")
@@ -85,19 +85,19 @@ def test_only_the_exact_prefix_is_removed(removed: str, left: str) -> None:
 
 @pytest.mark.requirement("AIP-12")
 @pytest.mark.parametrize("bad", [Prefix(bytes(4), 33), Prefix(bytes(16), 129), Prefix(bytes(4), -1)])
-def test_impossible_lengths_are_the_callers_mistake(bad: Prefix) -> None:
+def test_prefix_length_out_of_range_raises_value_error(bad: Prefix) -> None:
     with pytest.raises(ValueError, match="prefix length"):
         AllowedIPs[str]().insert(bad, "a")
 
 
 @pytest.mark.requirement("AIP-13", "AIP-14")
-def test_the_list_is_in_order_of_insertion() -> None:
+def test_prefixes_are_listed_in_order_of_last_insertion() -> None:
     allowed = table(a="10.0.0.0/8 fd00::/64 10.0.0.0/9 10.0.0.0/8")
     assert listed(allowed, "a") == "fd00::/64 10.0.0.0/9 10.0.0.0/8"
 
 
 @pytest.mark.requirement("AIP-15")
-def test_branching_points_own_nothing() -> None:
+def test_branch_node_is_removed_when_one_child_is_left() -> None:
     allowed = table(a="10.0.0.0/25", b="10.0.0.128/25")
     assert owner_of(allowed, "10.0.1.0") is None
     allowed.remove_by_peer("a")
@@ -106,7 +106,7 @@ def test_branching_points_own_nothing() -> None:
 
 
 @pytest.mark.requirement("AIP-15")
-def test_an_owned_node_with_two_children_becomes_a_branch() -> None:
+def test_removed_node_with_two_children_becomes_branch() -> None:
     allowed = table(a="10.0.0.0/24", b="10.0.0.0/25 10.0.0.128/25")
     allowed.remove_by_peer("a")
     assert allowed.draw() == "10.0.0.0/24  (branch)\n  10.0.0.0/25  b\n  10.0.0.128/25  b"
@@ -114,31 +114,31 @@ def test_an_owned_node_with_two_children_becomes_a_branch() -> None:
 
 @pytest.mark.requirement("AIP-15")
 @pytest.mark.parametrize("child", ["10.0.0.0/25", "10.0.0.128/25"])
-def test_an_only_child_takes_the_place_of_its_parent(child: str) -> None:
+def test_single_child_replaces_its_removed_parent(child: str) -> None:
     allowed = table(a="10.0.0.0/24", b=child, c="0.0.0.0/0")
     allowed.remove_by_peer("a")
     assert allowed.draw() == f"0.0.0.0/0  c\n  {child}  b"
 
 
 @pytest.mark.requirement("AIP-15")
-def test_a_branch_gets_an_owner_when_its_prefix_is_added() -> None:
+def test_branch_gets_owner_when_its_prefix_is_added() -> None:
     allowed = table(a="10.0.0.0/25 10.0.0.128/25", b="10.0.0.0/24", c="0.0.0.0/0")
     assert allowed.draw().splitlines()[:2] == ["0.0.0.0/0  c", "  10.0.0.0/24  b"]
     assert owner_of(allowed, "10.0.0.7") == "a"
 
 
 @pytest.mark.requirement("AIP-18")
-def test_multicast_is_an_address_like_others() -> None:
+def test_multicast_address_matches_its_prefix() -> None:
     assert owner_of(table(a="224.0.0.0/4 ff00::/8"), "224.0.0.251") == "a"
 
 
-def test_the_drawing_shows_both_families() -> None:
+def test_drawing_shows_both_families() -> None:
     drawing = table(a="10.0.0.0/8", b="fd00::/8 fd00::1/128").draw()
     assert drawing == "10.0.0.0/8  a\nfd00::/8  b\n  fd00::1/128  b"
 
 
 @pytest.mark.requirement("AIP-17")
-def test_a_hundred_thousand_prefixes_are_all_listed() -> None:
+def test_peer_lists_all_of_its_131072_prefixes() -> None:
     networks = [Prefix(bytes([10, 0, *number.to_bytes(2)]), 32) for number in range(65536)]
     allowed: AllowedIPs[str] = AllowedIPs()
     for entry in networks:

@@ -24,7 +24,7 @@ SETUP = """
 @pytest.mark.parametrize(
     ("source", "translated", "far"), [("10.0.0.1", "10.0.0.55", "127.0.0.1"), ("fd00::1", "fd00::55", "::1")]
 )
-def test_a_translated_datagram_is_traced_to_its_sender(source: str, translated: str, far: str) -> None:
+def test_original_source_of_translated_datagram_is_found(source: str, translated: str, far: str) -> None:
     code = f"""
         family = socket.AF_INET6 if ":" in "{far}" else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as near, socket.socket(family, socket.SOCK_DGRAM) as other:
@@ -37,7 +37,7 @@ def test_a_translated_datagram_is_traced_to_its_sender(source: str, translated: 
 
 
 @pytest.mark.requirement("ERR-02")
-def test_a_translated_echo_request_is_traced_to_its_sender() -> None:
+def test_original_source_of_translated_echo_request_is_found() -> None:
     code = """
         with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as near:
             near.bind(("10.0.0.1", 0)); near.sendto(bytes([8, 0, 0xee, 0xf7, 9, 8, 0, 0]), ("127.0.0.1", 0))
@@ -47,7 +47,7 @@ def test_a_translated_echo_request_is_traced_to_its_sender() -> None:
 
 
 @pytest.mark.parametrize("payload", ["b''", "b'short'", "bytes([0, 0, 0, 0, 9, 8, 0, 0])"])
-def test_of_what_has_no_connection_the_source_is_its_own(payload: str) -> None:
+def test_source_is_unchanged_without_conntrack_entry(payload: str) -> None:
     code = f"""
         print(was(ip_packet("10.0.0.55", "127.0.0.1", {payload}, protocol=1)))
     """

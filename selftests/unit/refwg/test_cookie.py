@@ -56,20 +56,20 @@ def test_mac1_covers_everything_before_it(length: int) -> None:
 
 @pytest.mark.requirement("CK-16", "HS-26")
 @pytest.mark.parametrize("identity", [None, bytes(32)])
-def test_messages_to_another_identity_are_not_let_in(identity: bytes | None) -> None:
+def test_mac1_is_invalid_when_identity_has_changed(identity: bytes | None) -> None:
     changed = checker()
     changed.set_public_key(identity)
     assert state_of(changed, CookieJar(KEY).add_macs(BLANK, 0)) is MacState.INVALID_MAC
 
 
 @pytest.mark.requirement("HS-05", "RL-06")
-def test_without_load_mac2_is_not_looked_at() -> None:
+def test_mac2_is_ignored_when_not_under_load() -> None:
     message = CookieJar(KEY).add_macs(BLANK, 0)[:-16] + b"anything at all!"
     assert checker().validate(message, ADDRESS, PORT, now=0, allow=None) is MacState.VALID_MAC_BUT_NO_COOKIE
 
 
 @pytest.mark.requirement("CK-02", "CK-03")
-def test_mac2_is_zero_until_there_is_a_cookie() -> None:
+def test_mac2_is_zero_until_cookie_is_received() -> None:
     jar = CookieJar(KEY)
     assert jar.add_macs(BLANK, 0)[-16:] == bytes(16)
     assert state_of(checker(), with_cookie(checker(), jar)) is MacState.VALID_MAC_WITH_COOKIE
@@ -77,7 +77,7 @@ def test_mac2_is_zero_until_there_is_a_cookie() -> None:
 
 @pytest.mark.requirement("CK-05", "CK-06")
 @pytest.mark.parametrize(("address", "port"), [(b"\x0a\0\0\2", PORT), (ADDRESS, PORT + 1), (ADDRESS + bytes(12), PORT)])
-def test_a_cookie_is_good_for_one_address_and_port(address: bytes, port: int) -> None:
+def test_cookie_is_valid_for_one_address_and_port(address: bytes, port: int) -> None:
     issuer = checker()
     message = with_cookie(issuer, CookieJar(KEY))
     assert state_of(issuer, message) is MacState.VALID_MAC_WITH_COOKIE
@@ -89,14 +89,14 @@ def test_a_cookie_is_good_for_one_address_and_port(address: bytes, port: int) ->
     ("now", "state"),
     [(120 * SECOND - 1, MacState.VALID_MAC_WITH_COOKIE), (120 * SECOND, MacState.VALID_MAC_BUT_NO_COOKIE)],
 )
-def test_the_secret_lives_for_two_minutes(now: int, state: MacState) -> None:
+def test_cookie_secret_lives_for_two_minutes(now: int, state: MacState) -> None:
     issuer = checker()
     message = with_cookie(issuer, CookieJar(KEY))
     assert state_of(issuer, message, now=now) is state
 
 
 @pytest.mark.requirement("CK-07")
-def test_a_renewed_secret_lives_for_two_minutes_as_well() -> None:
+def test_renewed_cookie_secret_lives_for_two_minutes() -> None:
     issuer = checker()
     message = with_cookie(issuer, CookieJar(KEY), now=200 * SECOND)
     assert state_of(issuer, message, now=320 * SECOND - 1) is MacState.VALID_MAC_WITH_COOKIE
@@ -105,14 +105,14 @@ def test_a_renewed_secret_lives_for_two_minutes_as_well() -> None:
 
 @pytest.mark.requirement("CK-08", "CK-09")
 @pytest.mark.parametrize(("age", "is_used"), [(115 * SECOND - 1, True), (115 * SECOND, False)])
-def test_a_cookie_is_used_for_115_seconds(age: int, is_used: bool) -> None:
+def test_cookie_is_used_for_115_seconds(age: int, is_used: bool) -> None:
     jar = CookieJar(KEY)
     with_cookie(checker(), jar, now=SECOND)
     assert (jar.add_macs(BLANK, SECOND + age)[-16:] != bytes(16)) is is_used
 
 
 @pytest.mark.requirement("RL-02", "RL-07")
-def test_only_messages_with_a_cookie_pay() -> None:
+def test_rate_limiter_counts_messages_with_valid_mac2_only() -> None:
     issuer, limiter, jar = checker(), RateLimiter(), CookieJar(KEY)
     good = with_cookie(issuer, jar)
     bad = good[:-16] + bytes(16)
@@ -122,7 +122,7 @@ def test_only_messages_with_a_cookie_pay() -> None:
 
 
 @pytest.mark.requirement("CK-15", "CK-04")
-def test_two_replies_differ_but_hold_the_same_cookie() -> None:
+def test_cookie_replies_differ_but_hold_same_cookie() -> None:
     issuer, message = checker(), CookieJar(KEY).add_macs(BLANK, 0)
     first, second = (issuer.create_reply(message, INDEX, ADDRESS, PORT, 0) for _ in range(2))
     assert first.nonce != second.nonce
@@ -136,7 +136,7 @@ def test_two_replies_differ_but_hold_the_same_cookie() -> None:
 
 
 @pytest.mark.requirement("CK-11", "CK-04")
-def test_a_reply_to_another_mac1_is_ignored_and_keeps_the_cookie() -> None:
+def test_cookie_reply_for_other_mac1_leaves_cookie_unchanged() -> None:
     issuer, jar = checker(), CookieJar(KEY)
     mac2 = with_cookie(issuer, jar)[-16:]
     foreign = issuer.create_reply(CookieJar(KEY).add_macs(b"\1" + BLANK[1:], 0), INDEX, ADDRESS, PORT, 0)
@@ -148,7 +148,7 @@ def test_a_reply_to_another_mac1_is_ignored_and_keeps_the_cookie() -> None:
 
 
 @pytest.mark.requirement("CK-12")
-def test_one_reply_counts_for_each_mac1() -> None:
+def test_second_cookie_reply_to_same_mac1_is_refused() -> None:
     issuer, jar = checker(), CookieJar(KEY)
     reply = issuer.create_reply(jar.add_macs(BLANK, 0), INDEX, ADDRESS, PORT, 0)
     jar.consume_reply(reply, 0)
@@ -164,7 +164,7 @@ def test_mac2_covers_mac1() -> None:
 
 
 @pytest.mark.requirement("CR-10")
-def test_both_keys_are_hashes_of_a_label_and_the_public_key() -> None:
+def test_mac1_key_and_cookie_key_hash_label_and_public_key() -> None:
     public = bytes(range(32))
     assert mac1_key_of(public) == blake2s(b"mac1----" + public).digest()
     assert cookie_key_of(public) == blake2s(b"cookie--" + public).digest()

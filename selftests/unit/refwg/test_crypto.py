@@ -9,7 +9,7 @@ KEY = bytes(range(32))
 
 
 @pytest.mark.requirement("CR-18")
-def test_clamping_sets_and_clears_the_bits_of_rfc_7748() -> None:
+def test_clamping_sets_and_clears_bits_of_rfc_7748() -> None:
     assert clamp(b"\xff" * 32).hex() == "f8" + "ff" * 30 + "7f"
     assert clamp(bytes(32)).hex() == "00" * 31 + "40"
     assert public_key_of(clamp(KEY)) == public_key_of(KEY)
@@ -17,13 +17,13 @@ def test_clamping_sets_and_clears_the_bits_of_rfc_7748() -> None:
 
 @pytest.mark.requirement("CR-09")
 @pytest.mark.parametrize("point", ["00" * 32, "01" + "00" * 31, "ed" + "ff" * 30 + "7f"])
-def test_a_point_of_low_order_is_refused(point: str) -> None:
+def test_low_order_point_is_refused(point: str) -> None:
     with pytest.raises(LowOrderPoint):
         dh(KEY, bytes.fromhex(point))
 
 
 @pytest.mark.requirement("CR-07", "CR-14")
-def test_the_counter_is_the_nonce_in_little_endian() -> None:
+def test_aead_ciphertext_depends_on_counter_and_can_be_opened() -> None:
     sealed = Aead(KEY).seal(1, b"text")
     assert sealed != Aead(KEY).seal(1 << 56, b"text")
     assert Aead(KEY).open(1, sealed) == b"text"
@@ -32,7 +32,7 @@ def test_the_counter_is_the_nonce_in_little_endian() -> None:
 
 @pytest.mark.requirement("DT-13")
 @pytest.mark.parametrize("at", [0, 3, 4, 19])
-def test_a_changed_bit_is_not_authentic(at: int) -> None:
+def test_changed_ciphertext_bit_fails_authentication(at: int) -> None:
     sealed = bytearray(Aead(KEY).seal(7, b"text", b"data"))
     sealed[at] ^= 1
     with pytest.raises(NotAuthentic):
@@ -48,13 +48,13 @@ def test_xaead_binds_nonce_and_associated_data() -> None:
             xopen(KEY, nonce, sealed, data)
 
 
-def test_a_nonce_of_another_length_is_the_callers_mistake() -> None:
+def test_xaead_nonce_of_wrong_length_raises_value_error() -> None:
     with pytest.raises(ValueError, match="nonce of 12 bytes"):
         xseal(KEY, bytes(12), b"", b"")
 
 
 @pytest.mark.requirement("CR-05", "CR-06")
-def test_each_kdf_output_feeds_the_next() -> None:
+def test_each_kdf_output_feeds_next_output() -> None:
     secret = hmac_blake2s(KEY, b"input")
     first = hmac_blake2s(secret, b"\1")
     second = hmac_blake2s(secret, first + b"\2")
@@ -69,7 +69,7 @@ def test_mac_takes_keys_of_16_and_32_bytes() -> None:
 
 
 @pytest.mark.requirement("CFG-15", "CFG-16")
-def test_zero_keys_are_told_from_others() -> None:
+def test_zero_key_is_distinguished_from_other_keys() -> None:
     assert is_zero(bytes(32))
     assert not is_zero(KEY)
     assert same(KEY, bytes(KEY))

@@ -41,7 +41,7 @@ def keepalives(pair: Pair) -> list[Sent]:
 
 @pytest.mark.requirement("ERR-02", "ERR-03")
 @pytest.mark.parametrize("destination", ["10.9.9.9", "fd99::1"])
-def test_a_packet_that_no_peer_owns_is_answered_by_icmp(destination: str) -> None:
+def test_packet_outside_allowed_ips_is_answered_by_icmp(destination: str) -> None:
     pair = Pair()
     packet = ip_packet("10.0.0.1" if "." in destination else "fd00::1", destination)
     pair.carry_out(pair.a, pair.a.device.send_packet(packet, 1420, 0))
@@ -50,7 +50,7 @@ def test_a_packet_that_no_peer_owns_is_answered_by_icmp(destination: str) -> Non
 
 
 @pytest.mark.requirement("ERR-04")
-def test_a_packet_for_a_peer_without_endpoint_is_answered_and_not_staged() -> None:
+def test_packet_is_answered_not_staged_when_peer_has_no_endpoint() -> None:
     pair = Pair(endpoints=False)
     packet = pair.send(pair.a)
     assert pair.a.icmp == [unreachable(packet)]
@@ -60,20 +60,20 @@ def test_a_packet_for_a_peer_without_endpoint_is_answered_and_not_staged() -> No
 
 @pytest.mark.requirement("ERR-05")
 @pytest.mark.parametrize("packet", [b"", b"\0" * 64, b"\x45" + bytes(10)])
-def test_what_is_no_ip_packet_is_counted_and_not_answered(packet: bytes) -> None:
+def test_invalid_ip_packet_is_counted_as_tx_error_not_answered(packet: bytes) -> None:
     pair = Pair()
     assert pair.a.device.send_packet(packet, 1420, 0) == []
     assert pair.a.device.statistics.tx_errors == 1
 
 
 @pytest.mark.requirement("IF-13")
-def test_what_is_lost_outside_is_counted_for_the_peer() -> None:
+def test_undelivered_packet_is_counted_for_peer_and_device() -> None:
     pair = Pair()
     pair.a.device.drop(DropReason.NOT_DELIVERED, pair.a.peer, 0)
     assert pair.a.peer.statistics.drops == pair.a.device.statistics.drops == {DropReason.NOT_DELIVERED: 1}
 
 
-def test_nobody_need_watch() -> None:
+def test_device_works_without_watcher() -> None:
     device = Device(SeededEnvironment(1, int), FakeSockets(), now=0)
     device.set_private_key(private_key("A"), 0)
     device.up(0)
@@ -85,12 +85,12 @@ def test_nobody_need_watch() -> None:
     assert effect.datagram[0] == INITIATION
 
 
-def test_a_group_address_gets_no_icmp() -> None:
+def test_packet_to_multicast_address_is_not_answered() -> None:
     assert Pair().a.device.send_packet(ip_packet("10.0.0.1", "224.0.0.1"), 1420, 0) == []
 
 
 @pytest.mark.requirement("ROB-04", "AIP-01")
-def test_our_own_datagram_is_not_sent_through_itself_and_a_strangers_is() -> None:
+def test_routing_loop_check_drops_own_datagrams_only() -> None:
     pair = connected()
     pair.a.device.insert_allowed_ip(pair.a.peer, host_prefix("10.0.0.2"))
     (ours,) = pair.a.device.send_packet(ip_packet("10.9.9.9", "10.0.0.2", udp(5, 6)), 1420, pair.now)
@@ -104,7 +104,7 @@ def test_our_own_datagram_is_not_sent_through_itself_and_a_strangers_is() -> Non
 
 
 @pytest.mark.requirement("Q-01", "Q-02", "Q-03")
-def test_of_300_packets_without_a_session_the_last_129_arrive() -> None:
+def test_last_129_of_300_packets_sent_before_session_arrive() -> None:
     pair = Pair()
     for number in range(300):
         pair.send(pair.a, number.to_bytes(2))
@@ -118,21 +118,21 @@ def test_of_300_packets_without_a_session_the_last_129_arrive() -> None:
 
 @pytest.mark.requirement("MSG-09", "MSG-10", "DOS-10")
 @pytest.mark.parametrize("datagram", [b"", b"\0", b"\1" * 148, b"\5" + bytes(147), bytes(32)])
-def test_garbage_is_counted_and_nothing_else(datagram: bytes) -> None:
+def test_malformed_datagram_is_counted_and_not_answered(datagram: bytes) -> None:
     pair = Pair()
     pair.inject(pair.a, datagram)
     assert pair.log == []
     assert pair.a.device.statistics.drops[DropReason.MALFORMED] == 1
 
 
-def test_a_device_that_is_down_hears_nothing() -> None:
+def test_device_that_is_down_drops_datagrams() -> None:
     pair = Pair(up=False)
     pair.inject(pair.a, bytes(148))
     assert pair.a.device.statistics.drops[DropReason.INTERFACE_DOWN] == 1
 
 
 @pytest.mark.requirement("HS-01", "HS-02", "IF-11")
-def test_a_first_packet_takes_three_messages() -> None:
+def test_first_packet_takes_three_messages() -> None:
     pair = Pair()
     packet = pair.send(pair.a)
     pair.settle()
@@ -147,7 +147,7 @@ def test_a_first_packet_takes_three_messages() -> None:
 
 
 @pytest.mark.requirement("IF-12")
-def test_ten_pings_cost_the_bytes_of_the_kernel() -> None:
+def test_byte_counters_after_ten_pings_equal_those_of_kernel() -> None:
     pair = Pair()
     for number in range(10):
         pair.send(pair.a, bytes([number]) * 64)
@@ -158,7 +158,7 @@ def test_ten_pings_cost_the_bytes_of_the_kernel() -> None:
 
 
 @pytest.mark.requirement("RT-10", "RT-01")
-def test_a_peer_without_endpoint_can_be_reached_once_it_has_called() -> None:
+def test_peer_without_endpoint_is_reachable_after_its_initiation() -> None:
     pair = Pair(endpoints=False)
     pair.a.device.set_endpoint(pair.a.peer, pair.b.endpoint, 0)
     pair.connect()
@@ -169,14 +169,14 @@ def test_a_peer_without_endpoint_can_be_reached_once_it_has_called() -> None:
 
 
 @pytest.mark.requirement("RT-11", "RT-06")
-def test_answers_leave_from_the_address_that_was_addressed() -> None:
+def test_answer_has_source_address_that_peer_sent_to() -> None:
     pair = connected()
     pair.send(pair.b)
     assert pair.log[-1].endpoint.source == LocalAddress(pair.b.endpoint.address, 3)
 
 
 @pytest.mark.requirement("ROB-14")
-def test_both_sides_starting_at_once_get_a_session() -> None:
+def test_packets_arrive_when_both_sides_initiate_at_once() -> None:
     pair = Pair()
     packets = [pair.send(pair.a), pair.send(pair.b)]
     pair.run(15 * SECOND)
@@ -197,7 +197,7 @@ def flood(pair: Pair, count: int = 512) -> bytes:
 
 
 @pytest.mark.requirement("DOS-03", "DOS-01", "CK-13")
-def test_under_load_a_message_without_mac2_gets_a_cookie_only() -> None:
+def test_message_without_mac2_gets_cookie_reply_when_under_load() -> None:
     pair = Pair()
     flood(pair)
     effects = pair.b.device.process_handshakes(pair.now)
@@ -209,7 +209,7 @@ def test_under_load_a_message_without_mac2_gets_a_cookie_only() -> None:
 
 
 @pytest.mark.requirement("DOS-04", "CK-10", "RL-06")
-def test_under_load_a_message_with_mac2_is_answered() -> None:
+def test_message_with_mac2_gets_response_when_under_load() -> None:
     pair = Pair()
     flood(pair)
     (reply, *_) = pair.b.device.process_handshakes(pair.now, limit=1)
@@ -226,7 +226,7 @@ def test_under_load_a_message_with_mac2_is_answered() -> None:
 
 @pytest.mark.requirement("DOS-02")
 @pytest.mark.parametrize(("pause", "kind"), [(999 * MILLISECOND, COOKIE), (1000 * MILLISECOND, RESPONSE)])
-def test_load_is_remembered_for_a_second(pause: int, kind: MessageType) -> None:
+def test_load_is_remembered_for_one_second(pause: int, kind: MessageType) -> None:
     pair = Pair()
     datagram = flood(pair)
     pair.b.device.process_handshakes(pair.now)
@@ -236,7 +236,7 @@ def test_load_is_remembered_for_a_second(pause: int, kind: MessageType) -> None:
 
 
 @pytest.mark.requirement("RL-01", "RL-02")
-def test_under_load_one_source_passes_five_messages_at_once() -> None:
+def test_source_passes_five_messages_at_once_when_under_load() -> None:
     pair = Pair()
     flood(pair)
     (reply, *_) = pair.b.device.process_handshakes(pair.now)
@@ -252,7 +252,7 @@ def test_under_load_one_source_passes_five_messages_at_once() -> None:
 
 
 @pytest.mark.requirement("RL-09", "DOS-10")
-def test_nothing_is_kept_of_the_sources_of_a_flood_that_is_over() -> None:
+def test_rate_limiter_forgets_idle_sources_after_two_seconds() -> None:
     pair = Pair()
     limiter = pair.b.peer.shared.ratelimiter
     for host in range(100):
@@ -264,7 +264,7 @@ def test_nothing_is_kept_of_the_sources_of_a_flood_that_is_over() -> None:
 
 
 @pytest.mark.requirement("NS-07", "DOS-09")
-def test_devices_share_the_limiter_and_the_load_that_they_are_given() -> None:
+def test_devices_share_rate_limiter_that_they_are_given() -> None:
     limiter, load, environment = RateLimiter(), LoadMemory(), SeededEnvironment(1, int)
     first, second = (Device(environment, FakeSockets(), now=0, ratelimiter=limiter, load=load) for _ in range(2))
     limiter.allow(b"\x0a\0\0\1", 0)
@@ -272,14 +272,14 @@ def test_devices_share_the_limiter_and_the_load_that_they_are_given() -> None:
 
 
 @pytest.mark.requirement("DOS-07")
-def test_messages_beyond_the_queue_are_counted() -> None:
+def test_handshake_messages_beyond_queue_are_counted_as_drops() -> None:
     pair = Pair()
     flood(pair, 4100)
     assert pair.b.device.statistics.drops[DropReason.HANDSHAKE_QUEUE_FULL] == 4
 
 
 @pytest.mark.requirement("DOS-05", "DOS-06")
-def test_under_load_a_wrong_mac1_gets_silence() -> None:
+def test_message_with_wrong_mac1_gets_no_reply_when_under_load() -> None:
     pair = Pair()
     datagram = flood(pair)
     pair.b.device.process_handshakes(pair.now)
@@ -291,7 +291,7 @@ def test_under_load_a_wrong_mac1_gets_silence() -> None:
 
 
 @pytest.mark.requirement("IF-04", "CFG-23", "IF-03")
-def test_a_device_takes_a_port_when_it_goes_up() -> None:
+def test_device_opens_port_when_it_goes_up() -> None:
     device = Device(SeededEnvironment(1, lambda: 0), FakeSockets(), now=0)
     assert (device.listen_port, device.fwmark, device.identity, list(device.peers)) == (0, 0, None, [])
     device.up(0)
@@ -300,7 +300,7 @@ def test_a_device_takes_a_port_when_it_goes_up() -> None:
 
 
 @pytest.mark.requirement("IF-05")
-def test_a_device_whose_port_is_taken_stays_down() -> None:
+def test_device_stays_down_when_its_port_is_in_use() -> None:
     pair = Pair(up=False)
     pair.a.sockets.taken.add(1)
     with pytest.raises(ConfigError) as error:
@@ -309,7 +309,7 @@ def test_a_device_whose_port_is_taken_stays_down() -> None:
 
 
 @pytest.mark.requirement("IF-07", "IF-09", "RT-08")
-def test_down_ends_sessions_and_keeps_the_configuration() -> None:
+def test_device_down_ends_sessions_and_keeps_configuration() -> None:
     pair = connected()
     endpoint, sent = pair.a.peer.endpoint, pair.a.peer.statistics.tx_bytes
     pair.a.device.down(pair.now)
@@ -324,7 +324,7 @@ def test_down_ends_sessions_and_keeps_the_configuration() -> None:
 
 
 @pytest.mark.requirement("HS-10", "DT-34")
-def test_the_greatest_timestamp_survives_down_and_up() -> None:
+def test_greatest_timestamp_survives_down_and_up() -> None:
     pair = Pair()
     pair.send(pair.a)
     initiation = pair.log[0].datagram
@@ -336,7 +336,7 @@ def test_the_greatest_timestamp_survives_down_and_up() -> None:
 
 
 @pytest.mark.requirement("IF-07", "Q-08")
-def test_a_device_that_is_down_takes_no_packets() -> None:
+def test_device_that_is_down_takes_no_packets() -> None:
     pair = Pair(up=False)
     pair.send(pair.a)
     assert (pair.log, pair.a.icmp, len(pair.a.peer.staged)) == ([], [], 0)
@@ -344,7 +344,7 @@ def test_a_device_that_is_down_takes_no_packets() -> None:
 
 
 @pytest.mark.requirement("TM-32", "TM-27")
-def test_after_sleep_the_age_of_the_old_sessions_erases_nothing() -> None:
+def test_erase_timer_of_forgotten_keys_spares_new_handshake() -> None:
     pair = connected()
     pair.a.device.forget_keys(pair.now)
     pair.run(538 * SECOND)
@@ -355,7 +355,7 @@ def test_after_sleep_the_age_of_the_old_sessions_erases_nothing() -> None:
 
 
 @pytest.mark.requirement("TM-32")
-def test_sleep_ends_all_sessions() -> None:
+def test_forgetting_keys_ends_all_sessions() -> None:
     pair = connected()
     pair.a.device.forget_keys(pair.now)
     assert (pair.a.peer.keypairs.current, len(pair.a.peer.shared.indices)) == (None, 0)
@@ -365,7 +365,7 @@ def test_sleep_ends_all_sessions() -> None:
 
 
 @pytest.mark.requirement("TM-32")
-def test_a_cloned_machine_sends_nothing_on_old_sessions() -> None:
+def test_distrusted_sessions_receive_but_do_not_send() -> None:
     pair = connected()
     pair.a.device.distrust_sessions(pair.now)
     pair.send(pair.a)
@@ -379,7 +379,7 @@ def test_a_cloned_machine_sends_nothing_on_old_sessions() -> None:
 
 
 @pytest.mark.requirement("HS-29", "HS-30")
-def test_a_new_private_key_takes_effect_at_once() -> None:
+def test_new_private_key_takes_effect_at_once() -> None:
     pair = connected()
     pair.carry_out(pair.a, pair.a.device.set_private_key(private_key("other"), pair.now))
     old = pair.send(pair.b)
@@ -391,7 +391,7 @@ def test_a_new_private_key_takes_effect_at_once() -> None:
 
 
 @pytest.mark.requirement("HS-29")
-def test_a_new_private_key_abandons_the_handshake_under_way() -> None:
+def test_new_private_key_abandons_pending_handshake() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.a.device.set_private_key(private_key("other"), pair.now)
@@ -401,7 +401,7 @@ def test_a_new_private_key_abandons_the_handshake_under_way() -> None:
 
 
 @pytest.mark.requirement("HS-29", "CK-16")
-def test_a_new_identity_that_the_other_side_knows_gets_a_session() -> None:
+def test_new_identity_configured_on_other_side_gets_session() -> None:
     pair = connected()
     pair.a.device.set_private_key(private_key("other"), pair.now)
     pair.b.device.remove_all_peers(pair.now)
@@ -412,7 +412,7 @@ def test_a_new_identity_that_the_other_side_knows_gets_a_session() -> None:
 
 
 @pytest.mark.requirement("HS-31")
-def test_the_same_private_key_again_changes_nothing() -> None:
+def test_setting_same_private_key_changes_nothing() -> None:
     pair = connected()
     assert pair.a.device.set_private_key(private_key("A"), pair.now) == []
     pair.send(pair.a)
@@ -420,7 +420,7 @@ def test_the_same_private_key_again_changes_nothing() -> None:
 
 
 @pytest.mark.requirement("HS-27", "HS-28", "CFG-15")
-def test_the_first_private_key_releases_what_is_staged() -> None:
+def test_staged_packets_are_sent_when_private_key_is_set() -> None:
     pair = Pair()
     pair.a.device.set_private_key(bytes(32), 0)
     packet = pair.send(pair.a)
@@ -431,7 +431,7 @@ def test_the_first_private_key_releases_what_is_staged() -> None:
 
 
 @pytest.mark.requirement("HS-32", "HS-33")
-def test_a_device_is_never_its_own_peer() -> None:
+def test_device_is_never_its_own_peer() -> None:
     pair = Pair()
     public_b = pair.b.public_key
     pair.a.device.set_private_key(private_key("B"), 0)
@@ -440,7 +440,7 @@ def test_a_device_is_never_its_own_peer() -> None:
 
 
 @pytest.mark.requirement("HS-36", "AIP-09", "CFG-14")
-def test_a_removed_peer_is_forgotten_and_may_come_back() -> None:
+def test_removed_peer_is_forgotten_and_can_be_added_again() -> None:
     pair = connected()
     pair.b.device.remove_peer(pair.b.peer, pair.now)
     pair.send(pair.a)
@@ -455,7 +455,7 @@ def test_a_removed_peer_is_forgotten_and_may_come_back() -> None:
 
 
 @pytest.mark.requirement("CFG-24")
-def test_the_peer_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_beyond_limit_is_refused_with_enomem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "MAX_PEERS_PER_DEVICE", 1)
     with pytest.raises(ConfigError) as error:
         Pair().a.device.add_peer(bytes(32), 0)
@@ -463,7 +463,7 @@ def test_the_peer_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.requirement("CFG-19", "CFG-20", "CFG-21")
-def test_a_port_that_is_taken_leaves_the_old_one_open() -> None:
+def test_old_port_stays_open_when_new_port_is_in_use() -> None:
     pair = Pair()
     pair.a.sockets.taken.add(7)
     with pytest.raises(ConfigError):
@@ -474,7 +474,7 @@ def test_a_port_that_is_taken_leaves_the_old_one_open() -> None:
 
 
 @pytest.mark.requirement("CFG-21")
-def test_the_same_port_again_changes_nothing() -> None:
+def test_setting_same_port_changes_nothing() -> None:
     pair = connected()
     endpoint = pair.a.peer.endpoint
     pair.a.sockets.taken.add(1)
@@ -484,7 +484,7 @@ def test_the_same_port_again_changes_nothing() -> None:
 
 @pytest.mark.requirement("RT-16", "CFG-22", "CFG-31")
 @pytest.mark.parametrize("setting", ["port", "mark"])
-def test_port_and_mark_let_routing_choose_the_source_again(setting: str) -> None:
+def test_setting_port_or_fwmark_clears_source_of_endpoint(setting: str) -> None:
     pair = connected()
     assert pair.a.peer.endpoint is not None
     assert pair.a.peer.endpoint.source is not None
@@ -498,7 +498,7 @@ def test_port_and_mark_let_routing_choose_the_source_again(setting: str) -> None
 
 
 @pytest.mark.requirement("RT-09")
-def test_a_configured_endpoint_is_used_for_the_next_datagram() -> None:
+def test_configured_endpoint_is_used_for_next_datagram() -> None:
     pair = connected()
     elsewhere = Endpoint(b"\x0a\0\0\x63", 99)
     pair.a.device.set_endpoint(pair.a.peer, elsewhere, pair.now)
@@ -508,7 +508,7 @@ def test_a_configured_endpoint_is_used_for_the_next_datagram() -> None:
 
 @pytest.mark.requirement("TM-22")
 @pytest.mark.parametrize(("before", "after", "sends"), [(0, 1, True), (2, 5, False), (2, 0, False)])
-def test_turning_the_persistent_keepalive_on_sends_one(before: int, after: int, sends: bool) -> None:
+def test_turning_on_persistent_keepalive_sends_datagram(before: int, after: int, sends: bool) -> None:
     pair = connected()
     pair.a.peer.timers.persistent_keepalive_interval = before
     is_turned_on = pair.a.device.set_persistent_keepalive(pair.a.peer, after)
@@ -516,7 +516,7 @@ def test_turning_the_persistent_keepalive_on_sends_one(before: int, after: int, 
 
 
 @pytest.mark.requirement("HS-21")
-def test_a_configured_peer_gets_what_is_staged_for_it() -> None:
+def test_staged_packets_are_sent_when_peer_is_configured() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
@@ -540,7 +540,7 @@ def test_prefixes_are_listed_and_drawn() -> None:
 
 
 @pytest.mark.requirement("MSG-16", "HS-39")
-def test_two_initiations_share_nothing_but_the_type() -> None:
+def test_initiations_share_no_field_except_zero_mac2() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.send(pair.a)

@@ -23,7 +23,7 @@ INITIATION, RESPONSE, DATA = MessageType.INITIATION, MessageType.RESPONSE, Messa
 
 
 @pytest.mark.requirement("HS-22", "HS-16")
-def test_a_response_to_a_superseded_initiation_is_ignored() -> None:
+def test_response_to_superseded_initiation_is_ignored() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is INITIATION
     pair.send(pair.a)
@@ -37,7 +37,7 @@ def test_a_response_to_a_superseded_initiation_is_ignored() -> None:
 
 
 @pytest.mark.requirement("DT-17", "DT-15")
-def test_data_on_an_unconfirmed_session_that_was_replaced_is_dropped() -> None:
+def test_data_packet_on_replaced_unconfirmed_session_is_dropped() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not DATA
     for _ in range(2):
@@ -52,7 +52,7 @@ def test_data_on_an_unconfirmed_session_that_was_replaced_is_dropped() -> None:
 
 
 @pytest.mark.requirement("RT-19", "RT-06")
-def test_a_peer_is_followed_when_a_nat_gives_it_another_port() -> None:
+def test_endpoint_follows_peer_when_nat_changes_its_port() -> None:
     pair = Pair()
     pair.connect()
     pair.a.endpoint = Endpoint(pair.a.endpoint.address, 4242)
@@ -67,7 +67,7 @@ def test_a_peer_is_followed_when_a_nat_gives_it_another_port() -> None:
 
 
 @pytest.mark.requirement("Q-04", "Q-05", "DT-01")
-def test_packets_leave_in_the_order_of_their_counters_and_arrive_in_it() -> None:
+def test_packets_leave_and_arrive_in_order_of_their_counters() -> None:
     pair = Pair()
     packets = [pair.send(pair.a, bytes([number])) for number in range(50)]
     pair.settle()
@@ -79,7 +79,7 @@ def test_packets_leave_in_the_order_of_their_counters_and_arrive_in_it() -> None
 
 @pytest.mark.requirement("MTU-13", "ROB-08")
 @pytest.mark.parametrize("size", [34736, 65535])
-def test_a_jumbo_packet_is_carried_whole(size: int) -> None:
+def test_jumbo_packet_is_carried_whole(size: int) -> None:
     pair = Pair()
     pair.connect()
     packet = ip_packet(pair.a.inner[4], pair.b.inner[4], bytes(size - 20))
@@ -89,7 +89,7 @@ def test_a_jumbo_packet_is_carried_whole(size: int) -> None:
 
 
 @pytest.mark.requirement("IF-18")
-def test_inner_checksums_are_not_looked_at() -> None:
+def test_packet_with_wrong_checksums_is_delivered_unchanged() -> None:
     pair = Pair()
     pair.connect()
     packet = bytearray(ip_packet(pair.a.inner[4], pair.b.inner[4], udp(1, 2)))
@@ -133,7 +133,7 @@ class Hub:
 
 
 @pytest.mark.requirement("RT-20", "MSG-11")
-def test_peers_behind_one_address_are_told_apart_by_index() -> None:
+def test_peers_behind_one_endpoint_are_distinguished_by_index() -> None:
     net = Hub()
     packets = []
     for spoke in (net.left, net.right, net.left):

@@ -35,7 +35,7 @@ def keepalives(pair: Pair) -> list[Sent]:
 
 
 @pytest.mark.requirement("TM-03", "TM-04", "TM-05")
-def test_twenty_initiations_then_silence() -> None:
+def test_initiations_stop_after_twenty_attempts() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
@@ -48,7 +48,7 @@ def test_twenty_initiations_then_silence() -> None:
 
 
 @pytest.mark.requirement("TM-06")
-def test_steady_traffic_is_retried_for_ever() -> None:
+def test_initiations_do_not_stop_under_steady_traffic() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     for _ in range(60):
@@ -58,7 +58,7 @@ def test_steady_traffic_is_retried_for_ever() -> None:
 
 
 @pytest.mark.requirement("TM-24")
-def test_a_persistent_keepalive_is_retried_for_ever() -> None:
+def test_initiations_do_not_stop_with_persistent_keepalive() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.a.device.set_persistent_keepalive(pair.a.peer, 7)
@@ -70,7 +70,7 @@ def test_a_persistent_keepalive_is_retried_for_ever() -> None:
 
 
 @pytest.mark.requirement("TM-10", "TM-29")
-def test_data_without_answer_gets_one_keepalive_after_ten_seconds() -> None:
+def test_unanswered_data_gets_one_keepalive_after_ten_seconds() -> None:
     pair = connected()
     pair.run(60 * SECOND)
     pair.forget()
@@ -84,7 +84,7 @@ def test_data_without_answer_gets_one_keepalive_after_ten_seconds() -> None:
 
 
 @pytest.mark.requirement("TM-14")
-def test_a_one_way_stream_gets_a_keepalive_every_ten_seconds() -> None:
+def test_one_way_stream_gets_keepalive_every_ten_seconds() -> None:
     pair = connected()
     pair.run(60 * SECOND)
     pair.forget()
@@ -95,7 +95,7 @@ def test_a_one_way_stream_gets_a_keepalive_every_ten_seconds() -> None:
 
 
 @pytest.mark.requirement("TM-16", "RT-15")
-def test_data_without_any_answer_leads_to_a_handshake_after_fifteen_seconds() -> None:
+def test_initiation_is_sent_15_seconds_after_unanswered_data() -> None:
     pair = connected()
     pair.run(60 * SECOND)
     pair.wire.filter = lambda sent: sent.sender == "A"
@@ -110,7 +110,7 @@ def test_data_without_any_answer_leads_to_a_handshake_after_fifteen_seconds() ->
 
 
 @pytest.mark.requirement("TM-20", "TM-23")
-def test_persistent_keepalives_come_at_their_interval_and_at_up() -> None:
+def test_persistent_keepalives_start_when_up_and_keep_interval() -> None:
     pair = Pair(up=False)
     pair.a.device.set_persistent_keepalive(pair.a.peer, 3)
     for side in (pair.a, pair.b):
@@ -133,7 +133,7 @@ def test_keys_are_gone_after_540_seconds() -> None:
 
 
 @pytest.mark.requirement("TM-07", "HS-37", "TM-30")
-def test_a_steady_stream_is_rekeyed_without_loss() -> None:
+def test_steady_stream_is_rekeyed_without_loss() -> None:
     pair = connected()
     packets = []
     for number in range(700):
@@ -146,7 +146,7 @@ def test_a_steady_stream_is_rekeyed_without_loss() -> None:
 
 
 @pytest.mark.requirement("TM-16", "ERR-07")
-def test_a_datagram_that_was_not_sent_is_not_counted_and_not_waited_for() -> None:
+def test_unsent_datagram_is_not_counted_and_starts_no_timer() -> None:
     pair = connected()
     pair.run(60 * SECOND)
     before = pair.a.peer.statistics.tx_bytes
@@ -160,14 +160,14 @@ def test_a_datagram_that_was_not_sent_is_not_counted_and_not_waited_for() -> Non
 
 
 @pytest.mark.requirement("IF-11")
-def test_a_cookie_reply_that_was_sent_counts_for_nobody() -> None:
+def test_sent_cookie_reply_is_not_counted_in_tx_bytes() -> None:
     pair = Pair()
     pair.a.device.sent(Transmit(bytes(64), pair.b.endpoint, 0, None), 0)
     assert pair.a.device.statistics.tx_bytes == 0
 
 
 @pytest.mark.requirement("ROB-12")
-def test_loss_and_reordering_lose_no_more_than_they_must() -> None:
+def test_lossy_link_delivers_most_packets_and_none_twice() -> None:
     pair = Pair(seed=7)
     pair.wire.loss, pair.wire.reordering = 0.1, 50 * MILLISECOND
     for number in range(500):

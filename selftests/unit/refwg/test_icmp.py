@@ -29,19 +29,19 @@ SETUP = """
 """
 
 
-def test_a_bucket_is_full_at_first_and_fills_with_time() -> None:
+def test_bucket_is_full_at_first_and_refills_with_time() -> None:
     bucket = Bucket(SECOND, 2)
     moments = [0, 0, 0, SECOND - 1, SECOND, 100 * SECOND, 100 * SECOND, 100 * SECOND]
     assert [bucket.allow(now) for now in moments] == [True, True, False, False, True, True, True, False]
 
 
-def test_a_bucket_without_an_interval_never_refuses() -> None:
+def test_bucket_without_interval_never_refuses() -> None:
     bucket = Bucket(0, 6)
     assert all(bucket.allow(0) for _ in range(1000))
 
 
 @pytest.mark.requirement("ERR-02")
-def test_each_destination_has_six_errors_at_once_and_then_one_a_second() -> None:
+def test_destination_gets_six_errors_at_once_then_one_per_second() -> None:
     code = """
         Path("/proc/sys/net/ipv6/icmp/ratelimit").write_text("1000")
         sender = make()
@@ -53,14 +53,14 @@ def test_each_destination_has_six_errors_at_once_and_then_one_a_second() -> None
 
 @pytest.mark.requirement("ERR-02")
 @pytest.mark.parametrize("address", ["10.0.0.1", "fd00::1", "127.0.0.1"])
-def test_a_sender_on_this_host_is_bound_by_the_limit_for_all_errors_only(address: str) -> None:
+def test_local_sender_is_bound_by_global_icmp_limit_only(address: str) -> None:
     code = f"""
         print(sent(make(), "{address}", 60))
     """
     assert run_in_sandbox(SETUP, code) == "50\n"
 
 
-def test_after_a_change_of_routes_a_sender_may_be_another() -> None:
+def test_local_senders_are_looked_up_again_after_route_change() -> None:
     code = """
         sender = make()
         print(sent(sender, "10.0.0.7", 9)); ip("address add 10.0.0.7/24 dev v0")
@@ -69,7 +69,7 @@ def test_after_a_change_of_routes_a_sender_may_be_another() -> None:
     assert run_in_sandbox(SETUP, code) == "6\n9\n"
 
 
-def test_the_limits_are_those_of_the_stack() -> None:
+def test_icmp_rate_limit_is_read_from_sysctl() -> None:
     code = """
         Path("/proc/sys/net/ipv4/icmp_ratelimit").write_text("0")
         print(sent(make(), "10.0.0.7", 9))
@@ -77,7 +77,7 @@ def test_the_limits_are_those_of_the_stack() -> None:
     assert run_in_sandbox(SETUP, code) == "9\n"
 
 
-def test_where_no_error_can_be_sent_nothing_happens() -> None:
+def test_icmp_error_is_skipped_when_it_cannot_be_sent() -> None:
     code = """
         sender = make()
         print(sent(sender, "99.0.0.1", 1))

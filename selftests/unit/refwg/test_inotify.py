@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     ],
     ids=["removed", "moved", "replaced"],
 )
-def test_what_happens_to_the_file_is_noticed_once(tmp_path: Path, event: Callable[[Path], object]) -> None:
+def test_removal_or_replacement_of_file_is_reported_once(tmp_path: Path, event: Callable[[Path], object]) -> None:
     path = tmp_path / "wg0.sock"
     path.touch()
     path.with_name("other").touch()
@@ -35,6 +35,6 @@ def test_what_happens_to_the_file_is_noticed_once(tmp_path: Path, event: Callabl
     assert select.select([watch], [], [], 0)[0] == []
 
 
-def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_missing_directory_raises_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no such place"):
         RemovalWatch(tmp_path / "no such place")

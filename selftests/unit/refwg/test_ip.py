@@ -17,26 +17,26 @@ ICMP, ICMPV6, FRAGMENT, AH = 1, 58, 44, 51
     ("packet", "version"),
     [(V4, 4), (V6, 6), (b"", 0), (bytes(16), 0), (V4[:19], 0), (V6[:39], 0), (b"\x50" * 40, 0), (b"\xf0" * 40, 0)],
 )
-def test_only_whole_headers_of_version_4_and_6_count(packet: bytes, version: int) -> None:
+def test_ip_version_needs_whole_header_of_version_4_or_6(packet: bytes, version: int) -> None:
     assert ip.version(packet) == version
 
 
 @pytest.mark.parametrize(("packet", "first", "second"), [(V4, "10.0.0.1", "10.0.0.2"), (V6, "fd00::1", "fd00::2")])
-def test_addresses_are_read_from_their_places(packet: bytes, first: str, second: str) -> None:
+def test_addresses_and_length_are_read_from_header(packet: bytes, first: str, second: str) -> None:
     assert ip.source(packet) == ip_address(first).packed
     assert ip.destination(packet) == ip_address(second).packed
     assert ip.claimed_length(packet) == len(packet)
 
 
 @pytest.mark.requirement("DT-24")
-def test_an_ipv6_length_does_not_wrap() -> None:
+def test_ipv6_length_does_not_wrap() -> None:
     assert ip.claimed_length(V6[:4] + b"\xff\xff" + V6[6:]) == 65575
 
 
 @pytest.mark.requirement("DT-28", "DT-30")
 @pytest.mark.parametrize(("inner", "outer"), [(0, 0), (1, 1), (2, 2), (3, 2), (0xB8, 0), (0xBB, 2)])
 @pytest.mark.parametrize("source", ["10.0.0.1", "fd00::1"])
-def test_only_ecn_reaches_the_outer_header(source: str, inner: int, outer: int) -> None:
+def test_outer_header_gets_ecn_bits_only(source: str, inner: int, outer: int) -> None:
     packet = ip_packet(source, source, tos=inner)
     assert ip.encapsulated_ecn(ip.ecn(packet)) == outer
 
@@ -45,13 +45,13 @@ def test_only_ecn_reaches_the_outer_header(source: str, inner: int, outer: int) 
 @pytest.mark.parametrize("outer", range(4))
 @pytest.mark.parametrize("inner", range(4))
 @pytest.mark.parametrize("source", ["10.0.0.1", "fd00::1"])
-def test_decapsulation_marks_as_rfc_6040_says(source: str, inner: int, outer: int) -> None:
+def test_decapsulation_sets_ecn_as_in_rfc_6040(source: str, inner: int, outer: int) -> None:
     marked = {(1, 2): 1, (3, 1): 3, (3, 2): 3}.get((outer, inner), inner)
     before, after = (ip_packet(source, source, tos=0xB8 | ecn) for ecn in (inner, marked))
     assert ip.decapsulate_ecn(before, outer) == after
 
 
-def test_a_wrong_header_checksum_stays_wrong() -> None:
+def test_wrong_header_checksum_stays_wrong_when_ecn_changes() -> None:
     packet = ip_packet("10.0.0.1", "10.0.0.2", tos=2)
     broken = packet[:10] + bytes([packet[10] ^ 1]) + packet[11:]
     assert ip.internet_checksum(ip.decapsulate_ecn(packet, ip.CE)[:20]) == 0
@@ -61,7 +61,7 @@ def test_a_wrong_header_checksum_stays_wrong() -> None:
 @pytest.mark.parametrize(
     ("data", "checksum"), [(b"", 0xFFFF), (b"\x01", 0xFEFF), (b"\xff\xff\x00\x01", 0xFFFE), (b"\x12\x34", 0xEDCB)]
 )
-def test_the_checksum_is_that_of_rfc_1071(data: bytes, checksum: int) -> None:
+def test_checksum_is_that_of_rfc_1071(data: bytes, checksum: int) -> None:
     assert ip.internet_checksum(data) == checksum
 
 
@@ -95,18 +95,18 @@ LATER_V4 = V4[:6] + b"\x00\x01" + V4[8:]
         ip_packet("fd00::1", "fd00::2", behind(0, 0, udp(1, 2)), protocol=0),
     ],
 )
-def test_what_is_no_first_udp_fragment_has_no_ports(packet: bytes) -> None:
+def test_packet_other_than_first_udp_fragment_has_no_ports(packet: bytes) -> None:
     assert ip.udp_addresses(packet) is None
 
 
-def test_the_first_fragment_has_ports() -> None:
+def test_first_fragment_has_ports() -> None:
     addresses = ip.udp_addresses(fragment(1))
     assert addresses is not None
     assert (addresses.source_port, addresses.destination_port) == (1, 2)
 
 
 @pytest.mark.requirement("ERR-02")
-def test_icmp_host_unreachable_quotes_the_packet() -> None:
+def test_icmp_host_unreachable_is_limited_to_556_bytes() -> None:
     error = ip.unreachable(ip_packet("10.0.0.1", "10.0.0.2", bytes(1000)))
     assert error is not None
     assert error.destination == ip_address("10.0.0.1").packed
@@ -116,7 +116,7 @@ def test_icmp_host_unreachable_quotes_the_packet() -> None:
 
 
 @pytest.mark.requirement("ERR-02")
-def test_icmpv6_address_unreachable_quotes_the_packet() -> None:
+def test_icmpv6_address_unreachable_is_limited_to_1240_bytes() -> None:
     error = ip.unreachable(ip_packet("fd00::1", "fd00::2", bytes(2000)))
     assert error is not None
     assert error.destination == ip_address("fd00::1").packed
@@ -144,7 +144,7 @@ def test_icmpv6_address_unreachable_quotes_the_packet() -> None:
         ip_packet("fd00::1", "fd00::2", behind(51, 2, bytes([1, 3])), protocol=51),
     ],
 )
-def test_errors_fragments_and_groups_are_not_answered(packet: bytes) -> None:
+def test_icmp_errors_multicast_and_ipv4_fragments_get_no_answer(packet: bytes) -> None:
     assert ip.unreachable(packet) is None
 
 
@@ -159,5 +159,5 @@ def test_errors_fragments_and_groups_are_not_answered(packet: bytes) -> None:
         ip_packet("fd00::1", "fd00::2", bytes([ICMPV6, 0]), protocol=0),
     ],
 )
-def test_all_else_is_answered(packet: bytes) -> None:
+def test_icmp_queries_and_later_ipv6_fragments_are_answered(packet: bytes) -> None:
     assert ip.unreachable(packet) is not None

@@ -19,7 +19,7 @@ NEIGHBOURS = 8
 
 @pytest.mark.requirement("ROB-11", "Q-07")
 @pytest.mark.timeout(600)
-def test_a_thousand_devices_shake_hands_with_all_their_neighbours() -> None:
+def test_thousand_devices_handshake_with_all_their_neighbours() -> None:
     lattice = Lattice(1000)
     lattice.talk()
     links = len(lattice.links)

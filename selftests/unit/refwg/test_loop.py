@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.requirement("TM-31")
-def test_the_clock_never_goes_back() -> None:
+def test_boot_clock_never_goes_back() -> None:
     first, second = boot_clock(), boot_clock()
     assert 0 < first <= second
 
 
-def test_chance_and_the_time_of_day_are_those_of_the_system() -> None:
+def test_system_environment_gives_random_bytes_and_wall_clock() -> None:
     environment = SystemEnvironment()
     assert len(environment.random_bytes(32)) == 32
     assert environment.random_bytes(32) != environment.random_bytes(32)
@@ -38,7 +38,7 @@ class Sleeper:
 
 @pytest.mark.requirement("TM-32")
 @pytest.mark.parametrize(("asleep", "forgotten"), [(0, 0), (400_000_000, 0), (600_000_000, 1)])
-def test_a_machine_that_was_asleep_forgets_its_keys_once(
+def test_keys_are_forgotten_once_after_sleep_beyond_threshold(
     asleep: int, forgotten: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeper, running = Sleeper(), object.__new__(Loop)
@@ -50,7 +50,7 @@ def test_a_machine_that_was_asleep_forgets_its_keys_once(
 
 
 @pytest.mark.requirement("TM-32")
-def test_keys_are_forgotten_before_anything_is_done_with_what_has_come_meanwhile() -> None:
+def test_keys_are_forgotten_before_pending_events_are_handled() -> None:
     code = """
         import selectors, socket
         from refwg import loop
@@ -71,7 +71,7 @@ def test_keys_are_forgotten_before_anything_is_done_with_what_has_come_meanwhile
 
 
 @pytest.mark.requirement("RT-13")
-def test_a_link_that_goes_down_makes_the_ways_be_looked_for_anew() -> None:
+def test_cached_routes_are_dropped_when_link_goes_down() -> None:
     code = """
         import subprocess
         from refwg import loop

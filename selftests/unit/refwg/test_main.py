@@ -36,21 +36,21 @@ START = """
 @pytest.mark.parametrize(
     "arguments", [[], ["a" * 16], ["a/b"], ["--engine", "none", "wg0"], ["--mutant", "no-clamp", "wg0"]]
 )
-def test_nonsense_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_end_with_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
     assert "usage: refwg" in capsys.readouterr().err
 
 
-def test_an_unknown_mutant_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_mutant_ends_with_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFWG_MUTANTS", "allowed")
     with pytest.raises(SystemExit) as end:
         main(["--mutant", "no-such-one", "wg0"])
     assert end.value.code == 2
 
 
-def test_help_teaches_and_version_tells(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_usage_and_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_help_teaches_and_version_tells(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.startswith("refwg ")
 
 
-def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_imported() -> None:
+def test_main_imports_only_standard_library_and_cryptography() -> None:
     code = "import sys; before = set(sys.modules); import refwg.__main__; print(*set(sys.modules) - before)"
     done = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
@@ -80,7 +80,7 @@ def test_until_it_is_ready_only_the_standard_library_and_cryptography_are_import
 @pytest.mark.parametrize(
     "end", ["os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)", "made[1].path.unlink()"]
 )
-def test_whoever_ends_it_as_soon_as_the_socket_is_there_leaves_nothing(end: str) -> None:
+def test_socket_is_removed_when_refwg_ends_right_after_making_it(end: str) -> None:
     program = f"""if True:
         import os, signal, sys
         from refwg import __main__ as refwg
@@ -99,7 +99,7 @@ def test_whoever_ends_it_as_soon_as_the_socket_is_there_leaves_nothing(end: str)
 
 
 @pytest.mark.requirement("CFG-40")
-def test_it_goes_into_the_background_once_it_can_be_configured() -> None:
+def test_refwg_goes_into_background_once_it_can_be_configured() -> None:
     code = """
         print(start().wait(), oct(path.stat().st_mode & 0o777), wg("show wg0 listen-port").stdout.strip())
         path.unlink(); wait_for(lambda: ip("link show wg0").returncode)
@@ -108,7 +108,7 @@ def test_it_goes_into_the_background_once_it_can_be_configured() -> None:
 
 
 @pytest.mark.requirement("CFG-40")
-def test_when_the_command_has_come_back_wg_is_answered_at_once() -> None:
+def test_wg_is_answered_at_once_when_start_command_has_returned() -> None:
     code = """
         for _ in range(5):
             print(start().wait(), wg("show wg0 fwmark").stdout.strip())
@@ -118,7 +118,7 @@ def test_when_the_command_has_come_back_wg_is_answered_at_once() -> None:
 
 
 @pytest.mark.parametrize("options", ["'-f'", "'--trace', '/run/trace'"])
-def test_a_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> None:
+def test_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> None:
     code = f"""
         Path("/proc/sys/user/max_inotify_instances").write_text("0")
         process = subprocess.run([sys.executable, "-m", "refwg", {options}, "wg0"], capture_output=True, text=True)
@@ -138,7 +138,7 @@ def test_a_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -
         ("WG_UAPI_FD='1'", "Socket operation on non-socket"),
     ],
 )
-def test_descriptors_that_are_none_are_told(environment: str, words: str) -> None:
+def test_invalid_descriptor_in_environment_is_reported(environment: str, words: str) -> None:
     code = f"""
         env = {{**os.environ, **dict({environment})}}
         done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], env=env, capture_output=True, text=True)
@@ -147,7 +147,7 @@ def test_descriptors_that_are_none_are_told(environment: str, words: str) -> Non
     assert run_in_sandbox(START, code) == "1 True False\n"
 
 
-def test_a_name_that_is_taken_is_told() -> None:
+def test_interface_name_in_use_is_reported() -> None:
     code = """
         ip("link add wg0 type veth peer name other")
         done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
@@ -165,7 +165,7 @@ def test_a_name_that_is_taken_is_told() -> None:
         (errno.ENOENT, "/dev/net/tun", ": the kernel has no TUN interfaces here; modprobe tun"),
     ],
 )
-def test_interface_that_cannot_be_made_is_told_with_the_remedy(
+def test_remedy_is_printed_when_interface_cannot_be_created(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, file: str | None, remedy: str
 ) -> None:
     refusal = OSError(number, os.strerror(number), file)
@@ -179,7 +179,9 @@ def test_interface_that_cannot_be_made_is_told_with_the_remedy(
 
 
 @pytest.mark.parametrize("error", [KeyError(4), IndexError("list index out of range")])
-def test_a_mistake_of_ours_is_not_taken_for_one_of_the_user(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_error_is_raised_and_not_reported_as_user_error(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: str) -> Tun:
         raise error
 
@@ -189,7 +191,7 @@ def test_a_mistake_of_ours_is_not_taken_for_one_of_the_user(error: Exception, mo
 
 
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
-def test_without_standard_streams_it_works_as_well(closed: str) -> None:
+def test_refwg_works_without_standard_streams(closed: str) -> None:
     code = f"""
         print(subprocess.run(["sh", "-c", f"exec {{sys.executable}} -m refwg wg0 {closed}"]).returncode)
         print(wg("show wg0 fwmark").stdout.strip(), wg("set wg0 listen-port 7").returncode)
@@ -199,7 +201,7 @@ def test_without_standard_streams_it_works_as_well(closed: str) -> None:
     assert run_in_sandbox(START, code) == "0\noff 0\n"
 
 
-def test_a_trace_on_a_full_disk_is_given_up() -> None:
+def test_trace_is_given_up_when_disk_is_full() -> None:
     code = """
         errors = open("/run/errors", "w")
         process = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "--trace", "/dev/full", "wg0"], stderr=errors)
@@ -212,7 +214,7 @@ def test_a_trace_on_a_full_disk_is_given_up() -> None:
     assert run_in_sandbox(START, code) == f"0 {words}"
 
 
-def test_whoever_made_another_socket_meanwhile_keeps_it() -> None:
+def test_file_that_replaced_socket_is_kept_when_refwg_ends() -> None:
     code = """
         process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
         path.rename("/run/wireguard/away"); path.touch(); print(process.wait(5), path.exists())
@@ -229,7 +231,7 @@ RIGHTS = """
 
 
 @pytest.mark.requirement("CFG-54")
-def test_it_keeps_three_rights_of_root_and_can_get_none_back() -> None:
+def test_refwg_keeps_three_capabilities_and_can_gain_none() -> None:
     code = """
         process = start("-f", "--drop-privileges", "root"); wait_for(path.exists)
         wait_for(lambda: wg("show wg0").returncode == 0)
@@ -245,7 +247,7 @@ def test_it_keeps_three_rights_of_root_and_can_get_none_back() -> None:
 
 
 @pytest.mark.parametrize("end", ["os.kill(pid, signal.SIGKILL)", "os.kill(pid, signal.SIGTERM)", "path.unlink()"])
-def test_its_socket_goes_with_it_although_it_may_not_remove_it_any_more(end: str) -> None:
+def test_socket_is_removed_when_refwg_ends_after_privilege_drop(end: str) -> None:
     code = f"""
         print(start("--drop-privileges", "root").wait())
         others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
@@ -256,7 +258,7 @@ def test_its_socket_goes_with_it_although_it_may_not_remove_it_any_more(end: str
     assert run_in_sandbox(START + RIGHTS, code) == "0\n"
 
 
-def test_a_user_that_does_not_exist_is_told() -> None:
+def test_unknown_user_for_privilege_drop_is_reported() -> None:
     code = """
         done = subprocess.run([sys.executable, "-m", "refwg", "--drop-privileges", "nobody-at-all", "wg0"],
                               capture_output=True, text=True)
@@ -285,7 +287,7 @@ def test_interface_and_socket_may_be_given_as_descriptors() -> None:
 @pytest.mark.parametrize(
     "end", ["process.terminate()", "process.send_signal(signal.SIGINT)", "path.unlink()", "ip('link delete wg0')"]
 )
-def test_it_ends_with_status_0_and_takes_interface_and_socket_along(end: str) -> None:
+def test_refwg_removes_interface_and_socket_when_it_ends(end: str) -> None:
     code = f"""
         process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
         time.sleep(0.2)
@@ -296,7 +298,7 @@ def test_it_ends_with_status_0_and_takes_interface_and_socket_along(end: str) ->
 
 
 @pytest.mark.requirement("IF-08", "IF-05", "IF-06")
-def test_its_sockets_follow_the_link_state() -> None:
+def test_udp_sockets_follow_link_state() -> None:
     code = """
         process = start(WG_PROCESS_FOREGROUND="1", LOG_LEVEL="silent"); wait_for(path.exists)
         def is_up(): return ",UP" in ip("link show wg0").stdout
@@ -311,7 +313,7 @@ def test_its_sockets_follow_the_link_state() -> None:
 
 
 @pytest.mark.requirement("CFG-48", "CFG-19")
-def test_wg_says_why_a_port_cannot_be_had() -> None:
+def test_wg_reports_address_in_use_when_port_is_taken() -> None:
     code = """
         process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
         ip("link set wg0 up"); wait_for(lambda: wg("show wg0 listen-port").stdout != "0\\n")
@@ -325,7 +327,7 @@ def test_wg_says_why_a_port_cannot_be_had() -> None:
 
 
 @pytest.mark.requirement("CFG-42", "CFG-41")
-def test_an_unmodified_wg_configures_it() -> None:
+def test_unmodified_wg_configures_refwg() -> None:
     code = """
         process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
         Path("/run/key").write_text(subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout)
@@ -339,7 +341,7 @@ def test_an_unmodified_wg_configures_it() -> None:
     assert run_in_sandbox(START, code) == "0\n0 0\nTrue True\n0\n"
 
 
-def test_trace_and_keys_are_written_for_their_owner() -> None:
+def test_trace_is_written_and_keylog_has_mode_0600() -> None:
     code = """
         process = start("-f", "--trace", "/run/trace", "--keylog", "/run/keys"); wait_for(path.exists)
         Path("/run/key").write_text(subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout)
@@ -352,7 +354,7 @@ def test_trace_and_keys_are_written_for_their_owner() -> None:
     assert run_in_sandbox(START, code) == "0o600 LOCAL_STATIC_PRIVATE_KEY\n0\n"
 
 
-def test_who_may_not_make_an_interface_is_told_so() -> None:
+def test_missing_privilege_ends_with_status_1_without_traceback() -> None:
     done = subprocess.run(
         ["unshare", "--user", "--net", sys.executable, "-m", "refwg", "-f", "wg0"],
         cwd=ROOT,

@@ -28,7 +28,7 @@ def test_messages_have_their_exact_length_and_type(sample: Message, length: int)
 
 @pytest.mark.requirement("MSG-04", "MSG-11")
 @pytest.mark.parametrize("sample", SAMPLES)
-def test_parse_is_the_inverse_of_to_bytes(sample: Message) -> None:
+def test_parse_is_inverse_of_to_bytes(sample: Message) -> None:
     assert parse(sample.to_bytes()) == sample
 
 
@@ -53,7 +53,7 @@ def test_reserved_bytes_must_be_zero(sample: Message, offset: int) -> None:
 @pytest.mark.requirement("MSG-07", "MSG-08")
 @pytest.mark.parametrize("sample", SAMPLES)
 @pytest.mark.parametrize("change", [-1, 1])
-def test_a_wrong_length_is_malformed(sample: Message, change: int) -> None:
+def test_message_of_wrong_length_is_malformed(sample: Message, change: int) -> None:
     datagram = sample.to_bytes()
     datagram = (datagram + b"\0")[: len(datagram) + change]
     if isinstance(sample, Data) and change > 0:
@@ -65,7 +65,7 @@ def test_a_wrong_length_is_malformed(sample: Message, change: int) -> None:
 
 @pytest.mark.requirement("MSG-09")
 @pytest.mark.parametrize("kind", [0, *range(5, 256)])
-def test_other_types_are_malformed(kind: int) -> None:
+def test_unknown_message_types_are_malformed(kind: int) -> None:
     for length in (32, 64, 92, 148):
         with pytest.raises(MalformedMessage):
             parse(bytes([kind]).ljust(length, b"\0"))
@@ -97,12 +97,12 @@ def test_tiny_datagrams_are_malformed(datagram: bytes) -> None:
         (5, 7, 7),
     ],
 )
-def test_padding_goes_to_sixteen_but_not_beyond_the_mtu(length: int, mtu: int, padded: int) -> None:
+def test_padding_goes_to_sixteen_bytes_but_not_beyond_mtu(length: int, mtu: int, padded: int) -> None:
     assert padded_length(length, mtu) == padded
 
 
 @pytest.mark.requirement("DT-09", "TM-09", "CR-12")
-def test_limits_are_those_of_the_driver() -> None:
+def test_limits_equal_those_of_kernel_driver() -> None:
     assert messages.REJECT_AFTER_MESSAGES == 2**64 - 8130
     assert messages.LAST_MINUTE_REKEY == 165 * messages.SECOND
     assert messages.TIMESTAMP_WHITENING == 2**24

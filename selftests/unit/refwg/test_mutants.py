@@ -82,13 +82,13 @@ PROMISES = {
 
 
 @pytest.mark.parametrize("name", mutants.MUTANTS)
-def test_each_mutant_breaks_its_promise_and_only_then(name: str, mutate: Callable[[str], None]) -> None:
+def test_mutant_breaks_promise_that_holds_without_it(name: str, mutate: Callable[[str], None]) -> None:
     assert PROMISES[name]()
     mutate(name)
     assert not PROMISES[name]()
 
 
-def test_a_mutant_that_does_not_roam_can_still_be_configured(mutate: Callable[[str], None]) -> None:
+def test_mutant_without_roaming_takes_configured_endpoint(mutate: Callable[[str], None]) -> None:
     mutate("no-roaming")
     pair = Pair()
     pair.a.device.set_endpoint(pair.a.peer, Endpoint(bytes(4), 9), 0)

@@ -72,12 +72,12 @@ def test_timestamps_are_whitened(nanoseconds: int, whitened: int) -> None:
 
 
 @pytest.mark.requirement("CR-18")
-def test_an_identity_is_clamped() -> None:
+def test_private_key_of_identity_is_clamped() -> None:
     assert StaticIdentity.from_private(b"\xff" * 32).private == b"\xf8" + b"\xff" * 30 + b"\x7f"
 
 
 @pytest.mark.requirement("CR-02", "CR-03")
-def test_the_hash_takes_in_the_responder_and_then_all_that_is_said() -> None:
+def test_transcript_hash_covers_responder_key_and_mixed_data() -> None:
     transcript = Transcript.start(BOB.public)
     assert transcript.hash == (first := blake2s(INITIAL_HASH + BOB.public).digest())
     transcript.mix_hash(b"what is said")
@@ -85,7 +85,7 @@ def test_the_hash_takes_in_the_responder_and_then_all_that_is_said() -> None:
 
 
 @pytest.mark.requirement("CR-15", "CR-06")
-def test_both_keys_of_a_session_come_from_the_chaining_key_alone() -> None:
+def test_session_keys_are_derived_from_chaining_key_alone() -> None:
     alice, _, response = exchange()
     alice.consume_response(ALICE, response)
     secret = hmac.digest(alice.transcript.chaining_key, b"", blake2s)
@@ -97,7 +97,7 @@ def test_both_keys_of_a_session_come_from_the_chaining_key_alone() -> None:
 
 
 @pytest.mark.requirement("HS-03", "CR-15")
-def test_a_handshake_gives_both_sides_the_same_keys() -> None:
+def test_handshake_gives_both_sides_same_keys() -> None:
     alice, bob, response = exchange()
     alice.consume_response(ALICE, response)
     ours, theirs = alice.begin_session(5), bob.begin_session(6)
@@ -108,7 +108,7 @@ def test_a_handshake_gives_both_sides_the_same_keys() -> None:
 
 
 @pytest.mark.requirement("HS-26", "HS-27")
-def test_without_identity_nothing_is_said_and_nothing_heard() -> None:
+def test_handshake_is_refused_without_identity() -> None:
     alice, _, response = exchange()
     message = initiation(alice)
     assert reason_of(lambda: open_initiation(None, message)) is DropReason.NO_IDENTITY
@@ -120,7 +120,7 @@ def test_without_identity_nothing_is_said_and_nothing_heard() -> None:
 
 @pytest.mark.requirement("HS-34")
 @pytest.mark.parametrize("point", ["00" * 32, "01" + "00" * 31, "ed" + "ff" * 30 + "7f"])
-def test_a_peer_of_low_order_never_handshakes(point: str) -> None:
+def test_handshake_with_low_order_public_key_is_refused(point: str) -> None:
     remote = bytes.fromhex(point)
     handshake = Handshake(remote, precomputed_static_static=static_static(ALICE, remote))
     assert reason_of(lambda: initiation(handshake)) is DropReason.LOW_ORDER_POINT
@@ -129,7 +129,7 @@ def test_a_peer_of_low_order_never_handshakes(point: str) -> None:
 
 
 @pytest.mark.requirement("HS-35", "CR-09")
-def test_an_ephemeral_of_low_order_is_refused() -> None:
+def test_low_order_ephemeral_is_refused() -> None:
     alice, bob, response = exchange()
     message = replace(initiation(handshake(ALICE, BOB)), ephemeral=ZERO_KEY)
     assert reason_of(lambda: open_initiation(BOB, message)) is DropReason.LOW_ORDER_POINT
@@ -140,7 +140,7 @@ def test_an_ephemeral_of_low_order_is_refused() -> None:
 
 
 @pytest.mark.requirement("HS-07", "CR-13")
-def test_a_corrupt_static_key_or_timestamp_leaves_no_trace() -> None:
+def test_corrupt_initiation_leaves_handshake_unchanged() -> None:
     message, bob = initiation(handshake(ALICE, BOB)), handshake(BOB, ALICE)
     before = astuple(bob)
     for forged in (replace(message, encrypted_static=bytes(48)), replace(message, encrypted_timestamp=bytes(28))):
@@ -174,14 +174,14 @@ def test_two_initiations_must_be_twenty_milliseconds_apart() -> None:
 
 @pytest.mark.requirement("HS-17", "HS-19", "HS-23")
 @pytest.mark.parametrize("state", [state for state in HandshakeState if state is not HandshakeState.CREATED_INITIATION])
-def test_a_response_is_taken_only_after_an_initiation(state: HandshakeState) -> None:
+def test_response_is_refused_unless_initiation_is_outstanding(state: HandshakeState) -> None:
     alice, _, response = exchange()
     alice.state = state
     assert reason_of(lambda: alice.consume_response(ALICE, response)) is DropReason.UNEXPECTED_RESPONSE
 
 
 @pytest.mark.requirement("HS-18", "HS-20")
-def test_a_bad_response_leaves_the_handshake_waiting_for_a_better_one() -> None:
+def test_corrupt_response_leaves_handshake_unchanged() -> None:
     alice, _, response = exchange()
     before = astuple(alice)
     forged = replace(response, encrypted_nothing=bytes(16))
@@ -191,7 +191,7 @@ def test_a_bad_response_leaves_the_handshake_waiting_for_a_better_one() -> None:
 
 
 @pytest.mark.requirement("HS-21", "CR-17")
-def test_the_preshared_key_counts_when_the_response_is_made() -> None:
+def test_preshared_key_can_be_set_before_response_is_created() -> None:
     alice, bob = handshake(ALICE, BOB), handshake(BOB, ALICE)
     consume(bob, initiation(alice))
     alice.preshared_key = bob.preshared_key = b"p" * 32
@@ -200,7 +200,7 @@ def test_the_preshared_key_counts_when_the_response_is_made() -> None:
 
 
 @pytest.mark.requirement("HS-10")
-def test_clearing_keeps_the_timestamp_and_nothing_else() -> None:
+def test_cleared_handshake_keeps_timestamp_and_consumption_time() -> None:
     _, bob, _ = exchange()
     latest = bob.latest_timestamp
     bob.clear()
@@ -208,7 +208,7 @@ def test_clearing_keeps_the_timestamp_and_nothing_else() -> None:
     assert bob.latest_timestamp == latest != bytes(12)
 
 
-def test_a_session_does_not_begin_before_its_handshake() -> None:
+def test_session_does_not_begin_before_its_handshake() -> None:
     with pytest.raises(AssertionError, match=r"^a session begins only after a response$"):
         handshake(ALICE, BOB).begin_session(0)
 
@@ -238,7 +238,7 @@ def numbers(*keypairs: Keypair | None) -> list[int | None]:
         ((1, 2, 3), False, [None, 2, 9], [1, 3]),
     ],
 )
-def test_a_new_session_takes_its_slot(
+def test_new_keypair_takes_its_slot(
     before: tuple[int | None, ...], initiator: bool, after: list[int | None], destroyed: list[int]
 ) -> None:
     slots = Keypairs(*(None if number is None else keypair(number, initiator=False) for number in before))
@@ -256,7 +256,7 @@ def test_a_new_session_takes_its_slot(
         ((1, 2, 3), 1, [1, 2, 3], []),
     ],
 )
-def test_only_data_on_next_moves_the_slots(
+def test_keypairs_move_only_when_next_keypair_receives_data(
     before: tuple[int | None, ...], received: int, after: list[int | None], destroyed: list[int]
 ) -> None:
     slots = Keypairs(*(None if number is None else keypair(number, initiator=False) for number in before))
@@ -282,5 +282,5 @@ def test_sending_is_forbidden_on_current_and_next() -> None:
 
 @pytest.mark.requirement("DT-20", "TM-31")
 @pytest.mark.parametrize(("now", "has_expired"), [(179, False), (180, True)])
-def test_age_counts_from_the_birthdate(now: int, has_expired: bool) -> None:
+def test_keypair_expires_at_given_age(now: int, has_expired: bool) -> None:
     assert keypair(1, initiator=True).has_expired(180, now) is has_expired

@@ -29,7 +29,7 @@ from selftests.support.pair import START, Pair
         (DropReason.NOT_SENT, []),
     ],
 )
-def test_drops_count_where_the_driver_counts_them(reason: DropReason, counters: list[str]) -> None:
+def test_drop_reason_increments_error_counters_of_driver(reason: DropReason, counters: list[str]) -> None:
     statistics = Statistics()
     statistics.drops[reason] += 1
     every = ["rx_errors", "rx_frame_errors", "rx_length_errors", "tx_errors", "tx_dropped"]
@@ -38,7 +38,7 @@ def test_drops_count_where_the_driver_counts_them(reason: DropReason, counters: 
 
 @pytest.mark.requirement("HS-14", "HS-15")
 @pytest.mark.parametrize(("now", "may"), [(REKEY_TIMEOUT - 1, False), (REKEY_TIMEOUT, True)])
-def test_five_seconds_lie_between_handshake_messages(now: int, may: bool) -> None:
+def test_next_initiation_is_allowed_after_rekey_timeout(now: int, may: bool) -> None:
     peer = Pair().a.peer
     assert peer.may_initiate(0)
     peer.last_sent_handshake = 0
@@ -46,7 +46,7 @@ def test_five_seconds_lie_between_handshake_messages(now: int, may: bool) -> Non
 
 
 @pytest.mark.requirement("RT-15", "RT-16")
-def test_forgetting_the_source_keeps_the_rest_of_the_endpoint() -> None:
+def test_endpoint_keeps_other_fields_when_source_is_cleared() -> None:
     pair = Pair()
     peer = pair.a.peer
     peer.learn_endpoint(replace(pair.b.endpoint, source=LocalAddress(b"\x0a\0\0\1", 3)), 0)
@@ -58,7 +58,7 @@ def test_forgetting_the_source_keeps_the_rest_of_the_endpoint() -> None:
 
 
 @pytest.mark.requirement("HS-25")
-def test_the_latest_handshake_is_wall_time_of_its_completion() -> None:
+def test_latest_handshake_is_wall_clock_time_of_completion() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.run(20 * 10**6)
@@ -69,7 +69,7 @@ def test_the_latest_handshake_is_wall_time_of_its_completion() -> None:
 
 
 @pytest.mark.requirement("HS-36", "IF-07", "Q-08")
-def test_stopping_leaves_no_index_no_key_and_no_packet() -> None:
+def test_stopped_peer_has_no_index_timer_or_staged_packet() -> None:
     pair = Pair()
     pair.connect()
     peer = pair.a.peer
@@ -100,7 +100,7 @@ class Notes:
         """Not wanted here."""
 
 
-def test_a_watcher_is_told_what_happens_and_to_whom() -> None:
+def test_watcher_receives_device_events_and_their_peer() -> None:
     pair, notes = Pair(), Notes()
     key = pair.a.peer.public_key
     pair.a.peer.shared.watcher = notes
@@ -112,6 +112,6 @@ def test_a_watcher_is_told_what_happens_and_to_whom() -> None:
     assert notes.events == [*quiet, ("peer removed", key), ("down", b"")]
 
 
-def test_a_peer_is_named_after_its_key() -> None:
+def test_peer_string_shows_first_8_hex_digits_of_key() -> None:
     peer = Pair().a.peer
     assert str(peer) == f"peer {peer.public_key.hex()[:8]}"

@@ -6,7 +6,7 @@ from refwg.peerlookup import IndexTable, KeyTable
 
 
 @pytest.mark.requirement("CFG-25")
-def test_keys_are_listed_in_order_of_addition_also_while_some_are_removed() -> None:
+def test_key_table_allows_removal_during_iteration() -> None:
     table: KeyTable[str] = KeyTable()
     for key in (b"c", b"a", b"b"):
         table.add(key, key.decode())
@@ -17,7 +17,7 @@ def test_keys_are_listed_in_order_of_addition_also_while_some_are_removed() -> N
 
 
 @pytest.mark.requirement("MSG-16")
-def test_a_random_index_that_is_taken_is_drawn_again() -> None:
+def test_random_index_is_drawn_again_when_in_use() -> None:
     draws = iter([b"\1\0\0\0", b"\1\0\0\0", b"\2\0\0\0"])
     table: IndexTable[str] = IndexTable()
     assert table.insert("first", lambda _: next(draws)) == 1
@@ -27,12 +27,12 @@ def test_a_random_index_that_is_taken_is_drawn_again() -> None:
 
 @pytest.mark.requirement("HS-38")
 @pytest.mark.parametrize("drawn", [b"\0\0\0\0", b"\xff\xff\xff\xff"])
-def test_every_index_value_can_be_used(drawn: bytes) -> None:
+def test_index_table_accepts_lowest_and_highest_index(drawn: bytes) -> None:
     table: IndexTable[str] = IndexTable()
     assert table.lookup(table.insert("entry", lambda _: drawn)) == "entry"
 
 
-def test_an_index_passes_to_what_replaces_its_entry() -> None:
+def test_index_entry_is_replaced_and_then_removed() -> None:
     table: IndexTable[str] = IndexTable()
     index = table.insert("handshake", lambda _: b"\7\0\0\0")
     table.replace(index, "session")

@@ -7,7 +7,7 @@ from refwg.queueing import HandshakeQueue, LoadMemory, StagedQueue
 
 
 @pytest.mark.requirement("Q-01", "Q-02")
-def test_129_single_packets_remain_and_the_oldest_go() -> None:
+def test_staged_queue_keeps_newest_129_single_packets() -> None:
     queue: StagedQueue[int] = StagedQueue()
     dropped = sum(queue.stage([packet]) for packet in range(300))
     assert dropped == 171
@@ -15,7 +15,7 @@ def test_129_single_packets_remain_and_the_oldest_go() -> None:
 
 
 @pytest.mark.requirement("Q-11")
-def test_a_batch_may_exceed_the_bound() -> None:
+def test_staged_batch_exceeds_limit_until_next_packet() -> None:
     queue: StagedQueue[int] = StagedQueue()
     assert queue.stage(range(200)) == 0
     assert queue.stage([200]) == 72
@@ -33,7 +33,7 @@ def test_restaged_packets_keep_their_place() -> None:
 
 
 @pytest.mark.requirement("DOS-07")
-def test_handshake_number_4097_is_turned_away() -> None:
+def test_handshake_queue_refuses_message_4097() -> None:
     queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
     assert [queue.put(number) for number in range(4097)].count(False) == 1
     queue.clear()
@@ -45,7 +45,7 @@ def test_handshake_number_4097_is_turned_away() -> None:
     ("waiting", "pause", "is_under_load"),
     [(511, 0, False), (512, 0, True), (512, SECOND - 1, True), (512, SECOND, False)],
 )
-def test_load_begins_at_512_and_is_remembered_for_a_second(waiting: int, pause: int, is_under_load: bool) -> None:
+def test_load_starts_at_512_messages_and_lasts_one_second(waiting: int, pause: int, is_under_load: bool) -> None:
     queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
     for number in range(waiting):
         queue.put(number)
@@ -54,7 +54,7 @@ def test_load_begins_at_512_and_is_remembered_for_a_second(waiting: int, pause: 
     assert queue.is_under_load(7 + pause) is is_under_load
 
 
-def test_a_message_counts_until_it_is_done() -> None:
+def test_handshake_message_counts_in_queue_until_done() -> None:
     queue: HandshakeQueue[str] = HandshakeQueue(LoadMemory())
     queue.put("first")
     assert queue.next_message() == "first"
@@ -64,7 +64,7 @@ def test_a_message_counts_until_it_is_done() -> None:
 
 
 @pytest.mark.requirement("DOS-09")
-def test_load_concerns_all_devices_that_share_its_memory() -> None:
+def test_load_is_shared_by_queues_with_same_load_memory() -> None:
     memory = LoadMemory()
     flooded: HandshakeQueue[int] = HandshakeQueue(memory)
     idle: HandshakeQueue[int] = HandshakeQueue(memory)

@@ -59,7 +59,7 @@ def from_a(pair: Pair, payload: bytes = b"payload") -> bytes:
 
 
 @pytest.mark.requirement("HS-06", "DOS-10")
-def test_an_unknown_initiator_gets_no_answer() -> None:
+def test_unknown_initiator_gets_no_response() -> None:
     pair = Pair()
     pair.b.device.remove_all_peers(0)
     pair.send(pair.a)
@@ -69,7 +69,7 @@ def test_an_unknown_initiator_gets_no_answer() -> None:
 
 
 @pytest.mark.requirement("HS-04", "RT-04")
-def test_a_wrong_mac1_changes_nothing() -> None:
+def test_initiation_with_invalid_mac1_is_dropped() -> None:
     pair = Pair(endpoints=False)
     pair.a.device.set_endpoint(pair.a.peer, pair.b.endpoint, 0)
     pair.wire.filter = lambda _: False
@@ -81,7 +81,7 @@ def test_a_wrong_mac1_changes_nothing() -> None:
 
 
 @pytest.mark.requirement("HS-09", "RT-04")
-def test_a_replayed_initiation_is_not_answered_and_moves_nothing() -> None:
+def test_replayed_initiation_is_dropped_and_keeps_endpoint() -> None:
     pair = Pair()
     pair.send(pair.a)
     initiation = pair.log[0].datagram
@@ -95,7 +95,7 @@ def test_a_replayed_initiation_is_not_answered_and_moves_nothing() -> None:
 
 
 @pytest.mark.requirement("HS-17", "HS-19")
-def test_a_replayed_response_is_ignored() -> None:
+def test_replayed_response_is_dropped_and_keeps_endpoint() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.settle()
@@ -107,7 +107,7 @@ def test_a_replayed_response_is_ignored() -> None:
 
 
 @pytest.mark.requirement("HS-18", "HS-23")
-def test_a_response_to_an_abandoned_initiation_is_ignored() -> None:
+def test_response_to_abandoned_initiation_is_dropped() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.send(pair.b)
@@ -116,7 +116,7 @@ def test_a_response_to_an_abandoned_initiation_is_ignored() -> None:
 
 
 @pytest.mark.requirement("HS-07", "RT-04")
-def test_an_initiation_with_a_corrupt_static_key_moves_nothing() -> None:
+def test_initiation_with_corrupt_static_key_is_dropped() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
@@ -127,7 +127,7 @@ def test_an_initiation_with_a_corrupt_static_key_moves_nothing() -> None:
 
 
 @pytest.mark.requirement("HS-18", "RT-04")
-def test_a_response_with_a_wrong_tag_leaves_the_handshake_pending() -> None:
+def test_response_with_wrong_tag_leaves_handshake_pending() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not RESPONSE
     pair.send(pair.a)
@@ -142,7 +142,7 @@ def test_a_response_with_a_wrong_tag_leaves_the_handshake_pending() -> None:
 
 
 @pytest.mark.requirement("RT-02", "HS-02")
-def test_the_endpoint_follows_a_response_from_elsewhere() -> None:
+def test_endpoint_is_updated_by_response_from_other_address() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not RESPONSE
     pair.send(pair.a)
@@ -154,7 +154,7 @@ def test_the_endpoint_follows_a_response_from_elsewhere() -> None:
 
 @pytest.mark.requirement("CK-10", "CK-14", "CK-13")
 @pytest.mark.parametrize("kind", [INITIATION, RESPONSE])
-def test_a_cookie_is_kept_and_has_no_other_effect(kind: MessageType) -> None:
+def test_cookie_reply_sets_cookie_and_changes_nothing_else(kind: MessageType) -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is INITIATION
     pair.send(pair.a)
@@ -203,7 +203,7 @@ COOKIE_REQUIRED, RATE_LIMITED, BAD_MAC1 = DropReason.COOKIE_REQUIRED, DropReason
         (True, True, True, 1, PROCESSED, 0),
     ],
 )
-def test_macs_load_and_tokens_decide_what_becomes_of_a_handshake_message(
+def test_macs_load_and_tokens_decide_handshake_outcome(
     *, mac1: bool, load: bool, mac2: bool, tokens: int, fate: DropReason | None, tokens_left: int
 ) -> None:
     pair = Pair()
@@ -220,7 +220,7 @@ def test_macs_load_and_tokens_decide_what_becomes_of_a_handshake_message(
 
 
 @pytest.mark.requirement("CK-11", "DT-13", "HS-18")
-def test_who_is_known_is_told_apart_in_the_count_of_drops() -> None:
+def test_drops_are_counted_per_peer_once_peer_is_known() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not RESPONSE
     pair.send(pair.a)
@@ -241,7 +241,7 @@ def test_who_is_known_is_told_apart_in_the_count_of_drops() -> None:
 
 
 @pytest.mark.requirement("CK-11")
-def test_cookie_replies_that_nobody_waits_for_are_counted() -> None:
+def test_unexpected_cookie_replies_are_counted_as_drops() -> None:
     pair = connected()
     keypair = pair.a.peer.keypairs.current
     assert keypair is not None
@@ -252,7 +252,7 @@ def test_cookie_replies_that_nobody_waits_for_are_counted() -> None:
 
 
 @pytest.mark.requirement("DT-12", "HS-17")
-def test_an_index_of_the_wrong_kind_names_nothing() -> None:
+def test_receiver_index_of_wrong_kind_is_unknown() -> None:
     pair = connected()
     pair.wire.filter = lambda _: False
     pair.run(6 * SECOND)
@@ -284,7 +284,7 @@ def test_replayed_and_forged_data_changes_nothing() -> None:
 
 
 @pytest.mark.requirement("DT-07")
-def test_a_forged_counter_does_not_move_the_window() -> None:
+def test_forged_counter_does_not_move_replay_window() -> None:
     pair = connected()
     forged = sealed(pair.a.peer, b"", 2**40)
     pair.inject(pair.b, forged[:-1] + bytes([forged[-1] ^ 1]))
@@ -293,7 +293,7 @@ def test_a_forged_counter_does_not_move_the_window() -> None:
 
 
 @pytest.mark.requirement("DT-08", "DT-10")
-def test_the_reject_limit_holds_for_counters_and_ends_the_session() -> None:
+def test_reject_after_messages_limits_counter_and_ends_session() -> None:
     pair = connected()
     for counter in (REJECT_AFTER_MESSAGES, 2**64 - 1, REJECT_AFTER_MESSAGES - 1, REJECT_AFTER_MESSAGES - 2):
         pair.inject(pair.b, sealed(pair.a.peer, b"", counter))
@@ -302,7 +302,7 @@ def test_the_reject_limit_holds_for_counters_and_ends_the_session() -> None:
 
 @pytest.mark.requirement("DT-20")
 @pytest.mark.parametrize(("age", "reasons"), [(-1, []), (0, [DropReason.SESSION_EXPIRED])])
-def test_data_is_refused_on_a_session_of_180_seconds(age: int, reasons: list[DropReason]) -> None:
+def test_data_packet_is_refused_when_session_is_180_s_old(age: int, reasons: list[DropReason]) -> None:
     pair = connected()
     session = pair.b.peer.keypairs.current
     assert session is not None
@@ -332,7 +332,7 @@ def with_length(packet: bytes, length: int) -> bytes:
         (with_length(PACKET6, 0), with_length(PACKET6, 0)[:40]),
     ],
 )
-def test_padding_is_cut_off_by_the_inner_length(plaintext: bytes, delivered: bytes) -> None:
+def test_padding_is_removed_by_inner_packet_length(plaintext: bytes, delivered: bytes) -> None:
     pair = connected()
     pair.inject(pair.b, sealed(pair.a.peer, plaintext))
     assert pair.b.delivered == [delivered]
@@ -357,7 +357,7 @@ def test_padding_is_cut_off_by_the_inner_length(plaintext: bytes, delivered: byt
         (ip_packet("10.9.9.9", "192.168.241.2"), DropReason.SOURCE_NOT_ALLOWED),
     ],
 )
-def test_unacceptable_inner_packets_are_dropped_but_still_authenticate(plaintext: bytes, reason: DropReason) -> None:
+def test_refused_inner_packet_still_updates_endpoint_and_timer(plaintext: bytes, reason: DropReason) -> None:
     pair = connected()
     before = pair.b.peer.statistics.rx_bytes
     pair.inject(pair.b, sealed(pair.a.peer, plaintext), source=ELSEWHERE)
@@ -368,7 +368,7 @@ def test_unacceptable_inner_packets_are_dropped_but_still_authenticate(plaintext
 
 
 @pytest.mark.requirement("DT-27", "DT-16", "HS-24")
-def test_an_unacceptable_inner_packet_confirms_the_session_all_the_same() -> None:
+def test_refused_inner_packet_still_confirms_session() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not DATA
     pair.send(pair.a)
@@ -380,7 +380,7 @@ def test_an_unacceptable_inner_packet_confirms_the_session_all_the_same() -> Non
 
 
 @pytest.mark.requirement("IF-11", "IF-13")
-def test_a_delivered_packet_counts_with_its_padding() -> None:
+def test_rx_bytes_include_padding_of_delivered_packet() -> None:
     pair = connected()
     before = pair.b.peer.statistics.rx_bytes
     pair.inject(pair.b, sealed(pair.a.peer, PACKET + bytes(16)))
@@ -388,7 +388,7 @@ def test_a_delivered_packet_counts_with_its_padding() -> None:
 
 
 @pytest.mark.requirement("AIP-02", "AIP-03", "AIP-08")
-def test_a_longer_prefix_of_another_peer_blocks_the_source() -> None:
+def test_source_is_refused_while_other_peer_owns_its_prefix() -> None:
     pair = connected()
     other = pair.b.device.add_peer(bytes([9] * 32), pair.now)
     assert other is not None
@@ -408,7 +408,7 @@ def replace_length(prefix: Prefix, length: int) -> Prefix:
 
 
 @pytest.mark.requirement("DT-29")
-def test_a_mark_on_the_way_reaches_the_inner_packet() -> None:
+def test_outer_ce_mark_is_copied_to_inner_packet() -> None:
     pair = connected()
     packet = ip_packet(pair.a.inner[4], pair.b.inner[4], tos=2)
     pair.inject(pair.b, sealed(pair.a.peer, packet), ecn=CE)
@@ -416,7 +416,7 @@ def test_a_mark_on_the_way_reaches_the_inner_packet() -> None:
 
 
 @pytest.mark.requirement("TM-11", "IF-11")
-def test_a_keepalive_counts_32_bytes_and_provokes_nothing() -> None:
+def test_keepalive_counts_32_bytes_and_sets_no_keepalive_timer() -> None:
     pair = connected()
     pair.run(30 * SECOND)
     before = pair.b.peer.statistics.rx_bytes
@@ -426,7 +426,7 @@ def test_a_keepalive_counts_32_bytes_and_provokes_nothing() -> None:
 
 
 @pytest.mark.requirement("HS-24", "DT-16")
-def test_the_first_data_on_a_new_session_releases_what_the_responder_has_staged() -> None:
+def test_first_data_packet_releases_packets_staged_by_responder() -> None:
     pair = Pair()
     pair.wire.filter = lambda sent: sent.type is not DATA
     pair.send(pair.a)
@@ -442,7 +442,7 @@ def test_the_first_data_on_a_new_session_releases_what_the_responder_has_staged(
 
 @pytest.mark.requirement("TM-09", "TM-08")
 @pytest.mark.parametrize(("side", "age", "asks"), [("a", 0, True), ("a", -1, False), ("b", 14 * SECOND, False)])
-def test_who_began_the_session_asks_for_the_next_when_it_receives_late(side: str, age: int, asks: bool) -> None:
+def test_initiator_alone_rekeys_when_receiving_on_old_session(side: str, age: int, asks: bool) -> None:
     pair = connected()
     receiver = getattr(pair, side)
     sender = pair.b if receiver is pair.a else pair.a
@@ -454,7 +454,7 @@ def test_who_began_the_session_asks_for_the_next_when_it_receives_late(side: str
 
 
 @pytest.mark.requirement("TM-09")
-def test_a_late_session_is_renewed_once_for_all_that_is_received() -> None:
+def test_late_session_is_rekeyed_once_for_several_packets() -> None:
     pair = connected()
     pair.run(LAST_MINUTE_REKEY)
     pair.forget()
@@ -469,7 +469,7 @@ def test_a_late_session_is_renewed_once_for_all_that_is_received() -> None:
 @pytest.mark.parametrize(
     "elsewhere", [ELSEWHERE, Endpoint(bytes(15) + b"\1", 5), Endpoint(b"\xfe\x80" + bytes(14), 5, 7)]
 )
-def test_the_endpoint_follows_any_authentic_data(elsewhere: Endpoint) -> None:
+def test_endpoint_follows_authenticated_data_packet(elsewhere: Endpoint) -> None:
     pair = connected()
     pair.inject(pair.b, sealed(pair.a.peer, b""), source=elsewhere)
     assert pair.b.peer.endpoint == arrived_at(elsewhere, pair.b)
@@ -478,7 +478,7 @@ def test_the_endpoint_follows_any_authentic_data(elsewhere: Endpoint) -> None:
 
 
 @pytest.mark.requirement("ROB-03")
-def test_our_own_messages_sent_back_are_dropped() -> None:
+def test_own_messages_are_dropped_when_sent_back() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.settle()
@@ -489,7 +489,7 @@ def test_our_own_messages_sent_back_are_dropped() -> None:
 
 @pytest.mark.requirement("HS-38", "MSG-11")
 @pytest.mark.parametrize("index", [0, 1, 0xFFFFFFFF])
-def test_any_index_of_the_other_side_is_echoed(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_response_echoes_sender_index_of_any_value(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair()
     monkeypatch.setattr(pair.a.environment, "random_bytes", fixed_index(pair.a, index))
     pair.send(pair.a)
@@ -505,7 +505,7 @@ def fixed_index(side: Side, index: int) -> Callable[[int], bytes]:
 
 
 @pytest.mark.requirement("ROB-10")
-def test_a_body_under_another_type_is_dropped() -> None:
+def test_message_body_with_wrong_type_is_dropped() -> None:
     pair = Pair()
     pair.wire.filter = lambda _: False
     pair.send(pair.a)

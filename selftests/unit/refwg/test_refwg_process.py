@@ -44,7 +44,7 @@ def run(code: str) -> str:
 
 
 @pytest.mark.requirement("CFG-53", "CFG-45", "CFG-55")
-def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
+def test_malformed_request_gets_errno_or_closed_connection() -> None:
     code = """
         einval = b"errno=-22\\n\\n"
         print(ask(b"\\x00\\xff\\xfe\\n\\n"), ask(b"GET / HTTP/1.1\\r\\n\\r\\n"))
@@ -63,7 +63,7 @@ def test_rubbish_on_the_control_socket_is_answered_or_hung_up_on() -> None:
     assert run(code) == answers + WELL
 
 
-def test_a_process_that_was_stopped_goes_on_where_it_was() -> None:
+def test_stopped_process_applies_link_changes_when_continued() -> None:
     code = """
         ip("link set wg0 up"); wait_for(lambda: 7 in ports())
         refwg.send_signal(signal.SIGSTOP); ip("link set wg0 down"); ip("link set wg0 up"); ip("link set wg0 down")
@@ -76,7 +76,7 @@ def test_a_process_that_was_stopped_goes_on_where_it_was() -> None:
     assert run(code) == WELL
 
 
-def test_more_changes_than_it_can_be_told_of_are_looked_up() -> None:
+def test_link_state_is_read_again_after_netlink_overflow() -> None:
     code = """
         ip("link set wg0 up"); wait_for(lambda: 7 in ports()); refwg.send_signal(signal.SIGSTOP)
         Path("/run/batch").write_text("".join(
@@ -87,7 +87,7 @@ def test_more_changes_than_it_can_be_told_of_are_looked_up() -> None:
     assert run(code) == WELL
 
 
-def test_without_free_descriptors_it_says_so_and_recovers() -> None:
+def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
     code = """
         ip("link set wg0 up"); wait_for(lambda: 7 in ports())
         before = resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE)
@@ -106,7 +106,7 @@ def test_without_free_descriptors_it_says_so_and_recovers() -> None:
     assert run(code) == answers + WELL
 
 
-def test_when_its_port_cannot_be_had_the_interface_goes_down_again() -> None:
+def test_interface_goes_down_again_when_its_port_is_in_use() -> None:
     code = """
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
             other.bind(("", 7)); ip("link set wg0 up")
@@ -119,7 +119,7 @@ def test_when_its_port_cannot_be_had_the_interface_goes_down_again() -> None:
 
 @pytest.mark.requirement("NS-06", "CFG-54")
 @pytest.mark.parametrize("is_up", [False, True])
-def test_when_the_namespace_of_its_interface_is_deleted_it_ends(is_up: bool) -> None:
+def test_refwg_ends_when_namespace_of_its_interface_is_deleted(is_up: bool) -> None:
     code = f"""
         ip("netns add other"); ip("link set wg0 netns other")
         if {is_up}:
@@ -130,7 +130,7 @@ def test_when_the_namespace_of_its_interface_is_deleted_it_ends(is_up: bool) -> 
 
 
 @pytest.mark.requirement("ROB-07", "CFG-54")
-def test_an_interface_may_vanish_while_it_is_at_work() -> None:
+def test_refwg_ends_cleanly_when_busy_interface_is_deleted() -> None:
     code = """
         ip("link set wg0 up"); ip("address add 10.0.0.1/24 dev wg0"); wait_for(lambda: 7 in ports())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -147,7 +147,7 @@ def test_an_interface_may_vanish_while_it_is_at_work() -> None:
 
 
 @pytest.mark.requirement("CFG-54")
-def test_a_directory_that_vanishes_takes_it_along() -> None:
+def test_refwg_ends_when_control_directory_is_removed() -> None:
     code = """
         path.unlink(); path.parent.rmdir(); print(refwg.wait(10), Path("/run/errors").read_text())
     """

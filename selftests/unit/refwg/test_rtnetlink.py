@@ -20,7 +20,7 @@ def inquirer() -> Iterator[Inquirer]:
     made.close()
 
 
-def test_a_link_is_found_by_name(inquirer: Inquirer) -> None:
+def test_link_is_found_by_name(inquirer: Inquirer) -> None:
     link = inquirer.link("lo")
     assert link is not None
     assert (link.index, link.name, link.mtu) == (1, "lo", 65536)
@@ -28,23 +28,23 @@ def test_a_link_is_found_by_name(inquirer: Inquirer) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_the_route_to_ourselves_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
+def test_route_to_loopback_address_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
     packed = ip_address(address).packed
     assert inquirer.route(packed, source=packed, fwmark=7).interface == 1
 
 
-def test_where_there_is_no_route_the_stack_says_why(inquirer: Inquirer) -> None:
+def test_route_through_missing_interface_returns_enodev(inquirer: Inquirer) -> None:
     assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
 
 
-def test_a_quiet_monitor_has_nothing_to_say() -> None:
+def test_monitor_returns_nothing_without_events() -> None:
     monitor = Monitor(links=True, routes=True)
     assert monitor.drain() == []
     monitor.close()
 
 
 @pytest.mark.requirement("MTU-04")
-def test_routes_links_and_their_changes_are_seen() -> None:
+def test_route_mtu_and_link_changes_are_reported() -> None:
     code = """
         import subprocess
         from refwg.rtnetlink import Inquirer, Monitor
@@ -60,12 +60,12 @@ def test_routes_links_and_their_changes_are_seen() -> None:
     assert run_in_sandbox("", code) == "1299 0\nFalse {False, True}\n"
 
 
-def test_links_compare_by_what_they_say() -> None:
+def test_links_with_same_fields_are_equal() -> None:
     assert Link(1, "lo", 65536, is_up=True) == Link(1, "lo", 65536, is_up=True)
 
 
 @pytest.mark.requirement("NS-06")
-def test_another_namespace_is_heard_by_its_number_and_not_kept_alive() -> None:
+def test_link_events_of_other_namespace_carry_its_namespace_id() -> None:
     code = """
         import os, subprocess
         from refwg.rtnetlink import Inquirer, Monitor
@@ -80,7 +80,7 @@ def test_another_namespace_is_heard_by_its_number_and_not_kept_alive() -> None:
 
 
 @pytest.mark.parametrize("left_out", ["mtu", "name"])
-def test_a_message_that_says_too_little_of_a_link_is_passed_over(left_out: str) -> None:
+def test_link_message_without_name_or_mtu_is_ignored(left_out: str) -> None:
     code = f"""
         import socket, struct
         from refwg.rtnetlink import Monitor, attribute, netlink_socket

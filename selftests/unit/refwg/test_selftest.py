@@ -9,7 +9,7 @@ from refwg.counter import ReplayWindow
 from refwg.ratelimiter import RateLimiter
 
 
-def test_all_checks_pass_and_each_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_selftest_checks_pass_and_print_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["selftest"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[:-1]] == list(selftest.CHECKS)
@@ -41,7 +41,7 @@ def shortest_prefix(self: Trie[int], address: int) -> int | None:
     ],
     ids=["first match", "nothing removed", "stale bits", "replays", "no limit", "low order", "not keyed", "unused"],
 )
-def test_what_is_broken_is_found(
+def test_selftest_reports_broken_function(
     broken: tuple[object, str, object],
     failed: int,
     monkeypatch: pytest.MonkeyPatch,

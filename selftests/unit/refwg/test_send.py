@@ -29,7 +29,7 @@ def connected() -> Pair:
 
 
 @pytest.mark.requirement("MSG-17", "CK-02")
-def test_an_initiation_carries_the_handshake_dscp() -> None:
+def test_initiation_carries_handshake_dscp_and_zero_mac2() -> None:
     pair = Pair()
     (effect,) = send.handshake_initiation(pair.a.peer, 0)
     assert (effect.datagram[0], effect.traffic_class, effect.carries_data) == (INITIATION, 0x88, False)
@@ -38,7 +38,7 @@ def test_an_initiation_carries_the_handshake_dscp() -> None:
 
 
 @pytest.mark.requirement("HS-14", "TM-06")
-def test_who_asks_again_too_early_gets_nothing_but_a_new_count() -> None:
+def test_early_initiation_is_not_sent_but_resets_attempt_count() -> None:
     peer = Pair().a.peer
     assert send.handshake_initiation(peer, 0, is_retry=True)
     peer.timers.handshake_attempts = 7
@@ -48,7 +48,7 @@ def test_who_asks_again_too_early_gets_nothing_but_a_new_count() -> None:
 
 
 @pytest.mark.requirement("CR-16", "HS-16")
-def test_every_initiation_is_a_new_message() -> None:
+def test_each_initiation_has_new_index_and_ephemeral_key() -> None:
     peer = Pair().a.peer
     first, second = (send.handshake_initiation(peer, now)[0].datagram for now in (0, 5 * SECOND))
     assert first[4:8] != second[4:8]
@@ -57,14 +57,14 @@ def test_every_initiation_is_a_new_message() -> None:
 
 
 @pytest.mark.requirement("HS-27", "HS-34")
-def test_without_identity_nothing_leaves_and_no_index_stays() -> None:
+def test_device_without_private_key_sends_no_initiation() -> None:
     pair = Pair()
     pair.a.device.set_private_key(bytes(32), 0)
     assert send.handshake_initiation(pair.a.peer, 0) == []
     assert len(pair.a.peer.shared.indices) == 0
 
 
-def test_a_response_that_cannot_be_made_is_not_sent() -> None:
+def test_response_to_low_order_ephemeral_key_is_not_sent() -> None:
     pair = Pair()
     pair.a.peer.handshake.remote_ephemeral = bytes(32)
     assert send.handshake_response(pair.a.peer, 0) == []
@@ -72,14 +72,14 @@ def test_a_response_that_cannot_be_made_is_not_sent() -> None:
 
 
 @pytest.mark.requirement("TM-26")
-def test_a_peer_without_endpoint_gets_nothing() -> None:
+def test_peer_without_endpoint_gets_no_message() -> None:
     pair = Pair(endpoints=False)
     assert send.handshake_initiation(pair.a.peer, 0) == []
     assert send.keepalive(pair.a.peer, 6 * SECOND) == []
 
 
 @pytest.mark.requirement("Q-10")
-def test_keepalives_are_not_stacked_and_do_not_precede_data() -> None:
+def test_keepalive_is_not_staged_when_queue_is_not_empty() -> None:
     pair = Pair()
     for _ in range(5):
         send.keepalive(pair.a.peer, 0)
@@ -116,7 +116,7 @@ def test_data_is_padded_with_zeros(length: int, padded: int) -> None:
 
 
 @pytest.mark.requirement("DT-28", "DT-30")
-def test_the_outer_traffic_class_has_only_ecn() -> None:
+def test_outer_traffic_class_carries_only_ecn() -> None:
     pair = connected()
     for tos in (0, 1, 2, 3, 0xB8):
         packet = ip_packet(pair.a.inner[4], pair.b.inner[4], tos=tos)
@@ -125,14 +125,14 @@ def test_the_outer_traffic_class_has_only_ecn() -> None:
 
 
 @pytest.mark.requirement("MSG-13", "MSG-17")
-def test_a_keepalive_is_empty_and_has_no_traffic_class() -> None:
+def test_keepalive_is_empty_and_has_zero_traffic_class() -> None:
     pair = connected()
     (effect,) = send.keepalive(pair.a.peer, pair.now)
     assert (len(effect.datagram), effect.traffic_class, effect.carries_data) == (32, 0, False)
 
 
 @pytest.mark.requirement("DT-11")
-def test_the_last_counter_is_used_and_none_beyond() -> None:
+def test_sending_counter_ends_below_reject_after_messages() -> None:
     pair = connected()
     pair.run(6 * SECOND)
     keypair = pair.a.peer.keypairs.current
@@ -151,7 +151,7 @@ def test_the_last_counter_is_used_and_none_beyond() -> None:
 @pytest.mark.requirement("DT-32")
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(("counter", "asks"), [(REKEY_AFTER_MESSAGES - 1, False), (REKEY_AFTER_MESSAGES, True)])
-def test_either_side_asks_for_a_session_after_many_messages(side: str, counter: int, asks: bool) -> None:
+def test_initiator_and_responder_rekey_after_many_messages(side: str, counter: int, asks: bool) -> None:
     pair = connected()
     pair.run(6 * SECOND)
     worn = getattr(pair, side)
@@ -165,7 +165,7 @@ def test_either_side_asks_for_a_session_after_many_messages(side: str, counter: 
     ("side", "age", "asks"),
     [("a", REKEY_AFTER_TIME - 1, False), ("a", REKEY_AFTER_TIME, True), ("b", REJECT_AFTER_TIME - SECOND, False)],
 )
-def test_only_who_began_the_session_asks_for_the_next_by_age(side: str, age: int, asks: bool) -> None:
+def test_initiator_alone_rekeys_when_session_is_old(side: str, age: int, asks: bool) -> None:
     pair = connected()
     old = getattr(pair, side)
     pair.run(old.peer.keypairs.current.birthdate + age - pair.now)
@@ -178,7 +178,7 @@ def test_only_who_began_the_session_asks_for_the_next_by_age(side: str, age: int
 @pytest.mark.requirement("DT-21", "Q-12")
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize(("age", "kind"), [(REJECT_AFTER_TIME - 1, DATA), (REJECT_AFTER_TIME, INITIATION)])
-def test_an_old_session_is_not_used_for_sending(side: str, age: int, kind: MessageType) -> None:
+def test_expired_session_is_not_used_for_sending(side: str, age: int, kind: MessageType) -> None:
     pair = Pair()
     pair.wire.latency = 0
     pair.connect()
@@ -193,7 +193,7 @@ def test_an_old_session_is_not_used_for_sending(side: str, age: int, kind: Messa
 
 @pytest.mark.requirement("TM-17", "TM-16")
 @pytest.mark.parametrize(("is_data", "waits"), [(True, True), (False, False)])
-def test_only_data_makes_us_wait_for_an_answer(is_data: bool, waits: bool) -> None:
+def test_new_handshake_timer_is_set_by_data_not_by_keepalive(is_data: bool, waits: bool) -> None:
     pair = connected()
     pair.run(20 * SECOND)
     if is_data:
@@ -213,7 +213,7 @@ def test_only_data_makes_us_wait_for_an_answer(is_data: bool, waits: bool) -> No
         ("10.0.0.2", (1, 2), 6, False),
     ],
 )
-def test_our_own_datagram_to_the_peers_endpoint_is_recognized(
+def test_own_datagram_to_peer_endpoint_is_recognized(
     host: str, ports: tuple[int, int], protocol: int, is_own: bool
 ) -> None:
     pair = connected()
@@ -225,7 +225,7 @@ def test_our_own_datagram_to_the_peers_endpoint_is_recognized(
 
 
 @pytest.mark.requirement("ROB-04")
-def test_our_own_handshake_messages_are_recognized_as_long_as_their_index_is_known() -> None:
+def test_own_handshake_message_is_recognized_while_index_exists() -> None:
     pair = Pair()
     pair.send(pair.a)
     pair.settle()
@@ -240,7 +240,7 @@ def test_our_own_handshake_messages_are_recognized_as_long_as_their_index_is_kno
 
 @pytest.mark.requirement("AIP-01")
 @pytest.mark.parametrize("kind", [b"", b"\1\0\0\0", b"\2\0\0\0", b"\3\0\0\0", b"\4\0\0\0", b"\4\0\0\1"])
-def test_a_strangers_datagram_between_the_same_ports_is_not_ours(kind: bytes) -> None:
+def test_foreign_datagram_between_same_ports_is_not_own(kind: bytes) -> None:
     pair = connected()
     stranger = kind and kind + bytes(28)
     packet = ip_packet("10.9.9.9", "10.0.0.2", udp(1, 2, stranger))
@@ -248,7 +248,7 @@ def test_a_strangers_datagram_between_the_same_ports_is_not_ours(kind: bytes) ->
 
 
 @pytest.mark.requirement("AIP-01")
-def test_a_message_to_another_peer_is_not_one_to_this_one() -> None:
+def test_own_message_is_not_recognized_for_other_peer() -> None:
     pair = connected()
     other = pair.a.device.add_peer(bytes(range(32)), pair.now)
     assert other is not None
@@ -263,7 +263,7 @@ def test_a_message_to_another_peer_is_not_one_to_this_one() -> None:
 
 
 @pytest.mark.requirement("RT-21", "MSG-17")
-def test_a_cookie_reply_goes_back_the_way_the_message_came() -> None:
+def test_cookie_reply_is_sent_to_message_sender() -> None:
     pair = Pair()
     stranger = Endpoint(b"\x0a\0\0\x09", 99)
     (effect,) = send.cookie_reply(pair.a.peer.shared, bytes(148), 5, stranger, 0)
@@ -285,7 +285,7 @@ class Keys:
         self.handshakes.append((static_private, remote_static, ephemeral_private, preshared))
 
 
-def test_a_watcher_gets_the_keys_of_both_roles() -> None:
+def test_watcher_receives_keys_of_initiator_and_responder() -> None:
     pair, keys = Pair(), Keys()
     pair.a.peer.shared.watcher = pair.b.peer.shared.watcher = keys
     pair.connect()

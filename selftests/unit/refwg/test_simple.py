@@ -86,7 +86,7 @@ class Rig:
         self.engine.datagrams_waiting(cast("socket.socket", None))
 
 
-def test_a_packet_from_the_interface_leaves_as_a_datagram() -> None:
+def test_interface_packets_are_staged_and_start_handshake() -> None:
     rig = Rig()
     rig.tun.waiting += [ip_packet("192.168.241.1", "192.168.241.2")] * 2
     rig.engine.packets_waiting()
@@ -96,7 +96,7 @@ def test_a_packet_from_the_interface_leaves_as_a_datagram() -> None:
 
 
 @pytest.mark.requirement("IF-08")
-def test_packets_are_not_looked_at_while_the_device_is_down() -> None:
+def test_interface_packets_are_discarded_while_device_is_down() -> None:
     rig = Rig()
     rig.device.down(0)
     rig.tun.waiting.append(ip_packet("192.168.241.1", "192.168.241.2"))
@@ -104,7 +104,7 @@ def test_packets_are_not_looked_at_while_the_device_is_down() -> None:
     assert (rig.udp.sent, rig.tun.waiting) == ([], [])
 
 
-def test_rubbish_from_the_interface_is_counted() -> None:
+def test_empty_packet_from_interface_is_counted_as_not_ip() -> None:
     rig = Rig()
     rig.tun.waiting.append(b"")
     rig.engine.packets_waiting()
@@ -112,7 +112,7 @@ def test_rubbish_from_the_interface_is_counted() -> None:
 
 
 @pytest.mark.requirement("DOS-08")
-def test_a_flood_does_not_keep_others_waiting() -> None:
+def test_engine_reads_64_packets_and_256_datagrams_per_turn() -> None:
     rig = Rig()
     rig.tun.waiting += [b""] * 100
     rig.engine.packets_waiting()
@@ -123,7 +123,7 @@ def test_a_flood_does_not_keep_others_waiting() -> None:
 
 
 @pytest.mark.requirement("DOS-08")
-def test_handshakes_have_so_much_time_in_a_turn_and_the_rest_waits() -> None:
+def test_handshake_processing_is_limited_in_time_per_turn() -> None:
     rig = Rig()
     for _ in range(17):
         rig.receive(bytes([1, 0, 0, 0]) + bytes(144))
@@ -136,7 +136,7 @@ def test_handshakes_have_so_much_time_in_a_turn_and_the_rest_waits() -> None:
 
 
 @pytest.mark.requirement("TM-16")
-def test_a_datagram_that_fails_is_reported_to_the_device() -> None:
+def test_failed_datagram_is_reported_to_device() -> None:
     rig = Rig()
     rig.udp.why = "ENETUNREACH"
     rig.engine.carry_out([Transmit(b"x", rig.pair.b.endpoint, 0, rig.pair.a.peer)])
@@ -144,7 +144,7 @@ def test_a_datagram_that_fails_is_reported_to_the_device() -> None:
 
 
 @pytest.mark.parametrize(("takes", "lost"), [(True, 0), (False, 1)])
-def test_a_packet_that_the_interface_does_not_take_is_counted(takes: bool, lost: int) -> None:
+def test_packet_refused_by_interface_is_counted_as_drop(takes: bool, lost: int) -> None:
     rig = Rig()
     rig.tun.takes = takes
     rig.engine.carry_out([Deliver(b"packet", rig.pair.a.peer)])
@@ -152,7 +152,7 @@ def test_a_packet_that_the_interface_does_not_take_is_counted(takes: bool, lost:
 
 
 @pytest.mark.requirement("ERR-02")
-def test_icmp_errors_go_where_the_interface_is() -> None:
+def test_icmp_error_is_handed_to_interface() -> None:
     rig = Rig()
     error = IcmpError(destination=bytes(4), message=b"error")
     rig.engine.carry_out([Unreachable(error)])

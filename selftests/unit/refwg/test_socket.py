@@ -42,13 +42,13 @@ def sockets() -> Iterator[UdpSockets]:
 
 
 @pytest.mark.requirement("IF-04", "MSG-19")
-def test_both_families_have_one_port(sockets: UdpSockets) -> None:
+def test_ipv4_and_ipv6_sockets_share_port(sockets: UdpSockets) -> None:
     port = sockets.open(0)
     assert [one.getsockname()[1] for one in sockets.sockets] == [port, port]
 
 
 @pytest.mark.requirement("CFG-19", "CFG-20", "IF-06")
-def test_a_port_that_is_taken_leaves_the_sockets_as_they_are(sockets: UdpSockets) -> None:
+def test_sockets_stay_unchanged_when_new_port_is_taken(sockets: UdpSockets) -> None:
     port = sockets.open(0)
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
         other.bind(("::1", 0))
@@ -63,7 +63,7 @@ def test_a_port_that_is_taken_leaves_the_sockets_as_they_are(sockets: UdpSockets
 @pytest.mark.requirement("RT-11", "DT-28", "RT-01")
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mark", [0, 1, 2, 3])
-def test_a_datagram_comes_with_sender_local_address_and_ecn(sockets: UdpSockets, version: int, mark: int) -> None:
+def test_received_datagram_has_sender_local_address_and_ecn(sockets: UdpSockets, version: int, mark: int) -> None:
     port = sockets.open(0)
     assert sockets.send(Transmit(b"datagram", endpoint(version, port), mark, None)) == ""
     received = sockets.receive(listener(version, sockets))
@@ -74,7 +74,7 @@ def test_a_datagram_comes_with_sender_local_address_and_ecn(sockets: UdpSockets,
 
 
 @pytest.mark.requirement("RT-11")
-def test_a_datagram_leaves_from_the_address_it_shall_leave_from(sockets: UdpSockets) -> None:
+def test_datagram_is_sent_from_chosen_source_address(sockets: UdpSockets) -> None:
     port = sockets.open(0)
     source = LocalAddress(ip_address("127.0.0.7").packed)
     assert sockets.send(Transmit(b"x", endpoint(4, port, source), 0x88, None)) == ""
@@ -85,7 +85,7 @@ def test_a_datagram_leaves_from_the_address_it_shall_leave_from(sockets: UdpSock
 
 @pytest.mark.requirement("RT-12")
 @pytest.mark.parametrize(("version", "gone"), [(4, "203.0.113.9"), (6, "2001:db8::9")])
-def test_a_source_address_that_is_gone_is_forgotten(sockets: UdpSockets, version: int, gone: str) -> None:
+def test_endpoint_source_is_cleared_when_address_is_gone(sockets: UdpSockets, version: int, gone: str) -> None:
     port = sockets.open(0)
     peer = Pair().a.peer
     peer.endpoint = endpoint(version, port, LocalAddress(ip_address(gone).packed, 1))
@@ -97,7 +97,7 @@ def test_a_source_address_that_is_gone_is_forgotten(sockets: UdpSockets, version
 
 @pytest.mark.requirement("RT-13", "RT-14")
 @pytest.mark.parametrize(("version", "interface", "is_kept"), [(4, 1, True), (4, 99, False), (6, 0, True)])
-def test_a_source_is_forgotten_when_the_route_uses_another_interface(
+def test_endpoint_source_is_cleared_when_interface_differs(
     sockets: UdpSockets, version: int, interface: int, is_kept: bool
 ) -> None:
     port, peer = sockets.open(0), Pair().a.peer
@@ -106,7 +106,7 @@ def test_a_source_is_forgotten_when_the_route_uses_another_interface(
     assert (peer.endpoint.source is not None) is is_kept
 
 
-def test_errors_are_told_and_never_raised(sockets: UdpSockets) -> None:
+def test_socket_errors_are_returned_and_not_raised(sockets: UdpSockets) -> None:
     assert sockets.send(Transmit(b"x", endpoint(4, 1), 0, None)) == "EAFNOSUPPORT"
     port = sockets.open(0)
     assert sockets.send(Transmit(bytes(70000), endpoint(4, port), 0, None)) == "EMSGSIZE"
@@ -115,7 +115,7 @@ def test_errors_are_told_and_never_raised(sockets: UdpSockets) -> None:
 
 
 @pytest.mark.requirement("MTU-15")
-def test_an_icmp_error_about_our_datagram_is_passed_over(sockets: UdpSockets) -> None:
+def test_icmp_error_is_ignored_and_next_datagram_is_read(sockets: UdpSockets) -> None:
     port = sockets.open(0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
@@ -130,14 +130,14 @@ def test_an_icmp_error_about_our_datagram_is_passed_over(sockets: UdpSockets) ->
     assert received[0] == b"real"
 
 
-def test_a_socket_that_was_closed_has_nothing_to_say(sockets: UdpSockets) -> None:
+def test_receive_from_closed_socket_returns_none(sockets: UdpSockets) -> None:
     sockets.open(0)
     one = listener(4, sockets)
     sockets.close()
     assert sockets.receive(one) is None
 
 
-def test_interfaces_are_found_by_name(sockets: UdpSockets) -> None:
+def test_interface_is_found_by_name_or_refused_with_einval(sockets: UdpSockets) -> None:
     assert sockets.interface_index("lo") == 1
     for name in ("no such one", "nul\0", "\xff", "a" * 5000):
         with pytest.raises(ConfigError) as error:
@@ -145,7 +145,7 @@ def test_interfaces_are_found_by_name(sockets: UdpSockets) -> None:
         assert error.value.errno == errno.EINVAL
 
 
-def test_a_machine_without_ipv6_has_one_socket(sockets: UdpSockets, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_ipv6_has_ipv4_socket_alone(sockets: UdpSockets, monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.socket
 
     def without_ipv6(family: int, *rest: int) -> socket.socket:
@@ -182,7 +182,7 @@ DETOUR = """
 
 
 @pytest.mark.requirement("RT-13", "RT-12")
-def test_a_source_is_looked_at_again_when_something_is_sent_after_a_change() -> None:
+def test_source_is_checked_again_on_send_after_route_change() -> None:
     code = """
         print(send()); ip("route add 10.9.0.0/16 dev v2 metric 1"); print(peer.endpoint.source == source)
         ip("route delete 10.9.0.0/16 dev v2 metric 1"); sockets.routes_changed(); print(send())
@@ -192,7 +192,7 @@ def test_a_source_is_looked_at_again_when_something_is_sent_after_a_change() -> 
 
 
 @pytest.mark.requirement("RT-12", "ERR-07")
-def test_without_a_route_a_source_is_kept_and_without_the_address_it_is_not() -> None:
+def test_source_survives_lost_route_but_not_lost_address() -> None:
     code = """
         ip("route delete 10.9.0.0/16 dev v1"); print(send())
         ip("route add 10.9.0.0/16 dev v1"); sockets.routes_changed(); print(send())
@@ -202,7 +202,7 @@ def test_without_a_route_a_source_is_kept_and_without_the_address_it_is_not() ->
 
 
 @pytest.mark.requirement("RT-17", "RT-16")
-def test_the_mark_decides_about_the_route_that_a_source_is_measured_by() -> None:
+def test_endpoint_source_is_checked_with_route_of_fwmark() -> None:
     code = """
         ip("route add 10.9.0.0/16 dev v2 table 7"); ip("rule add fwmark 7 table 7")
         print(send()); sockets.set_fwmark(7); print(send())
@@ -212,7 +212,7 @@ def test_the_mark_decides_about_the_route_that_a_source_is_measured_by() -> None
 
 @pytest.mark.requirement("CFG-31", "RT-17")
 @pytest.mark.parametrize("is_open_first", [True, False])
-def test_every_mark_of_32_bits_is_set(is_open_first: bool) -> None:
+def test_fwmark_of_32_bits_is_set_on_both_sockets(is_open_first: bool) -> None:
     code = f"""
         import socket
         from refwg.rtnetlink import Inquirer

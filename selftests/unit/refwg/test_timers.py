@@ -34,7 +34,7 @@ EVENTS: list[tuple[Callable[[PeerTimers], None], int, Action]] = [
 
 @pytest.mark.requirement("TM-01", "TM-10", "TM-16")
 @pytest.mark.parametrize(("event", "deadline", "action"), EVENTS)
-def test_each_event_sets_its_deadline_to_the_nanosecond(
+def test_each_event_sets_exact_deadline_of_its_timer(
     event: Callable[[PeerTimers], None], deadline: int, action: Action
 ) -> None:
     timers = running(persistent_keepalive=25)
@@ -47,7 +47,9 @@ def test_each_event_sets_its_deadline_to_the_nanosecond(
 
 @pytest.mark.requirement("TM-28")
 @pytest.mark.parametrize(("event", "deadline", "action"), EVENTS)
-def test_stopped_timers_stay_silent(event: Callable[[PeerTimers], None], deadline: int, action: Action) -> None:
+def test_stopped_timers_do_not_fire_and_are_not_set(
+    event: Callable[[PeerTimers], None], deadline: int, action: Action
+) -> None:
     timers = running(persistent_keepalive=25)
     event(timers)
     timers.stop()
@@ -65,7 +67,7 @@ CANCELLATIONS: list[tuple[Callable[[PeerTimers], None], Timer, Callable[[PeerTim
 
 @pytest.mark.requirement("TM-12", "TM-18", "TM-33")
 @pytest.mark.parametrize(("begin", "timer", "end"), CANCELLATIONS)
-def test_each_event_cancels_what_it_answers(
+def test_each_event_cancels_timer_that_it_answers(
     begin: Callable[[PeerTimers], None], timer: Timer, end: Callable[[PeerTimers], None]
 ) -> None:
     timers = running()
@@ -77,7 +79,7 @@ def test_each_event_cancels_what_it_answers(
 
 
 @pytest.mark.requirement("TM-03", "TM-05", "TM-27")
-def test_the_nineteenth_retry_is_the_last() -> None:
+def test_handshake_is_given_up_after_19_retries() -> None:
     timers, actions = running(), []
     timers.data_received(0)
     for attempt in range(1, 21):
@@ -89,7 +91,7 @@ def test_the_nineteenth_retry_is_the_last() -> None:
 
 
 @pytest.mark.requirement("TM-27")
-def test_giving_up_does_not_put_off_an_erasure_that_is_due() -> None:
+def test_zero_key_timer_is_kept_when_handshake_is_given_up() -> None:
     timers = running()
     timers.session_derived(0)
     timers.handshake_attempts = 19
@@ -99,7 +101,7 @@ def test_giving_up_does_not_put_off_an_erasure_that_is_due() -> None:
 
 
 @pytest.mark.requirement("TM-32", "TM-27")
-def test_forgotten_keys_need_no_date_of_erasure() -> None:
+def test_zero_key_timer_is_cancelled_when_keys_are_erased() -> None:
     timers = running()
     timers.keys_forgotten()
     timers.session_derived(0)
@@ -108,7 +110,7 @@ def test_forgotten_keys_need_no_date_of_erasure() -> None:
 
 
 @pytest.mark.requirement("TM-27", "TM-05")
-def test_giving_up_sets_a_date_for_what_is_left_of_the_handshake() -> None:
+def test_zero_key_timer_is_set_when_handshake_is_given_up() -> None:
     timers = running()
     timers.handshake_attempts = 19
     timers.handshake_initiated(0, 0)
@@ -118,7 +120,7 @@ def test_giving_up_sets_a_date_for_what_is_left_of_the_handshake() -> None:
 
 
 @pytest.mark.requirement("TM-33")
-def test_success_gives_the_next_series_a_full_count() -> None:
+def test_completed_handshake_resets_attempts_and_rekey_flag() -> None:
     timers = running()
     timers.handshake_attempts, timers.sent_lastminute_handshake = 10, True
     timers.handshake_complete()
@@ -126,7 +128,7 @@ def test_success_gives_the_next_series_a_full_count() -> None:
 
 
 @pytest.mark.requirement("TM-13", "TM-19")
-def test_further_packets_put_nothing_off() -> None:
+def test_later_packets_do_not_delay_running_timers() -> None:
     timers = running()
     for now in (0, 3 * SECOND, 9 * SECOND):
         timers.data_received(now)
@@ -136,7 +138,7 @@ def test_further_packets_put_nothing_off() -> None:
 
 
 @pytest.mark.requirement("TM-15")
-def test_data_that_came_meanwhile_arms_the_keepalive_once_more() -> None:
+def test_keepalive_timer_restarts_once_when_more_data_arrived() -> None:
     timers = running()
     timers.data_received(0)
     timers.data_received(SECOND)
@@ -147,7 +149,7 @@ def test_data_that_came_meanwhile_arms_the_keepalive_once_more() -> None:
 
 
 @pytest.mark.requirement("TM-20", "TM-21")
-def test_the_persistent_keepalive_counts_from_the_last_packet() -> None:
+def test_persistent_keepalive_counts_from_last_packet() -> None:
     timers = running(persistent_keepalive=3)
     timers.any_authenticated_packet_traversal(0)
     timers.any_authenticated_packet_traversal(2 * SECOND)
@@ -155,7 +157,7 @@ def test_the_persistent_keepalive_counts_from_the_last_packet() -> None:
 
 
 @pytest.mark.requirement("TM-25")
-def test_a_persistent_keepalive_that_was_turned_off_does_nothing() -> None:
+def test_persistent_keepalive_does_not_fire_when_turned_off() -> None:
     timers = running(persistent_keepalive=3)
     timers.any_authenticated_packet_traversal(0)
     timers.data_received(0)
@@ -173,7 +175,7 @@ def test_jitter_lies_between_0_and_333_milliseconds() -> None:
     assert jitter(lambda length: bytes([255] * length)) == (2**64 - 1) % (333 * MILLISECOND + 1)
 
 
-def test_the_agenda_wakes_everybody_in_order() -> None:
+def test_timer_heap_returns_owners_in_order_of_deadline() -> None:
     agenda: Agenda[str] = Agenda()
     for owner, deadline in (("a", 30), ("b", 10), ("c", 20)):
         agenda.enter(owner, deadline)
@@ -183,7 +185,7 @@ def test_the_agenda_wakes_everybody_in_order() -> None:
     assert agenda.next_deadline() is None
 
 
-def test_the_agenda_keeps_the_earliest_promise_only() -> None:
+def test_timer_heap_keeps_earliest_deadline_of_owner() -> None:
     agenda: Agenda[str] = Agenda()
     for deadline in (30, 10, 20, 10):
         agenda.enter("a", deadline)
@@ -191,7 +193,7 @@ def test_the_agenda_keeps_the_earliest_promise_only() -> None:
     assert [agenda.due(30), agenda.due(30)] == ["a", None]
 
 
-def test_who_is_due_at_the_same_time_is_served_in_turn() -> None:
+def test_equal_deadlines_expire_in_insertion_order() -> None:
     agenda: Agenda[object] = Agenda()
     owners = [object() for _ in range(5)]
     for owner in owners:
@@ -199,7 +201,7 @@ def test_who_is_due_at_the_same_time_is_served_in_turn() -> None:
     assert [agenda.due(10) for _ in owners] == owners
 
 
-def test_a_later_time_does_not_undo_an_earlier_promise() -> None:
+def test_later_deadline_does_not_replace_earlier_one() -> None:
     agenda: Agenda[str] = Agenda()
     agenda.enter("a", 10)
     agenda.enter("a", 20)
@@ -207,7 +209,7 @@ def test_a_later_time_does_not_undo_an_earlier_promise() -> None:
     assert agenda.next_deadline() == 10
 
 
-def test_the_agenda_forgets_who_is_gone() -> None:
+def test_timer_heap_drops_deadline_of_removed_owner() -> None:
     agenda: Agenda[str] = Agenda()
     agenda.enter("a", 10)
     agenda.enter("b", 20)

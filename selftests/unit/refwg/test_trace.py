@@ -8,7 +8,7 @@ from refwg.ip import UdpAddresses
 from refwg.trace import FileWatcher
 
 
-def test_a_note_becomes_one_line_of_json() -> None:
+def test_event_is_written_as_one_line_of_json() -> None:
     file = StringIO()
     endpoint = Endpoint(b"\x0a\0\0\1", 7, 0, LocalAddress(b"\x0a\0\0\2"))
     FileWatcher(file, None, None).note(5, "endpoint", b"key", endpoint=endpoint, count=3)
@@ -21,13 +21,13 @@ def test_a_note_becomes_one_line_of_json() -> None:
     }
 
 
-def test_a_note_about_no_peer_names_none() -> None:
+def test_event_without_peer_has_null_peer() -> None:
     file = StringIO()
     FileWatcher(file, None, None).note(5, "up", b"", endpoint=Endpoint(bytes(4), 7))
     assert json.loads(file.getvalue()) == {"time": 5, "event": "up", "peer": None, "endpoint": "0.0.0.0:7"}
 
 
-def test_records_are_written_by_their_fields() -> None:
+def test_dataclass_detail_is_logged_with_its_fields() -> None:
     file = StringIO()
     addresses = UdpAddresses(source_port=1, destination=b"", destination_port=2)
     lines: list[str] = []
@@ -36,7 +36,7 @@ def test_records_are_written_by_their_fields() -> None:
     assert file.getvalue() == ""
 
 
-def test_the_log_gets_a_short_form() -> None:
+def test_debug_log_receives_events_in_short_form() -> None:
     lines: list[str] = []
     watcher = FileWatcher(None, None, lines.append)
     watcher.note(5, "drop", b"key", reason="REPLAY")
@@ -44,7 +44,7 @@ def test_the_log_gets_a_short_form() -> None:
     assert lines == ["drop peer=a2V5 reason=REPLAY", "up"]
 
 
-def test_keys_are_written_as_wireshark_reads_them() -> None:
+def test_keys_are_written_in_wireshark_format() -> None:
     file = StringIO()
     FileWatcher(None, file, None).keys(b"a", b"b", b"c", b"d")
     FileWatcher(None, None, None).keys(b"a", b"b", b"c", b"d")

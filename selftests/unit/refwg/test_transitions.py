@@ -140,7 +140,7 @@ SESSIONS: Final[list[tuple[str, Event, str]]] = [
 
 @pytest.mark.requirement("DT-14", "DT-15", "DT-18")
 @pytest.mark.parametrize(("before", "event", "after"), SESSIONS)
-def test_each_event_moves_the_sessions_as_in_the_driver(before: str, event: Event, after: str) -> None:
+def test_each_event_moves_keypairs_as_in_driver(before: str, event: Event, after: str) -> None:
     pair = without_confirmation()
     for step in BEFORE[before]:
         step(pair)
@@ -276,7 +276,7 @@ TIMERS: Final[list[tuple[Event, Event, Changes]]] = [
 
 @pytest.mark.requirement("TM-12", "TM-18", "TM-21")
 @pytest.mark.parametrize(("before", "event", "changes"), TIMERS)
-def test_each_event_sets_and_stops_the_timers_of_the_driver(before: Event, event: Event, changes: Changes) -> None:
+def test_each_event_sets_and_stops_timers_as_in_driver(before: Event, event: Event, changes: Changes) -> None:
     pair = without_confirmation()
     before(pair)
     timers = pair.a.peer.timers
@@ -314,7 +314,7 @@ FIRING: Final = [
 
 @pytest.mark.requirement("TM-03", "TM-16", "RT-15")
 @pytest.mark.parametrize(("timer", "attempts", "sent", "attempts_after", "is_source_kept"), FIRING)
-def test_each_timer_does_what_it_does_in_the_driver(
+def test_each_timer_acts_as_in_driver_when_it_expires(
     timer: Timer, attempts: int, sent: list[MessageType], attempts_after: int, is_source_kept: bool
 ) -> None:
     pair = without_confirmation()

@@ -14,7 +14,7 @@ SETUP = """
 
 
 @pytest.mark.requirement("MTU-01", "IF-10", "IF-03")
-def test_a_new_interface_is_down_and_has_the_default_mtu() -> None:
+def test_new_interface_is_down_and_has_default_mtu() -> None:
     code = """
         print(tun.link.name, tun.link.mtu, tun.link.is_up, tun.read())
         print(open("/proc/sys/net/ipv6/conf/wg0/addr_gen_mode").read().strip())
@@ -23,7 +23,7 @@ def test_a_new_interface_is_down_and_has_the_default_mtu() -> None:
 
 
 @pytest.mark.requirement("IF-17", "MTU-12", "IF-08")
-def test_packets_cross_it_bare_and_changes_are_seen() -> None:
+def test_interface_passes_raw_ip_packets_and_reports_changes() -> None:
     code = """
         ip("address add 10.0.0.1/24 dev wg0"); ip("link set wg0 mtu 1300 up")
         tun.refresh(); print(tun.write(b"rubbish"), tun.refresh(), tun.link.mtu, tun.link.is_up)
@@ -49,7 +49,7 @@ SETTINGS = """
 
 
 @pytest.mark.requirement("IF-10", "NS-01")
-def test_it_is_quiet_in_another_namespace_too() -> None:
+def test_interface_settings_are_restored_in_other_namespace() -> None:
     code = """
         there = ("nsenter", "--net=/run/netns/other")
         settings("wg0"); ip("netns add other"); ip("link set wg0 netns other"); settings("wg0", *there)
@@ -61,7 +61,7 @@ def test_it_is_quiet_in_another_namespace_too() -> None:
 
 
 @pytest.mark.requirement("IF-10")
-def test_it_is_quiet_after_an_mtu_too_small_for_ipv6_too() -> None:
+def test_interface_settings_are_restored_after_mtu_below_1280() -> None:
     code = """
         ip("link set wg0 mtu 1279"); tun.refresh(); ip("link set wg0 mtu 1420"); settings("wg0")
         tun.refresh(); settings("wg0"); print(tun.refresh(), tun.monitor.drain())
@@ -71,7 +71,7 @@ def test_it_is_quiet_after_an_mtu_too_small_for_ipv6_too() -> None:
 
 
 @pytest.mark.requirement("NS-01", "NS-09", "ERR-02")
-def test_it_is_followed_into_another_namespace_under_another_name() -> None:
+def test_interface_is_followed_to_other_namespace_and_name() -> None:
     code = """
         ip("netns add other"); ip("link set wg0 name wg9"); ip("link set wg9 netns other")
         for text in ("link set lo up", "address add 10.0.0.1/24 dev wg9", "link set wg9 mtu 1280 up"):
@@ -89,7 +89,7 @@ def test_it_is_followed_into_another_namespace_under_another_name() -> None:
 
 @pytest.mark.requirement("CFG-54", "IF-16")
 @pytest.mark.parametrize("question", ["tun.read()", "tun.refresh()"])
-def test_an_interface_that_is_gone_says_so(question: str) -> None:
+def test_deleted_interface_raises_interface_gone_error(question: str) -> None:
     code = f"""
         ip("link delete wg0")
         try:
@@ -100,7 +100,7 @@ def test_an_interface_that_is_gone_says_so(question: str) -> None:
     assert run_in_sandbox(SETUP, code) == "gone\n"
 
 
-def test_a_name_that_is_taken_is_an_error() -> None:
+def test_interface_name_in_use_is_refused() -> None:
     code = """
         try:
             Tun.create("wg0")

@@ -41,7 +41,7 @@ def state(side: Side) -> list[str]:
 
 
 @pytest.mark.requirement("CFG-41", "CFG-51")
-def test_get_describes_device_and_peer_in_the_fixed_order() -> None:
+def test_get_prints_device_and_peer_in_fixed_order() -> None:
     side = one_side()
     preshared, endpoint = "preshared_key=" + "bb" * 32, "endpoint=10.0.0.7:5"
     interval = "persistent_keepalive_interval=25"
@@ -55,7 +55,7 @@ def test_get_describes_device_and_peer_in_the_fixed_order() -> None:
 
 
 @pytest.mark.requirement("CFG-51", "CFG-15", "CFG-16")
-def test_get_omits_what_is_not_set() -> None:
+def test_get_omits_settings_that_are_not_set() -> None:
     side = Pair(up=False).a
     side.device.remove_all_peers(0)
     assert apply(side, "private_key=" + "00" * 32, "listen_port=0", PEER) == 0
@@ -63,7 +63,7 @@ def test_get_omits_what_is_not_set() -> None:
     assert state(side)[:3] == [PEER, "preshared_key=" + "00" * 32, "protocol_version=1"]
 
 
-def test_get_splits_the_latest_handshake() -> None:
+def test_get_splits_latest_handshake_into_sec_and_nsec() -> None:
     side = one_side()
     apply(side, PEER)
     side.peer.latest_handshake = 5 * SECOND + 7
@@ -154,7 +154,7 @@ def test_peer_lines_are_checked(line: str, number: int) -> None:
 
 
 @pytest.mark.requirement("CFG-18", "CFG-52")
-def test_a_set_stops_at_its_first_error_and_keeps_what_went_before() -> None:
+def test_set_stops_at_first_error_and_keeps_earlier_settings() -> None:
     side = one_side()
     lines = ["fwmark=7", PEER, "allowed_ip=10.0.0.0/8", "allowed_ip=bad", "public_key=" + "cc" * 32]
     assert apply(side, *lines) == errno.EINVAL
@@ -171,14 +171,14 @@ def test_a_set_stops_at_its_first_error_and_keeps_what_went_before() -> None:
         ("listen_port=7", b"errno=-98\n\n"),
     ],
 )
-def test_numbers_of_errors_are_negative(line: str, reply: bytes) -> None:
+def test_set_reply_has_negative_errno_on_error(line: str, reply: bytes) -> None:
     side = one_side()
     side.sockets.taken.add(7)
     assert ask(side, f"set=1\n{line}\n\n").reply == reply
 
 
 @pytest.mark.requirement("CFG-19", "CFG-20")
-def test_a_taken_port_is_reported() -> None:
+def test_taken_port_is_refused_with_eaddrinuse() -> None:
     side = one_side()
     side.sockets.taken.add(7)
     assert apply(side, "listen_port=7", "fwmark=9") == errno.EADDRINUSE
@@ -187,7 +187,7 @@ def test_a_taken_port_is_reported() -> None:
 
 @pytest.mark.requirement("CFG-13", "HS-33")
 @pytest.mark.parametrize("line", ["remove=true", "update_only=true"])
-def test_an_absent_peer_stays_absent_and_its_section_is_passed_over(line: str) -> None:
+def test_absent_peer_is_not_created_by_remove_or_update_only(line: str) -> None:
     side = one_side()
     rest = ["preshared_key=" + KEY, "endpoint=1.2.3.4:5", "allowed_ip=10.0.0.0/8", "replace_allowed_ips=true"]
     assert apply(side, PEER, line, *rest, "persistent_keepalive_interval=5", "remove=true") == 0
@@ -195,14 +195,14 @@ def test_an_absent_peer_stays_absent_and_its_section_is_passed_over(line: str) -
 
 
 @pytest.mark.requirement("HS-33")
-def test_the_own_key_as_peer_is_passed_over() -> None:
+def test_own_public_key_as_peer_is_ignored() -> None:
     side = one_side()
     assert apply(side, f"public_key={side.public_key.hex()}", "allowed_ip=10.0.0.0/8") == 0
     assert list(side.device.peers) == []
 
 
 @pytest.mark.requirement("CFG-13")
-def test_update_only_changes_a_peer_that_exists() -> None:
+def test_update_only_changes_existing_peer() -> None:
     side = one_side()
     assert apply(side, PEER, PEER, "update_only=true", "persistent_keepalive_interval=5") == 0
     assert side.peer.timers.persistent_keepalive_interval == 5
@@ -219,7 +219,7 @@ def test_allowed_ips_are_added_replaced_and_removed() -> None:
 
 
 @pytest.mark.requirement("CFG-14")
-def test_replace_peers_removes_them_all() -> None:
+def test_replace_peers_removes_all_earlier_peers() -> None:
     side = one_side()
     apply(side, PEER)
     apply(side, "replace_peers=true", "public_key=" + "cc" * 32)
@@ -227,7 +227,7 @@ def test_replace_peers_removes_them_all() -> None:
 
 
 @pytest.mark.requirement("TM-22", "HS-28")
-def test_effects_come_back_even_if_the_request_fails_later() -> None:
+def test_effects_are_returned_even_when_request_fails_later() -> None:
     lines = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5", "allowed_ip=bad"]
     answer = ask(one_side(), "\n".join(("set=1", *lines, "", "")))
     assert len(answer.effects) == 1
@@ -237,9 +237,7 @@ def test_effects_come_back_even_if_the_request_fails_later() -> None:
 @pytest.mark.requirement("TM-22", "HS-28")
 @pytest.mark.parametrize("before", [[], ["endpoint=1.2.3.4:4"]], ids=["new", "known"])
 @pytest.mark.parametrize("order", [1, -1], ids=["endpoint-first", "interval-first"])
-def test_turning_the_keepalive_on_sends_one_initiation_to_the_endpoint_of_the_same_section(
-    before: list[str], order: int
-) -> None:
+def test_enabled_keepalive_sends_one_initiation_to_new_endpoint(before: list[str], order: int) -> None:
     side = one_side()
     assert apply(side, PEER, *before) == 0
     lines = ["endpoint=1.2.3.4:5", "persistent_keepalive_interval=5"][::order]
@@ -250,14 +248,14 @@ def test_turning_the_keepalive_on_sends_one_initiation_to_the_endpoint_of_the_sa
 
 @pytest.mark.requirement("TM-22")
 @pytest.mark.parametrize(("intervals", "sends"), [((0,), 0), ((5, 7), 1), ((5, 0), 0)])
-def test_an_interval_that_is_changed_twice_counts_as_it_is_at_the_end(intervals: tuple[int, ...], sends: int) -> None:
+def test_last_keepalive_interval_of_section_applies(intervals: tuple[int, ...], sends: int) -> None:
     lines = [f"persistent_keepalive_interval={interval}" for interval in intervals]
     answer = ask(one_side(), "\n".join(("set=1", PEER, "endpoint=1.2.3.4:5", *lines, "", "")))
     assert len(answer.effects) == sends
 
 
 @pytest.mark.requirement("TM-22")
-def test_a_keepalive_is_wanted_for_one_peer_and_not_for_the_next() -> None:
+def test_enabled_keepalive_does_not_affect_next_peer() -> None:
     first = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5"]
     second = ["public_key=" + "cc" * 32, "endpoint=1.2.3.4:6"]
     answer = ask(one_side(), "\n".join(("set=1", *first, *second, "", "")))
@@ -265,7 +263,7 @@ def test_a_keepalive_is_wanted_for_one_peer_and_not_for_the_next() -> None:
 
 
 @pytest.mark.requirement("TM-22")
-def test_a_section_that_a_bad_key_ends_has_its_consequences_once() -> None:
+def test_section_takes_effect_once_when_next_key_is_malformed() -> None:
     lines = [PEER, "endpoint=1.2.3.4:5", "persistent_keepalive_interval=5", "public_key=12"]
     answer = ask(one_side(), "\n".join(("set=1", *lines, "", "")))
     assert len(answer.effects) == 1
@@ -274,7 +272,7 @@ def test_a_section_that_a_bad_key_ends_has_its_consequences_once() -> None:
 
 @pytest.mark.requirement("CFG-14")
 @pytest.mark.parametrize("removal", [(), ("replace_peers=true",), (PEER, "remove=true")], ids=["none", "all", "one"])
-def test_nothing_is_sent_to_a_peer_that_the_same_request_removes(removal: tuple[str, ...]) -> None:
+def test_removed_peer_gets_no_initiation_from_same_request(removal: tuple[str, ...]) -> None:
     side = one_side()
     assert apply(side, "private_key=" + "00" * 32, PEER, "endpoint=1.2.3.4:5", "allowed_ip=10.0.0.0/8") == 0
     assert side.device.send_packet(ip_packet("10.0.0.1", "10.0.0.2"), 1420, 0) == []
@@ -283,7 +281,7 @@ def test_nothing_is_sent_to_a_peer_that_the_same_request_removes(removal: tuple[
 
 
 @pytest.mark.requirement("CFG-42", "CFG-53")
-def test_several_requests_may_follow_one_another_in_any_pieces() -> None:
+def test_consecutive_requests_are_parsed_byte_by_byte() -> None:
     side = one_side()
     conversation = Conversation(side.device, side.sockets)
     text = b"set=1\n\nset=1\nfwmark=3\n\nget=1\n\n"
@@ -294,25 +292,25 @@ def test_several_requests_may_follow_one_another_in_any_pieces() -> None:
 
 @pytest.mark.requirement("CFG-53")
 @pytest.mark.parametrize("text", ["get=2\n\n", "\n", "nonsense\n", "\xff\xfe\n", "x" * 5000])
-def test_an_unknown_operation_ends_the_conversation(text: str) -> None:
+def test_unknown_operation_closes_connection(text: str) -> None:
     answer = ask(one_side(), text)
     assert (answer.reply, answer.is_over) == (b"", True)
 
 
 @pytest.mark.requirement("CFG-53", "CFG-45")
-def test_a_line_that_never_ends_is_an_error() -> None:
+def test_overlong_line_is_refused_with_einval() -> None:
     answer = ask(one_side(), "set=1\nfwmark=7" + "7" * 5000)
     assert (answer.reply, answer.is_over) == (f"errno={-errno.EINVAL}\n\n".encode(), True)
 
 
 @pytest.mark.parametrize(("text", "is_over"), [("get=1\nX", True), ("get=1\nX\n", False)])
-def test_something_after_get_is_an_error(text: str, is_over: bool) -> None:
+def test_get_with_trailing_data_is_refused_with_einval(text: str, is_over: bool) -> None:
     answer = ask(one_side(), text)
     assert (answer.reply, answer.is_over) == (f"errno={-errno.EINVAL}\n\n".encode(), is_over)
 
 
 @pytest.mark.requirement("CFG-55")
-def test_an_unfinished_request_changes_nothing() -> None:
+def test_unfinished_request_changes_nothing() -> None:
     side = one_side()
     assert ask(side, "set=1\nfwmark=7\n") == Answer()
     assert side.device.fwmark == 0
@@ -327,7 +325,7 @@ def test_an_unfinished_request_changes_nothing() -> None:
         (Endpoint(b"\xfe\x80" + bytes(13) + b"\1", 5, 3), "[fe80::1%3]:5"),
     ],
 )
-def test_endpoints_are_written_as_wg_reads_them(endpoint: Endpoint, text: str) -> None:
+def test_endpoint_is_written_and_parsed_in_wg_format(endpoint: Endpoint, text: str) -> None:
     assert format_endpoint(endpoint) == text
     side = one_side()
     assert apply(side, PEER, f"endpoint={text}") == 0

@@ -70,25 +70,25 @@ def server(path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.requirement("CFG-40")
-def test_the_socket_is_for_its_owner_and_the_directory_for_all(server: Server) -> None:
+def test_control_socket_has_mode_0600_and_directory_0755(server: Server) -> None:
     assert server.path.stat().st_mode & 0o777 == 0o600
     assert server.path.parent.stat().st_mode & 0o777 == 0o755
 
 
-def test_a_directory_that_is_there_stays_as_it_is(path: Path) -> None:
+def test_existing_directory_keeps_its_mode(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.parent.chmod(0o700)
     uapi_socket.listen("wg0").close()
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_socket_that_a_dead_process_left_is_replaced(path: Path) -> None:
+def test_stale_control_socket_is_replaced(path: Path) -> None:
     uapi_socket.listen("wg0").close()
     assert path.exists()
     uapi_socket.listen("wg0").close()
 
 
-def test_a_socket_that_is_answered_is_left_alone(server: Server) -> None:
+def test_control_socket_in_use_is_not_replaced(server: Server) -> None:
     with pytest.raises(OSError, match="Address already in use"):
         uapi_socket.listen("wg0")
     assert server.path.exists()
@@ -96,7 +96,7 @@ def test_a_socket_that_is_answered_is_left_alone(server: Server) -> None:
 
 @pytest.mark.requirement("CFG-54")
 @pytest.mark.parametrize("is_replaced", [False, True])
-def test_a_socket_is_removed_unless_another_has_taken_its_place(path: Path, is_replaced: bool) -> None:
+def test_control_socket_is_removed_unless_it_was_replaced(path: Path, is_replaced: bool) -> None:
     listener = uapi_socket.listen("wg0")
     file = uapi_socket.SocketFile(listener)
     assert file.is_there
@@ -110,14 +110,14 @@ def test_a_socket_is_removed_unless_another_has_taken_its_place(path: Path, is_r
     listener.close()
 
 
-def test_a_socket_without_a_file_has_nothing_to_remove() -> None:
+def test_unbound_socket_has_no_file_to_remove() -> None:
     with socket.socket(socket.AF_UNIX) as one:
         file = uapi_socket.SocketFile(one)
         file.remove()
     assert (file.path, file.is_there) == (None, False)
 
 
-def test_when_too_many_files_are_open_callers_are_turned_away_until_there_are_less(server: Server) -> None:
+def test_clients_are_disconnected_while_no_descriptor_is_free(server: Server) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     with server.client() as client, server.client() as late, socket.socket() as highest:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), before[1]))
@@ -130,7 +130,7 @@ def test_when_too_many_files_are_open_callers_are_turned_away_until_there_are_le
         assert client.recv(100000).endswith(b"errno=0\n\n")
 
 
-def test_a_process_that_is_about_to_end_is_waited_for(path: Path) -> None:
+def test_listen_waits_until_ending_process_closes_its_socket(path: Path) -> None:
     dying = uapi_socket.listen("wg0")
     closes = threading.Timer(0.2, dying.close)
     closes.start()
@@ -140,7 +140,7 @@ def test_a_process_that_is_about_to_end_is_waited_for(path: Path) -> None:
 
 
 @pytest.mark.requirement("CFG-53", "CFG-55")
-def test_clients_are_answered_side_by_side(server: Server) -> None:
+def test_client_is_answered_while_other_request_is_incomplete(server: Server) -> None:
     with server.client() as first, server.client() as second:
         first.sendall(b"set=1\nfwmark=7\n")
         second.sendall(b"set=1\nfwmark=8\n\n")
@@ -152,14 +152,14 @@ def test_clients_are_answered_side_by_side(server: Server) -> None:
 
 
 @pytest.mark.requirement("CFG-53")
-def test_an_unknown_operation_closes_the_connection(server: Server) -> None:
+def test_unknown_operation_closes_connection(server: Server) -> None:
     with server.client() as client:
         client.sendall(b"get=2\n\n")
         server.turn()
         assert client.recv(1000) == b""
 
 
-def test_effects_of_a_request_are_carried_out(server: Server) -> None:
+def test_effects_of_request_are_carried_out(server: Server) -> None:
     with server.client() as client:
         key = server.side.peer.public_key.hex()
         client.sendall(f"set=1\npublic_key={key}\npersistent_keepalive_interval=5\n\n".encode())
@@ -167,7 +167,7 @@ def test_effects_of_a_request_are_carried_out(server: Server) -> None:
     assert len(server.effects) == 1
 
 
-def test_a_client_that_goes_away_upsets_nobody(server: Server) -> None:
+def test_early_disconnect_of_client_changes_nothing(server: Server) -> None:
     with server.client() as client:
         client.sendall(b"set=1\nfwm")
     server.turn()
@@ -179,7 +179,7 @@ def test_a_client_that_goes_away_upsets_nobody(server: Server) -> None:
 
 
 @pytest.mark.requirement("AIP-17")
-def test_a_slow_reader_gets_a_long_answer_in_pieces(server: Server) -> None:
+def test_answer_with_thousands_of_allowed_ips_is_complete(server: Server) -> None:
     prefixes = "".join(f"allowed_ip=10.{number >> 8}.{number & 255}.0/24\n" for number in range(5_000))
     with server.client() as client:
         client.setblocking(False)

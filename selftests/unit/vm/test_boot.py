@@ -45,12 +45,12 @@ def told(**changes: Any) -> Received:
         (told(drifts=[0.0, 2.0], interrupts=900), [], Verdict.EXITED, ""),
     ],
 )
-def test_worst_that_happened_is_the_verdict(received: Received, found: list[str], verdict: Verdict, words: str) -> None:
+def test_vm_verdict_is_worst_finding_of_run(received: Received, found: list[str], verdict: Verdict, words: str) -> None:
     judged, message = judge(received, found, in_time=True, warp=False)
     assert (judged, words in message) == (verdict, True)
 
 
-def test_silence_until_the_deadline_is_a_hang() -> None:
+def test_guest_is_hung_when_verdict_misses_deadline() -> None:
     verdict, message = judge(told(verdict=None), [], in_time=False, warp=False)
     assert (verdict, message) == (Verdict.HUNG, "the guest hung, before it ran the command")
 
@@ -59,14 +59,14 @@ def test_silence_until_the_deadline_is_a_hang() -> None:
     ("changes", "words"),
     [({"drifts": [0.0, -70.0]}, "by -70.000 s"), ({"interrupts": 900}, "900 interrupts from the host")],
 )
-def test_clock_that_ran_off_spoils_a_warp_run(changes: dict[str, Any], words: str) -> None:
+def test_warp_run_is_drifted_by_clock_error_or_interrupts(changes: dict[str, Any], words: str) -> None:
     verdict, message = judge(told(**changes), [], in_time=True, warp=True)
     assert (verdict, words in message) == (Verdict.DRIFTED, True)
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 3), (-11, 139), (None, 1)])
-def test_only_a_command_that_exited_passes_its_status_on(verdict: Verdict, status: int | None, expected: int) -> None:
+def test_exit_status_is_passed_on_only_when_command_exited(verdict: Verdict, status: int | None, expected: int) -> None:
     result = VmResult(
         verdict=verdict, status=status, message="", kernel="", accelerator="", directory=Path(), durations={}
     )
@@ -95,7 +95,7 @@ def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
         process.kill()
 
 
-def test_guest_is_given_up_when_it_is_wanted_no_more(sleeping: tuple[Machine, socket.socket]) -> None:
+def test_guest_watch_raises_stopped_when_stop_pipe_is_closed(sleeping: tuple[Machine, socket.socket]) -> None:
     reading, writing = os.pipe()
     os.close(writing)
     with pytest.raises(Stopped):
@@ -103,7 +103,7 @@ def test_guest_is_given_up_when_it_is_wanted_no_more(sleeping: tuple[Machine, so
     os.close(reading)
 
 
-def test_guest_whose_ways_are_closed_has_ended(sleeping: tuple[Machine, socket.socket]) -> None:
+def test_guest_has_ended_when_its_channels_are_closed(sleeping: tuple[Machine, socket.socket]) -> None:
     reading, writing = os.pipe()
     sleeping[1].sendall(b"last words")
     sleeping[1].close()
@@ -115,7 +115,7 @@ def test_guest_whose_ways_are_closed_has_ended(sleeping: tuple[Machine, socket.s
 
 
 @pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
-def test_result_that_leads_out_of_its_folder_is_left_out(name: str, tmp_path: Path) -> None:
+def test_result_path_outside_of_folder_is_not_saved(name: str, tmp_path: Path) -> None:
     received = told()
     received.collect(f"1 {name}\nx".encode())
     received.save(tmp_path / "in")
@@ -130,7 +130,7 @@ def test_result_that_leads_out_of_its_folder_is_left_out(name: str, tmp_path: Pa
         (Hardware(cpus=2, memory="1G", warp=True), "shift=0,sleep=off", "2"),
     ],
 )
-def test_machine_is_the_one_that_the_lane_asks_for(
+def test_qemu_command_line_matches_requested_hardware(
     hardware: Hardware, present: str, absent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("harness.vm.qemu.find_qemu", lambda: "qemu")

@@ -36,7 +36,9 @@ def test_compiled_file_of_this_source_is_current(source: Path, compiled: Path, m
 @pytest.mark.parametrize(
     ("mode", "current"), [(Mode.TIMESTAMP, False), (Mode.CHECKED_HASH, True), (Mode.UNCHECKED_HASH, True)]
 )
-def test_new_time_makes_stale_only_what_goes_by_time(source: Path, compiled: Path, mode: Mode, current: bool) -> None:
+def test_new_source_time_makes_only_timestamp_pyc_stale(
+    source: Path, compiled: Path, mode: Mode, current: bool
+) -> None:
     py_compile.compile(str(source), str(compiled), invalidation_mode=mode)
     os.utime(source, (1, 1))
     assert is_current(compiled, source) is current
@@ -45,7 +47,9 @@ def test_new_time_makes_stale_only_what_goes_by_time(source: Path, compiled: Pat
 @pytest.mark.parametrize(
     ("mode", "current"), [(Mode.TIMESTAMP, False), (Mode.CHECKED_HASH, False), (Mode.UNCHECKED_HASH, True)]
 )
-def test_new_content_makes_stale_what_is_checked(source: Path, compiled: Path, mode: Mode, current: bool) -> None:
+def test_new_source_content_leaves_only_unchecked_pyc_current(
+    source: Path, compiled: Path, mode: Mode, current: bool
+) -> None:
     py_compile.compile(str(source), str(compiled), invalidation_mode=mode)
     stamp = source.stat().st_mtime_ns
     source.write_text("x = 22\n")
@@ -59,13 +63,13 @@ def test_compiled_file_of_another_python_is_stale(source: Path, compiled: Path) 
     assert not is_current(compiled, source)
 
 
-def test_checkout_stays_untouched(source: Path, tmp_path: Path) -> None:
+def test_checkout_stays_unchanged_when_imports_are_compiled(source: Path, tmp_path: Path) -> None:
     compile_imports([source], tmp_path / "prefix")
     assert len(list(forms(source, tmp_path / "prefix"))) == 1
     assert not (tmp_path / "__pycache__").exists()
 
 
-def test_pytest_rewrites_a_test_once(source: Path, tmp_path: Path) -> None:
+def test_pytest_rewrites_test_file_once(source: Path, tmp_path: Path) -> None:
     prefix = tmp_path / "prefix"
     rewrite_tests([source], prefix, tmp_path)
     assert is_rewritten(source, prefix)

@@ -56,17 +56,17 @@ def test_members_keep_kind_permissions_time_and_content(archive: bytes) -> None:
     assert (stat.S_ISCHR(found["dev/console"][0][1]), found["dev/console"][0][9:11]) == (True, [5, 1])
 
 
-def test_directories_come_once_and_before_what_lies_in_them(archive: bytes) -> None:
+def test_directories_come_once_and_before_their_content(archive: bytes) -> None:
     names = [name for name, _, _ in members(archive)]
     assert names[:3] == ["etc", "etc/deep", "etc/deep/hosts"]
     assert len(names) == len(set(names))
 
 
-def test_archives_stay_aligned_one_after_another(archive: bytes) -> None:
+def test_archive_length_is_multiple_of_four(archive: bytes) -> None:
     assert len(archive) % 4 == 0
 
 
 @pytest.mark.skipif(not shutil.which("cpio"), reason="cpio is not installed: apt-get install cpio")
-def test_cpio_lists_the_same_members(archive: bytes) -> None:
+def test_cpio_program_lists_same_members(archive: bytes) -> None:
     listing = subprocess.run(["cpio", "-t", "--quiet"], input=archive, capture_output=True, check=True).stdout
     assert listing.decode().split() == [name for name, _, _ in members(archive)][:-1]

@@ -21,7 +21,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_file_behind_links_comes_with_each_of_them(place: Path) -> None:
+def test_file_is_added_with_all_symlinks_on_its_path(place: Path) -> None:
     tree = Tree()
     tree.add(place / "lib/libx.so.1")
     assert tree.members == {
@@ -31,7 +31,7 @@ def test_file_behind_links_comes_with_each_of_them(place: Path) -> None:
     }
 
 
-def test_compiled_python_comes_beside_its_source_wherever_it_lay(tmp_path: Path) -> None:
+def test_compiled_python_is_added_in_pycache_of_its_source(tmp_path: Path) -> None:
     source, prefix = tmp_path / "m.py", tmp_path / "prefix"
     source.write_text("x = 1\n")
     compile_imports([source], prefix)
@@ -41,7 +41,7 @@ def test_compiled_python_comes_beside_its_source_wherever_it_lay(tmp_path: Path)
     assert names == {"m.py", f"__pycache__/m.{sys.implementation.cache_tag}.pyc"}
 
 
-def test_program_from_elsewhere_comes_with_its_libraries(tmp_path: Path) -> None:
+def test_program_of_extra_tree_is_added_with_its_libraries(tmp_path: Path) -> None:
     ip = shutil.which("ip")
     assert ip is not None
     (tmp_path / "mine").mkdir()
@@ -51,7 +51,7 @@ def test_program_from_elsewhere_comes_with_its_libraries(tmp_path: Path) -> None
     assert "libmnl.so.0" in {path.name for path in found}
 
 
-def test_guest_gets_what_the_tests_import_and_not_what_only_developers_use() -> None:
+def test_guest_packages_include_test_but_not_developer_tools() -> None:
     found = closure("wg-interop", ("", "test"))
     assert {"wg-interop", "pyroute2", "pytest", "pluggy", "cffi"} <= found
     assert not {"mypy", "ruff", "pre-commit"} & found

@@ -45,30 +45,30 @@ HARMLESS = [
 
 @pytest.mark.parametrize("stamp", ["", "[    1.234567] ", "<4>[   12.000001] ", "[    0.1] [    T1] "])
 @pytest.mark.parametrize("line", FAULTS)
-def test_fault_is_a_complaint_with_any_stamp(line: str, stamp: str) -> None:
+def test_kernel_fault_is_reported_with_any_time_stamp(line: str, stamp: str) -> None:
     assert list(complaints(f"quiet\n{stamp}{line}\n", ())) == [line]
 
 
 @pytest.mark.parametrize("line", HARMLESS)
-def test_ordinary_line_is_none(line: str) -> None:
+def test_ordinary_kernel_line_is_not_reported(line: str) -> None:
     assert not list(complaints(f"[    1.0] {line}", ()))
 
 
-def test_line_that_is_in_two_logs_counts_once() -> None:
+def test_same_fault_with_different_stamps_counts_once() -> None:
     assert len(list(complaints("[ 1.0] BUG: x\n<1>[ 1.000] BUG: x", ()))) == 1
 
 
-def test_noise_hides_its_own_line_alone() -> None:
+def test_noise_entry_hides_only_matching_lines() -> None:
     noise = Noise(pattern=re.compile("BUG: soft lockup"), reason="a test")
     assert list(complaints("BUG: soft lockup - CPU#0\nBUG: other", [noise])) == ["BUG: other"]
 
 
-def test_every_entry_of_the_noise_table_gives_a_reason() -> None:
+def test_every_noise_table_entry_has_reason() -> None:
     entries = tomllib.loads(boot.NOISE_TABLE.read_text()).get("noise", [])
     assert len(kernel_log.load_noise(boot.NOISE_TABLE)) == len(entries)
     assert all(entry["reason"] for entry in entries)
 
 
 @pytest.mark.parametrize(("found", "expected"), [((), ["d", "[ 4.0] e"]), (("b",), ["[ 2.0] b", "c"])])
-def test_excerpt_begins_at_the_first_complaint_or_is_the_end(found: tuple[str, ...], expected: list[str]) -> None:
+def test_excerpt_starts_at_first_complaint_or_shows_log_end(found: tuple[str, ...], expected: list[str]) -> None:
     assert excerpt("[ 1.0] a\n[ 2.0] b\nc\n\nd\n[ 4.0] e\n", found, 2) == expected

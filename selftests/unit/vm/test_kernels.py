@@ -54,11 +54,11 @@ def bzimage(path: Path, release: str) -> Path:
     ],
 )
 @pytest.mark.usefixtures("apt")
-def test_name_alias_version_and_package_lead_to_a_package(which: str, expected: str, tmp_path: Path) -> None:
+def test_package_is_found_by_version_alias_or_package_name(which: str, expected: str, tmp_path: Path) -> None:
     assert kernels.find_package(which, tmp_path).folder(tmp_path).name == expected
 
 
-def test_apt_is_asked_once(apt: list[str], tmp_path: Path) -> None:
+def test_apt_is_queried_once_per_kernel(apt: list[str], tmp_path: Path) -> None:
     first = kernels.find_package("6.1", tmp_path)
     questions = len(apt)
     assert kernels.find_package("6.1", tmp_path) == first
@@ -66,19 +66,19 @@ def test_apt_is_asked_once(apt: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("apt")
-def test_kernel_found_before_outlives_apts_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_known_kernel_is_found_when_apt_no_longer_lists_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = kernels.find_package("6.1", tmp_path)
     monkeypatch.setattr(kernels, "APT_LISTS", tmp_path)
     monkeypatch.setattr(kernels, "apt_record", lambda _: {})
     assert kernels.find_package("6.1", tmp_path) == found
 
 
-def test_bzimage_names_its_release(tmp_path: Path) -> None:
+def test_kernel_release_is_read_from_bzimage(tmp_path: Path) -> None:
     image = bzimage(tmp_path / "bzImage", "6.13.0-mine")
     assert kernels.find(str(image), tmp_path).release == "6.13.0-mine"
 
 
-def test_build_tree_knows_what_is_built_in(tmp_path: Path) -> None:
+def test_builtin_modules_are_read_from_build_tree(tmp_path: Path) -> None:
     bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
     (tmp_path / "modules.builtin").write_text("kernel/drivers/net/wireguard/wireguard.ko\nkernel/net/nf-x.ko\n")
     assert kernels.find(str(tmp_path), tmp_path).builtin == frozenset({"wireguard", "nf_x"})
@@ -94,7 +94,7 @@ def test_build_tree_knows_what_is_built_in(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("apt")
-def test_kernel_that_is_none_is_refused_in_one_line(which: str, words: str, tmp_path: Path) -> None:
+def test_invalid_kernel_is_refused_in_one_line(which: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("x" * 1000)
     which = which.replace("TMP", str(tmp_path))
     with pytest.raises(UsageError) as error:
@@ -102,18 +102,20 @@ def test_kernel_that_is_none_is_refused_in_one_line(which: str, words: str, tmp_
     assert str(error.value) == f"kernel {which}: {words}"
 
 
-def test_wrong_kernel_is_a_usage_error_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_kernel_is_reported_as_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--kernel", "./no/such", "--", "true"]) == 2
     assert capsys.readouterr().err == "vm: kernel ./no/such: no such file or folder\n"
 
 
-def test_missing_qemu_names_the_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_qemu_error_shows_install_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["run", "--", "true"]) == 125
     assert "apt-get install --no-install-recommends qemu-system-x86" in capsys.readouterr().err
 
 
-def test_same_image_with_and_without_its_modules_are_two_kernels(tmp_path: Path) -> None:
+def test_kernel_identity_differs_with_and_without_modules(tmp_path: Path) -> None:
     image = bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
     found = [kernels.find(str(path), tmp_path) for path in (tmp_path, image)]
     assert found[0].identity() != found[1].identity()

@@ -34,7 +34,7 @@ def module(*modinfo: str) -> bytes:
         (["description=depends=b"], []),
     ],
 )
-def test_dependencies_are_what_modinfo_names(modinfo: list[str], expected: list[str]) -> None:
+def test_dependencies_are_read_from_modinfo(modinfo: list[str], expected: list[str]) -> None:
     assert dependencies(module(*modinfo)) == expected
 
 
@@ -52,11 +52,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {path.name.partition(".")[0].replace("-", "_"): path for path in tmp_path.iterdir()}
 
 
-def test_module_comes_after_all_that_it_depends_on(files: dict[str, Path]) -> None:
+def test_module_is_loaded_after_its_dependencies(files: dict[str, Path]) -> None:
     assert in_order(["wireguard", "veth"], files) == ["udp_tunnel", "ip6_udp_tunnel", "wireguard", "veth"]
 
 
-def test_dependency_without_a_file_is_taken_for_built_in(files: dict[str, Path]) -> None:
+def test_dependency_without_file_counts_as_built_in(files: dict[str, Path]) -> None:
     assert in_order(["tun"], files) == ["tun"]
 
 
@@ -69,13 +69,13 @@ def kernel(folder: Path, builtin: frozenset[str]) -> Kernel:
 
 
 @pytest.mark.usefixtures("files")
-def test_what_is_built_in_is_not_loaded_though_a_stale_file_lies_there(tmp_path: Path) -> None:
+def test_built_in_module_is_not_loaded_from_stale_file(tmp_path: Path) -> None:
     names = [path.name for path in resolve(kernel(tmp_path, frozenset({"wireguard", "tun"})))]
     assert names == ["veth.ko"]
 
 
 @pytest.mark.usefixtures("files")
-def test_kernel_without_a_needed_module_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_kernel_without_needed_module_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "wireguard.ko").unlink()
     with pytest.raises(UsageError, match=r"^kernel 6\.1: lacks wireguard, neither built in nor as a module$"):
         resolve(kernel(tmp_path, frozenset()))

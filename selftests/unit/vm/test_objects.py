@@ -22,16 +22,16 @@ def test_each_kind_of_object_is_counted() -> None:
     assert count(BALANCED) == dict.fromkeys(kinds, 1)
 
 
-def test_log_in_which_all_is_destroyed_balances() -> None:
+def test_log_balances_when_all_objects_are_destroyed() -> None:
     assert imbalance(BALANCED) == []
 
 
 @pytest.mark.parametrize("kind", ["Interface", "Peer", "Keypair"])
-def test_object_that_is_never_destroyed_is_named(kind: str) -> None:
+def test_undestroyed_object_is_reported_by_kind(kind: str) -> None:
     leaking = "".join(line + "\n" for line in BALANCED.splitlines() if not (kind in line and "destroyed" in line))
     assert imbalance(leaking) == [f"1 of {kind} created, 0 destroyed"]
 
 
-def test_silent_log_proves_nothing() -> None:
+def test_log_without_objects_is_reported_as_imbalance() -> None:
     (said,) = imbalance("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
     assert "dynamic debug" in said

@@ -58,13 +58,13 @@ def run_pytest(directory: Path, source: str, *arguments: str) -> subprocess.Comp
         pytest.param("import nonsense\n", ("--lane", "netns"), 2, id="collection-error"),
     ],
 )
-def test_exit_status_is_pytests_own(tmp_path: Path, source: str, arguments: tuple[str, ...], status: int) -> None:
+def test_exit_status_is_that_of_pytest(tmp_path: Path, source: str, arguments: tuple[str, ...], status: int) -> None:
     completed = run_pytest(tmp_path, source, *arguments)
     assert completed.returncode == status, completed.stdout + completed.stderr
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_mistake_in_a_marker_is_told(tmp_path: Path, workers: tuple[str, ...]) -> None:
+def test_invalid_marker_is_reported_as_usage_error(tmp_path: Path, workers: tuple[str, ...]) -> None:
     marked = "import pytest\n@pytest.mark.requirement('A', 'B', 'C', 'D')\n"
     completed = run_pytest(tmp_path, marked + PASSES, *workers)
     told = "ERROR: test_it.py::test_it: a test cites at most 3 requirements, not ['A', 'B', 'C', 'D']"
@@ -72,24 +72,24 @@ def test_mistake_in_a_marker_is_told(tmp_path: Path, workers: tuple[str, ...]) -
     assert "INTERNALERROR" not in completed.stdout
 
 
-def test_the_run_says_that_it_is_in_a_sandbox(tmp_path: Path) -> None:
+def test_run_reports_its_own_sandbox(tmp_path: Path) -> None:
     assert "wg-interop: sandbox of its own" in run_pytest(tmp_path, PASSES).stdout
 
 
 @pytest.mark.parametrize("source", ["def test_it(): pass\n", "def test_it(tmp_path): pass\n"])
-def test_run_without_the_lab_is_left_alone(tmp_path: Path, source: str) -> None:
+def test_run_without_lab_has_no_sandbox_and_no_report(tmp_path: Path, source: str) -> None:
     completed = run_pytest(tmp_path, source)
     assert completed.returncode == 0
     assert "wg-interop:" not in completed.stdout
     assert not (tmp_path / "report").exists()
 
 
-def test_output_with_s_is_seen_at_once(tmp_path: Path) -> None:
+def test_option_s_shows_output_of_test(tmp_path: Path) -> None:
     completed = run_pytest(tmp_path, "def test_it(lab): print('seen', 'plainly')\n", "-s")
     assert "seen plainly" in completed.stdout
 
 
-def test_program_of_a_checkout_below_tmp_is_found_inside(tmp_path: Path) -> None:
+def test_program_below_tmp_is_found_in_sandbox(tmp_path: Path) -> None:
     program = tmp_path / "build" / "wg"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\nexec wireguard-go "$@"\n')
@@ -150,31 +150,31 @@ def hanging(tmp_path: Path) -> Iterator[Terminal]:
     terminal.close()
 
 
-def test_ctrl_c_once_ends_the_run_in_order(hanging: Terminal) -> None:
+def test_ctrl_c_interrupts_run_with_cleanup(hanging: Terminal) -> None:
     hanging.write("\x03")
     assert hanging.end() == pytest.ExitCode.INTERRUPTED
     assert hanging.output.count("undone") == 1
     assert "KeyboardInterrupt" in hanging.output
 
 
-def test_ctrl_c_twice_ends_the_run_too(hanging: Terminal) -> None:
+def test_ctrl_c_twice_ends_run_with_failure(hanging: Terminal) -> None:
     hanging.write("\x03")
     hanging.write("\x03")
     assert hanging.end() != 0
 
 
-def test_sigint_to_the_launcher_reaches_pytest_once(hanging: Terminal) -> None:
+def test_sigint_to_launcher_reaches_pytest_once(hanging: Terminal) -> None:
     os.kill(hanging.pid, signal.SIGINT)
     assert hanging.end() == pytest.ExitCode.INTERRUPTED
     assert hanging.output.count("undone") == 1
 
 
-def test_sigterm_to_the_launcher_ends_the_run_by_that_signal(hanging: Terminal) -> None:
+def test_sigterm_to_launcher_ends_run_by_same_signal(hanging: Terminal) -> None:
     os.kill(hanging.pid, signal.SIGTERM)
     assert hanging.end() == -signal.SIGTERM
 
 
-def test_pdb_finds_the_lab_standing_and_reads_from_the_terminal(tmp_path: Path) -> None:
+def test_pdb_keeps_lab_up_and_reads_from_terminal(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path, FAILS, "--pdb")
     terminal.wait_for("(Pdb)")
     terminal.write("import harness.net.netns; print('nodes', harness.net.netns.leftover_nodes())\n")
@@ -193,12 +193,12 @@ def test_pdb_finds_the_lab_standing_and_reads_from_the_terminal(tmp_path: Path) 
         pytest.param(["no-such-program"], 127, id="no-such-program"),
     ],
 )
-def test_launcher_ends_as_its_command_does(command: list[str], status: int) -> None:
+def test_launcher_exits_with_status_of_its_command(command: list[str], status: int) -> None:
     launcher = [sys.executable, "-ISE", str(LAUNCHER), "--", *command]
     assert subprocess.run(launcher, check=False, capture_output=True).returncode == status
 
 
-def test_launcher_names_the_reason_when_it_can_make_no_sandbox() -> None:
+def test_launcher_reports_reason_when_sandbox_fails() -> None:
     # In a user namespace whose limit is used up, not even root may make another network namespace.
     forbid = 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
     launcher = [sys.executable, "-ISE", str(LAUNCHER), "--", "true"]

@@ -16,7 +16,7 @@ PORT_OF_A = 1
 
 @pytest.mark.scenario("N16")
 @pytest.mark.requirement("HS-29")
-def test_new_private_key_takes_effect_with_a_handshake_at_once(loopback: Tunnel) -> None:
+def test_new_private_key_forces_handshake_before_data(loopback: Tunnel) -> None:
     a, b, old = loopback.a, loopback.b, loopback.pub_a
     with twin("the tunnel works with the old key"):
         loopback.must_ping("ns1", V4_OF_B)

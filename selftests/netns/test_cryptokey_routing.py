@@ -33,7 +33,7 @@ ANYWHERE, OF_ANOTHER = ("198.51.100.7/32", "2001:db8:7::7/128"), ("203.0.113.7/3
 @pytest.mark.scenario("N15")
 @pytest.mark.requirement("AIP-02", "AIP-03", "RT-03")
 @pytest.mark.capability("ipv6-underlay", "listen-port-change")
-def test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned(loopback: Tunnel) -> None:
+def test_packet_with_foreign_source_is_dropped_but_sets_endpoint(loopback: Tunnel) -> None:
     a, b, ns2 = loopback.a, loopback.b, loopback.nodes["ns2"]
     a.set_peer(
         loopback.pub_b,
@@ -65,7 +65,7 @@ def test_inner_source_of_another_peer_is_refused_and_the_endpoint_learned(loopba
 
 @pytest.mark.core
 @pytest.mark.requirement("AIP-06", "AIP-01")
-def test_default_routes_lead_wherever_no_longer_prefix_does(loopback: Tunnel) -> None:
+def test_longer_allowed_ip_wins_over_default_route_of_other_peer(loopback: Tunnel) -> None:
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
     loopback.a.set_peer(loopback.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips("0.0.0.0/0", "::/0"))
     another = loopback.lab.key("key3").public()

@@ -21,7 +21,7 @@ def wg0(lab: Lab, implementation: Manifest) -> Interface:
 
 
 @pytest.mark.requirement("IF-01", "IF-02")
-def test_link_is_point_to_point_and_has_no_address_of_its_own(wg0: Interface) -> None:
+def test_link_is_point_to_point_without_link_layer_address(wg0: Interface) -> None:
     wg0.up()
     (shown,) = wg0.place.run_json(["ip", "-d", "-j", "link", "show", "wg0"])
     is_kernels = wg0.manifest.kind == "kernel"
@@ -34,7 +34,7 @@ def test_link_is_point_to_point_and_has_no_address_of_its_own(wg0: Interface) ->
 
 
 @pytest.mark.requirement("IF-01")
-def test_interfaces_of_any_number_are_made(lab: Lab, wg0: Interface) -> None:
+def test_several_interfaces_are_created_in_one_namespace(lab: Lab, wg0: Interface) -> None:
     if wg0.manifest.kind != "kernel":
         pytest.skip(f"unsupported: of {wg0.manifest.name} each is a program of its own")
     for number in range(1, 4):
@@ -43,7 +43,7 @@ def test_interfaces_of_any_number_are_made(lab: Lab, wg0: Interface) -> None:
 
 
 @pytest.mark.requirement("IF-19")
-def test_driver_takes_packets_in_pieces_unsummed_and_too_long(wg0: Interface) -> None:
+def test_driver_enables_sg_tx_gso_and_tso_offload(wg0: Interface) -> None:
     if wg0.manifest.kind != "kernel":
         pytest.skip(f"unsupported: what the TUN device of {wg0.manifest.name} takes is its own choice")
     found = offloads(wg0.place, "wg0")
@@ -51,7 +51,7 @@ def test_driver_takes_packets_in_pieces_unsummed_and_too_long(wg0: Interface) ->
 
 
 @pytest.mark.requirement("MTU-11")
-def test_mtu_is_taken_within_the_bounds_of_the_link(wg0: Interface) -> None:
+def test_mtu_is_accepted_only_within_bounds_of_link(wg0: Interface) -> None:
     lowest, highest = MTUS[wg0.manifest.kind]
     for mtu in (lowest, highest, 1420):
         wg0.place.set_link("wg0", mtu=mtu)

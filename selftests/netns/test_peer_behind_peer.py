@@ -37,7 +37,7 @@ def wrap_once_more(nat: Tunnel) -> Interface:
 
 
 @pytest.mark.scenario("N22")
-def test_peer_is_reached_through_another_peer_of_the_same_interface(nat: Tunnel) -> None:
+def test_peer_is_reached_through_other_peer_of_same_interface(nat: Tunnel) -> None:
     wg1 = wrap_once_more(nat)
     nat.must_ping("ns1", INNER_OF_B)
     assert str(wg1.peer(nat.pub_a).endpoint) == "192.168.241.1:1", "B's second interface was not reached by the tunnel"
@@ -46,7 +46,7 @@ def test_peer_is_reached_through_another_peer_of_the_same_interface(nat: Tunnel)
 @pytest.mark.scenario("N22")
 @pytest.mark.requirement("ROB-04")
 @pytest.mark.xdist_group("loops")
-def test_peer_behind_itself_loops_without_bound_only_where_no_bound_is_declared(
+def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     nat: Tunnel, record_property: Callable[[str, object], None]
 ) -> None:
     ns1, pub3 = nat.nodes["ns1"], nat.lab.key("key3").public()

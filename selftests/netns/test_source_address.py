@@ -24,7 +24,7 @@ CHANGES = (("10.0.0.2", "10.0.0.1/24", "10.0.0.10/24"), ("fd00:aa::2", "fd00:aa:
 @pytest.mark.requirement("RT-05", "RT-11")
 @pytest.mark.capability("sticky-source", "ipv6-underlay")
 @pytest.mark.parametrize("addresses", [V4, V6, ALTERNATING], ids=["v4", "v6", "alternating"])
-def test_answers_leave_from_the_address_that_was_addressed(direct: Tunnel, addresses: tuple[str, ...]) -> None:
+def test_reply_source_is_local_address_that_peer_sent_to(direct: Tunnel, addresses: tuple[str, ...]) -> None:
     direct.nodes["ns1"].add_address("veth1", *(f"{address}/24" for address in V4), *(f"{address}/96" for address in V6))
     direct.nodes["ns2"].add_address("veth2", "10.0.0.3/24", "fd00:aa::3/96")
     for address in addresses:
@@ -39,7 +39,9 @@ def test_answers_leave_from_the_address_that_was_addressed(direct: Tunnel, addre
 @pytest.mark.requirement("RT-12")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("changes", [CHANGES, CHANGES[1:]], ids=["v4-then-v6", "v6"])
-def test_source_address_follows_when_it_is_removed(direct: Tunnel, changes: tuple[tuple[str, str, str], ...]) -> None:
+def test_source_address_changes_when_current_one_is_removed(
+    direct: Tunnel, changes: tuple[tuple[str, str, str], ...]
+) -> None:
     ns1 = direct.nodes["ns1"]
     ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
     direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
@@ -59,7 +61,7 @@ def test_source_address_follows_when_it_is_removed(direct: Tunnel, changes: tupl
 @pytest.mark.parametrize(
     ("elsewhere", "network"), [("10.50.0.1/24", "10.50.0.0/24"), ("fd00:50::1/96", "fd00:50::/96")], ids=["v4", "v6"]
 )
-def test_address_on_another_interface_is_answered_from(direct: Tunnel, elsewhere: str, network: str) -> None:
+def test_reply_source_can_be_address_on_other_interface(direct: Tunnel, elsewhere: str, network: str) -> None:
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
     ns2.add_address("veth2", "10.0.0.3/24", "fd00:aa::3/96")
@@ -76,7 +78,7 @@ def test_address_on_another_interface_is_answered_from(direct: Tunnel, elsewhere
 
 @pytest.mark.scenario("N28")
 @pytest.mark.requirement("RT-13")
-def test_better_route_takes_over_with_its_address(direct: Tunnel) -> None:
+def test_better_route_is_used_with_its_source_address(direct: Tunnel) -> None:
     add_second_link(direct)
     ns1 = direct.nodes["ns1"]
     ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=2)
@@ -92,7 +94,7 @@ def test_better_route_takes_over_with_its_address(direct: Tunnel) -> None:
 @pytest.mark.scenario("N28")
 @pytest.mark.requirement("RT-13")
 @pytest.mark.capability("sticky-source")
-def test_second_route_takes_over_with_its_address_when_the_first_link_goes_down(direct: Tunnel) -> None:
+def test_second_route_is_used_with_its_source_when_link_is_down(direct: Tunnel) -> None:
     add_second_link(direct)
     ns1 = direct.nodes["ns1"]
     for device in ("veth1", "veth3"):

@@ -23,7 +23,7 @@ SIZES = {KEEPALIVE: "a keepalive", 92: "a response", 128: "an echo", 148: "an in
 @pytest.mark.core
 @pytest.mark.scenario("N01")
 @pytest.mark.requirement("NS-01")
-def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tunnel) -> None:
+def test_interface_keeps_its_socket_in_its_birth_namespace(loopback: Tunnel) -> None:
     loopback.a.place.run(["ip", "route", "get", V4_OF_B])
     assert set(loopback.nodes["ns1"].links()) == set(loopback.nodes["ns2"].links()) == {"lo", "wg0"}
     loopback.must_ping("ns2", V4_OF_A)
@@ -33,7 +33,7 @@ def test_interface_keeps_its_socket_in_the_namespace_it_was_born_in(loopback: Tu
 @pytest.mark.core
 @pytest.mark.scenario("N02")
 @pytest.mark.requirement("IF-11", "IF-12")
-def test_ten_pings_are_counted_to_the_byte(loopback: Tunnel) -> None:
+def test_transfer_counters_are_exact_after_ten_pings(loopback: Tunnel) -> None:
     loopback.must_ping("ns2", V4_OF_A, count=PINGS)
     a, b = loopback.counted()
     assert b.rx_bytes == WITH_RESPONSE, f"B received {off(b.rx_bytes, WITH_RESPONSE)}"
@@ -53,7 +53,7 @@ def off(counted: int, expected: int) -> str:
 @pytest.mark.core
 @pytest.mark.scenario("N02")
 @pytest.mark.requirement("IF-12")
-def test_wg_and_ip_count_the_same_ten_pings(loopback: Tunnel) -> None:
+def test_wg_and_ip_show_transfer_of_ten_pings(loopback: Tunnel) -> None:
     loopback.must_ping("ns2", V4_OF_A, count=PINGS)
     for side, peer in zip((loopback.a, loopback.b), loopback.counted(), strict=True):
         shown = side.wg("show", side.name, "transfer").stdout.split()
@@ -83,5 +83,5 @@ def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[in
         pytest.param("ns1", V6_OF_B, id="A-to-B-v6"),
     ],
 )
-def test_ten_pings_lose_none(loopback: Tunnel, sender: str, address: str) -> None:
+def test_ten_pings_are_all_answered(loopback: Tunnel, sender: str, address: str) -> None:
     loopback.must_ping(sender, address, count=PINGS)

@@ -72,7 +72,7 @@ ELSEWHERE = 0.1
 
 
 @pytest.mark.scenario("N21")
-def test_socket_bound_to_the_device_gets_through_rerouted_or_not(nat: Tunnel) -> None:
+def test_device_bound_socket_works_with_and_without_rerouting(nat: Tunnel) -> None:
     ns1 = nat.nodes["ns1"]
     for address in (V4_OF_B, V6_OF_B):
         must_ping(ns1, address, device="wg0")
@@ -91,7 +91,7 @@ def test_socket_bound_to_the_device_gets_through_rerouted_or_not(nat: Tunnel) ->
 @pytest.mark.scenario("N23")
 @pytest.mark.requirement("RT-17")
 @pytest.mark.capability("fwmark")
-def test_marked_datagrams_bypass_the_default_route_through_the_tunnel(nat: Tunnel) -> None:
+def test_marked_datagrams_bypass_default_route_into_tunnel(nat: Tunnel) -> None:
     ns1 = nat.nodes["ns1"]
     ns1.add_address("vethc", "fc00::9/96")
     ns1.add_route("::/0", via="fc00::1")
@@ -133,7 +133,7 @@ def trust_every_way(node: NetNS, *devices: str) -> None:
         pytest.param(("fd00:aa::1", "fd00:aa::2"), ("fd00:bb::1", "fd00:bb::2"), 96, id="v6"),
     ],
 )
-def test_mark_sends_datagrams_by_another_link_from_its_address(
+def test_marked_datagrams_leave_by_other_link_with_its_address(
     direct: Tunnel, near: tuple[str, str], detour: tuple[str, str], length: int
 ) -> None:
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
@@ -155,7 +155,7 @@ def test_mark_sends_datagrams_by_another_link_from_its_address(
 
 @pytest.mark.requirement("RT-17")
 @pytest.mark.capability("fwmark")
-def test_cookie_replies_carry_the_mark(lab: Lab, implementation: Manifest) -> None:
+def test_cookie_replies_carry_fwmark(lab: Lab, implementation: Manifest) -> None:
     ns0, key = lab.node("ns0"), lab.key("key1")
     wg0 = lab.interface("wg0", implementation, ns0)
     wg0.set(DeviceConfig(private_key=key, listen_port=1))

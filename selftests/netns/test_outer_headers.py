@@ -91,7 +91,7 @@ def sent(direct: Tunnel, host: str) -> list[Outer]:
 @pytest.mark.requirement("MSG-17", "MSG-20", "MTU-07")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v6"])
-def test_initiations_and_responses_are_marked_and_routers_may_fragment(direct: Tunnel, sent: list[Outer]) -> None:
+def test_outer_headers_set_af41_for_handshakes_and_never_df(direct: Tunnel, sent: list[Outer]) -> None:
     assert [one.kind for one in sent] == [INITIATION, RESPONSE, DATA, DATA]
     assert {one.ports for one in sent} == {(PORT_OF_A, PORT_OF_B), (PORT_OF_B, PORT_OF_A)}
     assert {(one.hops, one.has_options) for one in sent} == {(64, False)}
@@ -112,7 +112,7 @@ def senders(direct: Tunnel, found: list[Outer]) -> list[str]:
 
 
 @pytest.mark.requirement("ERR-08")
-def test_message_is_as_long_as_its_udp_header_says(wired: Tunnel, wire: Wire) -> None:
+def test_data_packet_with_wrong_udp_length_is_dropped(wired: Tunnel, wire: Wire) -> None:
     with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
         to_b.send()
         to_b.wait_for(1)
@@ -130,7 +130,7 @@ def test_message_is_as_long_as_its_udp_header_says(wired: Tunnel, wire: Wire) ->
 
 
 @pytest.mark.requirement("MSG-07", "MSG-09", "ROB-10")
-def test_response_is_one_by_its_type_and_its_exact_length(wired: Tunnel, wire: Wire) -> None:
+def test_response_of_wrong_type_or_length_is_ignored(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Drop(message="response", nth=1))
     with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
         to_b.send()

@@ -32,7 +32,7 @@ oifname "wg1" udp dport 7 counter comment "looped"
 @pytest.mark.requirement("ROB-04")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.xdist_group("loops")
-def test_routing_loop_through_the_own_tunnel_stays_bounded(
+def test_routing_loop_through_own_tunnel_stays_bounded(
     lab: Lab, pair: Pair, record_property: Callable[[str, object], None]
 ) -> None:
     outer = Tunnel(lab, LOOPBACK, pair.a, pair.b, plan=OUTER)

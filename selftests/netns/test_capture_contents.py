@@ -41,7 +41,7 @@ def revealing(pair: Pair) -> None:
 
 
 @pytest.mark.usefixtures("wireshark", "revealing")
-def test_wireshark_reads_what_is_in_the_tunnel_by_our_file_alone(wired: Tunnel) -> None:
+def test_wireshark_decrypts_capture_of_wire_with_embedded_keys(wired: Tunnel) -> None:
     wired.must_ping("ns1", V4_OF_B)
     wired.must_ping("ns2", V6_OF_A)
     wired.lab.save_captures()
@@ -59,7 +59,7 @@ def test_wireshark_reads_what_is_in_the_tunnel_by_our_file_alone(wired: Tunnel) 
 
 
 @pytest.mark.usefixtures("wireshark", "revealing")
-def test_capture_of_a_link_has_the_keys_inside_too(nat: Tunnel) -> None:
+def test_wireshark_decrypts_capture_of_link_with_embedded_keys(nat: Tunnel) -> None:
     nat.must_ping("ns1", V4_OF_B)
     nat.lab.save_captures()
     for name in ("ns1-vethc", "ns0-vethrs"):
@@ -68,7 +68,7 @@ def test_capture_of_a_link_has_the_keys_inside_too(nat: Tunnel) -> None:
 
 
 @pytest.mark.usefixtures("wireshark")
-def test_identities_are_read_where_only_the_configuration_is_known(loopback: Tunnel) -> None:
+def test_wireshark_shows_initiator_key_from_configured_keys(loopback: Tunnel) -> None:
     loopback.must_ping("ns1", V4_OF_B)
     loopback.lab.save_captures()
     path = loopback.lab.directory / "ns0-lo.pcapng"
@@ -76,7 +76,7 @@ def test_identities_are_read_where_only_the_configuration_is_known(loopback: Tun
 
 
 @pytest.mark.usefixtures("wireshark")
-def test_verdict_stands_beside_the_packet_that_it_is_on(wired: Tunnel, wire: Wire) -> None:
+def test_wire_verdict_is_written_as_packet_comment(wired: Tunnel, wire: Wire) -> None:
     wired.must_ping("ns1", V4_OF_B)
     wire.apply(Drop(message="data", nth=2))
     pings = ping(wired.nodes["ns1"], V4_OF_B, timeout=0.2)
@@ -87,7 +87,7 @@ def test_verdict_stands_beside_the_packet_that_it_is_on(wired: Tunnel, wire: Wir
     assert rows == [["4", "2", "dropped: data 2 (rule 1: drop message=data nth=2)"]]
 
 
-def test_capture_has_each_datagram_of_those_that_were_sent_at_once(loopback: Tunnel) -> None:
+def test_capture_contains_every_datagram_sent_in_batches(loopback: Tunnel) -> None:
     with Capture(loopback.nodes["ns0"], "lo") as capture:
         loopback.must_ping("ns1", V4_OF_B)
         tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)

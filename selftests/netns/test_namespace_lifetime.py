@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.scenario("N40")
 @pytest.mark.requirement("NS-06")
-def test_namespaces_that_hold_each_others_interfaces_vanish(lab: Lab, implementation: Manifest) -> None:
+def test_namespaces_with_crossed_interfaces_are_freed(lab: Lab, implementation: Manifest) -> None:
     watcher, ns1, ns2 = lab.node("ns0"), lab.node("ns1"), lab.node("ns2")
     crossed = [
         lab.interface("wg1", implementation, birth=ns1, place=ns2),

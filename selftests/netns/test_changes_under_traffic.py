@@ -67,7 +67,7 @@ def bound(node: NetNS, address: str) -> socket.socket:
 
 
 @pytest.mark.requirement("ROB-06")
-def test_peers_prefixes_keys_and_link_change_under_traffic(connected: Tunnel) -> None:
+def test_tunnel_survives_peer_key_and_link_changes_under_traffic(connected: Tunnel) -> None:
     other = connected.lab.key("other").public()
     with traffic_both_ways(connected):
         for number in range(ROUNDS):

@@ -107,7 +107,7 @@ def test_forged_initiation_is_not_answered(wired: Tunnel, wire: Wire, to_b: UdpS
 
 
 @pytest.mark.requirement("HS-09", "HS-08", "RT-04")
-def test_replayed_initiation_is_not_answered_and_does_not_move_the_endpoint(wired: Tunnel, wire: Wire) -> None:
+def test_replayed_initiation_is_not_answered_and_endpoint_stays(wired: Tunnel, wire: Wire) -> None:
     with twin("the initiation is answered when it comes first"):
         wired.must_ping("ns1", V4_OF_B)
         (initiation,) = wire.sightings("initiation")
@@ -140,9 +140,7 @@ def test_replayed_response_has_no_effect(wired: Tunnel, wire: Wire) -> None:
 @pytest.mark.requirement("HS-18", "RT-04")
 @pytest.mark.bug("IB-05")
 @pytest.mark.parametrize("forgery", FORGED_RESPONSES, ids=field_and_bit)
-def test_forged_response_does_not_spoil_the_handshake(
-    wired: Tunnel, wire: Wire, to_b: UdpStream, forgery: Flip
-) -> None:
+def test_forged_response_does_not_disturb_handshake(wired: Tunnel, wire: Wire, to_b: UdpStream, forgery: Flip) -> None:
     wire.apply(Hold(message="response", nth=1))
     to_b.send()
     response = wire.wait_for("response", "B's response", sender="ns2")
@@ -158,9 +156,7 @@ def test_forged_response_does_not_spoil_the_handshake(
 
 @pytest.mark.core
 @pytest.mark.requirement("HS-23")
-def test_handshake_that_was_given_up_for_that_of_the_peer_is_not_completed(
-    wire: Wire, to_b: UdpStream, to_a: UdpStream
-) -> None:
+def test_pending_initiation_is_abandoned_when_peer_initiates(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
     wire.apply(Hold(message="initiation", sender="ns1", nth=1))
     to_b.send()
     wire.wait_for("initiation", "A's own initiation, which is late", sender="ns1")
@@ -182,7 +178,7 @@ def test_handshake_that_was_given_up_for_that_of_the_peer_is_not_completed(
 
 @pytest.mark.requirement("HS-24", "HS-15", "DT-16")
 @pytest.mark.bug("IB-02")
-def test_responder_waits_for_a_first_message_even_if_that_is_lost(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+def test_responder_waits_for_next_data_when_confirmation_is_lost(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
     wire.apply(Drop(message="transport", sender="ns1", nth=1))
     to_b.send()
     wire.wait_for("transport", "A's first datagram, which is lost", sender="ns1")
@@ -195,7 +191,7 @@ def test_responder_waits_for_a_first_message_even_if_that_is_lost(wire: Wire, to
 
 @pytest.mark.requirement("HS-02", "HS-24", "TM-22")
 @pytest.mark.capability("persistent-keepalive")
-def test_lost_keepalive_is_made_up_for_by_the_next_datagram(
+def test_next_data_confirms_session_when_keepalive_is_lost(
     wired: Tunnel, wire: Wire, to_b: UdpStream, to_a: UdpStream
 ) -> None:
     wire.apply(Drop(message="keepalive", sender="ns1", nth=1))
@@ -209,7 +205,7 @@ def test_lost_keepalive_is_made_up_for_by_the_next_datagram(
 
 
 @pytest.mark.requirement("DT-17")
-def test_unconfirmed_session_is_replaced_by_a_later_one(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+def test_unconfirmed_session_is_replaced_by_later_one(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wire.apply(Hold(message="transport", sender="ns1"))
     with twin("data that comes late is taken if no later session was begun"):
         to_b.send()
@@ -227,9 +223,7 @@ def test_unconfirmed_session_is_replaced_by_a_later_one(wired: Tunnel, wire: Wir
 
 
 @pytest.mark.requirement("DT-16")
-def test_late_data_is_taken_on_the_session_before_and_on_no_older_one(
-    wired: Tunnel, wire: Wire, to_b: UdpStream
-) -> None:
+def test_late_data_is_accepted_on_previous_session_but_no_older(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wired.must_ping("ns1", V4_OF_B)
     early, late = lost_on_its_way(wire, to_b, 2)
     begin_anew_and_confirm(wired, wire)
@@ -262,7 +256,7 @@ def begin_anew_and_confirm(wired: Tunnel, wire: Wire) -> None:
 
 
 @pytest.mark.requirement("HS-01")
-def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None:
+def test_one_handshake_is_enough_at_high_latency(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Delay(message="any", seconds=LATENCY))
     pings = ping(wired.nodes["ns1"], V4_OF_B, count=2)
     assert pings.lost == 0, str(pings)
@@ -276,7 +270,7 @@ def test_far_peer_is_found_with_one_handshake(wired: Tunnel, wire: Wire) -> None
 
 @pytest.mark.requirement("DT-03", "RT-04")
 @pytest.mark.bug("IB-33")
-def test_replayed_data_is_dropped_and_does_not_move_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+def test_replayed_data_is_dropped_and_endpoint_stays(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     to_b.send(3)
     to_b.wait_for(3)
     sent = wire.sightings("data", sender="ns1")
@@ -291,7 +285,7 @@ def test_replayed_data_is_dropped_and_does_not_move_the_endpoint(wired: Tunnel, 
 
 
 @pytest.mark.requirement("RT-04", "DT-13", "HS-04")
-def test_what_is_not_authentic_does_not_move_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+def test_unauthenticated_packet_does_not_move_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wired.must_ping("ns1", V4_OF_B)
     (initiation,) = wire.sightings("initiation")
     # One that B has seen is refused before anybody looks at its tag.
@@ -308,7 +302,7 @@ def test_what_is_not_authentic_does_not_move_the_endpoint(wired: Tunnel, wire: W
 
 @pytest.mark.requirement("RT-03", "DT-04")
 @pytest.mark.capability("roaming")
-def test_late_message_from_elsewhere_moves_the_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
+def test_late_message_from_other_port_moves_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wired.must_ping("ns1", V4_OF_B)
     wire.apply(Drop(message="data", sender="ns1", nth=1))
     to_b.send(2)
@@ -362,7 +356,7 @@ def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpS
         pytest.param("[fd00:aa::2]:2", None, id="v6-none"),
     ],
 )
-def test_datagram_with_a_wrong_checksum_is_not_taken(
+def test_datagram_with_wrong_udp_checksum_is_dropped(
     wired: Tunnel, wire: Wire, to_b: UdpStream, endpoint: str | None, change: int | None
 ) -> None:
     if endpoint is not None:
@@ -437,7 +431,7 @@ def test_lost_handshake_message_costs_one_retry(wire: Wire, to_b: UdpStream, mes
 
 @pytest.mark.waiting
 @pytest.mark.requirement("HS-22")
-def test_response_to_an_initiation_that_was_given_up_is_ignored(wire: Wire, to_b: UdpStream) -> None:
+def test_response_to_superseded_initiation_is_ignored(wire: Wire, to_b: UdpStream) -> None:
     wire.apply(Hold(message="response", gather=2))
     to_b.send()
     to_b.wait_for(1, RETRIED)
@@ -452,7 +446,7 @@ def test_response_to_an_initiation_that_was_given_up_is_ignored(wire: Wire, to_b
 @pytest.mark.waiting
 @pytest.mark.requirement("ROB-14")
 @pytest.mark.bug("IB-04")
-def test_both_sides_may_begin_at_once(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+def test_simultaneous_initiations_lead_to_session(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
     wire.apply(Hold(message="initiation", nth="1-2", gather=2))
     to_b.send()
     to_a.send()

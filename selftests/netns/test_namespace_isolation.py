@@ -22,7 +22,7 @@ SEALED = tuple(struct.pack(">H", port) for port in (1, 2)), b"\4\0\0\0"
 
 
 @pytest.mark.requirement("NS-03")
-def test_each_namespace_sees_its_own_side_of_the_tunnel_only(loopback: Tunnel) -> None:
+def test_namespace_sees_only_its_own_side_of_tunnel(loopback: Tunnel) -> None:
     ns0, ns1, ns2 = (loopback.nodes[name] for name in ("ns0", "ns1", "ns2"))
     with tap(ns0) as outside, tap(ns1) as inside, udp_receiver(ns2, V4_OF_B, PORT) as receiver:
         udp_message(ns1, V4_OF_B, PORT, SECRET)

@@ -42,7 +42,7 @@ def wg0(lab: Lab, implementation: Manifest, birth: NetNS, place: NetNS) -> Inter
 
 
 @pytest.mark.requirement("NS-08")
-def test_interface_is_configured_where_it_is(wg0: Interface) -> None:
+def test_interface_is_configured_only_in_its_current_namespace(wg0: Interface) -> None:
     refused = wg0.birth.run(["wg", "show", "wg0"], check=False)
     assert (refused.status, refused.stderr) == (1, "Unable to access interface: No such device\n")
     with twin("there it is"):
@@ -50,10 +50,8 @@ def test_interface_is_configured_where_it_is(wg0: Interface) -> None:
 
 
 @pytest.mark.requirement("NS-02")
-@pytest.mark.parametrize("sockets", ["birth", "third"], ids=["here", "in-a-third"])
-def test_interface_made_directly_elsewhere_has_its_sockets_where_it_was_asked_for(
-    lab: Lab, birth: NetNS, place: NetNS, sockets: str
-) -> None:
+@pytest.mark.parametrize("sockets", ["birth", "third"], ids=["here", "in-third"])
+def test_sockets_are_in_link_netns_or_namespace_of_request(lab: Lab, birth: NetNS, place: NetNS, sockets: str) -> None:
     lab.node("third")
     # ip(8) looks the number up where it runs, and the kernel where the interface is to be.
     for node in (birth, place):
@@ -70,7 +68,7 @@ def test_interface_made_directly_elsewhere_has_its_sockets_where_it_was_asked_fo
 
 
 @pytest.mark.requirement("NS-04")
-def test_interface_outlives_the_namespace_of_its_sockets_without_a_carrier(wg0: Interface) -> None:
+def test_interface_outlives_birth_namespace_without_carrier(wg0: Interface) -> None:
     wg0.set(DeviceConfig(listen_port=PORT))
     wg0.up()
     assert PORT in wg0.birth.udp_ports()
@@ -95,7 +93,7 @@ def flags(wg0: Interface) -> list[str]:
 
 
 @pytest.mark.requirement("NS-05")
-def test_port_and_mark_are_changed_by_whom_the_birth_namespace_is_subject_to(lab: Lab, wg0: Interface) -> None:
+def test_port_and_fwmark_need_cap_net_admin_in_birth_namespace(lab: Lab, wg0: Interface) -> None:
     log = lab.directory / "strangers.log"
     strangers = wg0.place.spawn(STRANGERS, log=log)
     lab.undo(strangers.close)

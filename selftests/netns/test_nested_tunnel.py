@@ -21,7 +21,7 @@ def outer(lab: Lab, pair: Pair) -> Tunnel:
 @pytest.mark.scenario("N17")
 @pytest.mark.requirement("ROB-05")
 @pytest.mark.capability("ipv6-underlay")
-def test_tunnel_works_through_a_tunnel(outer: Tunnel) -> None:
+def test_pings_pass_through_nested_tunnel(outer: Tunnel) -> None:
     inner = outer.inside()
     for sender, address in (("ns1", V4_OF_B), ("ns2", V4_OF_A), ("ns1", V6_OF_B), ("ns2", V6_OF_A)):
         inner.must_ping(sender, address)
@@ -33,5 +33,5 @@ def test_tunnel_works_through_a_tunnel(outer: Tunnel) -> None:
 @pytest.mark.scenario("N18")
 @pytest.mark.requirement("ROB-05")
 @pytest.mark.capability("ipv6-underlay")
-def test_everything_passes_through_a_tunnel_in_a_tunnel(outer: Tunnel) -> None:
+def test_traffic_set_passes_through_nested_tunnel(outer: Tunnel) -> None:
     must_carry_everything(outer.inside())

@@ -47,7 +47,7 @@ def must_end(program: ProgramInterface) -> None:
 
 @pytest.mark.requirement("CFG-54")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_program_that_is_told_to_end_leaves_nothing(program: ProgramInterface, number: signal.Signals) -> None:
+def test_program_ends_cleanly_on_sigterm_and_sigint(program: ProgramInterface, number: signal.Signals) -> None:
     program.process.signal(number)
     must_end(program)
 
