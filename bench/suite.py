@@ -60,7 +60,7 @@ def main() -> int:
         return 125
     except KeyboardInterrupt:
         return 130
-    return report(figures, arguments.json)
+    return on_line(figures, arguments.json)
 
 
 def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
@@ -77,7 +77,7 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
         environment={"WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE, "PYTHONDONTWRITEBYTECODE": "1"},
         show=lambda data: print(data.decode(errors="replace"), end="", flush=True),
     )
-    if result.verdict is not boot.Verdict.EXITED:
+    if result.ending is not boot.Ending.EXITED:
         raise HarnessError(boot.explain(result))
     print(f"logs: {result.results}; {time.monotonic() - started:.0f} s in all, {result.accelerator}, {result.kernel}")
     figures: dict[str, dict[str, float]] = json.loads((result.results / FIGURES).read_text())
@@ -93,10 +93,10 @@ def tests() -> list[str]:
 def programs() -> Path:
     """The directory in which the script's programs are unpacked, at the paths they have below /."""
     place = directory(Area.TOOLCHAINS) / "netns.sh"
-    with Step("programs of netns.sh") as step, locked(place, step.report):
+    with Step("programs of netns.sh") as step, locked(place, step.on_line):
         if not place.exists():
             with building(place) as part:
-                unpack(PACKAGES, part, step.report)
+                unpack(PACKAGES, part, step.on_line)
                 # Its name comes from Debian's alternatives, which only an installation makes.
                 (part / "usr/sbin/iptables").symlink_to("iptables-nft")
                 # And Debian's ping has no second name.
@@ -104,7 +104,7 @@ def programs() -> Path:
     return place
 
 
-def report(figures: Mapping[str, Mapping[str, float]], target: Path | None) -> int:
+def on_line(figures: Mapping[str, Mapping[str, float]], target: Path | None) -> int:
     """Print the figures and their ratio; 1 if either suite failed."""
     ratio = figures["ours"]["seconds"] / figures["script"]["seconds"]
     for name, figure in figures.items():

@@ -1,7 +1,7 @@
 """What bench/suite runs in its guest: the suites one after the other, each timed, with the words of neither lost.
 
 Arguments: where the results go, and a JSON object: by name, how often a command runs at once, and the command. Each of
-several is told its share of the tests, and has a /run of its own. Figures go to `figures.json` there.
+several is told its shard of the tests, and has a /run of its own. Figures go to `figures.json` there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from harness.lanes import SHARE
+from harness.lanes import SHARD
 from harness.sandbox import launcher
 
 if TYPE_CHECKING:
@@ -63,11 +63,11 @@ def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dic
     return figure
 
 
-def start(command: Sequence[str], share: str, output: int) -> subprocess.Popen[bytes]:
-    """Start a command for its share of the tests, `0/2`; the only one of its kind sees the guest as it is."""
-    words = command if share == "0/1" else [sys.executable, "-m", "bench.suite_inside", APART, *command]
+def start(command: Sequence[str], shard: str, output: int) -> subprocess.Popen[bytes]:
+    """Start a command for its shard of the tests, `0/2`; the only one of its kind sees the guest as it is."""
+    words = command if shard == "0/1" else [sys.executable, "-m", "bench.suite_inside", APART, *command]
     return subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, SHARE: share}
+        words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, SHARD: shard}
     )
 
 

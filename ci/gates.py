@@ -9,8 +9,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ci.junit import Tally, read_tally
-from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, Outcome, State, prepare, run_program
+from ci.junit import Counts, read_counts
+from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, State, StepResult, prepare, run_program
 from harness.errors import HarnessError
 from harness.install.tools import exit_on_sigterm
 
@@ -191,17 +191,17 @@ def main() -> int:
     """Prepare, run the gates, print the table; the exit status."""
     options = _parse_arguments()
     exit_on_sigterm()
-    outcomes: list[Outcome] = []
+    results: list[StepResult] = []
     status = EXIT_INTERRUPTED
     try:
-        _run_all(options, outcomes)
-        status = exit_status(outcomes)
+        _run_all(options, results)
+        status = exit_status(results)
     except (HarnessError, OSError) as error:
         print(f"ci/test: {error}", file=sys.stderr)
         status = EXIT_COULD_NOT
     except KeyboardInterrupt:
         print("ci/test: interrupted", file=sys.stderr)
-    _print_summary(outcomes, status)
+    _print_summary(results, status)
     return status
 
 
@@ -223,16 +223,16 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run_all(options: argparse.Namespace, outcomes: list[Outcome]) -> None:
-    """Append each outcome as it comes, so that an interrupted run has a table too."""
+def _run_all(options: argparse.Namespace, results: list[StepResult]) -> None:
+    """Append each result as it comes, so that an interrupted run has a table too."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     for old in REPORTS.glob("*.xml"):
         old.unlink()
     gates = chosen(quick=options.quick, nightly=options.nightly, lanes=options.lane or [])
-    for outcome in prepare([name for gate in gates for name in gate.peers]):
-        outcomes.append(outcome)  # noqa: PERF402
+    for result in prepare([name for gate in gates for name in gate.peers]):
+        results.append(result)  # noqa: PERF402
     for gate in gates:
-        outcomes.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
+        results.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
 
 
 def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False) -> list[Gate]:
@@ -241,7 +241,7 @@ def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False) -> list[
     return [gate for gate in gates if not (gate.lane and lanes) or gate.lane in lanes]
 
 
-def run_gate(gate: Gate, *, quick: bool) -> Outcome:
+def run_gate(gate: Gate, *, quick: bool) -> StepResult:
     """Run one gate with its output on ours, and judge it."""
     command = [*gate.command, *((gate.quick or ()) if quick else gate.full)]
     print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
@@ -254,25 +254,25 @@ def run_gate(gate: Gate, *, quick: bool) -> Outcome:
             gate.junit.unlink(missing_ok=True)
         raise
     seconds = time.monotonic() - started
-    state, note = judge(status, read_tally(gate.junit)) if gate.junit else judge_program(status)
-    outcome = Outcome(name=gate.name, state=state, seconds=seconds, note=note)
-    print(outcome.line(), flush=True)
-    return outcome
+    state, note = state_of(status, read_counts(gate.junit)) if gate.junit else state_of_program(status)
+    result = StepResult(name=gate.name, state=state, seconds=seconds, note=note)
+    print(result.line(), flush=True)
+    return result
 
 
-def judge(status: int | None, tally: Tally) -> tuple[State, str]:
+def state_of(status: int | None, counts: Counts) -> tuple[State, str]:
     """The verdict on a gate of tests: green needs an exit status of 0 and a test that passed."""
-    if status == 0 and tally.passed == 0:
-        return State.COULD_NOT, f"no test could run: {tally}"
+    if status == 0 and counts.passed == 0:
+        return State.COULD_NOT, f"no test could run: {counts}"
     if status in {0, EXIT_COULD_NOT}:
-        return judge_program(status)[0], str(tally)
-    if tally.failed == 0:
-        return State.FAILED, f"{judge_program(status)[1]}: {tally}"
-    more = f" and {len(tally.names) - NAMED} more" if len(tally.names) > NAMED else ""
-    return State.FAILED, f"{tally}: {', '.join(tally.names[:NAMED])}{more}"
+        return state_of_program(status)[0], str(counts)
+    if counts.failed == 0:
+        return State.FAILED, f"{state_of_program(status)[1]}: {counts}"
+    more = f" and {len(counts.names) - NAMED} more" if len(counts.names) > NAMED else ""
+    return State.FAILED, f"{counts}: {', '.join(counts.names[:NAMED])}{more}"
 
 
-def judge_program(status: int | None) -> tuple[State, str]:
+def state_of_program(status: int | None) -> tuple[State, str]:
     """The verdict on a gate by its exit status alone."""
     if status is None:
         return State.FAILED, f"no end within {DEADLINE} s"
@@ -280,23 +280,23 @@ def judge_program(status: int | None) -> tuple[State, str]:
     return states.get(status, State.FAILED), "" if status == 0 else f"exit status {status}"
 
 
-def exit_status(outcomes: Sequence[Outcome]) -> int:
+def exit_status(results: Sequence[StepResult]) -> int:
     """What the whole run exits with: a failure outweighs what could not be tested."""
-    states = {outcome.state for outcome in outcomes}
+    states = {result.state for result in results}
     if State.FAILED in states:
         return 1
     return EXIT_COULD_NOT if State.COULD_NOT in states else 0
 
 
-def _print_summary(outcomes: Sequence[Outcome], status: int) -> None:
+def _print_summary(results: Sequence[StepResult], status: int) -> None:
     print("\n== summary")
-    for outcome in outcomes:
-        print(outcome.line())
-    bad = [outcome.name for outcome in outcomes if outcome.state is not State.OK]
+    for result in results:
+        print(result.line())
+    bad = [result.name for result in results if result.state is not State.OK]
     verdict = f"not passed: {', '.join(bad)}" if bad else "not all gates were run"
     print("all passed" if status == 0 else verdict)
     # The line by which CI knows that tests ran, and which nothing may follow.
-    print(sum((read_tally(junit) for junit in sorted(REPORTS.glob("*.xml"))), Tally()), flush=True)
+    print(sum((read_counts(junit) for junit in sorted(REPORTS.glob("*.xml"))), Counts()), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class Counts:
     """What became of the tests of one gate, or of all."""
 
     passed: int = 0
@@ -19,8 +19,8 @@ class Tally:
     skipped: int = 0
     names: tuple[str, ...] = ()  # of those that failed
 
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
             passed=self.passed + other.passed,
             failed=self.failed + other.failed,
             skipped=self.skipped + other.skipped,
@@ -31,17 +31,17 @@ class Tally:
         return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
 
 
-def read_tally(junit: Path) -> Tally:
+def read_counts(junit: Path) -> Counts:
     """Count the results in a file that pytest wrote; none if it wrote none."""
     try:
         cases = list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own pytest wrote it
     except (OSError, ET.ParseError):
-        return Tally()
+        return Counts()
     # An error in a test's teardown comes as a second case of the same name: a set counts it once.
     failed = {_case_name(case) for case in cases if _has(case, "failure", "error")}
     skipped = {_case_name(case) for case in cases if _has(case, "skipped")} - failed
     passed = {_case_name(case) for case in cases} - failed - skipped
-    return Tally(passed=len(passed), failed=len(failed), skipped=len(skipped), names=tuple(sorted(failed)))
+    return Counts(passed=len(passed), failed=len(failed), skipped=len(skipped), names=tuple(sorted(failed)))
 
 
 def _case_name(case: ET.Element) -> str:

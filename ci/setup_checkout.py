@@ -32,7 +32,7 @@ from harness.install.tools import ToolFailed, ended, exit_on_sigterm, run_tool
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 VENV: Final = ROOT / ".venv"
@@ -66,7 +66,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class StepResult:
     """A step that is over, as a row of the summary."""
 
     name: str
@@ -78,7 +78,7 @@ class Outcome:
         return step_line(self.state, self.name, self.seconds, self.note)
 
 
-def prepare(peers: Collection[str] = ()) -> Iterator[Outcome]:
+def prepare(peers: Collection[str] = ()) -> Iterator[StepResult]:
     """Do all steps; raise Unavailable where nothing can go on, but a missing peer is only told.
 
     peers: to be installed beside those that always are.
@@ -90,7 +90,7 @@ def prepare(peers: Collection[str] = ()) -> Iterator[Outcome]:
 
 def ensure_packages(step: Step) -> None:
     """Install the Debian packages of which there is no sign."""
-    step.outcome = "all there"
+    step.note = "all there"
     if not (missing := missing_packages()):
         return
     command = f"apt-get install --no-install-recommends {' '.join(missing)}"
@@ -98,12 +98,12 @@ def ensure_packages(step: Step) -> None:
     if become is None:
         raise Unavailable(f"missing: {', '.join(missing)}; as root: {command}")
     try:
-        apt_install(missing, step.report, become=become)
+        apt_install(missing, step.on_line, become=become)
     except ToolFailed as error:
         raise Unavailable(f"packages could not be installed: {error}; try: {command}") from error
     if still := missing_packages():
         raise Unavailable(f"installed, and yet there is no sign of: {', '.join(still)}; see ci/packages.txt")
-    step.outcome = f"installed {', '.join(missing)}"
+    step.note = f"installed {', '.join(missing)}"
 
 
 def missing_packages() -> list[str]:
@@ -115,25 +115,25 @@ def missing_packages() -> list[str]:
 
 def ensure_venv(step: Step) -> None:
     """Make .venv, or make it anew where the lock file or the Python has changed since."""
-    with _checkout_locked(step.report):
+    with _checkout_locked(step.on_line):
         stamp = _read_stamp()
         wanted = {"packages": _packages_stamp(), "project": _project_stamp()}
-        step.outcome = "up to date"
+        step.note = "up to date"
         if stamp == wanted and os.access(VENV / "bin" / "python", os.X_OK):
             return
         try:
             if stamp.get("packages") != wanted["packages"]:
-                _install_packages(step.report)
-            _pip(step.report, "--no-deps", "--no-build-isolation", "-e", ".")
+                _install_packages(step.on_line)
+            _pip(step.on_line, "--no-deps", "--no-build-isolation", "-e", ".")
         except ToolFailed as error:
             raise Unavailable(
                 f".venv could not be made: {error}; check the network and pip's index (PIP_INDEX_URL)"
             ) from error
         STAMP.write_text(json.dumps(wanted))
-        step.outcome = "installed requirements.lock and the project"
+        step.note = "installed requirements.lock and the project"
 
 
-def ensure_peers(asked: Collection[str] = ()) -> Outcome:
+def ensure_peers(asked: Collection[str] = ()) -> StepResult:
     """Install the programs under test; the tests of one that cannot be had are skipped, so the others go on."""
     started = time.monotonic()
     try:
@@ -148,9 +148,9 @@ def ensure_peers(asked: Collection[str] = ()) -> Outcome:
     if status != 0:
         note = "not all could be installed, see above"
     state = State.OK if status == 0 else State.COULD_NOT
-    outcome = Outcome(name="peers", state=state, seconds=time.monotonic() - started, note=note)
-    print(outcome.line(), flush=True)
-    return outcome
+    result = StepResult(name="peers", state=state, seconds=time.monotonic() - started, note=note)
+    print(result.line(), flush=True)
+    return result
 
 
 def python_environment() -> dict[str, str]:
@@ -189,7 +189,7 @@ def main() -> int:
         parser.error(f"{', '.join(sorted(unknown))}: cannot be installed; there are: {', '.join(recipes())}")
     exit_on_sigterm()
     try:
-        outcomes = list(prepare(peers))
+        results = list(prepare(peers))
     except HarnessError as error:
         print(f"ci/setup: {error}", file=sys.stderr)
         return EXIT_COULD_NOT
@@ -199,13 +199,13 @@ def main() -> int:
     except KeyboardInterrupt:
         print("ci/setup: interrupted; run it again to go on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0 if all(outcome.state is State.OK for outcome in outcomes) else EXIT_COULD_NOT
+    return 0 if all(result.state is State.OK for result in results) else EXIT_COULD_NOT
 
 
-def _step(name: str, work: Callable[[Step], None]) -> Outcome:
+def _step(name: str, work: Callable[[Step], None]) -> StepResult:
     with Step(name) as step:
         work(step)
-    return Outcome(name=name, state=State.OK, seconds=step.seconds, note=step.outcome)
+    return StepResult(name=name, state=State.OK, seconds=step.seconds, note=step.note)
 
 
 def _there(sign: str) -> bool:
@@ -227,11 +227,11 @@ def _become_root() -> list[str] | None:
 
 
 @contextmanager
-def _checkout_locked(report: Report) -> Iterator[None]:
+def _checkout_locked(on_line: OnLine) -> Iterator[None]:
     # The directory itself is the lock: nothing is left in it, and it falls with the process.
     descriptor = os.open(ROOT, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        wait_for_lock(descriptor, ROOT, report)
+        wait_for_lock(descriptor, ROOT, on_line)
         yield
     finally:
         os.close(descriptor)
@@ -260,20 +260,20 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _install_packages(report: Report) -> None:
+def _install_packages(on_line: OnLine) -> None:
     if VENV.exists() and not os.access(VENV, os.W_OK):
         raise Unavailable(f"{VENV} belongs to someone else; remove it, or work in a clone of your own")
     STAMP.unlink(missing_ok=True)
     # Made anew rather than brought up to date, so that nothing stays behind that the lock file no longer names.
-    report("making .venv")
-    run_tool([sys.executable, "-m", "venv", "--clear", VENV], report)
-    _pip(report, "--require-hashes", "-r", "requirements.lock")
+    on_line("making .venv")
+    run_tool([sys.executable, "-m", "venv", "--clear", VENV], on_line)
+    _pip(on_line, "--require-hashes", "-r", "requirements.lock")
 
 
-def _pip(report: Report, *arguments: str) -> None:
+def _pip(on_line: OnLine, *arguments: str) -> None:
     # --compile: without byte code each start of each program would cost half a second more.
     options = ["--compile", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
-    run_tool([VENV / "bin" / "python", "-m", "pip", "install", *options, *arguments], report, cwd=ROOT)
+    run_tool([VENV / "bin" / "python", "-m", "pip", "install", *options, *arguments], on_line, cwd=ROOT)
 
 
 def _run_install(names: Sequence[str]) -> int:

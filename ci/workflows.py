@@ -26,7 +26,7 @@ def main() -> int:
     exit_on_sigterm()
     try:
         with Step("actionlint") as step:
-            program = ACTIONLINT.installed("actionlint") or ACTIONLINT.install("actionlint", step.report)
+            program = ACTIONLINT.installed("actionlint") or ACTIONLINT.install("actionlint", step.on_line)
     except (HarnessError, ToolFailed, OSError) as error:
         print(f"ci/workflows: actionlint could not be installed: {error}", file=sys.stderr)
         return EXIT_COULD_NOT

@@ -10,8 +10,8 @@ HERE: Final = ("core", "netns")
 GUESTS: Final = ("vm", "warp")
 # Set in a guest: the lane that its results belong to.
 LANE: Final = "WG_INTEROP_LANE"
-# Set in a guest that has a share of the tests only, as `0/2`: the first of two.
-SHARE: Final = "WG_INTEROP_SHARE"
+# Set in a guest that has a shard of the tests only, as `0/2`: the first of two.
+SHARD: Final = "WG_INTEROP_SHARD"
 # Where each finished result is written as a line of JSON, for `wg-interop run`: the descriptor of a pipe. In a guest it
 # is `stdout`, every report is written whole, and each line begins with a record separator (RFC 7464).
 EVENTS: Final = "WG_INTEROP_EVENTS"

@@ -282,22 +282,22 @@ class _Run:
         said = self._log.read_text(errors="replace").splitlines()
         if status == terminal.PYTEST_USAGE and not self._stopped_by:
             raise UsageError(terminal.usage_error(said))
-        verdict = terminal.judge(status, set(self._tally.counts()), said)
+        conclusion = terminal.conclude(status, set(self._tally.counts()), said)
         if self._stopped_by:
-            verdict = terminal.Verdict(128 + self._stopped_by, "interrupted")
-        self._show_end(verdict, said)
-        style = "bold green" if verdict.status == OK else "bold red"
+            conclusion = terminal.Conclusion(128 + self._stopped_by, "interrupted")
+        self._show_end(conclusion, said)
+        style = "bold green" if conclusion.status == OK else "bold red"
         terminal.line(self._out, f"{self._tally} in {seconds:.1f} s", style)
         if fresh:
             terminal.line(self._out, f"results: {terminal.short(self._results)}")
         terminal.line(self._out, f"pytest's output: {terminal.short(self._log)}")
-        return _complain(verdict.reason, verdict.status) if verdict.reason else verdict.status
+        return _complain(conclusion.reason, conclusion.status) if conclusion.reason else conclusion.status
 
-    def _show_end(self, verdict: terminal.Verdict, said: Sequence[str]) -> None:
+    def _show_end(self, conclusion: terminal.Conclusion, said: Sequence[str]) -> None:
         terminal.summary(self._out, self._tally, self._results.parent)
         for name, error in terminal.uncollected(said).items():
             terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")
-        for line in said[-_LOG_TAIL:] if verdict.see_log else ():
+        for line in said[-_LOG_TAIL:] if conclusion.see_log else ():
             terminal.line(self._out, f"  | {line}", "dim")
         terminal.line(self._out)
 
@@ -342,13 +342,13 @@ def install_(names: tuple[str, ...]) -> int:
 
     What is there already is left alone. `wg-interop doctor` lists the names.
     """
-    from harness.implementations.manifest import load  # noqa: PLC0415 - few ask for it
+    from harness.implementations.manifest import load_manifest  # noqa: PLC0415 - few ask for it
 
     tools.exit_on_sigterm()
     for name in names:
         if installer.is_manifest(name):
             # A mistake in any of its keys is told before a build that takes minutes.
-            load(Path(name))
+            load_manifest(Path(name))
     return installer.install_each(names)
 
 

@@ -59,7 +59,7 @@ _QUICK_CONFIGURATION: Final = "[Interface]\nAddress = 10.0.0.1/32\nListenPort = 
 _EMPTY_CAPTURE: Final = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
 
 
-class Missing(Exception):
+class Missing(HarnessError):
     """A probe found something missing and knows the remedy."""
 
     def __init__(self, detail: str, remedy: str = "") -> None:

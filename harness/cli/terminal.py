@@ -1,4 +1,4 @@
-"""What a run looks like and comes to: progress, the matrix of A and B, failures, what was skipped, the verdict.
+"""What a run looks like and comes to: progress, the matrix of A and B, failures, what was skipped, the conclusion.
 
 On a terminal the progress is a bar and the matrix so far, drawn in place; elsewhere it is a line every few seconds.
 """
@@ -288,7 +288,7 @@ def short(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-# The verdict
+# The conclusion
 
 
 def usage_error(said: Sequence[str]) -> str:
@@ -313,7 +313,7 @@ def uncollected(said: Sequence[str]) -> dict[str, str]:
     return found
 
 
-class Verdict(NamedTuple):
+class Conclusion(NamedTuple):
     """What a run comes to: the exit status, the reason if the outcomes do not show it, whether the log may tell."""
 
     status: int
@@ -321,20 +321,20 @@ class Verdict(NamedTuple):
     see_log: bool = False
 
 
-def judge(status: int, states: set[str], said: Sequence[str]) -> Verdict:
+def conclude(status: int, states: set[str], said: Sequence[str]) -> Conclusion:
     """Judge a run by pytest's exit status, the states that tests came to, and what pytest wrote."""
     if states & GATING:
-        return Verdict(FAILED)
+        return Conclusion(FAILED)
     if status == OK and "passed" in states:
-        return Verdict(OK)
+        return Conclusion(OK)
     if uncollected(said):
-        return Verdict(COULD_NOT, "could not test: tests could not be collected")
+        return Conclusion(COULD_NOT, "could not test: tests could not be collected")
     # The plugin ends its output with what it holds against a run without a failure.
     told = [text.removeprefix("wg-interop: ") for text in said if re.match("wg-interop: (?!.*, seed )", text)]
     reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"} | ({FAILED: told[-1]} if told else {})
     if status in reasons:
-        return Verdict(COULD_NOT, f"could not test: {reasons[status]}")
-    return Verdict(COULD_NOT, f"could not test: pytest ended with status {status}", see_log=True)
+        return Conclusion(COULD_NOT, f"could not test: {reasons[status]}")
+    return Conclusion(COULD_NOT, f"could not test: pytest ended with status {status}", see_log=True)
 
 
 # What the doctor found

@@ -10,7 +10,7 @@ import binascii
 import os
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
 
 from harness.errors import UsageError
 
@@ -42,10 +42,12 @@ class Key:
     @classmethod
     def generate(cls) -> Self:
         """Make a private key as `wg genkey` does: random, then clamped (RFC 7748, section 5)."""
-        raw = bytearray(os.urandom(KEY_SIZE))
-        raw[0] &= 248
-        raw[31] = raw[31] & 127 | 64
-        return cls(bytes(raw))
+        return cls.clamped(os.urandom(KEY_SIZE))
+
+    @classmethod
+    def clamped(cls, raw: bytes) -> Self:
+        """The private key of these 32 bytes, clamped (RFC 7748, section 5)."""
+        return cls(bytes([raw[0] & 248, *raw[1:31], raw[31] & 127 | 64]))
 
     def public(self) -> Key:
         """The public key that belongs to this private key."""
@@ -153,6 +155,19 @@ class PeerConfig:
     remove: bool = False
     update_only: bool = False
     protocol_version: int | None = None
+
+
+class PeerChanges(TypedDict, total=False):
+    """The fields of PeerConfig besides the key, as keywords: what to change of one peer."""
+
+    preshared_key: Key | None
+    endpoint: Endpoint | None
+    persistent_keepalive: int | None
+    allowed_ips: tuple[AllowedIP, ...]
+    replace_allowed_ips: bool
+    remove: bool
+    update_only: bool
+    protocol_version: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The watchman: after each test he looks whether every process is still well.
+"""The health check: whether a program under test is still well after a test, and ends as it should.
 
 It must be the process that was started, must not have written what a crash, a race detector or a sanitizer writes, must
 not have grown in descriptors or threads, and must end by itself within 2 s of SIGTERM.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.sandbox.process import Process
 
 # What the runtimes and sanitizers of the usual languages write when a program has gone wrong.
-COMPLAINTS: Final = (
+CRASH_PATTERNS: Final = (
     r"^panic: ",
     r"^fatal error: ",
     r"WARNING: DATA RACE",
@@ -35,8 +35,8 @@ COMPLAINTS: Final = (
     r"Segmentation fault|SIGSEGV",
 )
 _TERMINATION: Final = 2.0
-_ENOUGH: Final = 3  # cries are told
-_LONGEST: Final = 1 << 16  # bytes of a cry and its reason
+_ENOUGH: Final = 3  # crashes are told
+_LONGEST: Final = 1 << 16  # bytes of a crash report and its reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def size_of(pid: int) -> Size:
     return Size(len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())))
 
 
-class Cries:
+class CrashReports:
     """What a program wrote that only a program gone wrong writes; each look reads what came since the last.
 
     log: the file of its output. patterns: regular expressions for one line.
@@ -66,7 +66,7 @@ class Cries:
         self._read = 0
         self._found: dict[int, str] = {}  # by offset
 
-    def heard(self) -> list[str]:
+    def lines(self) -> list[str]:
         """The first lines so far that say that something is wrong; empty if none does."""
         with self._log.open("rb") as log:
             log.seek(self._read)
@@ -95,7 +95,7 @@ def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, 
             return
 
 
-class Watchman:
+class HealthCheck:
     """Watches one process from the moment it is ready."""
 
     def __init__(self, process: Process, manifest: Manifest) -> None:
@@ -103,13 +103,13 @@ class Watchman:
         self._manifest = manifest
         self._who = f"{manifest.name} (pid {process.pid})"
         self._at_start = size_of(process.pid)
-        self._cries = Cries(process.log, (*COMPLAINTS, *manifest.complaints))
+        self._crashes = CrashReports(process.log, (*CRASH_PATTERNS, *manifest.complaints))
 
     def complaints(self) -> list[str]:
         """All that is wrong with the process now, in words; empty if it is well. It goes on running."""
-        return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._cries.heard()) if text]
+        return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._crashes.lines()) if text]
 
-    def dismiss(self) -> list[str]:
+    def end(self) -> list[str]:
         """The last look: complaints, and whether the process ends by itself after SIGTERM."""
         found = self.complaints()
         was_running = self._process.running
@@ -122,8 +122,8 @@ class Watchman:
                 found.append(f"{self._who} died of signal {-status} after SIGTERM")
         self._process.close()
         # A sanitizer tells of leaks at the end, and a crash on the way out may still give status 0.
-        cries = [f"{self._who} {text}" for text in self._cries.heard()]
-        return found + [text for text in cries if text not in found]
+        crashes = [f"{self._who} {text}" for text in self._crashes.lines()]
+        return found + [text for text in crashes if text not in found]
 
     def _death(self) -> str | None:
         status = self._process.status

@@ -19,14 +19,16 @@ from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
 from harness.errors import HarnessError, Unsupported, UsageError
-from harness.implementations.health import Watchman
+from harness.implementations.health import HealthCheck
 from harness.sandbox.namespace import NamespaceThread, enter_network, enter_new_mounts
 from harness.sandbox.process import Process, run
 from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, let_pass, scaled, wait_for
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
     from harness.control.base import Control
-    from harness.control.records import DeviceState, Key, PeerState
+    from harness.control.records import DeviceState, Key, PeerChanges, PeerState
     from harness.implementations.manifest import Manifest
     from harness.net.netns import NetNS
     from harness.sandbox.process import Completed
@@ -86,9 +88,9 @@ class Interface:
         for capability in sorted(asked & lacking):
             raise Unsupported(f"{self.manifest.name} does not declare the capability {capability}")
 
-    def set_peer(self, public_key: Key, **changes: object) -> None:
+    def set_peer(self, public_key: Key, **changes: Unpack[PeerChanges]) -> None:
         """Change one peer; the changes are PeerConfig's fields."""
-        self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))  # type: ignore[arg-type]
+        self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))
 
     def get(self, timeout: float | None = None) -> DeviceState:
         """The configuration and the counters as the implementation reports them.
@@ -117,7 +119,7 @@ class Interface:
         raise NotImplementedError
 
     def complaints(self) -> list[str]:
-        """What the watchman has to say while the interface lives."""
+        """What the health check finds while the interface lives."""
         raise NotImplementedError
 
     def complaints_in_log(self) -> list[str]:
@@ -129,7 +131,7 @@ class Interface:
         return 0.0
 
     def close(self) -> list[str]:
-        """End the interface; returns the watchman's last complaints."""
+        """End the interface; returns what the last health check found."""
         raise NotImplementedError
 
     def _quiet(self) -> None:
@@ -182,7 +184,7 @@ class ProgramInterface(Interface):
             self._await_listening(manifest)
             if not birth.has_link(name):
                 raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
-            self._watchman = Watchman(self.process, manifest)
+            self._health = HealthCheck(self.process, manifest)
             super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
             if manifest.mtu is not None:
                 birth.set_link(name, mtu=manifest.mtu)
@@ -252,14 +254,14 @@ class ProgramInterface(Interface):
         return self.process.cpu_seconds()
 
     def complaints(self) -> list[str]:
-        return self._watchman.complaints()
+        return self._health.complaints()
 
     def complaints_in_log(self) -> list[str]:
         lines = self.process.log.read_text(errors="replace").splitlines()
         return [line.strip() for line in lines if _TELLING.search(line)][-2:]
 
     def close(self) -> list[str]:
-        complaints = self._watchman.dismiss()
+        complaints = self._health.end()
         self._thread.close()
         return complaints
 
@@ -276,7 +278,7 @@ def _enter(birth: NetNS) -> None:
 
 def _set_limits(pid: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    # One that leaks descriptors is told on by the watchman; without any left it would not show its state, either.
+    # Raise the soft limit: the health check reports leaks, and a program out of descriptors could not answer `get`.
     _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 

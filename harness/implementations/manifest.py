@@ -25,7 +25,6 @@ from harness.sandbox.process import program_environment
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MANIFESTS: Final = Path(__file__).parent
 KINDS: Final = ("kernel", "uapi")
 _MTU: Final = range(68, 65536)  # what a TUN device takes
 _VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
@@ -95,7 +94,7 @@ class Manifest:
             why = installer.why_not_installed(base)
             said = f"could not be installed ({why})" if why else "is not installed"
             again = "to try again" if why else "to install it"
-            known = self.source is None or self.source.parent == MANIFESTS
+            known = self.source is None or self.source.parent == installer.MANIFESTS
             what = base if known else shlex.quote(str(self.source))
             raise Unavailable(f"{self.name} {said}; {again}: wg-interop install {what}")
         return found
@@ -172,7 +171,7 @@ def kernel_has_wireguard() -> bool:
 GENERIC: Final = Manifest(name="-", kind="uapi")
 
 
-def load(path: Path) -> Manifest:
+def load_manifest(path: Path) -> Manifest:
     """Read a manifest; every mistake in it is a UsageError that names the file and the key."""
     return _Reader(path, installer.read(path)).manifest()
 
@@ -305,7 +304,7 @@ class _Reader:
         table: dict[str, Any] = self._take(data, "install", dict, {})
         try:
             if table:
-                recipes.parse("-", table)
+                recipes.parse_recipe("-", table)
         except UsageError as error:
             raise self._wrong(str(error).removeprefix("-: ")) from error
         return table

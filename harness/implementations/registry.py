@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.implementations.manifest import CAPABILITIES, GENERIC, MANIFESTS, Manifest, executable, load
-from harness.install.installer import NAME
+from harness.implementations.manifest import CAPABILITIES, GENERIC, Manifest, executable, load_manifest
+from harness.install.installer import MANIFESTS, NAME
 
 
 class Registry:
     """The implementations that are known in this run, and those that were asked for."""
 
     def __init__(self) -> None:
-        manifests = [load(path) for path in sorted(MANIFESTS.glob("*.toml"))]
+        manifests = [load_manifest(path) for path in sorted(MANIFESTS.glob("*.toml"))]
         self.known = {manifest.name: manifest for manifest in manifests}
         self.asked: list[str] = []
 
@@ -42,7 +42,7 @@ class Registry:
 
     def add(self, path: Path) -> Manifest:
         """Take an `--impl-manifest FILE`."""
-        manifest = load(path)
+        manifest = load_manifest(path)
         self.known[manifest.name] = manifest
         return self._ask(manifest.name)
 

@@ -19,7 +19,7 @@ from harness.errors import Unavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
 
 REMEDY = "set XDG_CACHE_HOME to a directory that you may write to"
 
@@ -53,20 +53,20 @@ def directory(area: Area) -> Path:
 
 
 @contextmanager
-def locked(target: Path, report: Report = lambda _: None) -> Iterator[None]:
+def locked(target: Path, on_line: OnLine = lambda _: None) -> Iterator[None]:
     """Hold the lock that belongs to `target`; it falls with the process, however that ends."""
     _make(target.parent)
     with _opened(target.with_name(f".{target.name}.lock")) as lock:
-        wait_for_lock(lock, target, report)
+        wait_for_lock(lock, target, on_line)
         yield
 
 
-def wait_for_lock(descriptor: int, target: Path, report: Report) -> None:
+def wait_for_lock(descriptor: int, target: Path, on_line: OnLine) -> None:
     """Lock an open file or directory, and say so if someone else has to finish with `target` first."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        report(f"waiting for another run that works on {target}")
+        on_line(f"waiting for another run that works on {target}")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 

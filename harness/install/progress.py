@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 # Told each line of news from a step, such as what a compiler prints.
-Report = Callable[[str], None]
+OnLine = Callable[[str], None]
 
 QUIET: Final = 3.0  # seconds before a step is long enough to speak of
 PACE: Final = {True: 0.5, False: 10.0}  # seconds between two signs of life, on a terminal and in a log
@@ -20,18 +20,18 @@ WIDTH: Final = 60  # of the news: on a terminal a line that wraps could not be w
 
 
 class Step:
-    """A step of a set-up; `report` takes news, `outcome` is what is printed when it is over."""
+    """A step of a set-up; `on_line` takes news, `note` is what is printed when it is over."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.outcome = ""
+        self.note = ""
         self.seconds = 0.0
         self._news = ""
         self._terminal = sys.stdout.isatty()
         self._over = threading.Event()
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
-    def report(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         self._news = line.strip()
 
     def __enter__(self) -> Self:
@@ -45,7 +45,7 @@ class Step:
         self._over.set()
         self._ticker.join()
         self.seconds = time.monotonic() - self._start
-        self._say("ok" if error is None else "FAILED", self.outcome if error is None else _how(error), end="\n")
+        self._say("ok" if error is None else "FAILED", self.note if error is None else _how(error), end="\n")
 
     def _tick(self) -> None:
         wait = QUIET

@@ -30,7 +30,7 @@ from harness.install.debian import apt_install, unpack
 from harness.install.tools import run_tool
 
 if TYPE_CHECKING:
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
 
 Table = Mapping[str, object]
 
@@ -48,12 +48,12 @@ class _Built:
     def installed(self, name: str) -> Path | None:
         return _if_there(self._target(name) / self._place / self.binary)
 
-    def install(self, name: str, report: Report) -> Path:
-        with locked(self._target(name), report):
+    def install(self, name: str, on_line: OnLine) -> Path:
+        with locked(self._target(name), on_line):
             # Another run may have built it while we waited.
             if (found := self.installed(name)) is None:
                 with building(self._target(name)) as part:
-                    self._build(part, part / ".build", report)
+                    self._build(part, part / ".build", on_line)
                     remove(part / ".build")
                 found = self.installed(name)
         if found is None:
@@ -69,7 +69,7 @@ class _Built:
     def _source(self) -> str:
         raise NotImplementedError
 
-    def _build(self, target: Path, scratch: Path, report: Report) -> None:
+    def _build(self, target: Path, scratch: Path, on_line: OnLine) -> None:
         raise NotImplementedError
 
 
@@ -91,13 +91,13 @@ class GoProgram(_Built):
     def _source(self) -> str:
         return self.module
 
-    def _build(self, target: Path, scratch: Path, report: Report) -> None:
-        compiler = go.go(self.go, report)
-        report(f"building {self.module}@{self.version} with {compiler}")
+    def _build(self, target: Path, scratch: Path, on_line: OnLine) -> None:
+        compiler = go.go(self.go, on_line)
+        on_line(f"building {self.module}@{self.version} with {compiler}")
         run_tool(
             # -modcacherw: what is fetched can be deleted again.
             [compiler, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
-            report,
+            on_line,
             env=go.go_environment(compiler, scratch) | {"GOBIN": str(target)},
             cwd=target,
         )
@@ -124,14 +124,14 @@ class CargoProgram(_Built):
     def _source(self) -> str:
         return self.crate
 
-    def _build(self, target: Path, scratch: Path, report: Report) -> None:
-        tools = rust.rust(self.rust, report)
-        _ensure_linker(report)
-        report(f"building {self.crate} {self.version} with {tools.cargo}")
+    def _build(self, target: Path, scratch: Path, on_line: OnLine) -> None:
+        tools = rust.rust(self.rust, on_line)
+        _ensure_linker(on_line)
+        on_line(f"building {self.crate} {self.version} with {tools.cargo}")
         places: list[str | Path] = ["--root", target, "--target-dir", scratch / "target"]
         run_tool(
             [tools.cargo, *rust.users_settings(), "install", "--locked", *places, f"{self.crate}@{self.version}"],
-            report,
+            on_line,
             env=tools.environment(scratch),
             cwd=target,
         )
@@ -151,12 +151,12 @@ class DebianProgram:
     def installed(self, name: str) -> Path | None:
         return _if_there(Path(self.binary)) or _if_there(self._tree(name) / self.binary.removeprefix("/"))
 
-    def install(self, name: str, report: Report) -> Path:
+    def install(self, name: str, on_line: OnLine) -> Path:
         if (found := self.installed(name)) is None:
             if os.geteuid() == 0:
-                apt_install([self.package], report)
+                apt_install([self.package], on_line)
             else:
-                self._unpack(name, report)
+                self._unpack(name, on_line)
             found = self.installed(name)
         if found is None:
             raise Unavailable(f"package {self.package} holds no {self.binary}")
@@ -165,18 +165,18 @@ class DebianProgram:
     def _tree(self, name: str) -> Path:
         return cache_root() / Area.PEERS / name / "debian"
 
-    def _unpack(self, name: str, report: Report) -> None:
-        with locked(self._tree(name), report):
+    def _unpack(self, name: str, on_line: OnLine) -> None:
+        with locked(self._tree(name), on_line):
             if self.installed(name) is None:
                 with building(self._tree(name)) as part:
-                    unpack([self.package], part, report)
+                    unpack([self.package], part, on_line)
 
 
 Recipe = GoProgram | CargoProgram | DebianProgram
 _KINDS: Final[dict[str, type[Recipe]]] = {"go": GoProgram, "cargo": CargoProgram, "debian": DebianProgram}
 
 
-def parse(name: str, table: Table) -> Recipe:
+def parse_recipe(name: str, table: Table) -> Recipe:
     """Check an [install] table and make a recipe of it."""
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
@@ -192,10 +192,10 @@ def parse(name: str, table: Table) -> Recipe:
         raise UsageError(f"{name}: [install] {error}") from None
 
 
-def _ensure_linker(report: Report) -> None:
+def _ensure_linker(on_line: OnLine) -> None:
     """Rust links with a C compiler, and crates bring C of their own."""
     if shutil.which("cc") is None and os.geteuid() == 0:
-        apt_install(COMPILER, report)
+        apt_install(COMPILER, on_line)
     if shutil.which("cc") is None:
         raise Unavailable(f"there is no C compiler to link with: as root: apt-get install -y {' '.join(COMPILER)}")
 

@@ -19,7 +19,7 @@ from harness.install.debian import unpack
 from harness.install.tools import ToolFailed, parse_version, version_said
 
 if TYPE_CHECKING:
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
     from harness.install.tools import Version
 
 PACKAGES: Final = ("rustc-web", "cargo-web")
@@ -48,9 +48,9 @@ class Rust:
         return kept | self.variables | {"RUSTC": str(self.rustc), "CARGO_TERM_COLOR": "never"}
 
 
-def rust(needed: str, report: Report) -> Rust:
+def rust(needed: str, on_line: OnLine) -> Rust:
     """A Rust at least as new as `needed`, unpacked into the cache if PATH has none."""
-    return find_rust(parse_version(needed)) or _unpack_rust(parse_version(needed), report)
+    return find_rust(parse_version(needed)) or _unpack_rust(parse_version(needed), on_line)
 
 
 def find_rust(needed: Version) -> Rust | None:
@@ -88,14 +88,14 @@ def _tree() -> Path:
     return directory(Area.TOOLCHAINS) / "rust-debian"
 
 
-def _unpack_rust(needed: Version, report: Report) -> Rust:
+def _unpack_rust(needed: Version, on_line: OnLine) -> Rust:
     wanted = ".".join(map(str, needed))
-    with locked(_tree(), report):
+    with locked(_tree(), on_line):
         found = find_rust(needed)  # by another run, while we waited
         if found is None:
             try:
                 with building(_tree()) as part:
-                    unpack(PACKAGES, part, report)
+                    unpack(PACKAGES, part, on_line)
             except ToolFailed as error:
                 raise Unavailable(
                     f"no Rust {wanted} or newer is on PATH, and Debian's cannot be had: {error}"

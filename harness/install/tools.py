@@ -10,11 +10,13 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from harness.errors import HarnessError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
 
 _UNREACHED: Final = re.compile(
     r"Failed to establish a new connection: [^')]*|Read timed out|ProxyError\([^,]*|"
@@ -24,7 +26,7 @@ _UNREACHED: Final = re.compile(
 Version = tuple[int, ...]
 
 
-class ToolFailed(Exception):
+class ToolFailed(HarnessError):
     """A compiler or installer failed; the message is the line of its output that says why."""
 
 
@@ -53,7 +55,7 @@ def parse_version(text: str) -> Version:
 
 
 def run_tool(
-    argv: Sequence[str | Path], report: Report, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str | Path], on_line: OnLine, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
     """Run a compiler or installer, hand on each line it prints, and return them all."""
     lines = []
@@ -73,7 +75,7 @@ def run_tool(
     with process, ended(process):
         assert process.stdout is not None  # noqa: S101 - stdout=PIPE gives one
         for line in process.stdout:
-            report(line)
+            on_line(line)
             lines.append(line.strip())
         process.wait()
     if process.returncode != 0:

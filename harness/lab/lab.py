@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from harness.sandbox.process import Completed
 
 
-class Complaint(HarnessError):
-    """The watchman found something wrong with a process under test."""
+class Unhealthy(HarnessError):
+    """A health check found something wrong with a process under test."""
 
 
 class Lab:
@@ -85,19 +85,19 @@ class Lab:
         log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
         made = interface.create(name, manifest, birth, log)
         self.interfaces.append(made)
-        self.undo(self.dismiss, made)
+        self.undo(self.end, made)
         if place is not None and place is not birth:
             made.move(place)
         return made
 
-    def dismiss(self, made: Interface) -> None:
-        """End an interface, unless that was done already; raises Complaint if its program does not end well."""
+    def end(self, made: Interface) -> None:
+        """End an interface, unless that was done already; raises Unhealthy if its program does not end well."""
         if made not in self.interfaces:
             return
         self.interfaces.remove(made)
         complaints = made.close()
         if complaints:
-            raise Complaint("; ".join(complaints))
+            raise Unhealthy("; ".join(complaints))
 
     def wire(self, a: tuple[NetNS, str], b: tuple[NetNS, str], script: Script | None = None) -> Wire:
         """Connect two nodes by a wire; each end is (node, device), and the device is made."""
@@ -115,16 +115,13 @@ class Lab:
 
     def key(self, name: str) -> Key:
         """The private key of this name, the same in every run with the same seed; clamped as `wg genkey` does."""
-        raw = bytearray(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
-        raw[0] &= 248
-        raw[31] = raw[31] & 127 | 64
-        return Key(bytes(raw))
+        return Key.clamped(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
 
-    def watch(self) -> None:
-        """Ask the watchman about every process; raises Complaint."""
+    def check_health(self) -> None:
+        """Run the health check of every process; raises Unhealthy."""
         complaints = [text for made in self.interfaces for text in made.complaints()]
         if complaints:
-            raise Complaint("; ".join(complaints))
+            raise Unhealthy("; ".join(complaints))
 
     def snapshot(self) -> None:
         """Note the state of every node and interface as evidence; what cannot be read is noted as such."""

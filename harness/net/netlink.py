@@ -126,7 +126,7 @@ def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
         at += _aligned(length)
 
 
-def verdict(message: Message) -> tuple[int, str]:
+def error_of(message: Message) -> tuple[int, str]:
     """Read an NLMSG_ERROR or NLMSG_DONE: the positive errno, 0 for success, and the kernel's own words or ''."""
     if not message.body:
         return 0, ""
@@ -141,7 +141,7 @@ def check(messages: Sequence[Message], where: str, action: str) -> None:
     """Raise what the last message says, if it says no; ValueError if the answer has no end."""
     if not messages or not messages[-1].is_last:
         raise ValueError(f"{len(messages)} messages and no end")
-    number, text = verdict(messages[-1])
+    number, text = error_of(messages[-1])
     if number:
         raise refusal(where, action, number, text)
     if any(message.flags & NLM_F_DUMP_INTR for message in messages):

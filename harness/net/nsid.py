@@ -29,7 +29,7 @@ _ERROR: Final = struct.Struct("=16xi")
 _FIRST: Final = 1000
 
 
-class Departures:
+class NsidEvents:
     """All of some namespaces have vanished: an event, for `wait_for`; as a context manager."""
 
     def __init__(self, watcher: NetNS, *watched: NetNS) -> None:

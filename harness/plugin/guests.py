@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import HarnessError
-from harness.implementations.manifest import MANIFESTS, load
-from harness.lanes import LANE, SHARE
+from harness.implementations.manifest import load_manifest
+from harness.install.installer import MANIFESTS
+from harness.lanes import LANE, SHARD
 from harness.plugin.session import REPORTER, file_name, implementations, state_of_run
 from harness.report.results import PROPERTY
 from harness.vm import boot, kernels
-from harness.vm.objects import imbalance
+from harness.vm.objects import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -55,7 +56,7 @@ TEST_TIMEOUT: Final = 120.0
 DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
 
 
-class Stream:
+class EventParser:
     """Takes a guest's output in pieces and gives back the events in it, whole."""
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Shard:
     """What one guest has to do: the tests of a lane on a kernel, or each of them whose turn is `number` of `count`."""
 
     lane: str
@@ -109,26 +110,26 @@ class Guests:
         return str(kernels.CATALOGUE["default"])
 
     @contextmanager
-    def beside(self, session: pytest.Session, lanes: list[str]) -> Iterator[Running]:
+    def beside(self, session: pytest.Session, lanes: list[str]) -> Iterator[GuestPool]:
         """Run the guests of these lanes, as many at once as `-n` says, while the session has tests of its own.
 
         They start when it is known which files hold tests for them, and those that run at the end are stopped.
         """
         at_once = _at_once(state_of_run(self._config).workers)
-        shares = [
-            (Share(lane, kernel, number, at_once), objects)
+        shards = [
+            (Shard(lane, kernel, number, at_once), objects)
             for lane in lanes
             for kernel in self._config.option.wg_kernel or [self.default_kernel]
-            for objects in [Objects(at_once)]
+            for objects in [LeakCheck(at_once)]
             for number in range(at_once)
         ]
 
         def start(files: Iterable[str]) -> None:
             if words := selection(self._config, files):
-                for share, objects in shares:
-                    self._start(share, objects, words, running)
+                for shard, objects in shards:
+                    self._start(shard, objects, words, running)
 
-        running = Running(session, at_once, start)
+        running = GuestPool(session, at_once, start)
         self._config.pluginmanager.register(running)
         try:
             yield running
@@ -136,9 +137,9 @@ class Guests:
             running.close()
             self._config.pluginmanager.unregister(running)
 
-    def _start(self, share: Share, objects: Objects, words: list[str], running: Running) -> None:
-        told = _Told(self._config, share, self._evidence, objects)
-        stream = Stream()
+    def _start(self, shard: Shard, objects: LeakCheck, words: list[str], running: GuestPool) -> None:
+        told = GuestReporter(self._config, shard, self._evidence, objects)
+        stream = EventParser()
 
         def ended(result: VmResult) -> None:
             told.ended(result, stream.text)
@@ -146,26 +147,26 @@ class Guests:
         def show(data: bytes) -> None:
             running.tell(partial(told.take_all, stream.feed(data)))
 
-        running.start(lambda: self._boot(share, words, show, running.stop), ended, told.failed)
+        running.start(lambda: self._boot(shard, words, show, running.stop), ended, told.failed)
 
-    def _boot(self, share: Share, words: list[str], show: Callable[[bytes], None], stop: int) -> VmResult:
-        """Boot a guest that runs its share of the tests that `words` select, and wait for its end."""
+    def _boot(self, shard: Shard, words: list[str], show: Callable[[bytes], None], stop: int) -> VmResult:
+        """Boot a guest that runs its shard of the tests that `words` select, and wait for its end."""
         files, programs = self.programs()
-        lane = lane_arguments(share.lane, self._config)
-        arguments = [*words, *programs, *self.pairs(share.lane), *lane, "--seed", str(self._seed)]
+        lane = lane_arguments(shard.lane, self._config)
+        arguments = [*words, *programs, *self.pairs(shard.lane), *lane, "--seed", str(self._seed)]
         return boot.boot(
-            share.kernel,
+            shard.kernel,
             ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
-            warp=share.lane == "warp",
-            cpus=1 if share.lane == "warp" or share.count > 1 else 2,
-            deadline=DEADLINES[share.lane],
+            warp=shard.lane == "warp",
+            cpus=1 if shard.lane == "warp" or shard.count > 1 else 2,
+            deadline=DEADLINES[shard.lane],
             debug=True,
             files=files,
             collect=["report"],
             environment={
                 "WG_INTEROP_EVENTS": "stdout",
-                LANE: share.lane,
-                **({SHARE: f"{share.number}/{share.count}"} if share.count > 1 else {}),
+                LANE: shard.lane,
+                **({SHARD: f"{shard.number}/{shard.count}"} if shard.count > 1 else {}),
                 # The whole guest is a sandbox.
                 "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
                 "PYTHONDONTWRITEBYTECODE": "1",
@@ -208,12 +209,12 @@ class Guests:
 
 def _take_manifest(source: Path, files: list[tuple[Path, str]]) -> list[str]:
     """Take a user's manifest along, and the program that it names; both keep their paths, for it may name it by its."""
-    program = load(source).program
+    program = load_manifest(source).program
     files += [(path, str(path)) for path in (source, program) if path is not None]
     return ["--impl-manifest", str(source)]
 
 
-class Running:
+class GuestPool:
     """Guests that run in threads of their own, and what they have told and this session has not yet heard.
 
     pytest's hooks belong to the session's thread, so all that a guest tells waits in a queue, until a test here has
@@ -285,7 +286,7 @@ class Running:
 
 
 @dataclass(slots=True)
-class Objects:
+class LeakCheck:
     """Whether the driver has destroyed what it created, in all guests of a lane on one kernel (scenario N41)."""
 
     left: int
@@ -294,17 +295,17 @@ class Objects:
 
     def look(self, log: str, *, used: bool) -> None:
         self.used |= used
-        self.wrong += imbalance(log) if used else []
+        self.wrong += leaks(log) if used else []
 
 
-class _Told:
+class GuestReporter:
     """Tells this session's hooks what a guest reports."""
 
-    def __init__(self, config: pytest.Config, share: Share, evidence: Path, objects: Objects) -> None:
+    def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, objects: LeakCheck) -> None:
         """Evidence: the directory below which it goes to a place of the lane and the kernel."""
         self._config = config
-        self._share = share
-        self._place = file_name(f"{share.lane}-{share.kernel}")
+        self._shard = shard
+        self._place = file_name(f"{shard.lane}-{shard.kernel}")
         self._evidence = evidence / self._place
         self._objects = objects
         self._begun: list[pytest.TestReport] = []
@@ -348,7 +349,7 @@ class _Told:
         found = result.results / "report" / "evidence"
         if found.is_dir():
             shutil.copytree(found, self._evidence, dirs_exist_ok=True)
-        if result.verdict is not boot.Verdict.EXITED:
+        if result.ending is not boot.Ending.EXITED:
             self._failure(result.kernel, boot.explain(result))
         else:
             self._objects.look((result.results / "kernel.log").read_text(errors="replace"), used=self._used_kernel)
@@ -363,7 +364,7 @@ class _Told:
         """There was no guest, or it could not be watched to its end."""
         self._tell_begun()
         self._objects.left -= 1
-        self._failure(self._share.kernel, str(error))
+        self._failure(self._shard.kernel, str(error))
 
     def _expected_statuses(self) -> set[int]:
         """The exit statuses of pytest that the reports explain."""
@@ -376,7 +377,7 @@ class _Told:
         self._tell("guest", kernel, text)
 
     def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
-        lane = self._share.lane
+        lane = self._shard.lane
         report = pytest.TestReport(
             nodeid=f"{lane}::{name}[{kernel}]",
             location=(lane, None, f"{name}[{kernel}]"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness.lanes import LANE, SHARE
+from harness.lanes import LANE, SHARD
 from harness.plugin.session import (
     implementations,
     is_worker,
@@ -43,9 +43,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             raise pytest.UsageError(said)
     _choose(config, items, [item for item in items if _is_chosen(item)])
     yield
-    # When all others have chosen, so that the shares are equal.
-    if SHARE in os.environ:
-        number, count = map(int, os.environ[SHARE].split("/"))
+    # When all others have chosen, so that the shards are equal.
+    if SHARD in os.environ:
+        number, count = map(int, os.environ[SHARD].split("/"))
         _choose(config, items, items[number::count])
 
 

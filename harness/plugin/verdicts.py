@@ -54,7 +54,7 @@ def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
     """End the test: what the program does is legitimate, and not what the kernel does. `how`: with what was measured.
 
     by: the names of those that do it, where that can be told; of the kernel itself, and of refwg, it is a failure. The
-    watchman still looks at every process, and the lab is still undone; what they find fails the test.
+    health checks still run, and the lab is still undone; what they find fails the test.
     """
     if wrong := sorted(_AS_THE_KERNEL & set(by)):
         pytest.fail(f"{' and '.join(wrong)}: {how}")
@@ -78,7 +78,7 @@ def twin(shows: str) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Around each test: the watchman's look, and the undoing of the lab, both part of the test's verdict."""
+    """Around each test: health checks and the undoing of the lab, both part of the test's verdict."""
     made = item.stash.get(LAB, None)
     if made is None:
         return (yield)
@@ -89,7 +89,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             answer = yield
         except Differs as found:
             different = found
-        made.watch()
+        made.check_health()
     except BaseException as error:
         made.snapshot()
         # With --pdb the lab stays up for the one who looks; the fixture undoes it afterwards.

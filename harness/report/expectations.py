@@ -63,7 +63,7 @@ def applying(directory: Path, nodeid: str, sides: Sequence[Manifest | None]) -> 
         expectation: None
         for side, manifest in zip("ab", sides, strict=False)
         if manifest is not None
-        for expectation in load(directory / f"{manifest.name}.toml")
+        for expectation in load_expectations(directory / f"{manifest.name}.toml")
         if expectation.applies(nodeid, manifest, side)
     }
     return tuple(found)
@@ -80,7 +80,7 @@ def refuted(found: Sequence[Expectation]) -> tuple[Expectation, ...]:
 
 
 @cache
-def load(path: Path) -> tuple[Expectation, ...]:
+def load_expectations(path: Path) -> tuple[Expectation, ...]:
     """Read one program's expectations; none if there is no file. Mistakes are UsageErrors that name the entry."""
     if not path.exists():
         return ()

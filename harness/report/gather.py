@@ -63,7 +63,7 @@ def render(results: Sequence[Path], out: Path, *, root: Path | None = None, comp
     """
     target = out if out.suffix == ".html" else out / "index.html"
     runs = [_read(path) for path in results]
-    gathered = gather(runs, target.absolute().parent, root or find_root(results), complaint)
+    gathered = gather(runs, target.absolute().parent, root or find_catalogue(results), complaint)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     part.write_text(_draw(gathered), encoding="utf-8", errors="replace")
@@ -90,7 +90,7 @@ def _sha256(text: str) -> str:
     return b64encode(sha256(text.encode()).digest()).decode()
 
 
-def find_root(results: Sequence[Path]) -> Path | None:
+def find_catalogue(results: Sequence[Path]) -> Path | None:
     """The checkout: above the results, above the current directory, or where this file lies."""
     starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
     every = (directory for start in starts for directory in (start, *start.parents))
@@ -232,7 +232,7 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
 
 def _load(root: Path, name: str) -> tuple[Expectation, ...]:
     try:
-        return expectations.load(root / "selftests" / "expectations" / f"{name}.toml")
+        return expectations.load_expectations(root / "selftests" / "expectations" / f"{name}.toml")
     except (HarnessError, OSError):
         return ()
 

@@ -220,7 +220,7 @@ class Page:
         return count(test.state for test in self.tests)
 
     @property
-    def verdict(self) -> tuple[str, str]:
+    def headline(self) -> tuple[str, str]:
         """Good or bad, and why in a few words."""
         bad = [f"{number} {state}" for state, number in self.counts if state in BAD]
         passed = dict(self.counts).get("passed", 0)

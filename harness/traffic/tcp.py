@@ -53,22 +53,22 @@ def tcp_streams(
     """
     deadline = scaled(deadline or _PATIENCE + count * size / _SLOWEST)
     with ExitStack() as stack:
-        way = _Way(sender, receiver, address, size, stack)
+        transfer = _Transfer(sender, receiver, address, size, stack)
         started = time.monotonic()
-        streams = [_Stream(way, number) for number in range(count)]
+        streams = [_Stream(transfer, number) for number in range(count)]
         while not all(stream.is_complete for stream in streams):
             left = started + deadline - time.monotonic()
-            for key, _ in way.selector.select(left) if left > 0 else ():
+            for key, _ in transfer.selector.select(left) if left > 0 else ():
                 key.data()
             if left <= 0:
                 done, arrived = sum(stream.is_complete for stream in streams), sum(stream.arrived for stream in streams)
                 what = f"{done} of {count} streams and {arrived} of {count * size} bytes"
                 left_behind = next(stream for stream in streams if not stream.is_complete)
-                raise DeadlineExceeded(f"{way}: {what} arrived within {deadline:g} s; {left_behind}")
+                raise DeadlineExceeded(f"{transfer}: {what} arrived within {deadline:g} s; {left_behind}")
         return count * size / (time.monotonic() - started)
 
 
-class _Way:
+class _Transfer:
     """What the streams of one call have in common: the ends, the bytes, and who waits for events."""
 
     def __init__(self, sender: NetNS, receiver: NetNS, address: str, size: int, stack: ExitStack) -> None:
@@ -90,22 +90,22 @@ class _Way:
 
 
 class _Stream:
-    """One TCP connection, which the events of its way's selector move on."""
+    """One TCP connection, which the events of its transfer's selector move on."""
 
-    def __init__(self, way: _Way, number: int) -> None:
+    def __init__(self, transfer: _Transfer, number: int) -> None:
         """Listen, and connect. number: each stream is another stretch of the bytes; none can stand in for another."""
-        self._way = way
+        self._transfer = transfer
         self._number = number
-        self._start = number * _STRIDE % way.size
+        self._start = number * _STRIDE % transfer.size
         self._sent = self.arrived = 0
         self.is_complete = False
-        self._listener = way.socket(way.receiver)
-        self._listener.bind((way.address, 0))
+        self._listener = transfer.socket(transfer.receiver)
+        self._listener.bind((transfer.address, 0))
         self._listener.listen(1)
-        way.selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._client = way.socket(way.sender)
+        transfer.selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._client = transfer.socket(transfer.sender)
         self._client.connect_ex(self._listener.getsockname()[:2])
-        way.selector.register(self._client, selectors.EVENT_WRITE, self._send)
+        transfer.selector.register(self._client, selectors.EVENT_WRITE, self._send)
 
     def __str__(self) -> str:
         """How far it has come, and why it may be no further."""
@@ -114,38 +114,38 @@ class _Stream:
         return f"stream {self._number}: {self.arrived} bytes, retransmits after {info[_RTO] / 1000:.0f} ms, {why}"
 
     def _accept(self) -> None:
-        self._server = self._way.stack.enter_context(self._listener.accept()[0])
+        self._server = self._transfer.stack.enter_context(self._listener.accept()[0])
         self._server.setblocking(False)
-        self._way.selector.unregister(self._listener)
-        self._way.selector.register(self._server, selectors.EVENT_READ, self._receive)
+        self._transfer.selector.unregister(self._listener)
+        self._transfer.selector.register(self._server, selectors.EVENT_READ, self._receive)
 
     def _send(self) -> None:
-        left = self._way.size - self._sent
+        left = self._transfer.size - self._sent
         try:
             with suppress(BlockingIOError):
                 at = self._start + self._sent
-                self._sent += os.sendfile(self._client.fileno(), self._way.file.fileno(), at, min(_CHUNK, left))
+                self._sent += os.sendfile(self._client.fileno(), self._transfer.file.fileno(), at, min(_CHUNK, left))
         except OSError as error:
-            raise HarnessError(f"{self._way}: {error.strerror} after {self._sent} bytes") from error
-        if self._sent == self._way.size:
-            self._way.selector.unregister(self._client)
+            raise HarnessError(f"{self._transfer}: {error.strerror} after {self._sent} bytes") from error
+        if self._sent == self._transfer.size:
+            self._transfer.selector.unregister(self._client)
             self._client.shutdown(socket.SHUT_WR)
 
     def _receive(self) -> None:
         chunk = self._server.recv(_CHUNK)
         at = self._start + self.arrived
-        expected = self._way.payload[at : min(at + len(chunk), self._start + self._way.size)]
+        expected = self._transfer.payload[at : min(at + len(chunk), self._start + self._transfer.size)]
         if chunk != expected:
-            raise HarnessError(f"{self._way}: {self._difference(chunk, expected)}")
+            raise HarnessError(f"{self._transfer}: {self._difference(chunk, expected)}")
         self.arrived += len(chunk)
         if not chunk:
-            if self.arrived != self._way.size:
-                raise HarnessError(f"{self._way}: {self.arrived} bytes arrived of {self._way.size}")
-            self._way.selector.unregister(self._server)
+            if self.arrived != self._transfer.size:
+                raise HarnessError(f"{self._transfer}: {self.arrived} bytes arrived of {self._transfer.size}")
+            self._transfer.selector.unregister(self._server)
             self.is_complete = True
 
     def _difference(self, chunk: bytes, expected: memoryview) -> str:
         for index, (is_, should_be) in enumerate(zip(chunk, expected, strict=False)):
             if is_ != should_be:
                 return f"byte {self.arrived + index} arrived as 0x{is_:02x}, not 0x{should_be:02x}"
-        return f"more than {self._way.size} bytes arrived"
+        return f"more than {self._transfer.size} bytes arrived"

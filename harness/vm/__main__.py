@@ -14,10 +14,10 @@ from harness.vm import image, kernels, qemu
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-from harness.vm.boot import DEFAULT_DEADLINE, Verdict, boot, explain, find, kvm_works
+from harness.vm.boot import DEFAULT_DEADLINE, Ending, boot, explain, find, kvm_works
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m harness.vm", description="Run a command under a kernel of your choice."
     )
@@ -74,7 +74,7 @@ def show(data: bytes) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     try:
         status: int = options.action(options)
     except UsageError as error:
@@ -111,7 +111,7 @@ def run_command(options: argparse.Namespace) -> int:
         accelerator=options.accelerator,
         show=show,
     )
-    if result.verdict is not Verdict.EXITED:
+    if result.ending is not Ending.EXITED:
         print(explain(result), file=sys.stderr)
     if options.results and result.results.exists():
         shutil.copytree(result.results, options.results, dirs_exist_ok=True)

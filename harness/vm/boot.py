@@ -2,7 +2,7 @@
 
     python ci/vm.py run [--kernel 6.12] [--warp] -- python -m pytest selftests/ --lane netns
 
-`boot` is the same for programs. A guest is green only if its verdict came over a way of its own and carried the nonce
+`boot` is the same for programs. A guest is green only if its verdict came over a port of its own and carried the nonce
 of this run, before the deadline, and if the kernel's log holds no complaint. Nothing is installed, no privilege used.
 """
 
@@ -51,7 +51,7 @@ SHOWN_LINES: Final = 15
 _ROOTS: Final = threading.Lock()
 
 
-class Verdict(Enum):
+class Ending(Enum):
     """How a run ended; only after EXITED does the command's own exit status count."""
 
     EXITED = "the command ended, and the kernel had nothing to complain of"
@@ -67,7 +67,7 @@ class Verdict(Enum):
 class VmResult:
     """All that a run left."""
 
-    verdict: Verdict
+    ending: Ending
     status: int | None
     """The command's own, negative for a signal; None if nobody knows it."""
     message: str
@@ -92,7 +92,7 @@ class VmResult:
 
     def exit_status(self) -> int:
         """For a shell: the command's where it counts, else 1."""
-        if self.verdict is not Verdict.EXITED or self.status is None:
+        if self.ending is not Ending.EXITED or self.status is None:
             return 1
         return self.status if self.status >= 0 else 128 - self.status
 
@@ -226,13 +226,13 @@ def run(
     received.save(directory / "results")
     log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
     found = tuple(kernel_log.complaints(log, kernel_log.load_noise(NOISE_TABLE)))
-    verdict, message = judge(received, found, in_time=in_time, warp=hardware.warp)
-    if verdict in {Verdict.HUNG, Verdict.OVERDUE}:
+    ending, message = ending_of(received, found, in_time=in_time, warp=hardware.warp)
+    if ending in {Ending.HUNG, Ending.OVERDUE}:
         message += f" (deadline: {wanted.deadline:g} s)"
-    if verdict is Verdict.LOST and received.ready is None:
+    if ending is Ending.LOST and received.ready is None:
         message += "".join(f"; {line}" for line in kernel_log.excerpt(read_log(directory / "qemu.log"), (), 1))
     return VmResult(
-        verdict=verdict,
+        ending=ending,
         status=received.verdict["status"] if received.verdict else None,
         message=message,
         kernel=kernel.release,
@@ -243,23 +243,23 @@ def run(
     )
 
 
-def judge(received: Received, found: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Verdict, str]:
+def ending_of(received: Received, found: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Ending, str]:
     """What a run comes to, and the line that says why; the worst reason wins."""
     panic = next((line for line in found if kernel_log.PANIC in line), None)
     if panic:
-        return Verdict.PANICKED, f"{Verdict.PANICKED.value}: {panic}"
+        return Ending.PANICKED, f"{Ending.PANICKED.value}: {panic}"
     if received.verdict is None or not received.complete():
-        verdict = Verdict.LOST if in_time else Verdict.HUNG
+        ending = Ending.LOST if in_time else Ending.HUNG
         stage = "before it ran the command" if received.ready is None else "after it had started the command"
-        return verdict, "; ".join((f"{verdict.value}, {stage}", *found[:1]))
+        return ending, "; ".join((f"{ending.value}, {stage}", *found[:1]))
     if received.verdict["status"] is None:
-        return Verdict.OVERDUE, Verdict.OVERDUE.value
+        return Ending.OVERDUE, Ending.OVERDUE.value
     if found:
-        return Verdict.COMPLAINED, f"{Verdict.COMPLAINED.value} {len(found)} times, first: {found[0]}"
+        return Ending.COMPLAINED, f"{Ending.COMPLAINED.value} {len(found)} times, first: {found[0]}"
     drift, interrupts = max(received.verdict["drifts"], key=abs), received.verdict["interrupts"]
     if warp and (abs(drift) > MAX_DRIFT or interrupts > MAX_INTERRUPTS):
-        return Verdict.DRIFTED, f"{Verdict.DRIFTED.value}: by {drift:+.3f} s, {interrupts} interrupts from the host"
-    return Verdict.EXITED, ""
+        return Ending.DRIFTED, f"{Ending.DRIFTED.value}: by {drift:+.3f} s, {interrupts} interrupts from the host"
+    return Ending.EXITED, ""
 
 
 def durations(
@@ -372,8 +372,8 @@ def kvm_works(kernel: Kernel, hardware: Hardware) -> bool:
         wanted = GuestRun(command=("true",), deadline=KVM_PROBE_DEADLINE)
         result = run(wanted, kernel, kvm, begun=time.monotonic(), directory=new_directory(), show=lambda _: None)
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{result.verdict.name} {result.message}\n")
-    return note.read_text().startswith(Verdict.EXITED.name)
+        note.write_text(f"{result.ending.name} {result.message}\n")
+    return note.read_text().startswith(Ending.EXITED.name)
 
 
 def new_directory() -> Path:

@@ -21,8 +21,8 @@ def count(log: str) -> Counter[tuple[str, str]]:
     return found
 
 
-def imbalance(log: str) -> list[str]:
-    """What does not balance, in words; empty if all that was created is gone. A log without a word is one imbalance."""
+def leaks(log: str) -> list[str]:
+    """What does not balance, in words; empty if all that was created is gone. A log without a word is one leaks."""
     counts = count(log)
     if not counts:
         return ["the kernel log says nothing of objects of WireGuard: is dynamic debug on?"]

@@ -1,6 +1,6 @@
-"""QEMU as a child that cannot outlive us, and the ways on which the guest talks to us.
+"""QEMU as a child that cannot outlive us, and the ports on which the guest talks to us.
 
-Each way is a socket pair whose far end QEMU holds as a virtio port (init.py reads and writes it). They close when QEMU
+Each port is a socket pair whose far end QEMU holds as a virtio port (init.py reads and writes it). They close when QEMU
 ends, however it ends, so the runner waits for nothing else.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 QEMU: Final = "qemu-system-x86_64"
 QEMU_REMEDY: Final = "apt-get install --no-install-recommends qemu-system-x86"
-WAYS: Final = ("output", "results", "verdict")
+PORTS: Final = ("output", "results", "verdict")
 CHUNK: Final = 1 << 18
 
 
@@ -86,7 +86,7 @@ class Received:
     _results: bytearray = field(default_factory=bytearray)
 
     def hear(self, data: bytes, nonce: str) -> None:
-        """Take bytes of the way `verdict`: one record a line, and a verdict only counts with our nonce in it."""
+        """Take bytes of the port `verdict`: one record a line, and a verdict only counts with our nonce in it."""
         *lines, self._lines = (self._lines + data).split(b"\n")
         for line in lines:
             record: dict[str, Any] = ast.literal_eval(line.decode())
@@ -96,7 +96,7 @@ class Received:
                 self.verdict, self.verdict_at = record, time.monotonic()
 
     def collect(self, data: bytes) -> None:
-        """Take bytes of the way `results`: for each file a line `SIZE PATH`, then its content."""
+        """Take bytes of the port `results`: for each file a line `SIZE PATH`, then its content."""
         self._results += data
         while (end := self._results.find(b"\n")) >= 0:
             size, _, path = self._results[:end].decode().partition(" ")
@@ -120,13 +120,13 @@ class Received:
 
 
 def command_line(
-    hardware: Hardware, *, image: Path, append: str, initrd: str, console: Path, ways: Mapping[str, int]
+    hardware: Hardware, *, image: Path, append: str, initrd: str, console: Path, ports: Mapping[str, int]
 ) -> list[str]:
     command = [find_qemu(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *hardware.arguments()]
     command += ["-kernel", str(image), "-initrd", initrd, "-append", append]
     command += ["-chardev", f"file,id=console,path={escape(console)}", "-serial", "chardev:console"]
     command += ["-device", "virtio-serial-pci"]
-    for name, file in ways.items():
+    for name, file in ports.items():
         command += ["-chardev", f"socket,id={name},fd={file}"]
         command += ["-device", f"virtserialport,chardev={name},name=lab.{name}"]
     return command
@@ -138,11 +138,11 @@ def escape(path: Path) -> str:
 
 
 class Machine:
-    """A running QEMU, our ends of its ways, and what came over them."""
+    """A running QEMU, our ends of its ports, and what came over them."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ways: Mapping[str, socket.socket], nonce: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], ports: Mapping[str, socket.socket], nonce: str) -> None:
         self.process = process
-        self.ways = ways
+        self.ports = ports
         self.nonce = nonce
         self.received = Received()
         self.started = time.monotonic()
@@ -152,10 +152,10 @@ class Machine:
 
         Raises Stopped when the descriptor `stop` becomes readable.
         """
-        left = set(self.ways)
+        left = set(self.ports)
         with selectors.DefaultSelector() as selector:
-            for name, way in self.ways.items():
-                selector.register(way, selectors.EVENT_READ, name)
+            for name, port in self.ports.items():
+                selector.register(port, selectors.EVENT_READ, name)
             if stop is not None:
                 selector.register(stop, selectors.EVENT_READ)
             while left and not self.received.complete():
@@ -172,8 +172,8 @@ class Machine:
                     self._take(key.data, data, show)
         return True
 
-    def _take(self, way: str, data: bytes, show: Callable[[bytes], object]) -> None:
-        match way:
+    def _take(self, port: str, data: bytes, show: Callable[[bytes], object]) -> None:
+        match port:
             case "output":
                 show(data)
             case "results":
@@ -187,12 +187,12 @@ def start(hardware: Hardware, *, image: Path, append: str, initrd: int, console:
     """QEMU for the length of the block; `initrd` is a file descriptor.
 
     It dies with the thread that started it, even by SIGKILL (`setpriv --pdeathsig`; that is why boot() must be called
-    where it may block). Should the runner die before that is in force, PID 1 of the guest sees its ways closed.
+    where it may block). Should the runner die before that is in force, PID 1 of the guest sees its ports closed.
     """
-    pairs = {name: socket.socketpair() for name in WAYS}
+    pairs = {name: socket.socketpair() for name in PORTS}
     files = {name: theirs.fileno() for name, (_, theirs) in pairs.items()}
     command = command_line(
-        hardware, image=image, append=append, initrd=f"/proc/self/fd/{initrd}", console=console, ways=files
+        hardware, image=image, append=append, initrd=f"/proc/self/fd/{initrd}", console=console, ports=files
     )
     try:
         with console.with_name("qemu.log").open("wb") as errors:

@@ -1,6 +1,6 @@
-"""The judge of a wire: carries a fault script out on frames, without I/O; the time is passed in.
+"""The rules of a wire: carries a fault script out on frames, without I/O; the time is passed in.
 
-Frames go in with the end they come from, departures come out: frames to be sent now towards the other end. Each has a
+Frames go in with the end they come from, deliveries come out: frames to be sent now towards the other end. Each has a
 text for the capture: which rule did what to it.
 """
 
@@ -25,7 +25,7 @@ ENDS: Final = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class Departure:
+class Delivery:
     """A frame that leaves the wire now by the end that is not `side`; comment: what was done to it, if anything."""
 
     frame: bytes
@@ -34,7 +34,7 @@ class Departure:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """What became of a frame when it came: the message in it, if it is one, and the rule that took it, by number.
 
     did: `passed`, `dropped`, `held`, `delayed`, `duplicated`, `replayed` or `flipped`.
@@ -59,10 +59,10 @@ class _Waiting:
 
 
 @dataclass(slots=True)
-class _Clerk:
+class _RuleState:
     """A rule at work: how many messages met its conditions, and its own source of chance for each end.
 
-    With one source for both ends, the verdicts on one direction would depend on how the two interleave.
+    With one source for both ends, the decisions on one direction would depend on how the two interleave.
     """
 
     rule: Rule
@@ -91,7 +91,7 @@ def _within(number: int, spans: tuple[tuple[int, int | None], ...]) -> bool:
     return any(first <= number and (last is None or number <= last) for first, last in spans)
 
 
-class Judge:
+class Rules:
     """One script at work on one wire. nodes: the names of the nodes at both ends."""
 
     def __init__(self, script: Script, nodes: tuple[str, str], *, seed: int) -> None:
@@ -102,50 +102,50 @@ class Judge:
                 here = " and ".join(nodes)
                 raise UsageError(f"rule {number} ({rule}): sender: no node {rule.sender} here; {here} are")
         self._nodes = nodes
-        self._clerks = [_clerk(rule, seed, number) for number, rule in enumerate(script.rules, 1)]
+        self._states = [_rule_state(rule, seed, number) for number, rule in enumerate(script.rules, 1)]
         # By the order in which they came.
         self._held: dict[int, _Waiting] = {}
         self._behind: set[int] = set()
         self._timed: list[tuple[int, int]] = []
         self._order = count()
 
-    def arrive(self, frame: bytes, side: int, now: int, time: int = 0) -> tuple[Verdict, list[Departure]]:
+    def arrive(self, frame: bytes, side: int, now: int, time: int = 0) -> tuple[Decision, list[Delivery]]:
         """Take a frame that comes from this end; time: its time stamp, for the record."""
         datagram = frames.udp(frame)
         if datagram is None:
-            return _NO_MESSAGE, [Departure(frame, side)]
+            return _NO_MESSAGE, [Delivery(frame, side)]
         message = frames.message(frame, datagram, time)
         if not message.kind:
-            return Verdict(message, "passed"), [Departure(frame, side)]
-        for number, clerk in enumerate(self._clerks, 1):
-            if clerk.takes(message, self._nodes[side], side):
-                what = f"{message.name} {clerk.seen} (rule {number}: {clerk.rule})"
-                return self._carry_out(_Waiting(frame, side, number, what), clerk, datagram, message, now)
-        return Verdict(message, "passed"), [Departure(frame, side), *self._passed(side)]
+            return Decision(message, "passed"), [Delivery(frame, side)]
+        for number, state in enumerate(self._states, 1):
+            if state.takes(message, self._nodes[side], side):
+                what = f"{message.name} {state.seen} (rule {number}: {state.rule})"
+                return self._carry_out(_Waiting(frame, side, number, what), state, datagram, message, now)
+        return Decision(message, "passed"), [Delivery(frame, side), *self._passed(side)]
 
     def _carry_out(
-        self, taken: _Waiting, clerk: _Clerk, datagram: frames.Transport, message: Message, now: int
-    ) -> tuple[Verdict, list[Departure]]:
-        rule, frame, side = clerk.rule, taken.frame, taken.side
-        did, out = "dropped", list[Departure]()
+        self, taken: _Waiting, state: _RuleState, datagram: frames.Transport, message: Message, now: int
+    ) -> tuple[Decision, list[Delivery]]:
+        rule, frame, side = state.rule, taken.frame, taken.side
+        did, out = "dropped", list[Delivery]()
         match rule:
             case Drop():
                 pass
             case Flip():
                 did = "flipped"
                 new = frames.changed(frame, datagram, rule.apply(message.payload))
-                out = [Departure(new, side, f"flipped: {taken.what}"), *self._passed(side)]
+                out = [Delivery(new, side, f"flipped: {taken.what}"), *self._passed(side)]
             case Duplicate():
                 did = "duplicated"
-                copy = Departure(frame, side, f"copy: {taken.what}")
-                out = [Departure(frame, side), *[copy] * rule.copies, *self._passed(side)]
+                copy = Delivery(frame, side, f"copy: {taken.what}")
+                out = [Delivery(frame, side), *[copy] * rule.copies, *self._passed(side)]
             case Delay():
                 did = "delayed"
-                late = rule.seconds + rule.jitter * clerk.chance[side].random()
+                late = rule.seconds + rule.jitter * state.chance[side].random()
                 self._wait(taken, "delayed", None, late, now)
             case Replay():
                 did = "replayed"
-                out = [Departure(frame, side), *self._passed(side)]
+                out = [Delivery(frame, side), *self._passed(side)]
                 if rule.port is not None:
                     taken.frame = frames.changed(frame, datagram, message.payload, port=rule.port)
                 self._wait(taken, "replayed", rule.behind, rule.seconds, now)
@@ -155,7 +155,7 @@ class Judge:
                 if rule.gather is not None:
                     mine = [key for key, waiting in self._held.items() if waiting.rule == taken.rule]
                     out = self._let_go(mine) if len(mine) >= rule.gather else []
-        return Verdict(message, did, taken.rule, f"{did}: {taken.what}"), out
+        return Decision(message, did, taken.rule, f"{did}: {taken.what}"), out
 
     def _wait(self, waiting: _Waiting, word: str, behind: int | None, seconds: float | None, now: int) -> None:
         waiting.word, waiting.behind = word, behind or 0
@@ -166,7 +166,7 @@ class Judge:
         if seconds is not None:
             heapq.heappush(self._timed, (now + int(seconds * NANOSECONDS), key))
 
-    def _passed(self, side: int) -> list[Departure]:
+    def _passed(self, side: int) -> list[Delivery]:
         """A message has passed in this direction: let go what was to come behind it."""
         ready = []
         for key in sorted(self._behind):
@@ -177,12 +177,12 @@ class Judge:
                     ready.append(key)
         return self._let_go(ready)
 
-    def _let_go(self, keys: list[int]) -> list[Departure]:
+    def _let_go(self, keys: list[int]) -> list[Delivery]:
         self._behind.difference_update(keys)
         ready = [self._held.pop(key) for key in keys]
-        return [Departure(waiting.frame, waiting.side, f"{waiting.word}: {waiting.what}") for waiting in ready]
+        return [Delivery(waiting.frame, waiting.side, f"{waiting.word}: {waiting.what}") for waiting in ready]
 
-    def release(self) -> list[Departure]:
+    def release(self) -> list[Delivery]:
         """Let all go that waits."""
         return self._let_go(list(self._held))
 
@@ -197,7 +197,7 @@ class Judge:
             heapq.heappop(self._timed)
         return self._timed[0][0] if self._timed else None
 
-    def due(self, now: int) -> list[Departure]:
+    def due(self, now: int) -> list[Delivery]:
         """Let those go whose time has come."""
         ready = []
         while (deadline := self.next_deadline()) is not None and deadline <= now:
@@ -205,9 +205,9 @@ class Judge:
         return ready
 
 
-_NO_MESSAGE: Final = Verdict(None, "passed")
+_NO_MESSAGE: Final = Decision(None, "passed")
 
 
-def _clerk(rule: Rule, seed: int, number: int) -> _Clerk:
+def _rule_state(rule: Rule, seed: int, number: int) -> _RuleState:
     first, second = (random.Random(f"{seed} {number} {side}") for side in ENDS)  # noqa: S311 - reproducible on purpose
-    return _Clerk(rule, (first, second))
+    return _RuleState(rule, (first, second))

@@ -205,7 +205,7 @@ class Script:
     seed: int | None = None
 
 
-def load(path: Path | str) -> Script:
+def load_script(path: Path | str) -> Script:
     """Read a script; every mistake in it is a UsageError that names the file, the rule and the key."""
     path = Path(path)
     try:
@@ -214,10 +214,10 @@ def load(path: Path | str) -> Script:
         raise UsageError(f"fault script {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"fault script {path}: not TOML: {error}") from error
-    return parse(data, f"fault script {path}")
+    return parse_script(data, f"fault script {path}")
 
 
-def parse(data: dict[str, Any], name: str = "fault script") -> Script:
+def parse_script(data: dict[str, Any], name: str = "fault script") -> Script:
     """Make a script of what a TOML file holds: `[[rule]]` tables and perhaps a seed."""
     if unknown := sorted(data.keys() - {"rule", "seed"}):
         raise UsageError(f"{name}: unknown key {unknown[0]}; there are: seed, rule (as [[rule]])")

@@ -20,7 +20,7 @@ from harness.net.veth import add_veth, set_offloads
 from harness.wait import wait_for
 from harness.wire import capture, frames, pcapng
 from harness.wire.messages import NANOSECONDS
-from harness.wire.rules import ENDS, Judge
+from harness.wire.rules import ENDS, Rules
 from harness.wire.script import MESSAGES, Script, is_a
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
     from harness.net.veth import Veth
     from harness.wire.messages import Message
-    from harness.wire.rules import Departure
+    from harness.wire.rules import Delivery
     from harness.wire.script import Rule
 
 # The ends in the wire's namespace let through whatever a node sends: its own MTU is what counts.
@@ -45,7 +45,7 @@ _FULL: Final = {errno.ENOBUFS, errno.EAGAIN}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """A message that has come onto the wire: which, from which node, and what the script did (`judge.Verdict`)."""
+    """A message that has come onto the wire: which, from which node, and what the script did (`rules.Decision`)."""
 
     message: Message
     sender: str
@@ -73,7 +73,7 @@ class Wire:
         self._nodes = (a[0].name, b[0].name)
         self.name = "-".join(self._nodes)
         self._seed = seed
-        self._judge = Judge(script, self._nodes, seed=seed)
+        self._rules = Rules(script, self._nodes, seed=seed)
         self._sightings: list[Sighting] = []
         self._packets: list[pcapng.Packet] = []
         self._kept = 0
@@ -124,15 +124,15 @@ class Wire:
         """
         script = rules[0] if rules and isinstance(rules[0], Script) else Script(tuple(_only_rules(rules)))
         with self._lock:
-            if self._judge.holds:
-                raise UsageError(f"wire {self.name}: holds {self._judge.holds} messages; release() them first")
-            self._judge = Judge(script, self._nodes, seed=self._seed)
+            if self._rules.holds:
+                raise UsageError(f"wire {self.name}: holds {self._rules.holds} messages; release() them first")
+            self._rules = Rules(script, self._nodes, seed=self._seed)
             self._sightings.clear()
 
     def release(self) -> None:
         """Let all messages go on that wait, in the order in which they came."""
         with self._lock:
-            self._send(self._judge.release())
+            self._send(self._rules.release())
 
     def replay(self, sighting: Sighting, *, port: int | None = None, payload: bytes | None = None) -> None:
         """Send a message again, as it came, towards where it went.
@@ -165,7 +165,7 @@ class Wire:
             self._deliver(frame, side, comment)
 
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
-        """The messages that have come onto the wire under this script: of one sort, from one node, with one verdict."""
+        """Messages that came onto the wire under this script: of one sort, from one node, with one decision."""
         return [s for s in self._seen_since(0, word, sender)[1] if did in {None, s.did}]
 
     def wait_for(
@@ -201,7 +201,7 @@ class Wire:
             return sum(self._missed)
 
     def save(self, path: Path, *, keys: str = "") -> None:
-        """Write what has passed as pcapng: an interface for each end, verdicts as comments, keys inside."""
+        """Write what has passed as pcapng: an interface for each end, decisions as comments, keys inside."""
         with self._lock:
             self._count_missed()
             ends = [
@@ -237,7 +237,7 @@ class Wire:
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
         with self._lock:
-            deadline = self._judge.next_deadline()
+            deadline = self._rules.next_deadline()
         timeout = None if deadline is None else max(0, deadline - time.monotonic_ns()) / NANOSECONDS
         for key, _ in selector.select(timeout):
             if key.data is None:
@@ -245,7 +245,7 @@ class Wire:
             else:
                 self._carry(key.data)
         with self._lock:
-            self._send(self._judge.due(time.monotonic_ns()))
+            self._send(self._rules.due(time.monotonic_ns()))
 
     def _carry(self, side: int) -> None:
         """Take frames from one end; not without end, so that the other has its turn."""
@@ -256,22 +256,22 @@ class Wire:
                 break
             frame, stamp, _ = received
             with self._lock:
-                verdict, departures = self._judge.arrive(frame, side, time.monotonic_ns(), stamp)
-                self._keep(pcapng.Packet(side, stamp, frame, is_outbound=True, comment=verdict.comment))
-                message = verdict.message
+                decision, deliveries = self._rules.arrive(frame, side, time.monotonic_ns(), stamp)
+                self._keep(pcapng.Packet(side, stamp, frame, is_outbound=True, comment=decision.comment))
+                message = decision.message
                 if message is not None and message.kind:
                     seen = True
-                    sender, rule = self._nodes[side], verdict.rule
+                    sender, rule = self._nodes[side], decision.rule
                     self._sightings.append(
-                        Sighting(message=message, sender=sender, did=verdict.did, rule=rule, frame=frame)
+                        Sighting(message=message, sender=sender, did=decision.did, rule=rule, frame=frame)
                     )
-                self._send(departures)
+                self._send(deliveries)
         if seen:
             os.eventfd_write(self._news, 1)
 
-    def _send(self, departures: list[Departure]) -> None:
-        for departure in departures:
-            self._deliver(departure.frame, departure.side, departure.comment)
+    def _send(self, deliveries: list[Delivery]) -> None:
+        for delivery in deliveries:
+            self._deliver(delivery.frame, delivery.side, delivery.comment)
 
     def _deliver(self, frame: bytes, side: int, comment: str) -> None:
         """Let a frame leave by the end that is not `side`."""

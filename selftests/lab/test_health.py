@@ -1,4 +1,4 @@
-"""The watchman: a program that is unwell turns its test red, in words that say what is wrong with it."""
+"""The health check: a program that is unwell turns its test red, in words that say what is wrong with it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_unhealthy_program_fails_its_test(
 ) -> None:
     run = run_wrapped(pytester, wrapper(real, on_demand), TEST.format(awaited=awaited))
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")
+    run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
     assert leftover_nodes() == []
     # The evidence shows the node as it was at that time.
     assert list((pytester.path / "report").rglob("here.txt"))
@@ -116,7 +116,7 @@ def test_unclean_exit_of_program_fails_its_test(
     monkeypatch.setattr(wait, "_scale", 1.25)
     run = run_wrapped(pytester, wrapper(real, "pass", on_sigterm), TEST.format(awaited=DONE))
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(f"E *Complaint: mine (pid *) {complaint}")
+    run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
     assert leftover_nodes() == []
 
 

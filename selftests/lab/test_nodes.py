@@ -31,7 +31,7 @@ from harness import (
     wait_for,
 )
 from harness.net.netns import leftover_nodes
-from harness.net.nsid import Departures
+from harness.net.nsid import NsidEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -268,10 +268,10 @@ def test_node_uses_reno_congestion_control(left: NetNS) -> None:
 @pytest.mark.parametrize("awaited", [("one",), ("one", "two")])
 def test_departure_of_all_awaited_namespaces_is_reported(lab: Lab, awaited: tuple[str, ...]) -> None:
     nodes = {name: lab.node(name) for name in ("watcher", "one", "two")}
-    with Departures(nodes["watcher"], *(nodes[name] for name in awaited)) as departures:
+    with NsidEvents(nodes["watcher"], *(nodes[name] for name in awaited)) as events:
         nodes["one"].close()
         if awaited == ("one", "two"):
             with pytest.raises(DeadlineExceeded, match=r"seen: still there: two$"):
-                wait_for(departures, 0.5, "both to vanish")
+                wait_for(events, 0.5, "both to vanish")
             nodes["two"].close()
-        assert wait_for(departures, 5.0, "all to vanish")
+        assert wait_for(events, 5.0, "all to vanish")

@@ -34,7 +34,7 @@ from harness import (
     udp_receiver,
     wait_for,
 )
-from harness.wire.rules import Judge
+from harness.wire.rules import Rules
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -180,14 +180,14 @@ def test_delayed_message_is_late_by_given_seconds(v4: Ends) -> None:
 
 
 def test_drop_rule_with_share_drops_same_messages_again(v4: Ends) -> None:
-    verdicts = []
+    decisions = []
     for _ in range(2):
         v4.wire.apply(Drop(message="data", share=0.1))
         v4.send(*numbered(200), b"end")
         wait_for(Datagram(v4.receiver, lambda data: data == b"end"), 5.0, "the end")
-        verdicts.append([s.did for s in v4.wire.sightings()])
-    assert verdicts[0] == verdicts[1]
-    assert 5 <= verdicts[0].count("dropped") <= 45
+        decisions.append([s.did for s in v4.wire.sightings()])
+    assert decisions[0] == decisions[1]
+    assert 5 <= decisions[0].count("dropped") <= 45
 
 
 def test_idle_wire_sleeps(v4: Ends) -> None:
@@ -229,7 +229,7 @@ def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
 
 
 def test_broken_wire_raises_in_wait_for_and_close(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Judge, "arrive", lambda *_: 1 / 0)
+    monkeypatch.setattr(Rules, "arrive", lambda *_: 1 / 0)
     v4.send(DATA)
     with pytest.raises(HarnessError, match="wire ns1-ns2 broke: ZeroDivisionError"):
         v4.wire.wait_for("data", "a message")

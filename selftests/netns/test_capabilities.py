@@ -1,7 +1,7 @@
 """Declared capabilities are probed for honesty: what a program does not declare, it really cannot do.
 
 What the lab refuses to try on a program without the declaration is tried here all the same, on an interface that the
-watchman of the lab does not look after.
+health check of the lab does not look at.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def alice(lab: Lab) -> Key:
 
 @contextmanager
 def unwatched(lab: Lab, implementation: Manifest) -> Iterator[tuple[Interface, list[str]]]:
-    """An interface, and the list that gets the watchman's complaints when the block has ended."""
+    """An interface, and the list that gets what the health check found when the block has ended."""
     made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "probe.log")
     complaints: list[str] = []
     try:

@@ -88,7 +88,7 @@ def test_tunnel_survives_peer_key_and_link_changes_under_traffic(connected: Tunn
 @pytest.mark.requirement("ROB-07")
 def test_interface_is_deleted_under_traffic(connected: Tunnel) -> None:
     with traffic_both_ways(connected):
-        connected.lab.dismiss(connected.a)
+        connected.lab.end(connected.a)
         assert not connected.nodes["ns1"].has_link("wg0")
         connected.b.set_peer(connected.pub_a, persistent_keepalive=1)
     assert connected.seen_by_b().persistent_keepalive == 1
@@ -97,7 +97,7 @@ def test_interface_is_deleted_under_traffic(connected: Tunnel) -> None:
 @pytest.mark.requirement("ROB-13")
 def test_restarted_peer_resumes_at_once_when_it_initiates(connected: Tunnel) -> None:
     before, lab = connected.b.get(), connected.lab
-    lab.dismiss(connected.b)
+    lab.end(connected.b)
     connected.b = lab.interface("wg0", connected.b.manifest, connected.nodes["ns2"])
     a = PeerConfig(
         public_key=connected.pub_a,

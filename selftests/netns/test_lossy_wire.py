@@ -68,11 +68,11 @@ def test_tunnel_loses_only_messages_that_wire_drops(wired: Tunnel, wire: Wire) -
 
 @pytest.mark.requirement("ROB-12", "DT-03", "DT-04")
 def test_undropped_messages_arrive_once_over_bad_line(wired: Tunnel, wire: Wire) -> None:
-    wire.apply(script.load(BAD_LINE))
+    wire.apply(script.load_script(BAD_LINE))
     arrivals, dropped = carry(wired, wire, 200)
     assert (arrivals.lost, arrivals.duplicated, arrivals.broken) == (dropped, 0, 0), str(arrivals)
     assert min(dropped, arrivals.reordered) > 0, f"the line was not bad: {arrivals}"
-    wire.apply(script.load(BAD_LINE))
+    wire.apply(script.load_script(BAD_LINE))
     tcp_stream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=32 << 10, deadline=60.0)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import DeviceConfig, wait_for
-from harness.net.nsid import Departures
+from harness.net.nsid import NsidEvents
 
 if TYPE_CHECKING:
     from harness import Lab, Manifest
@@ -26,11 +26,11 @@ def test_namespaces_with_crossed_interfaces_are_freed(lab: Lab, implementation: 
         one.up(f"192.168.241.{number}/24")
     # There may be more: boringtun keeps the one that it began with.
     assert (ns1.udp_ports() & {1, 2}, ns2.udp_ports() & {1, 2}) == ({1}, {2})
-    with Departures(watcher, ns1, ns2) as departures:
+    with NsidEvents(watcher, ns1, ns2) as events:
         ns1.close()
         ns2.close()
-        assert departures.look() is None, "nothing held the namespaces, so that nothing is shown"
+        assert events.look() is None, "nothing held the namespaces, so that nothing is shown"
         # A program, or our socket to the driver, has held them; nothing else must.
         for one in crossed:
-            lab.dismiss(one)
-        wait_for(departures, 2.0, "both namespaces to vanish")
+            lab.end(one)
+        wait_for(events, 2.0, "both namespaces to vanish")

@@ -53,7 +53,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     with twin("the peer answers as long as it is behind the other one"):
         wg1 = wrap_once_more(nat)
         nat.must_ping("ns1", INNER_OF_B)
-    nat.lab.dismiss(wg1)
+    nat.lab.end(wg1)
     nat.a.set_peer(pub3, endpoint=Endpoint(INNER_OF_B, PORT))
     before, busy = ns1.links()["wg0"]["tx_bytes"], nat.a.cpu_seconds()
     is_bounded = "bounded-loop" in nat.a.manifest.capabilities

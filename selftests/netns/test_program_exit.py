@@ -21,7 +21,7 @@ ENDS = 4.0
 
 @pytest.fixture
 def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
-    """An interface `wg0` whose end is no matter for the watchman."""
+    """An interface `wg0` whose end the health check does not look at."""
     if implementation.kind == "kernel":
         pytest.skip("the driver is no process")
     made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")

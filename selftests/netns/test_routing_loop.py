@@ -43,8 +43,8 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
     with twin("A's inner interface is answered in its new place"):
         inner.must_ping("ns0", V4_OF_B)
     # B first, so that nothing it says makes A forget the endpoint.
-    lab.dismiss(inner.b)
-    lab.dismiss(outer.b)
+    lab.end(inner.b)
+    lab.end(outer.b)
     carrier.set_peer(outer.pub_b, endpoint=Endpoint.parse(f"{V4_OF_B}:7"))
     ns0.nft(COUNTING)
     before, worked = inner.seen_by_a().tx_bytes, carrier.cpu_seconds() + carried.cpu_seconds()

@@ -12,15 +12,15 @@ from ci.gates import (
     Gate,
     chosen,
     exit_status,
-    judge,
-    judge_program,
     run_gate,
+    state_of,
+    state_of_program,
 )
 from ci.junit import (
-    Tally,
-    read_tally,
+    Counts,
+    read_counts,
 )
-from ci.setup_checkout import Outcome, State
+from ci.setup_checkout import State, StepResult
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,36 +79,38 @@ def test_files_that_need_full_coverage_get_coverage_gate() -> None:
 def test_results_are_counted_once_per_test(tmp_path: Path) -> None:
     (tmp_path / "x.xml").write_text(JUNIT)
     failed = ("selftests.a::bad", "selftests.a::late", "selftests/a.py::worse")
-    assert read_tally(tmp_path / "x.xml") == Tally(passed=1, failed=3, skipped=1, names=failed)
+    assert read_counts(tmp_path / "x.xml") == Counts(passed=1, failed=3, skipped=1, names=failed)
 
 
 @pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite>"])
 def test_absent_or_broken_results_are_counted_as_zero(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "x.xml").write_text(text)
-    assert read_tally(tmp_path / "x.xml") == Tally()
+    assert read_counts(tmp_path / "x.xml") == Counts()
 
 
 @pytest.mark.parametrize(
-    ("status", "tally", "state", "note"),
+    ("status", "counts", "state", "note"),
     [
-        (0, Tally(passed=3), State.OK, "3 passed, 0 failed, 0 skipped"),
-        (0, Tally(skipped=3), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 3 skipped"),
-        (0, Tally(), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 0 skipped"),
-        (1, Tally(passed=2, failed=1, names=("a::b",)), State.FAILED, "2 passed, 1 failed, 0 skipped: a::b"),
-        (1, Tally(passed=2), State.FAILED, "exit status 1: 2 passed, 0 failed, 0 skipped"),
-        (5, Tally(), State.FAILED, "exit status 5: 0 passed, 0 failed, 0 skipped"),
-        (-9, Tally(passed=2), State.FAILED, "exit status -9: 2 passed, 0 failed, 0 skipped"),
-        (125, Tally(skipped=1), State.COULD_NOT, "0 passed, 0 failed, 1 skipped"),
-        (None, Tally(passed=1), State.FAILED, "no end within 2400 s: 1 passed, 0 failed, 0 skipped"),
+        (0, Counts(passed=3), State.OK, "3 passed, 0 failed, 0 skipped"),
+        (0, Counts(skipped=3), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 3 skipped"),
+        (0, Counts(), State.COULD_NOT, "no test could run: 0 passed, 0 failed, 0 skipped"),
+        (1, Counts(passed=2, failed=1, names=("a::b",)), State.FAILED, "2 passed, 1 failed, 0 skipped: a::b"),
+        (1, Counts(passed=2), State.FAILED, "exit status 1: 2 passed, 0 failed, 0 skipped"),
+        (5, Counts(), State.FAILED, "exit status 5: 0 passed, 0 failed, 0 skipped"),
+        (-9, Counts(passed=2), State.FAILED, "exit status -9: 2 passed, 0 failed, 0 skipped"),
+        (125, Counts(skipped=1), State.COULD_NOT, "0 passed, 0 failed, 1 skipped"),
+        (None, Counts(passed=1), State.FAILED, "no end within 2400 s: 1 passed, 0 failed, 0 skipped"),
     ],
 )
-def test_gate_verdict_follows_exit_status_and_tally(status: int | None, tally: Tally, state: State, note: str) -> None:
-    assert judge(status, tally) == (state, note)
+def test_gate_verdict_follows_exit_status_and_tally(
+    status: int | None, counts: Counts, state: State, note: str
+) -> None:
+    assert state_of(status, counts) == (state, note)
 
 
 def test_gate_note_names_only_first_five_failed_tests() -> None:
-    _, note = judge(1, Tally(failed=7, names=tuple("abcdefg")))
+    _, note = state_of(1, Counts(failed=7, names=tuple("abcdefg")))
     assert note.endswith(": a, b, c, d, e and 2 more")
 
 
@@ -121,13 +123,13 @@ def test_gate_note_names_only_first_five_failed_tests() -> None:
     ],
 )
 def test_failed_gate_outweighs_gate_that_could_not_run(states: list[State], status: int) -> None:
-    assert exit_status([Outcome(name="x", state=state, seconds=0.0) for state in states]) == status
+    assert exit_status([StepResult(name="x", state=state, seconds=0.0) for state in states]) == status
 
 
 @pytest.mark.parametrize(("status", "state"), [(0, State.OK), (1, State.FAILED), (125, State.COULD_NOT)])
 def test_program_is_judged_by_its_exit_status(status: int, state: State) -> None:
     gate = Gate(name="x", command=(sys.executable, "-c", f"raise SystemExit({status})"))
-    assert run_gate(gate, quick=False).state is judge_program(status)[0] is state
+    assert run_gate(gate, quick=False).state is state_of_program(status)[0] is state
 
 
 @pytest.mark.parametrize(("quick", "state"), [(True, State.OK), (False, State.FAILED)])
@@ -139,6 +141,6 @@ def test_gate_receives_arguments_of_quick_or_full_run(quick: bool, state: State)
 def test_gate_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "DEADLINE", 0.2)
     gate = Gate(name="x", command=(sys.executable, "-c", "import time; time.sleep(60)"))
-    outcome = run_gate(gate, quick=False)
-    assert outcome.state is State.FAILED
-    assert outcome.seconds < 10
+    result = run_gate(gate, quick=False)
+    assert result.state is State.FAILED
+    assert result.seconds < 10

@@ -42,9 +42,9 @@ OTHER = Fixed(name="other", kind="uapi")
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    expectations.load.cache_clear()
+    expectations.load_expectations.cache_clear()
     yield
-    expectations.load.cache_clear()
+    expectations.load_expectations.cache_clear()
 
 
 def write(directory: Path, name: str = "mine", *more: dict[str, Any], **changes: Any) -> Path:
@@ -98,13 +98,13 @@ def test_incomplete_or_malformed_expectation_is_refused(
     tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
-        expectations.load(write(tmp_path, **changes))
+        expectations.load_expectations(write(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("name", ["refwg", "refwg+batch"])
 def test_expectations_of_refwg_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="refwg has no expectations"):
-        expectations.load(write(tmp_path, name))
+        expectations.load_expectations(write(tmp_path, name))
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_success_refutes_only_expectations_without_race(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
 def test_shipped_expectations_can_be_read(path: Path) -> None:
-    assert expectations.load(path)
+    assert expectations.load_expectations(path)
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
@@ -150,7 +150,11 @@ def test_shipped_expectations_match_existing_tests(path: Path) -> None:
         for file in SHIPPED.parent.rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
     ]
-    gone = [entry.test for entry in expectations.load(path) if not filter_names(tests, entry.test.partition("[")[0])]
+    gone = [
+        entry.test
+        for entry in expectations.load_expectations(path)
+        if not filter_names(tests, entry.test.partition("[")[0])
+    ]
     assert not gone
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from harness.errors import HarnessError
-from harness.lanes import EVENTS, SHARE
+from harness.lanes import EVENTS, SHARD
 from harness.plugin.guests import (
+    GuestPool,
+    GuestReporter,
     Guests,
-    Objects,
-    Running,
-    Share,
-    _Told,
+    LeakCheck,
+    Shard,
     lane_arguments,
     selection,
     used_driver,
@@ -48,7 +48,7 @@ def guest(kernel, command, *, environment, folder, show, **rest):
     results = pathlib.Path(tempfile.mkdtemp(dir=folder))
     (results / "kernel.log").touch()
     return types.SimpleNamespace(
-        verdict=boot.Verdict.EXITED, status=done.returncode, kernel=kernel, results=results
+        ending=boot.Ending.EXITED, status=done.returncode, kernel=kernel, results=results
     )
 
 boot.boot = guest
@@ -60,20 +60,20 @@ DESTROYED = "wireguard: wg0: Interface destroyed\n"
 
 @pytest.fixture
 def session() -> Any:
-    """What a session has that Running asks for."""
+    """What a session has that GuestPool asks for."""
     return SimpleNamespace(
         shouldfail=False, shouldstop=False, Failed=pytest.Session.Failed, Interrupted=pytest.Session.Interrupted
     )
 
 
 @pytest.fixture
-def running(session: Any) -> Iterator[Running]:
-    made = Running(session, 2, lambda _: None)
+def running(session: Any) -> Iterator[GuestPool]:
+    made = GuestPool(session, 2, lambda _: None)
     yield made
     made.close()
 
 
-def test_guest_events_run_in_session_thread_and_in_order(running: Running) -> None:
+def test_guest_events_run_in_session_thread_and_in_order(running: GuestPool) -> None:
     heard: list[tuple[str, int]] = []
 
     def hear(word: str) -> None:
@@ -89,7 +89,7 @@ def test_guest_events_run_in_session_thread_and_in_order(running: Running) -> No
     assert heard == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
 
 
-def test_failed_guest_and_finished_guest_are_both_reported(running: Running) -> None:
+def test_failed_guest_and_finished_guest_are_both_reported(running: GuestPool) -> None:
     heard: list[str] = []
 
     def work() -> str:
@@ -101,7 +101,7 @@ def test_failed_guest_and_finished_guest_are_both_reported(running: Running) -> 
     assert sorted(heard) == ["failed: no such kernel", "fine"]
 
 
-def test_guest_event_waits_until_local_test_has_ended(running: Running) -> None:
+def test_guest_event_waits_until_local_test_has_ended(running: GuestPool) -> None:
     heard: list[str] = []
     running.tell(lambda: heard.append("a guest's test"))
     assert not heard
@@ -111,7 +111,7 @@ def test_guest_event_waits_until_local_test_has_ended(running: Running) -> None:
 
 @pytest.mark.parametrize(("attribute", "error"), [("shouldfail", "Failed"), ("shouldstop", "Interrupted")])
 def test_session_that_should_end_does_not_wait_for_guests(
-    running: Running, session: Any, attribute: str, error: str
+    running: GuestPool, session: Any, attribute: str, error: str
 ) -> None:
     def work() -> None:
         running.tell(lambda: setattr(session, attribute, "stopping after 1 failures"))
@@ -124,7 +124,7 @@ def test_session_that_should_end_does_not_wait_for_guests(
 
 def test_guests_are_started_once(session: Any) -> None:
     started: list[list[str]] = []
-    running = Running(session, 1, lambda files: started.append(list(files)))
+    running = GuestPool(session, 1, lambda files: started.append(list(files)))
     running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
     running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
     running.close()
@@ -159,7 +159,7 @@ def test_guest_receives_keep_option_of_session(pytestconfig: pytest.Config, keep
 
 
 def test_driver_object_imbalance_in_one_guest_is_recorded() -> None:
-    objects = Objects(2)
+    objects = LeakCheck(2)
     objects.look(CREATED + DESTROYED, used=True)
     objects.look(CREATED, used=True)
     objects.look("", used=False)
@@ -167,7 +167,7 @@ def test_driver_object_imbalance_in_one_guest_is_recorded() -> None:
 
 
 def test_driver_objects_are_not_checked_when_driver_was_not_used() -> None:
-    objects = Objects(1)
+    objects = LeakCheck(1)
     objects.look("", used=False)
     assert (objects.used, objects.wrong) == (False, [])
 
@@ -248,7 +248,7 @@ def test_every_test_runs_only_in_its_chosen_lanes(
     run = project.runpytest_subprocess("--results=results.json", "--impl=kernel", *options.split())
     results = json.loads((project.path / "results.json").read_text())["results"]
     assert sorted(f"{each['lane']}::{each['id'].partition('::')[2]}" for each in results) == ran.split()
-    # Several guests are given the same files, of whose tests each has a share.
+    # Several guests are given the same files, of whose tests each has a shard.
     files = {path.stem: path.read_text().split() for path in project.path.glob("*.txt")}
     assert {lane: " ".join(dict.fromkeys(each)) for lane, each in files.items()} == given, run.stdout.str()
 
@@ -265,7 +265,9 @@ def test_guest_failure_sends_count_and_result_events(
 ) -> None:
     reading, writing = os.pipe()
     monkeypatch.setenv(EVENTS, str(writing))
-    _Told(reporting(pytester), Share("vm", "6.12"), pytester.path, Objects(1)).failed(HarnessError("no such kernel"))
+    GuestReporter(reporting(pytester), Shard("vm", "6.12"), pytester.path, LeakCheck(1)).failed(
+        HarnessError("no such kernel")
+    )
     told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
     assert [event.get("count") or event["id"] for event in told] == [1, "vm::guest[6.12]"]
     os.close(writing)
@@ -289,7 +291,7 @@ def test_guest_fails_when_reports_do_not_explain_its_exit_status(
     pytester: pytest.Pytester, outcome: Any, status: int, complaints: int
 ) -> None:
     config = reporting(pytester)
-    told = _Told(config, Share("vm", "6.12"), pytester.path, Objects(1))
+    told = GuestReporter(config, Shard("vm", "6.12"), pytester.path, LeakCheck(1))
     if outcome:
         report = pytest.TestReport("test_it.py::test_it", ("test_it.py", 0, "test_it"), {}, outcome, None, "call")
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
@@ -297,7 +299,7 @@ def test_guest_fails_when_reports_do_not_explain_its_exit_status(
     (pytester.path / "results").mkdir()
     (pytester.path / "results" / "kernel.log").touch()
     result = boot.VmResult(
-        verdict=boot.Verdict.EXITED, status=status, message="", kernel="6.12", accelerator="tcg",
+        ending=boot.Ending.EXITED, status=status, message="", kernel="6.12", accelerator="tcg",
         directory=pytester.path, durations={},
     )  # fmt: skip
     told.ended(result, [])
@@ -312,11 +314,11 @@ def test_unknown_kernel_is_usage_error(pytester: pytest.Pytester, monkeypatch: p
         Guests(config, state_of_run(config).registry, 1, pytester.path).prepare(["./none"])
 
 
-@pytest.mark.parametrize(("share", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])
+@pytest.mark.parametrize(("shard", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])
 def test_share_is_taken_from_tests_that_keyword_option_selects(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, share: str, chosen: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, shard: str, chosen: str
 ) -> None:
-    monkeypatch.setenv(SHARE, share)
+    monkeypatch.setenv(SHARD, shard)
     monkeypatch.setenv(REFUSED, "a unit test wants none")
     pytester.makepyfile(
         """

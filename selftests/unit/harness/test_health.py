@@ -1,4 +1,4 @@
-"""What the watchman takes for the cry of a program that has gone wrong."""
+"""Which lines of a log the health check takes for a crash report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.implementations.health import COMPLAINTS, Cries
+from harness.implementations.health import CRASH_PATTERNS, CrashReports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,57 +43,60 @@ def write(log: Path, text: str) -> None:
 def test_crash_message_is_reported_among_other_lines(log: Path, line: str) -> None:
     write(log, f"all is well\n{line}\nno more\n")
     expected = f"wrote: {line} no more" if line.endswith(":") else f"wrote: {line}"
-    assert Cries(log, COMPLAINTS).heard() == [expected]
+    assert CrashReports(log, CRASH_PATTERNS).lines() == [expected]
 
 
 @pytest.mark.parametrize("line", ["do not panic: all is well", "a fatal error: not at the start", "DATA RACE"])
 def test_ordinary_log_line_is_not_reported(log: Path, line: str) -> None:
     write(log, f"{line}\n")
-    assert Cries(log, COMPLAINTS).heard() == []
+    assert CrashReports(log, CRASH_PATTERNS).lines() == []
 
 
 def test_crash_message_is_listed_once_after_repeated_checks(log: Path) -> None:
-    cries = Cries(log, COMPLAINTS)
+    crashes = CrashReports(log, CRASH_PATTERNS)
     write(log, "well\npanic: one\nwell\n")
-    assert cries.heard() == cries.heard() == ["wrote: panic: one"]
+    assert crashes.lines() == crashes.lines() == ["wrote: panic: one"]
     write(log, "well\nwell\npanic: two\n")
-    assert cries.heard() == cries.heard() == ["wrote: panic: one", "wrote: panic: two"]
+    assert crashes.lines() == crashes.lines() == ["wrote: panic: one", "wrote: panic: two"]
 
 
 @pytest.mark.parametrize("cut", range(len("well\nthread 'main' panicked at x:\nno peer\nwell\nwell\n")))
 def test_crash_message_is_complete_when_log_is_read_in_parts(log: Path, cut: int) -> None:
-    cries = Cries(log, COMPLAINTS)
+    crashes = CrashReports(log, CRASH_PATTERNS)
     text = "well\nthread 'main' panicked at x:\nno peer\nwell\nwell\n"
     write(log, text[:cut])
-    cries.heard()
+    crashes.lines()
     write(log, text[cut:])
-    assert cries.heard() == ["wrote: thread 'main' panicked at x: no peer"]
+    assert crashes.lines() == ["wrote: thread 'main' panicked at x: no peer"]
 
 
 def test_first_three_crash_messages_are_reported(log: Path) -> None:
     write(log, "".join(f"runtime error: {number}\npanic: {number}\n" for number in range(9)))
-    assert Cries(log, COMPLAINTS).heard() == [
+    assert CrashReports(log, CRASH_PATTERNS).lines() == [
         "wrote: runtime error: 0", "wrote: panic: 0", "wrote: runtime error: 1",
     ]  # fmt: skip
 
 
 def test_manifest_pattern_does_not_match_across_lines(log: Path) -> None:
     write(log, "bad\nnews\n")
-    assert Cries(log, [r"bad\s+news"]).heard() == []
+    assert CrashReports(log, [r"bad\s+news"]).lines() == []
     write(log, "bad news\n")
-    assert Cries(log, [r"bad\s+news"]).heard() == ["wrote: bad news"]
+    assert CrashReports(log, [r"bad\s+news"]).lines() == ["wrote: bad news"]
 
 
 def test_crash_message_is_found_in_log_with_invalid_utf8(log: Path) -> None:
     log.write_bytes(b"\xff\xfe\npanic: \xff\n")
-    assert Cries(log, COMPLAINTS).heard() == ["wrote: panic: �"]
+    assert CrashReports(log, CRASH_PATTERNS).lines() == ["wrote: panic: �"]
 
 
 def test_line_with_several_matches_counts_as_one_message(log: Path) -> None:
     write(log, "SIGSEGV SIGSEGV SIGSEGV SIGSEGV\nwell\nSIGSEGV again\n")
-    assert Cries(log, COMPLAINTS).heard() == ["wrote: SIGSEGV SIGSEGV SIGSEGV SIGSEGV", "wrote: SIGSEGV again"]
+    assert CrashReports(log, CRASH_PATTERNS).lines() == [
+        "wrote: SIGSEGV SIGSEGV SIGSEGV SIGSEGV",
+        "wrote: SIGSEGV again",
+    ]
 
 
 def test_match_across_lines_does_not_hide_match_on_next_line(log: Path) -> None:
     write(log, "<bad\n<news>\n")
-    assert Cries(log, ["<[^>]*>"]).heard() == ["wrote: <news>"]
+    assert CrashReports(log, ["<[^>]*>"]).lines() == ["wrote: <news>"]

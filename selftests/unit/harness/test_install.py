@@ -20,7 +20,7 @@ from harness.install.go import (
     go_version,
 )
 from harness.install.installer import install, install_each, installed, on_request, recipes, why_not_installed
-from harness.install.recipes import parse
+from harness.install.recipes import parse_recipe
 from harness.install.tools import (
     parse_version,
     reason,
@@ -106,7 +106,7 @@ def write_program(path: Path, text: str) -> None:
 )
 def test_bad_install_table_is_refused_with_its_key_named(table: Mapping[str, object], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        parse("peer", table)
+        parse_recipe("peer", table)
     assert str(refusal.value) == f"peer: [install] {complaint}"
 
 
@@ -114,7 +114,7 @@ def test_shipped_install_tables_can_be_parsed() -> None:
     tables = recipes()
     assert {"wireguard-go", "wireguard-go-debian", "boringtun", "gotatun"} <= tables.keys()
     for name, table in tables.items():
-        parse(name, table)
+        parse_recipe(name, table)
 
 
 def test_broken_manifest_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from harness.errors import Unavailable, UsageError
 from harness.implementations.manifest import (
     CAPABILITIES,
     Manifest,
-    load,
+    load_manifest,
 )
 from harness.implementations.registry import (
     Registry,
@@ -94,7 +94,7 @@ def manifest(tmp_path: Path) -> Path:
 def test_mistake_in_manifest_is_named_in_one_line(manifest: Path, text: str, complaint: str) -> None:
     manifest.write_text(text)
     with pytest.raises(UsageError) as refusal:
-        load(manifest)
+        load_manifest(manifest)
     assert str(refusal.value).startswith(f"manifest {manifest}: {complaint}")
     assert "\n" not in str(refusal.value)
 
@@ -110,7 +110,7 @@ def test_mistake_in_manifest_is_named_in_one_line(manifest: Path, text: str, com
 def test_unreadable_manifest_is_named_in_error(tmp_path: Path, name: str, complaint: str) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=f"{complaint}") as refusal:
-        load(tmp_path / name)
+        load_manifest(tmp_path / name)
     assert str(refusal.value).startswith(f"manifest {tmp_path / name}: ")
 
 
@@ -118,13 +118,13 @@ def test_non_executable_program_is_named_with_remedy(manifest: Path, program: Pa
     manifest.write_text(f'{GOOD}[program]\npath = "{program.name}"')
     program.chmod(0o644)
     with pytest.raises(UsageError) as refusal:
-        load(manifest)
+        load_manifest(manifest)
     assert str(refusal.value) == f"manifest {manifest}: {program} is not executable: chmod +x {program}"
 
 
 def test_manifest_sets_program_and_its_command(manifest: Path, program: Path) -> None:
     manifest.write_text(f'{GOOD}[program]\npath = "program"\ncommand = ["nice", "{{program}}", "--on={{interface}}"]')
-    mine = load(manifest)
+    mine = load_manifest(manifest)
     assert mine.argv("wg7") == ["nice", str(program), "--on=wg7"]
     assert mine.version() == "1.2.3-rc1"
     assert mine.why_unavailable() is None
@@ -137,7 +137,7 @@ def test_tilde_in_program_path_is_expanded_to_home_directory(
     (tmp_path / "elsewhere").mkdir()
     manifest = tmp_path / "elsewhere" / "mine.toml"
     manifest.write_text(f'{GOOD}[program]\npath = "~/program"')
-    assert load(manifest).find_program() == program
+    assert load_manifest(manifest).find_program() == program
 
 
 @pytest.mark.parametrize("text", ["nothing", "exit 1", "sleep"])
@@ -167,7 +167,7 @@ def test_failed_installation_is_reported_with_its_reason(tmp_path: Path, monkeyp
 
 def test_manifest_without_program_is_reported_with_remedy(manifest: Path) -> None:
     manifest.write_text(GOOD)
-    assert load(manifest).why_unavailable() == (
+    assert load_manifest(manifest).why_unavailable() == (
         f"mine names no program; set program.path in {manifest}, or --impl mine=PATH"
     )
 
@@ -176,7 +176,7 @@ def test_install_command_of_user_manifest_names_its_file(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     manifest = tmp_path / "my own.toml"
     manifest.write_text(f"{GOOD}{INSTALL}")
-    assert load(manifest).why_unavailable() == (
+    assert load_manifest(manifest).why_unavailable() == (
         f"mine is not installed; to install it: wg-interop install '{manifest}'"
     )
 
@@ -184,7 +184,7 @@ def test_install_command_of_user_manifest_names_its_file(tmp_path: Path, monkeyp
 def test_variant_starts_installed_program_of_its_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "mine.toml").write_text(f'{GOOD}{INSTALL}\n[variant]\nargs = ["--{{variant}}"]')
-    variant = load(tmp_path / "mine.toml").varied("fast")
+    variant = load_manifest(tmp_path / "mine.toml").varied("fast")
     said = f"mine+fast is not installed; to install it: wg-interop install {tmp_path}/mine.toml"
     assert variant.why_unavailable() == said
     built = tmp_path / "wg-interop" / "peers" / "mine" / "v1.2.3" / "wg"

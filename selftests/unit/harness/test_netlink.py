@@ -20,8 +20,8 @@ from harness.net.netlink import (
     NLMSG_ERROR,
     Message,
     attribute,
+    error_of,
     parse_messages,
-    verdict,
 )
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def test_unconnected_socket_is_reported_as_enotconn() -> None:
     ],
 )
 def test_verdict_returns_errno_and_extended_ack_message(answer: Message, expected: tuple[int, str]) -> None:
-    assert verdict(answer) == expected
+    assert error_of(answer) == expected
 
 
 def test_extended_ack_message_ends_error_text(kernel: Kernel) -> None:

@@ -12,7 +12,7 @@ import pytest
 from harness.errors import UsageError
 from harness.report.evidence import _BUDGET, clean
 from harness.report.gather import _read as read
-from harness.report.gather import find_root, gather, read_catalogue, render, sort_names
+from harness.report.gather import find_catalogue, gather, read_catalogue, render, sort_names
 from harness.report.page import seconds, tone
 from harness.report.results import GATING, STATES
 
@@ -73,7 +73,7 @@ def tags(path: Path) -> Tags:
 
 
 @pytest.mark.parametrize(
-    ("states", "complaint", "verdict"),
+    ("states", "complaint", "headline"),
     [
         (["passed", "passed"], "", ("good", "2 passed")),
         (["passed", "xfailed", "skipped", "unsupported", "differs"], "", ("good", "1 passed")),
@@ -87,10 +87,10 @@ def tags(path: Path) -> Tags:
     ],
 )
 def test_verdict_is_good_when_tests_passed_and_none_failed(
-    tmp_path: Path, states: list[str], complaint: str, verdict: tuple[str, str]
+    tmp_path: Path, states: list[str], complaint: str, headline: tuple[str, str]
 ) -> None:
     entries = [entry(f"test_it.py::test_{number}", state=state) for number, state in enumerate(states)]
-    assert page_of(tmp_path, *entries, complaint=complaint).verdict == verdict
+    assert page_of(tmp_path, *entries, complaint=complaint).headline == headline
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,7 @@ def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
 
 
 def test_checkout_and_its_catalogue_are_found_above_results(checkout: Path) -> None:
-    assert find_root([checkout / "report" / "results.json"]) == checkout
+    assert find_catalogue([checkout / "report" / "results.json"]) == checkout
     assert [*read_catalogue(checkout, "netns-scenarios.toml", "scenario")] == ["N01", "N02"]
     assert read_catalogue(checkout, "absent.toml", "scenario") == {}
     assert read_catalogue(None, "netns-scenarios.toml", "scenario") == {}

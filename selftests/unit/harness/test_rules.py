@@ -1,4 +1,4 @@
-"""The judge of a wire: which message meets with which fault, without a wire."""
+"""The rules of a wire: which message meets with which fault, without a wire."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import UsageError
-from harness.wire.rules import Judge
+from harness.wire.rules import Rules
 from harness.wire.script import Delay, Drop, Duplicate, Hold, Replay, Script
 
 if TYPE_CHECKING:
@@ -28,24 +28,24 @@ def frame(message: str, counter: int = 0) -> bytes:
     return bytes(12) + b"\x08\x00" + ip + udp
 
 
-def judge(*rules: Rule, seed: int = 1) -> Judge:
-    return Judge(Script(rules), NODES, seed=seed)
+def rules(*rules: Rule, seed: int = 1) -> Rules:
+    return Rules(Script(rules), NODES, seed=seed)
 
 
-def verdicts(rule: Rule, messages: str, side: int = 0) -> str:
-    """What becomes of each message: the first letter of what the judge did."""
-    made = judge(rule)
+def decisions(rule: Rule, messages: str, side: int = 0) -> str:
+    """What becomes of each message: the first letter of what the rules did."""
+    made = rules(rule)
     return "".join(made.arrive(frame(message), side, 0)[0].did[0] for message in messages)
 
 
-def counters(departures: list[bytes]) -> list[int]:
-    return [struct.unpack_from("<Q", departure, 50)[0] for departure in departures]
+def counters(deliveries: list[bytes]) -> list[int]:
+    return [struct.unpack_from("<Q", delivery, 50)[0] for delivery in deliveries]
 
 
-def carried(made: Judge, numbers: range, now: int = 0) -> list[int]:
+def carried(made: Rules, numbers: range, now: int = 0) -> list[int]:
     """The counters of what leaves while data messages with these counters arrive."""
     out = [made.arrive(frame("d", number), 0, now)[1] for number in numbers]
-    return counters([departure.frame for departures in out for departure in departures])
+    return counters([delivery.frame for deliveries in out for delivery in deliveries])
 
 
 @pytest.mark.parametrize(
@@ -62,32 +62,32 @@ def carried(made: Judge, numbers: range, now: int = 0) -> list[int]:
     ],
 )
 def test_message_word_selects_its_messages(word: str, expected: str) -> None:
-    assert verdicts(Drop(message=word), "irckd") == expected
+    assert decisions(Drop(message=word), "irckd") == expected
 
 
 @pytest.mark.parametrize(
     ("nth", "expected"), [(2, "pdppp"), ("2-3", "pddpp"), ("4-", "pppdd"), ((1, "3-4"), "dpddp"), (9, "ppppp")]
 )
 def test_nth_counts_only_messages_that_meet_other_conditions(nth: Numbers, expected: str) -> None:
-    assert verdicts(Drop(message="data", nth=nth), "ddddd") == expected
+    assert decisions(Drop(message="data", nth=nth), "ddddd") == expected
     # Other messages between them count for nothing.
-    assert verdicts(Drop(message="data", nth=nth), "idrdcdkdid")[1::2] == expected
+    assert decisions(Drop(message="data", nth=nth), "idrdcdkdid")[1::2] == expected
 
 
 def test_sender_selects_direction_and_unknown_node_is_refused() -> None:
-    assert verdicts(Drop(sender="ns1"), "d", side=0) == "d"
-    assert verdicts(Drop(sender="ns1"), "d", side=1) == "p"
+    assert decisions(Drop(sender="ns1"), "d", side=0) == "d"
+    assert decisions(Drop(sender="ns1"), "d", side=1) == "p"
     with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here; ns1 and ns2 are"):
-        judge(Drop(sender="ns3"))
+        rules(Drop(sender="ns3"))
 
 
 def test_first_matching_rule_decides() -> None:
-    made = judge(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
+    made = rules(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
     assert [len(made.arrive(frame("d"), 0, 0)[1]) for _ in range(3)] == [0, 2, 1]
 
 
 def test_held_messages_are_released_after_next_message() -> None:
-    assert carried(judge(Hold(message="data", counters="5-9", behind=1)), range(12)) == [
+    assert carried(rules(Hold(message="data", counters="5-9", behind=1)), range(12)) == [
         0,
         1,
         2,
@@ -104,52 +104,52 @@ def test_held_messages_are_released_after_next_message() -> None:
 
 
 def test_held_message_waits_for_others_of_its_own_direction() -> None:
-    made = judge(Hold(message="data", nth=1, behind=1))
+    made = rules(Hold(message="data", nth=1, behind=1))
     made.arrive(frame("d"), 0, 0)
     assert len(made.arrive(frame("k"), 1, 0)[1]) == 1
     assert len(made.arrive(frame("k"), 0, 0)[1]) == 2
 
 
 def test_held_message_is_released_when_its_time_is_over() -> None:
-    made = judge(Hold(message="data", behind=9, seconds=2.0))
+    made = rules(Hold(message="data", behind=9, seconds=2.0))
     assert carried(made, range(1), now=SECOND) == []
     assert made.next_deadline() == 3 * SECOND
     assert made.due(3 * SECOND - 1) == []
-    (departure,) = made.due(3 * SECOND)
-    assert departure.comment == "released: data 1 (rule 1: hold message=data behind=9 seconds=2.0)"
+    (delivery,) = made.due(3 * SECOND)
+    assert delivery.comment == "released: data 1 (rule 1: hold message=data behind=9 seconds=2.0)"
     assert (made.holds, made.next_deadline()) == (0, None)
 
 
 def test_deadline_of_released_message_is_removed() -> None:
-    made = judge(Hold(message="data", seconds=2.0))
+    made = rules(Hold(message="data", seconds=2.0))
     carried(made, range(3))
-    assert counters([departure.frame for departure in made.release()]) == [0, 1, 2]
+    assert counters([delivery.frame for delivery in made.release()]) == [0, 1, 2]
     assert made.next_deadline() is None
 
 
 def test_equal_delays_keep_order_and_jitter_does_not() -> None:
     for jitter, in_order in ((0.0, True), (0.5, False)):
-        made = judge(Delay(message="data", seconds=0.3, jitter=jitter))
+        made = rules(Delay(message="data", seconds=0.3, jitter=jitter))
         carried(made, range(50))
-        late = counters([departure.frame for departure in made.due(SECOND)])
+        late = counters([delivery.frame for delivery in made.due(SECOND)])
         assert sorted(late) == list(range(50))
         assert (late == list(range(50))) is in_order
 
 
 def test_replay_passes_message_and_sends_copy_later() -> None:
-    made = judge(Replay(message="data", nth=1, behind=2))
+    made = rules(Replay(message="data", nth=1, behind=2))
     assert carried(made, range(4)) == [0, 1, 2, 0, 3]
 
 
 def test_comment_names_message_number_and_rule() -> None:
-    made = judge(Drop(message="response", nth=2))
+    made = rules(Drop(message="response", nth=2))
     said = [made.arrive(frame("r"), 1, 0)[0].comment for _ in range(2)]
     assert said == ["", "dropped: response 2 (rule 1: drop message=response nth=2)"]
 
 
 def lottery(seed: int, others: int) -> list[str]:
     """What becomes of 200 messages of ns1 while so many of ns2 come in between."""
-    made = judge(Drop(share=0.1), seed=seed)
+    made = rules(Drop(share=0.1), seed=seed)
     outcome = []
     for _ in range(200):
         outcome.append(made.arrive(frame("d"), 0, 0)[0].did)
@@ -166,14 +166,14 @@ def test_random_drops_depend_on_seed_and_not_on_other_direction() -> None:
 def test_script_seed_takes_precedence_over_lab_seed() -> None:
     outcomes = []
     for seed in (1, 2):
-        made = Judge(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
+        made = Rules(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
         outcomes.append([made.arrive(frame("d"), 0, 0)[0].did for _ in range(50)])
     assert outcomes[0] == outcomes[1]
 
 
 def test_non_wireguard_frame_passes_drop_rule() -> None:
-    made = judge(Drop())
+    made = rules(Drop())
     arp = bytes(12) + b"\x08\x06" + bytes(28)
     truncated = frame("i")[:100]
-    assert [departure.frame for departure in made.arrive(arp, 0, 0)[1]] == [arp]
-    assert [departure.frame for departure in made.arrive(truncated, 0, 0)[1]] == [truncated]
+    assert [delivery.frame for delivery in made.arrive(arp, 0, 0)[1]] == [arp]
+    assert [delivery.frame for delivery in made.arrive(truncated, 0, 0)[1]] == [truncated]

@@ -60,7 +60,7 @@ copies = 2
 def test_fault_script_file_loads_as_equal_records(tmp_path: Path) -> None:
     path = tmp_path / "script.toml"
     path.write_text(EVERYTHING)
-    assert script.load(path) == Script(
+    assert script.load_script(path) == Script(
         rules=(
             Drop(message="response", nth=2),
             Hold(message="data", sender="ns1", counters="5-9", behind=1),
@@ -75,7 +75,7 @@ def test_fault_script_file_loads_as_equal_records(tmp_path: Path) -> None:
 
 def test_fault_script_in_manual_is_valid() -> None:
     manual = (ROOT / "docs" / "wires.md").read_text()
-    parsed = script.parse(tomllib.loads(manual.partition("```toml\n")[2].partition("```")[0]))
+    parsed = script.parse_script(tomllib.loads(manual.partition("```toml\n")[2].partition("```")[0]))
     assert [rule.do for rule in parsed.rules] == ["drop", "hold", "flip", "delay"]
 
 
@@ -86,9 +86,9 @@ def test_rule_is_printed_as_it_was_written() -> None:
 def test_unreadable_fault_script_is_named_in_error(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("rule = = 1")
     with pytest.raises(UsageError, match=r"fault script .*bad\.toml: not TOML: Invalid value \(at line 1"):
-        script.load(tmp_path / "bad.toml")
+        script.load_script(tmp_path / "bad.toml")
     with pytest.raises(UsageError, match=r"fault script .*none\.toml: No such file or directory"):
-        script.load(tmp_path / "none.toml")
+        script.load_script(tmp_path / "none.toml")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_unreadable_fault_script_is_named_in_error(tmp_path: Path) -> None:
 )
 def test_mistake_in_fault_script_is_reported_with_rule_and_key(data: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        script.parse(data)
+        script.parse_script(data)
     assert str(refusal.value) == f"fault script: {complaint}"
 
 

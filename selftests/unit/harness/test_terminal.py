@@ -1,4 +1,4 @@
-"""What a run looks like and comes to: its numbers, its lines, its verdict."""
+"""What a run looks like and comes to: its numbers, its lines, its conclusion."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from harness.cli import terminal
 from harness.cli.terminal import (
+    Conclusion,
     Events,
     Outcome,
     Progress,
     Tally,
-    Verdict,
-    judge,
+    conclude,
     matrix,
     uncollected,
     usage_error,
@@ -64,8 +64,8 @@ def test_difference_is_printed_and_blocked_test_fails_run() -> None:
     said = summary(different, blocked)
     assert "1 differs: 1360 bytes, not 1359" in said
     assert {"blocked: a~b  test_drop[a~b]", "    its twin was not shown"} <= set(said)
-    assert judge(1, {"differs", "blocked", "passed"}, []).status == terminal.FAILED
-    assert judge(0, {"differs", "passed"}, []).status == terminal.OK
+    assert conclude(1, {"differs", "blocked", "passed"}, []).status == terminal.FAILED
+    assert conclude(0, {"differs", "passed"}, []).status == terminal.OK
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"new"}', b'{"event":"result","moon":1}', b"\xff"])
@@ -187,22 +187,27 @@ def test_failure_is_printed_at_once() -> None:
 @pytest.mark.parametrize(
     ("status", "states", "said", "expected"),
     [
-        (0, {"passed", "skipped"}, [], Verdict(0)),
-        (1, {"passed", "failed"}, [], Verdict(1)),
-        (2, {"error"}, [], Verdict(1)),
-        (0, {"skipped"}, [], Verdict(125, "could not test: no test passed")),
-        (1, {"passed"}, ["wg-interop: x was asked for"], Verdict(125, "could not test: x was asked for")),
-        (1, {"passed"}, ["wg-interop: box, seed 1"], Verdict(125, "could not test: pytest ended with status 1", True)),
-        (1, {"passed"}, ["_ ERROR collecting t.py _"], Verdict(125, "could not test: tests could not be collected")),
-        (3, set(), [], Verdict(125, "could not test: pytest ended with status 3", True)),
-        (5, set(), [], Verdict(125, "could not test: no test was selected")),
-        (-9, set(), [], Verdict(125, "could not test: pytest ended with status -9", True)),
+        (0, {"passed", "skipped"}, [], Conclusion(0)),
+        (1, {"passed", "failed"}, [], Conclusion(1)),
+        (2, {"error"}, [], Conclusion(1)),
+        (0, {"skipped"}, [], Conclusion(125, "could not test: no test passed")),
+        (1, {"passed"}, ["wg-interop: x was asked for"], Conclusion(125, "could not test: x was asked for")),
+        (
+            1,
+            {"passed"},
+            ["wg-interop: box, seed 1"],
+            Conclusion(125, "could not test: pytest ended with status 1", True),
+        ),
+        (1, {"passed"}, ["_ ERROR collecting t.py _"], Conclusion(125, "could not test: tests could not be collected")),
+        (3, set(), [], Conclusion(125, "could not test: pytest ended with status 3", True)),
+        (5, set(), [], Conclusion(125, "could not test: no test was selected")),
+        (-9, set(), [], Conclusion(125, "could not test: pytest ended with status -9", True)),
     ],
 )
 def test_run_verdict_follows_status_states_and_output(
-    status: int, states: set[str], said: list[str], expected: Verdict
+    status: int, states: set[str], said: list[str], expected: Conclusion
 ) -> None:
-    assert judge(status, states, said) == expected
+    assert conclude(status, states, said) == expected
 
 
 def test_uncollectable_file_is_named_with_its_error() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.vm.boot import Verdict, VmResult, judge
+from harness.vm.boot import Ending, VmResult, ending_of
 from harness.vm.qemu import Hardware, Machine, Received, Stopped, command_line
 
 if TYPE_CHECKING:
@@ -31,28 +31,28 @@ def told(**changes: Any) -> Received:
 
 
 @pytest.mark.parametrize(
-    ("received", "found", "verdict", "words"),
+    ("received", "found", "ending", "words"),
     [
-        (told(), [], Verdict.EXITED, ""),
-        (told(status=5), [], Verdict.EXITED, ""),
-        (told(verdict=None), [], Verdict.LOST, "ended without a verdict, before it ran"),
-        (told(nonce="guess"), [], Verdict.LOST, "without a verdict"),
-        (told(results=1), [], Verdict.LOST, "without a verdict"),
-        (told(verdict=None), [PANIC], Verdict.PANICKED, PANIC),
-        (told(), [PANIC], Verdict.PANICKED, PANIC),
-        (told(), ["BUG: y", "BUG: z"], Verdict.COMPLAINED, "2 times, first: BUG: y"),
-        (told(status=None), [], Verdict.OVERDUE, "overstayed"),
-        (told(drifts=[0.0, 2.0], interrupts=900), [], Verdict.EXITED, ""),
+        (told(), [], Ending.EXITED, ""),
+        (told(status=5), [], Ending.EXITED, ""),
+        (told(verdict=None), [], Ending.LOST, "ended without a verdict, before it ran"),
+        (told(nonce="guess"), [], Ending.LOST, "without a verdict"),
+        (told(results=1), [], Ending.LOST, "without a verdict"),
+        (told(verdict=None), [PANIC], Ending.PANICKED, PANIC),
+        (told(), [PANIC], Ending.PANICKED, PANIC),
+        (told(), ["BUG: y", "BUG: z"], Ending.COMPLAINED, "2 times, first: BUG: y"),
+        (told(status=None), [], Ending.OVERDUE, "overstayed"),
+        (told(drifts=[0.0, 2.0], interrupts=900), [], Ending.EXITED, ""),
     ],
 )
-def test_vm_verdict_is_worst_finding_of_run(received: Received, found: list[str], verdict: Verdict, words: str) -> None:
-    judged, message = judge(received, found, in_time=True, warp=False)
-    assert (judged, words in message) == (verdict, True)
+def test_vm_verdict_is_worst_finding_of_run(received: Received, found: list[str], ending: Ending, words: str) -> None:
+    judged, message = ending_of(received, found, in_time=True, warp=False)
+    assert (judged, words in message) == (ending, True)
 
 
 def test_guest_is_hung_when_verdict_misses_deadline() -> None:
-    verdict, message = judge(told(verdict=None), [], in_time=False, warp=False)
-    assert (verdict, message) == (Verdict.HUNG, "the guest hung, before it ran the command")
+    ending, message = ending_of(told(verdict=None), [], in_time=False, warp=False)
+    assert (ending, message) == (Ending.HUNG, "the guest hung, before it ran the command")
 
 
 @pytest.mark.parametrize(
@@ -60,17 +60,17 @@ def test_guest_is_hung_when_verdict_misses_deadline() -> None:
     [({"drifts": [0.0, -70.0]}, "by -70.000 s"), ({"interrupts": 900}, "900 interrupts from the host")],
 )
 def test_warp_run_is_drifted_by_clock_error_or_interrupts(changes: dict[str, Any], words: str) -> None:
-    verdict, message = judge(told(**changes), [], in_time=True, warp=True)
-    assert (verdict, words in message) == (Verdict.DRIFTED, True)
+    ending, message = ending_of(told(**changes), [], in_time=True, warp=True)
+    assert (ending, words in message) == (Ending.DRIFTED, True)
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("ending", list(Ending))
 @pytest.mark.parametrize(("status", "expected"), [(0, 0), (3, 3), (-11, 139), (None, 1)])
-def test_exit_status_is_passed_on_only_when_command_exited(verdict: Verdict, status: int | None, expected: int) -> None:
+def test_exit_status_is_passed_on_only_when_command_exited(ending: Ending, status: int | None, expected: int) -> None:
     result = VmResult(
-        verdict=verdict, status=status, message="", kernel="", accelerator="", directory=Path(), durations={}
+        ending=ending, status=status, message="", kernel="", accelerator="", directory=Path(), durations={}
     )
-    assert result.exit_status() == (expected if verdict is Verdict.EXITED else 1)
+    assert result.exit_status() == (expected if ending is Ending.EXITED else 1)
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])
@@ -88,7 +88,7 @@ def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None
 
 @pytest.fixture
 def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
-    """A machine that says nothing, and the far end of its only way."""
+    """A machine that says nothing, and the far end of its only port."""
     ours, theirs = socket.socketpair()
     with ours, theirs, subprocess.Popen(["sleep", "99"]) as process:
         yield Machine(process, {"output": ours}, NONCE), theirs
@@ -135,7 +135,7 @@ def test_qemu_command_line_matches_requested_hardware(
 ) -> None:
     monkeypatch.setattr("harness.vm.qemu.find_qemu", lambda: "qemu")
     line = command_line(
-        hardware, image=Path("/k"), append="a b", initrd="/i", console=Path("/a,b/c"), ways={"output": 9}
+        hardware, image=Path("/k"), append="a b", initrd="/i", console=Path("/a,b/c"), ports={"output": 9}
     )
     assert (present in line, absent in line) == (True, False)
     assert "file,id=console,path=/a,,b/c" in line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.vm.objects import count, imbalance
+from harness.vm.objects import count, leaks
 
 BALANCED = """\
 <7>[   14.466095] wireguard: wg0: Interface created
@@ -23,15 +23,15 @@ def test_each_kind_of_object_is_counted() -> None:
 
 
 def test_log_balances_when_all_objects_are_destroyed() -> None:
-    assert imbalance(BALANCED) == []
+    assert leaks(BALANCED) == []
 
 
 @pytest.mark.parametrize("kind", ["Interface", "Peer", "Keypair"])
 def test_undestroyed_object_is_reported_by_kind(kind: str) -> None:
     leaking = "".join(line + "\n" for line in BALANCED.splitlines() if not (kind in line and "destroyed" in line))
-    assert imbalance(leaking) == [f"1 of {kind} created, 0 destroyed"]
+    assert leaks(leaking) == [f"1 of {kind} created, 0 destroyed"]
 
 
 def test_log_without_objects_is_reported_as_imbalance() -> None:
-    (said,) = imbalance("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
+    (said,) = leaks("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
     assert "dynamic debug" in said
