@@ -11,11 +11,12 @@ from typing import Final
 from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT, VENV, prepare, python_environment
 from harness.errors import HarnessError
 from harness.install.tools import exit_on_sigterm
+from harness.lanes import SUITES
 
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
 SCENARIOS: Final = ROOT / "selftests" / "netns"
 # What an implementation does alone, and what the lab itself can do, is no matter of pairs; ci/test has both.
-FULL: Final = ("--suite", "pairs", str(SCENARIOS))
+FULL: Final = ("--suite", "pairs")
 # What makes a tunnel, in a time that one waits for: connecting, counting, allowed ips, roaming, NAT, answers.
 CORE: Final = ("-m", "core", str(SCENARIOS))
 QUICK: Final = (str(SCENARIOS / "test_ping_and_counters.py"),)
@@ -33,6 +34,7 @@ examples:
   ci/interop --impl boringtun --impl gotatun          those two as well, which take minutes to build the first time
   ci/interop --quick                        handshakes and pings only
   ci/interop --full                         every scenario for two: more than twice as long
+  ci/interop --suite pairs --suite alone    as wg-interop run --suite: also what one program does alone
   ci/interop --kernel 6.1 --kernel 6.12     in guests with these kernels, a column each
 
 exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted
@@ -69,7 +71,11 @@ def _parse_arguments() -> argparse.Namespace:
     )
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--quick", dest="tests", action="store_const", const=QUICK, help="handshakes and pings only")
-    extent.add_argument("--full", dest="tests", action="store_const", const=FULL, help="every scenario for two")
+    extent.add_argument("--full", dest="tests", action="store_const", const=FULL, help="as --suite pairs")
+    extent.add_argument(
+        "--suite", action="append", choices=(*SUITES, "all"),
+        help="these tests, as in wg-interop run: of two implementations, of one, of the lab, all; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="this one too, or its PATH")
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="VERSION|PATH", help="of the guest; default: 6.1"
@@ -93,7 +99,8 @@ def _run(options: argparse.Namespace) -> int:
     command = [str(VENV / "bin" / "wg-interop"), "run", "--lane", "netns", "--lane", "vm", "-n", "2"]
     command += [word for name in chosen for word in ("--impl", name)]
     command += [word for kernel in options.kernel for word in ("--kernel", kernel)]
-    return subprocess.run([*command, *options.tests], check=False, cwd=ROOT).returncode
+    tests = [word for suite in options.suite or () for word in ("--suite", suite)] or options.tests
+    return subprocess.run([*command, *tests], check=False, cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

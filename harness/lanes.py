@@ -1,4 +1,4 @@
-"""The lanes: where a test runs; and the variables by which a run hands down what its parts must know."""
+"""Name the lanes (where a test runs), the suites (what it is about), and the variables that a run hands down."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Final
 HERE: Final = ("core", "netns")
 # In a guest with a kernel of one's choice; `warp` with a clock that skips idle time.
 GUESTS: Final = ("vm", "warp")
+# What `--suite` takes: tests of two implementations, of one, and of the lab itself (those in a folder `lab`).
+SUITES: Final = ("pairs", "alone", "lab")
 # Set in a guest: the lane that its results belong to.
 LANE: Final = "WG_INTEROP_LANE"
 # Set in a guest that has a shard of the tests only, as `0/2`: the first of two.

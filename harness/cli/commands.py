@@ -33,7 +33,7 @@ from harness.install import (
     installer,
     tools,
 )
-from harness.lanes import EVENTS, GUESTS
+from harness.lanes import EVENTS, GUESTS, SUITES
 from harness.plugin import (
     rundir,
 )
@@ -128,27 +128,36 @@ class _WithPytestArguments(click.Command):
 @click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1 with B in ns2. Default: all ordered pairs.")
 @click.option("--lane", multiple=True, metavar="LANE", help="Only this lane: core, netns, vm or warp.")
 @click.option("--kernel", multiple=True, metavar="VERSION|PATH", help="The kernel of lanes vm and warp.")
-@click.option("-n", "workers", metavar="N", help="In so many processes at once, or `auto`.")
+@click.option(
+    "--suite", "suites", multiple=True, type=click.Choice([*SUITES, "all"]),
+    help="Tests of two implementations (pairs), of one (alone), of the lab itself (lab), or everything in selftests/, "
+    "unit tests too (all). May be repeated. Default: pairs and alone; with a PATH, everything there.",
+)  # fmt: skip
+@click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
+@click.option("-m", "markers", metavar="EXPR", help="Only tests with these markers, as in pytest: `core`.")
 @click.option(
     "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Where index.html and evidence/ go, too. Default: report/results.json.",
 )  # fmt: skip
-@click.option("--keep", metavar="failed|all|none", help="Of which tests the evidence stays. Default: failed.")
+@click.option("--keep", metavar="failed|all|none", help="Keep evidence of failed (default), all or no tests.")
 @click.option("--seed", metavar="N", help="The seed of all random choices, as an earlier run printed it.")
 @click.option("--timeout-scale", metavar="F", help="Multiply every deadline, for slow machines.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.pass_context
-def run(context: click.Context, /, paths: tuple[str, ...], results: Path | None, **options: Any) -> int:
+def run(
+    context: click.Context, /, paths: tuple[str, ...], results: Path | None, suites: tuple[str, ...], **options: Any
+) -> int:
     """Run the tests and show who can talk to whom.
 
-    PATH is a test file or directory, or one test as a failure names it; without one, the directory selftests of this
-    checkout.
+    PATH is a test file or directory, or one test as a failure names it; without one, the tests that `--suite` names in
+    the directory selftests of this checkout.
 
     \b
       wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
       wg-interop run --impl wireguard-go=/tmp/build/wireguard -k handshake
       wg-interop run --impl-manifest mine.toml --keep all
+      wg-interop run --suite lab -n 2
       wg-interop run --lane netns -- --random-order --maxfail=1
       wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
     """  # noqa: D301
@@ -158,7 +167,23 @@ def run(context: click.Context, /, paths: tuple[str, ...], results: Path | None,
     if not os.access(root, os.W_OK):
         # Another's checkout: pytest warns of a cache that it cannot write, and warnings are errors there.
         arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
-    return _Run(report).run([*(paths or [str(root / "selftests")]), *arguments])
+    return _Run(report).run([*_tests(root, paths, suites), *arguments])
+
+
+def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]:
+    """The paths of the tests to run, and the plugin's `--suite` where a path holds others as well."""
+    wanted = set(suites) or ({*SUITES} if paths else {"pairs", "alone"})
+    chosen = list(paths)
+    if not paths:
+        home = root / "selftests"
+        # A project that keeps its tests in another order is run as a whole.
+        here = {"netns" if suite in {"pairs", "alone"} else suite for suite in wanted}
+        all_there = "all" not in wanted and all((home / folder).is_dir() for folder in here)
+        chosen = [str(home / folder) for folder in sorted(here)] if all_there else [str(home)]
+        if not suites:
+            return chosen
+    filtered = "all" not in wanted and wanted != {*SUITES}
+    return chosen + [f"--suite={suite}" for suite in sorted(wanted) if filtered]
 
 
 def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
@@ -177,7 +202,7 @@ def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
 
 def _pytest_options(options: dict[str, Any]) -> list[str]:
     """Our options in pytest's words; what is wrong with their values, the plugin tells."""
-    named = {"expression": "-k", "workers": "-n"}
+    named = {"expression": "-k", "workers": "-n", "markers": "-m"}
     words: list[str] = []
     for name, given in options.items():
         values = given if isinstance(given, tuple) else () if given is None else (given,)

@@ -279,7 +279,7 @@ def _show_reasons(out: Console, outcomes: list[Outcome]) -> None:
     if outcomes:
         line(out)
     for (state, reason), count in Counter((outcome.state, outcome.message) for outcome in outcomes).most_common():
-        line(out, f"{count} {state}: {reason.removeprefix('unsupported: ')}", _style(state))
+        line(out, f"{count} {state}: {reason}", _style(state))
 
 
 def short(path: Path) -> str:

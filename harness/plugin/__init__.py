@@ -7,4 +7,5 @@ pytest_plugins = [
     "harness.plugin.fixtures",
     "harness.plugin.verdicts",
     "harness.plugin.reporter",
+    "harness.plugin.alone",
 ]

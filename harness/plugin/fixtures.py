@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Unsupported
 from harness.plugin.session import LAB, file_name, state_of_run
 from harness.sandbox.launch import refused
 
@@ -65,7 +65,7 @@ def _require(request: pytest.FixtureRequest, manifest: Manifest) -> None:
     for marker in request.node.iter_markers("capability"):
         for name in marker.args:
             if name not in manifest.capabilities:
-                pytest.skip(f"unsupported: {manifest.name} does not declare the capability {name}")
+                raise Unsupported(f"{manifest.name} does not declare the capability {name}")
 
 
 def _tunnel(lab: Lab, topology: Topology, pair: Pair) -> Tunnel:

@@ -22,9 +22,11 @@ import pytest
 from harness.errors import HarnessError
 from harness.implementations.manifest import load_manifest
 from harness.install.installer import MANIFESTS
-from harness.lanes import LANE, SHARD
-from harness.plugin.session import REPORTER, file_name, implementations, state_of_run
-from harness.report.results import PROPERTY
+from harness.lanes import EVENTS, LANE, SHARD
+from harness.plugin.selection import files_left_to_guests
+from harness.plugin.session import REPORTER, file_name
+from harness.report.results import PROPERTY, facts_of
+from harness.sandbox.launcher import INSIDE
 from harness.vm import boot, kernels
 from harness.vm.objects import leaks
 
@@ -35,9 +37,8 @@ if TYPE_CHECKING:
     from harness.implementations.manifest import (
         Manifest,
     )
-    from harness.implementations.registry import (
-        Registry,
-    )
+    from harness.plugin.options import RunPlan
+    from harness.plugin.session import State
     from harness.vm.boot import VmResult
 
 KERNEL: Final = "kernel"
@@ -90,70 +91,69 @@ class Shard:
 class Guests:
     """The guests of one session, which run while the session has its own tests."""
 
-    def __init__(self, config: pytest.Config, registry: Registry, seed: int, evidence: Path) -> None:
+    def __init__(self, config: pytest.Config, state: State) -> None:
         self._config = config
-        self._registry = registry
-        self._seed = seed
-        self._evidence = evidence
+        self._state = state
+        self._plan = state.plan
 
-    def prepare(self, kernels: list[str]) -> None:
+    def prepare(self) -> None:
         """Fetch kernels and build the guest's root, while there is a network. Raises pytest.UsageError."""
         try:
             boot.require_in_guest(self._config.rootpath)
-            for kernel in kernels or [self.default_kernel]:
+            for kernel in self.kernels:
                 boot.find(kernel)
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
 
     @property
-    def default_kernel(self) -> str:
-        return str(kernels.CATALOGUE["default"])
+    def kernels(self) -> tuple[str, ...]:
+        return self._plan.kernels or (str(kernels.CATALOGUE["default"]),)
 
     @contextmanager
-    def beside(self, session: pytest.Session, lanes: list[str]) -> Iterator[GuestPool]:
-        """Run the guests of these lanes, as many at once as `-n` says, while the session has tests of its own.
+    def beside(self, session: pytest.Session) -> Iterator[GuestPool]:
+        """Run the guests of the plan, as many at once as `-n` says, while the session has tests of its own.
 
         They start when it is known which files hold tests for them, and those that run at the end are stopped.
         """
-        at_once = _at_once(state_of_run(self._config).workers)
+        at_once = _at_once(self._plan.workers)
         shards = [
-            (Shard(lane, kernel, number, at_once), objects)
-            for lane in lanes
-            for kernel in self._config.option.wg_kernel or [self.default_kernel]
-            for objects in [LeakCheck(at_once)]
+            (Shard(lane, kernel, number, at_once), leaks)
+            for lane in self._plan.guest_lanes
+            for kernel in self.kernels
+            for leaks in [LeakCheck(at_once)]
             for number in range(at_once)
         ]
 
         def start(files: Iterable[str]) -> None:
-            if words := selection(self._config, files):
-                for shard, objects in shards:
-                    self._start(shard, objects, words, running)
+            if words := selection(self._config, self._plan, files):
+                for shard, leaks in shards:
+                    self._start(shard, leaks, words, pool)
 
-        running = GuestPool(session, at_once, start)
-        self._config.pluginmanager.register(running)
+        pool = GuestPool(session, at_once, start, lambda: files_left_to_guests(self._state.scratch()))
+        self._config.pluginmanager.register(pool)
         try:
-            yield running
+            yield pool
         finally:
-            running.close()
-            self._config.pluginmanager.unregister(running)
+            pool.close()
+            self._config.pluginmanager.unregister(pool)
 
-    def _start(self, shard: Shard, objects: LeakCheck, words: list[str], running: GuestPool) -> None:
-        told = GuestReporter(self._config, shard, self._evidence, objects)
-        stream = EventParser()
+    def _start(self, shard: Shard, leaks: LeakCheck, words: list[str], pool: GuestPool) -> None:
+        reporter = GuestReporter(self._config, shard, self._state.report_directory / "evidence", leaks)
+        parser = EventParser()
 
         def ended(result: VmResult) -> None:
-            told.ended(result, stream.text)
+            reporter.ended(result, parser.text)
 
         def show(data: bytes) -> None:
-            running.tell(partial(told.take_all, stream.feed(data)))
+            pool.put(partial(reporter.take_all, parser.feed(data)))
 
-        running.start(lambda: self._boot(shard, words, show, running.stop), ended, told.failed)
+        pool.start(lambda: self._boot(shard, words, show, pool.stop), ended, reporter.failed)
 
     def _boot(self, shard: Shard, words: list[str], show: Callable[[bytes], None], stop: int) -> VmResult:
         """Boot a guest that runs its shard of the tests that `words` select, and wait for its end."""
         files, programs = self.programs()
-        lane = lane_arguments(shard.lane, self._config)
-        arguments = [*words, *programs, *self.pairs(shard.lane), *lane, "--seed", str(self._seed)]
+        lane = lane_arguments(shard.lane, self._config.option.markexpr, self._plan)
+        arguments = [*words, *programs, *self.pairs(shard.lane), *lane, "--seed", str(self._state.seed)]
         return boot.boot(
             shard.kernel,
             ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
@@ -164,11 +164,11 @@ class Guests:
             files=files,
             collect=["report"],
             environment={
-                "WG_INTEROP_EVENTS": "stdout",
+                EVENTS: "stdout",
                 LANE: shard.lane,
                 **({SHARD: f"{shard.number}/{shard.count}"} if shard.count > 1 else {}),
                 # The whole guest is a sandbox.
-                "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
+                INSIDE: FIRST_PID_NAMESPACE,
                 "PYTHONDONTWRITEBYTECODE": "1",
             },
             folder=self._config.rootpath,
@@ -178,9 +178,8 @@ class Guests:
 
     def pairs(self, lane: str) -> list[str]:
         """Where lane netns runs too, it has the pairs of programs, and a guest of vm runs those with the kernel."""
-        names = self._registry.asked or list(self._registry.known)
-        option = self._config.option
-        if lane != "vm" or option.wg_pair or "netns" not in option.wg_lane or KERNEL not in names:
+        names = self._state.programs.named or self._state.programs.known
+        if lane != "vm" or self._plan.pairs or "netns" not in self._plan.lanes or KERNEL not in names:
             return []
         return [f"--pair={a}~{b}" for a in names for b in names if KERNEL in {a, b}]
 
@@ -188,7 +187,7 @@ class Guests:
         """The programs to take along, and the options that name them there."""
         files: list[tuple[Path, str]] = []
         options: list[str] = []
-        for manifest in implementations(self._config):
+        for manifest in self._state.programs.alone:
             if manifest.source is not None and manifest.source.parent != MANIFESTS:
                 options += _take_manifest(manifest.source.absolute(), files)
             options += ["--impl", manifest.name + self._take(manifest, files)]
@@ -215,20 +214,30 @@ def _take_manifest(source: Path, files: list[tuple[Path, str]]) -> list[str]:
 
 
 class GuestPool:
-    """Guests that run in threads of their own, and what they have told and this session has not yet heard.
+    """Runs guests in threads and queues their events for pytest's own thread.
 
-    pytest's hooks belong to the session's thread, so all that a guest tells waits in a queue, until a test here has
-    ended or `finish` is called.
+    pytest's hooks belong to the session's thread, so an event waits until a test here has ended or `finish` is called.
     """
 
-    def __init__(self, session: pytest.Session, at_once: int, start: Callable[[Iterable[str]], None]) -> None:
-        """Start: starts the guests, told the files that hold tests for them."""
+    def __init__(
+        self,
+        session: pytest.Session,
+        at_once: int,
+        start: Callable[[Iterable[str]], None],
+        left_by_workers: Callable[[], Iterable[str]] = lambda: (),
+    ) -> None:
+        """Make a pool of `at_once` threads.
+
+        start: starts the guests, given the files that hold tests for them. left_by_workers: those files whose tests
+        the xdist workers have left to guests.
+        """
         self._session = session
         self._start = start
+        self._left_by_workers = left_by_workers
         self._begun = False
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="guest")
         self._left = 0
-        self._told: SimpleQueue[Callable[[], object]] = SimpleQueue()
+        self._events: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self.stop, self._stopper = os.pipe()
 
     def begin(self, files: Iterable[str]) -> None:
@@ -240,7 +249,7 @@ class GuestPool:
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         """The first worker has collected, and with it everyone."""
-        self.begin(name.partition("::")[0] for name in ids)
+        self.begin([*(name.partition("::")[0] for name in ids), *self._left_by_workers()])
 
     def start(
         self, work: Callable[[], Any], ended: Callable[[Any], object], failed: Callable[[HarnessError], object]
@@ -257,22 +266,22 @@ class GuestPool:
                 ended(result)
 
         self._left += 1
-        self._pool.submit(work).add_done_callback(lambda future: self.tell(partial(hear, future)))
+        self._pool.submit(work).add_done_callback(lambda future: self.put(partial(hear, future)))
 
-    def tell(self, event: Callable[[], object]) -> None:
+    def put(self, event: Callable[[], object]) -> None:
         """Have the session's thread call this when it hears; in the order in which it was told."""
-        self._told.put(event)
+        self._events.put(event)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
         """A test here has ended: the moment to hear what guests have told meanwhile."""
-        while not self._told.empty():
-            self._told.get()()
+        while not self._events.empty():
+            self._events.get()()
 
     def finish(self) -> None:
         """Hear the guests to their end. As pytest does between tests, it ends the session where that is wanted (-x)."""
         while self._left:
-            self._told.get()()
+            self._events.get()()
             if self._session.shouldfail:
                 raise self._session.Failed(self._session.shouldfail)
             if self._session.shouldstop:
@@ -301,13 +310,13 @@ class LeakCheck:
 class GuestReporter:
     """Tells this session's hooks what a guest reports."""
 
-    def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, objects: LeakCheck) -> None:
+    def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, leaks: LeakCheck) -> None:
         """Evidence: the directory below which it goes to a place of the lane and the kernel."""
         self._config = config
         self._shard = shard
         self._place = file_name(f"{shard.lane}-{shard.kernel}")
         self._evidence = evidence / self._place
-        self._objects = objects
+        self._leaks = leaks
         self._begun: list[pytest.TestReport] = []
         self._failed = 0
         self._any = False
@@ -352,18 +361,18 @@ class GuestReporter:
         if result.ending is not boot.Ending.EXITED:
             self._failure(result.kernel, boot.explain(result))
         else:
-            self._objects.look((result.results / "kernel.log").read_text(errors="replace"), used=self._used_kernel)
+            self._leaks.look((result.results / "kernel.log").read_text(errors="replace"), used=self._used_kernel)
             if result.status not in self._expected_statuses():
                 said = "\n".join(text[-40:])
                 self._failure(result.kernel, f"pytest in the guest ended with status {result.status}:\n{said}")
-        self._objects.left -= 1
-        if not self._objects.left and self._objects.used:
-            self._tell("objects", result.kernel, "; ".join(self._objects.wrong), scenarios=["N41"])
+        self._leaks.left -= 1
+        if not self._leaks.left and self._leaks.used:
+            self._tell("objects", result.kernel, "; ".join(self._leaks.wrong), scenarios=["N41"])
 
     def failed(self, error: HarnessError) -> None:
         """There was no guest, or it could not be watched to its end."""
         self._tell_begun()
-        self._objects.left -= 1
+        self._leaks.left -= 1
         self._failure(self._shard.kernel, str(error))
 
     def _expected_statuses(self) -> set[int]:
@@ -391,12 +400,6 @@ class GuestReporter:
         self._config.hook.pytest_runtest_logreport(report=report)
 
 
-def facts_of(report: pytest.TestReport) -> dict[str, Any]:
-    """What the plugin in the guest knew of the test."""
-    facts = dict(report.user_properties).get(PROPERTY)
-    return facts if isinstance(facts, dict) else {}
-
-
 def used_driver(report: pytest.TestReport) -> bool:
     """Whether the driver was under test, and the test passed: then it has made objects."""
     sides = (facts_of(report).get(side) or {} for side in "ab")
@@ -413,14 +416,13 @@ def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
     return revived
 
 
-def lane_arguments(lane: str, config: pytest.Config) -> list[str]:
+def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
     """The options of pytest in a guest of this lane, made from those of the command line."""
-    chosen = config.option.markexpr
     # Tests that wait for protocol time run where time is skipped, and nowhere else.
     waiting = "waiting" if lane == "warp" else "not waiting"
-    expression = f"({chosen}) and {waiting}" if chosen else waiting
-    scale = TIMEOUT_SCALE * config.option.wg_timeout_scale
-    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", config.option.wg_keep]
+    expression = f"({markers}) and {waiting}" if markers else waiting
+    scale = TIMEOUT_SCALE * plan.timeout_scale
+    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
     # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
     limit = 0 if lane == "warp" else scale * TEST_TIMEOUT
     return [*arguments, "--timeout", f"{limit:g}"]
@@ -434,7 +436,7 @@ def _at_once(workers: int | str | None) -> int:
     return workers or 1
 
 
-def selection(config: pytest.Config, files: Iterable[str]) -> list[str]:
+def selection(config: pytest.Config, plan: RunPlan, files: Iterable[str]) -> list[str]:
     """The words that choose tests in a guest: what the command line says, its directories as the `files` in them.
 
     files: those that hold tests for guests, relative to the root; a guest that collects others as well takes minutes.
@@ -445,7 +447,8 @@ def selection(config: pytest.Config, files: Iterable[str]) -> list[str]:
     words = [*(word for word in given if "::" in word), *below]
     if words and config.option.keyword:
         words += ["-k", config.option.keyword]
-    return words + [f"--pair={pair}" for pair in config.option.wg_pair] if words else []
+    more = [*(f"--pair={pair}" for pair in plan.pairs), *(f"--suite={suite}" for suite in sorted(plan.suites))]
+    return words + more if words else []
 
 
 def _relative(word: str, root: Path) -> str:

@@ -1,7 +1,7 @@
-"""The pytest plugin: options, markers, fixtures, the sandbox around a run, and what becomes of the results.
+"""Hook the plugin into pytest's run: markers, the sandbox around it, guests beside it, the header.
 
-It is loaded into every pytest run of an environment that has it, so until one of its fixtures or options is used it
-imports next to nothing, and says nothing.
+The plugin is loaded into every pytest run of an environment that has it. Until one of its fixtures or options is used
+it imports next to nothing and prints nothing.
 """
 
 from __future__ import annotations
@@ -13,25 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.plugin import sandboxed
-from harness.plugin.options import (
-    asked,
-    guest_lanes,
-    guests_have_more,
-    only_guests,
-)
 from harness.plugin.reporter import Reporter
-from harness.plugin.selection import (
-    USAGE,
-    lane_of,
-    runs_here,
-    waits,
-)
-from harness.plugin.session import (
-    REPORTER,
-    is_worker,
-    pairs,
-    state_of_run,
-)
+from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
+from harness.plugin.session import REPORTER, is_worker, state_of_run
 from harness.sandbox import launch
 
 if TYPE_CHECKING:
@@ -48,6 +32,7 @@ MARKERS: Final = (
     'bug("IB-05"): the defect of a real program that this test would find',
     'capability("roaming", ...): what an implementation must declare to be tested by this',
     "waiting: minutes of protocol time have to pass in this test, so it runs in lane warp only",
+    "alone: no other test of the run may run beside this one, so it comes last",
     "core: one of the scenarios that make a tunnel and that one waits for (`./ci/interop`)",
     "long_in_guest: takes minutes where the processor is emulated, so a guest runs it by night only (`./ci/test`)",
 )
@@ -60,25 +45,26 @@ MARKERS: Final = (
 def pytest_cmdline_main(config: pytest.Config) -> None:
     if is_worker(config):
         return
-    if asked(config):
-        # Mistakes in the options are told before anything is started.
-        pairs(config)
     state = state_of_run(config)
+    plan = state.plan
+    if plan.concerns_lab:
+        # Mistakes in the options are reported before anything is started.
+        _ = state.programs
     if state.used and not config.option.collectonly:
         _check_place(state.results_path)
-    if config.option.wg_kernel and not guest_lanes(config):
+    if plan.kernels and not plan.guest_lanes:
         raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
-    if guest_lanes(config) and not (config.option.collectonly or launch.inside()):
+    if plan.guest_lanes and not (config.option.collectonly or launch.inside()):
         # Kernels come from the network, which no sandbox has.
-        _guests(config).prepare(config.option.wg_kernel)
-    if guests_have_more(config):
-        # Workers would have to collect what they must not run, for them to tell of it. As many guests run all the same.
+        _guests(config).prepare()
+    if plan.guests_have_more:
+        # Turn xdist off: its workers would collect tests that only guests may run. `-n` still counts the guests.
         undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
         for name, value in undistributed.items():
             setattr(config.option, name, value)
-    if only_guests(config):
+    if plan.only_guests:
         return
-    sandboxed.enter_if_needed(config, asked(config))
+    sandboxed.enter_if_needed(config, plan)
 
 
 def _check_place(path: Path) -> None:
@@ -95,25 +81,27 @@ def _check_place(path: Path) -> None:
 def _guests(config: pytest.Config) -> Guests:
     from harness.plugin.guests import Guests
 
-    state = state_of_run(config)
-    return Guests(config, state.registry, state.seed, state.report_directory / "evidence")
+    return Guests(config, state_of_run(config))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    lanes = guest_lanes(session.config)
-    if not lanes or session.config.option.collectonly or is_worker(session.config):
+    state = state_of_run(session.config)
+    plan = state.plan
+    if not plan.guest_lanes or session.config.option.collectonly or is_worker(session.config):
         return (yield)
     collected = session.items
-    with _guests(session.config).beside(session, lanes) as running:
-        # Under xdist nothing is collected here, and the workers tell.
+    with _guests(session.config).beside(session) as pool:
+        # Under xdist nothing is collected here; the pool learns from the workers which files there are.
         if collected:
-            theirs = (item for item in collected if lane_of(item) == "netns" and (waits(item) or "vm" in lanes))
-            running.begin(item.nodeid.partition("::")[0] for item in theirs)
-        session.items = [item for item in collected if runs_here(item)]
+            for_guests = (
+                item for item in collected if lane_of(item) == "netns" and (waits(item) or "vm" in plan.lanes)
+            )
+            pool.begin(file_of(item) for item in for_guests)
+        session.items = [item for item in collected if runs_here(item, plan)]
         answer = yield
         session.items = collected
-        running.finish()
+        pool.finish()
     return answer
 
 
@@ -125,10 +113,11 @@ def pytest_configure(config: pytest.Config) -> None:
     tx = getattr(config.option, "tx", None)
     if tx and launch.inside() and not is_worker(config):
         config.option.tx = [sandboxed.worker_spec(spec) for spec in tx]
-    if config.option.wg_timeout_scale != 1.0:
+    scale = state_of_run(config).plan.timeout_scale
+    if scale != 1.0:
         from harness.wait import set_timeout_scale
 
-        set_timeout_scale(config.option.wg_timeout_scale)
+        set_timeout_scale(scale)
 
 
 # Collection
@@ -152,28 +141,41 @@ def _clear_evidence(state: State) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Tell what an xdist worker did not like; all that xdist says of it is that the worker has gone."""
-    if said := getattr(node, "workeroutput", {}).get(USAGE):
-        raise pytest.UsageError(said)
+    """Report a worker's usage error; xdist itself says only that the worker has gone."""
+    if message := getattr(node, "workeroutput", {}).get(USAGE):
+        raise pytest.UsageError(message)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell an xdist worker what the controller has decided."""
+    """Hand an xdist worker what the controller has decided."""
     state = state_of_run(node.config)
     node.workerinput["wg_seed"] = state.seed
-    if launch.inside():
-        if not state.used:
-            state.used = True
-            _clear_evidence(state)
+    if launch.inside() and not state.used:
+        state.used = True
+        _clear_evidence(state)
+    if launch.inside() or launch.refused():
         node.workerinput["wg_run_directory"] = str(state.scratch())
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    if guest_lanes(config):
-        return [f"wg-interop: lanes {', '.join(config.option.wg_lane)}, seed {state_of_run(config).seed}"]
+    state = state_of_run(config)
+    if state.plan.guest_lanes:
+        return [f"wg-interop: lanes {', '.join(state.plan.lanes)}, seed {state.seed}"]
     if not (launch.inside() or launch.refused()):
         return []
     reason = launch.refused()
     where = f"no sandbox: {reason}" if reason else "sandbox of its own"
-    return [f"wg-interop: {where}, seed {state_of_run(config).seed}"]
+    return [f"wg-interop: {where}, seed {state.seed}", *_left_out(state)]
+
+
+def _left_out(state: State) -> list[str]:
+    """What a run without options does not test, and the option or command that adds it."""
+    if state.plan.concerns_lab or state.plan.lanes or state.plan.lane_of_guest:
+        return []
+    parts = ["lanes vm and warp (--lane vm --lane warp)"]
+    manifests = [manifest for manifest in state.programs.alone if manifest.kind != "kernel" and manifest.install]
+    if lacking := [manifest.name for manifest in manifests if manifest.why_unavailable()]:
+        names = " ".join(lacking)
+        parts.append(f"{names.replace(' ', ', ')}, not installed (wg-interop install {names})")
+    return [f"wg-interop: left out: {'; '.join(parts)}"]

@@ -1,19 +1,102 @@
-"""The plugin's options on pytest's command line, and what they ask for: lanes, pairs, guests."""
+"""Read the plugin's options from pytest's command line, once, into a frozen RunPlan."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.lanes import GUESTS, HERE
+from harness.lanes import GUESTS, HERE, LANE, SHARD, SUITES
 
 if TYPE_CHECKING:
     import pytest
 
-    from harness.implementations.manifest import (
-        Manifest,
+    from harness.implementations.manifest import Manifest
+
+
+class Pair(NamedTuple):
+    """The implementations of A (in ns1) and B (in ns2)."""
+
+    a: Manifest
+    b: Manifest
+
+    def __str__(self) -> str:
+        return f"{self.a.name}~{self.b.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPlan:
+    """What the command line asks of a run, and in a guest what the environment does; it never changes.
+
+    The words for programs (`programs`, `manifests`, `pairs`) are as they were given: `session.Programs` says what they
+    stand for, because most runs of pytest have no use for the modules that know.
+    """
+
+    lanes: tuple[str, ...] = ()
+    """`--lane` in the order given; empty: everything that can run here."""
+    suites: frozenset[str] = frozenset()
+    """`--suite`; empty: all tests."""
+    programs: tuple[str, ...] = ()
+    """`--impl`: NAME or NAME=PROGRAM."""
+    manifests: tuple[Path, ...] = ()
+    """`--impl-manifest`."""
+    pairs: tuple[str, ...] = ()
+    """`--pair`: A~B."""
+    kernels: tuple[str, ...] = ()
+    """`--kernel`; empty: the default of harness/vm/kernels.toml."""
+    results: Path | None = None
+    """`--results`; None: report/results.json below the root directory."""
+    keep: str = "failed"
+    seed: int | None = None
+    timeout_scale: float = 1.0
+    workers: int | str | None = None
+    """`-n`: xdist workers for the tests here, and as many guests at once."""
+    lane_of_guest: str = ""
+    """In a guest, the lane that it runs; elsewhere empty."""
+    shard: tuple[int, int] | None = None
+    """In a guest that runs every n-th test only: its number, counted from 0, and n."""
+
+    @property
+    def concerns_lab(self) -> bool:
+        """Whether an option was given that makes sense for the lab only."""
+        return bool(self.programs or self.manifests or self.pairs or self.suites or set(self.lanes) - {"core"})
+
+    @property
+    def guest_lanes(self) -> list[str]:
+        """The lanes asked for that need a guest."""
+        return [lane for lane in GUESTS if lane in self.lanes]
+
+    @property
+    def only_guests(self) -> bool:
+        """Whether nothing is to run on this kernel."""
+        return bool(self.guest_lanes) and not set(self.lanes) & set(HERE)
+
+    @property
+    def guests_have_more(self) -> bool:
+        """Whether guests run tests that the xdist workers of this run would not collect."""
+        return "warp" in self.lanes or ("vm" in self.lanes and "netns" not in self.lanes)
+
+
+def read_plan(config: pytest.Config) -> RunPlan:
+    """Read the options of pytest's command line, and the variables that a guest is started with."""
+    option = config.option
+    number, _, count = os.environ.get(SHARD, "").partition("/")
+    return RunPlan(
+        lanes=tuple(option.wg_lane),
+        suites=frozenset(option.wg_suite),
+        programs=tuple(option.wg_impl),
+        manifests=tuple(option.wg_manifest),
+        pairs=tuple(option.wg_pair),
+        kernels=tuple(option.wg_kernel),
+        results=option.wg_results,
+        keep=option.wg_keep,
+        seed=option.wg_seed,
+        timeout_scale=option.wg_timeout_scale,
+        workers=getattr(option, "numprocesses", None),
+        lane_of_guest=os.environ.get(LANE, ""),
+        shard=(int(number), int(count)) if count else None,
     )
-from typing import TYPE_CHECKING
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,9 +114,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Test A in ns1 against B in ns2, more than once for several. Default: all ordered pairs.",
     )  # fmt: skip
     group.addoption(
+        "--suite", action="append", default=[], choices=SUITES, dest="wg_suite",
+        help="Run these tests only, may be repeated: pairs are tests of two implementations, alone of one, lab of the "
+        "lab itself. Default: all tests.",
+    )  # fmt: skip
+    group.addoption(
         "--lane", action="append", default=[], choices=(*HERE, *GUESTS), dest="wg_lane",
         help="Run this lane only, may be repeated: core needs no namespaces, netns runs on this kernel, vm in a guest "
-        "with a kernel of your choice, warp there with a clock that skips idle time.",
+        "with a kernel of your choice, warp there with a clock that skips idle time. Default: core and netns.",
     )  # fmt: skip
     group.addoption(
         "--kernel", action="append", default=[], metavar="VERSION|PATH", dest="wg_kernel",
@@ -47,7 +135,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--keep", choices=("failed", "all", "none"), default="failed", dest="wg_keep",
-        help="Of which tests the evidence stays in report/evidence/. Default: failed.",
+        help="Keep evidence of failed tests (default), of all, or of none, in report/evidence/.",
     )  # fmt: skip
     group.addoption(
         "--timeout-scale", metavar="F", type=float, default=1.0, dest="wg_timeout_scale",
@@ -58,36 +146,3 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="The seed of all random choices, as an earlier run printed it.",
     )  # fmt: skip
     parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")
-
-
-class Pair(NamedTuple):
-    """The implementations of A (in ns1) and B (in ns2)."""
-
-    a: Manifest
-    b: Manifest
-
-    def __str__(self) -> str:
-        return f"{self.a.name}~{self.b.name}"
-
-
-def asked(config: pytest.Config) -> bool:
-    """Whether an option was given that makes sense for the lab only."""
-    option = config.option
-    lanes = set(option.wg_lane) - {"core"}
-    return bool(option.wg_impl or option.wg_manifest or option.wg_pair or lanes)
-
-
-def guest_lanes(config: pytest.Config) -> list[str]:
-    """The lanes asked for that need a guest, in order."""
-    return [lane for lane in GUESTS if lane in config.option.wg_lane]
-
-
-def only_guests(config: pytest.Config) -> bool:
-    """Whether nothing is to run on this kernel."""
-    return bool(guest_lanes(config)) and not set(config.option.wg_lane) & set(HERE)
-
-
-def guests_have_more(config: pytest.Config) -> bool:
-    """Whether guests may have tests that do not run on this kernel as well."""
-    lanes = config.option.wg_lane
-    return "warp" in lanes or ("vm" in lanes and "netns" not in lanes)

@@ -10,12 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import HarnessError
-from harness.lanes import EVENTS, GUESTS, LANE
+from harness.lanes import EVENTS, GUESTS
 from harness.plugin import sandboxed
-from harness.plugin.options import (
-    asked,
-    only_guests,
-)
 from harness.plugin.selection import runs_here
 from harness.plugin.session import (
     is_worker,
@@ -24,7 +20,6 @@ from harness.plugin.session import (
 
 if TYPE_CHECKING:
     from harness.plugin.session import State
-    from harness.report.results import Result, Results
 
 
 # What an event tells of a result.
@@ -58,8 +53,9 @@ class Reporter:
             self._tell({"event": "result", **facts})
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        if not only_guests(self._config):
-            self.expect(sum(map(runs_here, session.items)))
+        plan = self._state.plan
+        if not plan.only_guests:
+            self.expect(sum(runs_here(item, plan) for item in session.items))
 
     def expect(self, count: int) -> None:
         """So many tests more are to come."""
@@ -89,8 +85,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if state.used:
         state.results.write(state.results_path)
         # A guest's results are judged and drawn where they are brought to.
-        if LANE not in os.environ:
-            if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(session.config, state.results)):
+        if not state.plan.lane_of_guest:
+            if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(state)):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
                 session.config.stash[_SHORTCOMING] = shortcoming
             session.config.stash[_REPORT] = _draw(session.config, exitstatus)
@@ -117,16 +113,17 @@ def _draw(config: pytest.Config, exitstatus: int) -> str:
         return f"none: {error}"
 
 
-def _shortcoming(config: pytest.Config, results: Results) -> str | None:
-    """Why a run without a failed test is no success all the same."""
-    every: list[Result] = list(results.by_id.values())
+def _shortcoming(state: State) -> str | None:
+    """Why a run without a failed test is not a success all the same."""
+    plan = state.plan
+    every = list(state.results.by_id.values())
     if every and not any(result.state == "passed" for result in every):
         return "no test passed"
     ran = [result for result in every if result.state != "skipped"]
-    for lane in config.option.wg_lane:
+    for lane in plan.lanes:
         if not any(result.lane == lane for result in ran):
             return f"lane {lane} was asked for and did not run"
-    for name in state_of_run(config).registry.asked if asked(config) else ():
+    for name in state.programs.named if plan.concerns_lab else ():
         if every and not any(name == (side or {}).get("impl") for result in ran for side in (result.a, result.b)):
             return f"{name} was asked for and all its tests were skipped"
     return None

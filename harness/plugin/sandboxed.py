@@ -17,6 +17,8 @@ from harness.sandbox.launcher import REFUSED
 if TYPE_CHECKING:
     import pytest
 
+    from harness.plugin.options import RunPlan
+
 # The exit statuses of the copy that only collects; none of pytest's own.
 PEEK_NO, PEEK_YES = 78, 77
 PEEKING: Final = "_wg_interop_peeking"
@@ -39,14 +41,14 @@ def worker_spec(spec: str) -> str:
     return "popen//python=" + shlex.join(command) + spec.removeprefix("popen")
 
 
-def enter_if_needed(config: pytest.Config, asked: bool) -> None:
+def enter_if_needed(config: pytest.Config, plan: RunPlan) -> None:
     """Start this pytest again in a sandbox if the run needs one and is not in one.
 
-    asked: an option of ours was given. Returns where nothing is to be done; otherwise the process is replaced.
+    Returns where nothing is to be done; otherwise the process is replaced.
     """
     if inside() or REFUSED in os.environ or any(getattr(config.option, name, False) for name in _ONLY_LOOKING):
         return
-    if not (asked or config.getini("wg_sandbox") == "always" or _peek(config)):
+    if not (plan.concerns_lab or config.getini("wg_sandbox") == "always" or _peek(config)):
         return
     if list(config.invocation_params.args) != sys.argv[1:]:
         os.environ[REFUSED] = (

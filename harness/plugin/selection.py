@@ -1,4 +1,4 @@
-"""Which tests a run has: pairs as parameters, lanes, shards of a guest."""
+"""Choose the tests of a run: pairs as parameters, lanes, suites, what runs in guests, a guest's shard."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness.lanes import LANE, SHARD
-from harness.plugin.session import (
-    implementations,
-    is_worker,
-    pairs,
-)
+from harness.plugin.session import is_worker, state_of_run
+from harness.sandbox import launch
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
+    from harness.implementations.manifest import Manifest
+    from harness.plugin.options import RunPlan
+    from harness.plugin.session import State
 
+FIXTURES: Final = "harness.plugin.fixtures"
 MAX_REQUIREMENTS: Final = 3
-# By what name a worker tells of a mistake.
+# Key in xdist's `workeroutput` for a worker's usage error.
 USAGE: Final = "wg_usage"
+# In the run directory: the files whose tests only guests run, one a line, as the xdist workers have found them.
+_GUEST_FILES: Final = "guest-files"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if uses(metafunc.definition, "pair"):
-        metafunc.parametrize("pair", pairs(metafunc.config), ids=str, indirect=True)
+        metafunc.parametrize("pair", state_of_run(metafunc.config).programs.pairs, ids=str, indirect=True)
     if uses(metafunc.definition, "implementation"):
-        chosen = implementations(metafunc.config)
+        chosen = state_of_run(metafunc.config).programs.alone
         metafunc.parametrize("implementation", chosen, ids=[manifest.name for manifest in chosen], indirect=True)
 
 
@@ -37,16 +40,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         marks = [argument for marker in item.iter_markers("requirement") for argument in marker.args]
         if len(marks) > MAX_REQUIREMENTS:
-            said = f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}"
+            message = f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}"
             if is_worker(config):
-                config.workeroutput[USAGE] = said  # type: ignore[attr-defined]
-            raise pytest.UsageError(said)
-    _choose(config, items, [item for item in items if _is_chosen(item)])
+                config.workeroutput[USAGE] = message  # type: ignore[attr-defined]
+            raise pytest.UsageError(message)
+    state = state_of_run(config)
+    _choose(config, items, [item for item in items if _is_chosen(item, state.plan)])
     yield
-    # When all others have chosen, so that the shards are equal.
-    if SHARD in os.environ:
-        number, count = map(int, os.environ[SHARD].split("/"))
+    # From here on all other plugins have chosen, and have put the tests in their order.
+    if is_worker(config) and state.plan.guest_lanes:
+        _leave_to_guests(config, state, items)
+    if state.plan.shard is not None:
+        number, count = state.plan.shard
         _choose(config, items, items[number::count])
+    items.sort(key=is_alone)
 
 
 def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest.Item]) -> None:
@@ -56,21 +63,53 @@ def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest
         items[:] = chosen
 
 
-def _is_chosen(item: pytest.Item) -> bool:
-    """Whether the item runs in one of the lanes asked for; what runs in guests is collected here too."""
-    lanes = item.config.option.wg_lane
-    if waits(item) and os.environ.get(LANE) != "warp":
-        return "warp" in lanes
-    return not lanes or lane_of(item) in {"netns" if lane == "vm" else lane for lane in lanes}
+def _is_chosen(item: pytest.Item, plan: RunPlan) -> bool:
+    """Whether the item belongs to one of the suites and lanes asked for; what runs in guests is collected here too."""
+    if plan.suites and suite_of(item) not in plan.suites:
+        return False
+    if waits(item) and plan.lane_of_guest != "warp":
+        return "warp" in plan.lanes
+    return not plan.lanes or lane_of(item) in {"netns" if lane == "vm" else lane for lane in plan.lanes}
 
 
-def runs_here(item: pytest.Item) -> bool:
+def runs_here(item: pytest.Item, plan: RunPlan) -> bool:
     """Whether a chosen item runs on this kernel, be it a guest's."""
-    lanes = item.config.option.wg_lane
-    return LANE in os.environ or not lanes or (lane_of(item) in lanes and not waits(item))
+    if plan.lane_of_guest or not plan.lanes:
+        return True
+    if lane_of(item) not in plan.lanes or waits(item):
+        return False
+    # In lane vm a guest tests kernel WireGuard; here there would be nothing but a skip for want of it.
+    return not ("vm" in plan.lanes and any(side.kind == "kernel" for side in sides(item)) and not _kernel_has_it())
 
 
-FIXTURES: Final = "harness.plugin.fixtures"
+def _kernel_has_it() -> bool:
+    """Whether kernel WireGuard can be tested here, asked in the sandbox only: the answer makes an interface."""
+    from harness.implementations.manifest import kernel_has_wireguard
+
+    return launch.inside() and kernel_has_wireguard()
+
+
+def _leave_to_guests(config: pytest.Config, state: State, items: list[pytest.Item]) -> None:
+    """Deselect what only guests run, and write down its files: the controller of xdist workers collects nothing."""
+    here = [item for item in items if runs_here(item, state.plan)]
+    elsewhere = dict.fromkeys(file_of(item) for item in items if item not in set(here))
+    path = state.scratch() / _GUEST_FILES
+    # Each worker finds the same; a reader sees one list or none.
+    part = path.with_name(f"{_GUEST_FILES}.{os.getpid()}")
+    part.write_text("".join(f"{name}\n" for name in elsewhere))
+    part.replace(path)
+    _choose(config, items, here)
+
+
+def files_left_to_guests(scratch: Path) -> list[str]:
+    """The files that xdist workers have left to guests, relative to the root directory."""
+    path = scratch / _GUEST_FILES
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def file_of(item: pytest.Item) -> str:
+    """The file of a test, relative to the root directory."""
+    return item.nodeid.partition("::")[0]
 
 
 def uses(item: pytest.Item, fixture: str) -> bool:
@@ -85,6 +124,23 @@ def uses(item: pytest.Item, fixture: str) -> bool:
     return False
 
 
+def sides(item: pytest.Item) -> tuple[Manifest, ...]:
+    """The implementations that a test is about: A and B of a pair, one, or none."""
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    if uses(item, "pair"):
+        return tuple(params["pair"])
+    return (params["implementation"],) if uses(item, "implementation") else ()
+
+
+def suite_of(item: pytest.Item) -> str:
+    """Which word of `lanes.SUITES` a test belongs to; none if it does without the lab."""
+    if uses(item, "pair"):
+        return "pairs"
+    if lane_of(item) == "core":
+        return ""
+    return "lab" if item.path.parent.name == "lab" else "alone"
+
+
 def lane_of(item: pytest.Item) -> str:
     """`netns` for a test that uses the lab, else `core`."""
     return "netns" if uses(item, "lab") else "core"
@@ -95,7 +151,12 @@ def waits(item: pytest.Item) -> bool:
     return item.get_closest_marker("waiting") is not None
 
 
+def is_alone(item: pytest.Item) -> bool:
+    """Whether no other test may run beside this one."""
+    return item.get_closest_marker("alone") is not None
+
+
 def label_of(item: pytest.Item) -> str:
     """The lane as results name it: in a guest, the guest's."""
     lane = lane_of(item)
-    return os.environ.get(LANE, lane) if lane == "netns" else lane
+    return (state_of_run(item.config).plan.lane_of_guest or lane) if lane == "netns" else lane

@@ -1,27 +1,24 @@
-"""What the plugin keeps for one pytest process (seed, implementations, results), and what it knows of a test."""
+"""Keep what one pytest process knows: the run's plan, its programs, seed, results and scratch directory."""
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from harness.errors import UsageError
-from harness.lanes import GUESTS, LANE
-from harness.plugin.options import Pair, asked
+from harness.lanes import GUESTS
+from harness.plugin.options import Pair, read_plan
 
 if TYPE_CHECKING:
-    from harness.implementations.manifest import (
-        Manifest,
-    )
-    from harness.implementations.registry import (
-        Registry,
-    )
+    from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
+    from harness.plugin.options import RunPlan
     from harness.plugin.rundir import RunDirectory
     from harness.report.results import Results
 
@@ -29,46 +26,83 @@ if TYPE_CHECKING:
 REPORTER: Final = "wg-interop-reporter"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """The implementations of a run, as its plan names them.
+
+    known: all names. named: those that were asked for. pairs: of A and B, every ordered pair of these or those, or the
+    pairs asked for. alone: every implementation that a test of one implementation is run with.
+    """
+
+    known: tuple[str, ...]
+    named: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    alone: tuple[Manifest, ...]
+
+
+def read_programs(plan: RunPlan) -> Programs:
+    """Find the manifests of what the plan names; every mistake in it is a pytest.UsageError."""
+    from harness.implementations.registry import Registry
+
+    try:
+        registry = Registry()
+        for path in plan.manifests:
+            registry.add(path)
+        for text in plan.programs:
+            registry.choose(text)
+        chosen = [registry.get(name) for name in registry.asked or registry.known]
+        pairs = [Pair(a, b) for a in chosen for b in chosen]
+        if plan.pairs:
+            pairs = [Pair(*map(registry.get, _names(text))) for text in plan.pairs]
+            chosen = list(dict.fromkeys(manifest for pair in pairs for manifest in pair))
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+    # The programs do alone in a guest what they do here; only the kernel is another there.
+    kernels = [manifest for manifest in chosen if manifest.kind == "kernel"] if plan.lane_of_guest in GUESTS else []
+    return Programs(
+        known=tuple(registry.known), named=tuple(registry.asked), pairs=tuple(pairs), alone=tuple(kernels or chosen)
+    )
+
+
+def _names(text: str) -> list[str]:
+    names = text.split("~")
+    if len(names) != len(Pair._fields):
+        raise pytest.UsageError(f"--pair {text}: want A~B, two implementations with a tilde between")
+    return names
+
+
 class State:
     """What the plugin keeps for one pytest process."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.config = config
-        given = (_from_controller(config, "wg_seed"), config.option.wg_seed)
+        self.plan = read_plan(config)
+        given = (_from_controller(config, "wg_seed"), self.plan.seed)
         self.seed: int = next((seed for seed in given if seed is not None), secrets.randbits(32))
         # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
-        self.used = config.option.wg_results is not None or asked(config)
-        self.results_path: Path = (config.option.wg_results or config.rootpath / "report" / "results.json").absolute()
-        self.workers: int | str | None = getattr(config.option, "numprocesses", None)
-        """What `-n` said: xdist workers for the tests here; and so many guests at once."""
+        self.used = self.plan.results is not None or self.plan.concerns_lab
+        self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
+        self._given_directory: str | None = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
-        self._registry: Registry | None = None
-        self._results: Results | None = None
 
     @property
     def report_directory(self) -> Path:
         """Where evidence goes: beside the results."""
         return self.results_path.parent
 
-    @property
-    def registry(self) -> Registry:
-        if self._registry is None:
-            self._registry = _read_registry(self.config)
-        return self._registry
+    @cached_property
+    def programs(self) -> Programs:
+        return read_programs(self.plan)
 
-    @property
+    @cached_property
     def results(self) -> Results:
-        if self._results is None:
-            from harness.report.results import Results
+        from harness.report.results import Results
 
-            self._results = Results(self.seed)
-        return self._results
+        return Results(self.seed)
 
     def scratch(self) -> Path:
         """The run directory, made when first needed; the controller makes it for its workers."""
-        given = _from_controller(self.config, "wg_run_directory")
-        if given is not None:
-            return Path(given)
+        if self._given_directory is not None:
+            return Path(self._given_directory)
         if self._run_directory is None:
             from harness.plugin.rundir import RunDirectory
 
@@ -100,50 +134,6 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def _read_registry(config: pytest.Config) -> Registry:
-    from harness.implementations.registry import Registry
-
-    try:
-        registry = Registry()
-        for path in config.option.wg_manifest:
-            registry.add(path)
-        for text in config.option.wg_impl:
-            registry.choose(text)
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
-    return registry
-
-
-def pairs(config: pytest.Config) -> list[Pair]:
-    registry = state_of_run(config).registry
-    if not config.option.wg_pair:
-        names = registry.asked or list(registry.known)
-        return [Pair(registry.get(a), registry.get(b)) for a in names for b in names]
-    return [_pair(registry, text) for text in config.option.wg_pair]
-
-
-def implementations(config: pytest.Config) -> list[Manifest]:
-    """The implementations under test one by one: those of the pairs asked for, else those asked for, else all.
-
-    In a guest only the kernel, if it is among them: the others are the same there as here.
-    """
-    registry = state_of_run(config).registry
-    chosen = [registry.get(name) for name in registry.asked or registry.known]
-    if config.option.wg_pair:
-        chosen = list(dict.fromkeys(manifest for pair in pairs(config) for manifest in pair))
-    kernels = [manifest for manifest in chosen if manifest.kind == "kernel"]
-    return kernels or chosen if os.environ.get(LANE) in GUESTS else chosen
-
-
-def _pair(registry: Registry, text: str) -> Pair:
-    names = text.split("~")
-    if len(names) != len(Pair._fields):
-        raise pytest.UsageError(f"--pair {text}: want A~B, two implementations with a tilde between")
-    try:
-        return Pair(registry.get(names[0]), registry.get(names[1]))
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
-
-
 def file_name(nodeid: str) -> str:
+    """A node id as the name of a file or directory."""
     return re.sub(r"[^\w.~+-]+", "_", nodeid)

@@ -15,11 +15,7 @@ import pytest
 from _pytest.outcomes import Failed, Skipped
 
 from harness.errors import HarnessError, Unsupported
-from harness.plugin.selection import (
-    label_of,
-    lane_of,
-    uses,
-)
+from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
     file_name,
@@ -33,7 +29,7 @@ if TYPE_CHECKING:
     from harness.lab.lab import Lab
 
 
-# What is no failure of others is one of theirs.
+# Must behave exactly like the driver: for these a difference is a failure.
 _AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
 
 
@@ -96,7 +92,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         if not item.config.option.usepdb:
             _close_after(made, error)
         raise
-    if item.config.option.wg_keep == "all":
+    if state_of_run(item.config).plan.keep == "all":
         made.snapshot()
     made.close()
     if different is not None:
@@ -116,40 +112,61 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if call.excinfo is not None and isinstance(call.excinfo.value, Unsupported):
-        _report_unsupported(item, report, call.excinfo.value)
-    if lane_of(item) == "netns" or state_of_run(item.config).used:
-        facts = _facts(item)
-        if report.when == "call":
-            _judge_expectation(item, report)
-        if report.when == "call" or (report.when == "setup" and report.failed):
-            facts["artifacts"] = _keep_evidence(item, report)
-        _describe(report, facts)
+    special = _special_state(item, report, call)
+    state = state_of_run(item.config)
+    if lane_of(item) != "netns" and not state.used:
+        if special:
+            _describe(report, special)
+        return report
+    facts = _facts(item)
+    if report.when == "call":
+        special = _apply_expectations(item, report) or special
+    if report.when == "call" or (report.when == "setup" and report.failed):
+        facts["artifacts"] = _keep_evidence(item, report)
+    _describe(report, facts | special)
     return report
 
 
-def _report_unsupported(item: pytest.Item, report: pytest.TestReport, reason: Unsupported) -> None:
-    """What the lab did not try, because the program does not declare it, is reported like a missing marker."""
-    path, line, _ = item.location
-    report.outcome = "skipped"
-    report.longrepr = (path, line or 0, f"Skipped: unsupported: {reason}")
+def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, str]:
+    """The state and the message of what pytest has no outcome for; empty for everything else."""
+    error = call.excinfo.value if call.excinfo is not None else None
+    match error:
+        case Unsupported():
+            # The lab did not try what the program does not declare: for pytest a skip, like a missing marker.
+            path, line, _ = item.location
+            report.outcome = "skipped"
+            report.longrepr = (path, line or 0, f"Skipped: unsupported: {error}")
+            return {"state": "unsupported", "message": str(error)}
+        case Differs():
+            return {"state": "differs", "message": str(error)}
+        case Blocked():
+            return {"state": "blocked", "message": str(error)}
+    # A test that raised nothing and yet failed was marked as a strict xfail.
+    return {"state": "xpassed"} if report.failed and error is None else {}
 
 
-def _judge_expectation(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Turn a failure that is expected into an xfail, and a success where one was expected into a failure."""
+def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
+    """Turn a failure that is expected into an xfail, and a success where one was expected into a failure.
+
+    Returns the new state, empty if it stays as it is.
+    """
     from harness.report import expectations
     from harness.report.results import message_of
 
     if report.skipped:
-        return
-    found = expectations.applying(item.config.rootpath / "selftests" / "expectations", item.nodeid, _sides(item))
+        return {}
+    a, b = _a_and_b(item)
+    found = expectations.applying(item.config.rootpath / "selftests" / "expectations", item.nodeid, (a, b))
     if report.failed and (expected := expectations.explains(found, message_of(report))):
         report.outcome = "skipped"
         report.wasxfail = str(expected)
-    elif report.passed and (wrong := expectations.refuted(found)):
+        return {"state": "xfailed"}
+    if report.passed and (wrong := expectations.refuted(found)):
         report.outcome = "failed"
         must_go = "; ".join(map(str, wrong))
         report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {must_go}"
+        return {"state": "xpassed"}
+    return {}
 
 
 def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
@@ -160,7 +177,7 @@ def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
 
 
 def _facts(item: pytest.Item) -> dict[str, Any]:
-    a, b = _sides(item)
+    a, b = _a_and_b(item)
     facts: dict[str, Any] = {
         "a": _side(a),
         "b": _side(b),
@@ -172,13 +189,10 @@ def _facts(item: pytest.Item) -> dict[str, Any]:
     return facts
 
 
-def _sides(item: pytest.Item) -> tuple[Manifest | None, Manifest | None]:
+def _a_and_b(item: pytest.Item) -> tuple[Manifest | None, Manifest | None]:
     """The implementations of A and B that the test is about, as far as there are any."""
-    params = getattr(getattr(item, "callspec", None), "params", {})
-    if uses(item, "pair"):
-        a, b = params["pair"]
-        return a, b
-    return (params["implementation"], None) if uses(item, "implementation") else (None, None)
+    a, b = [*sides(item), None, None][:2]
+    return a, b
 
 
 def _side(manifest: Manifest | None) -> dict[str, str] | None:
@@ -192,7 +206,7 @@ def _side(manifest: Manifest | None) -> dict[str, str] | None:
 
 def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
     made = item.stash.get(LAB, None)
-    keep = item.config.option.wg_keep
+    keep = state_of_run(item.config).plan.keep
     if made is None or keep == "none" or (keep == "failed" and not report.failed):
         return ""
     target = state_of_run(item.config).report_directory / "evidence" / file_name(item.nodeid)
@@ -226,8 +240,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Name every difference with its reason, whatever `-r` says: there are few, and each is worth knowing."""
     different = terminalreporter.stats.get("differs", ())
     if different:
-        from harness.report.results import DIFFERS, message_of
+        from harness.report.results import message_of
 
         terminalreporter.section("differs from the kernel, and may")
         for report in different:
-            terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report).removeprefix(DIFFERS)}")
+            terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report)}")

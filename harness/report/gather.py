@@ -39,7 +39,7 @@ from harness.report.page import (
     rank_of,
     seconds,
 )
-from harness.report.results import SCHEMA, UNSUPPORTED, Result
+from harness.report.results import SCHEMA, Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -392,7 +392,7 @@ def _skips(tests: Sequence[Shown]) -> list[Skip]:
     found = [test for test in tests if test.state in DID_NOT_RUN]
     skips = []
     for (state, message), same in _by(lambda test: (test.state, test.first_line), found).items():
-        reason, _, remedy = message.removeprefix(UNSUPPORTED).partition("; ")
+        reason, _, remedy = message.partition("; ")
         names = sort_names({name for test in same for name in test.names})
         remedy = remedy.removeprefix("to install it: ")
         skips.append(Skip(state=state, reason=reason, remedy=remedy, count=len(same), names=names))

@@ -9,18 +9,15 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import pytest
 
 SCHEMA: Final = 1
-UNSUPPORTED: Final = "unsupported: "
-# How pytest words the outcomes that harness.plugin.verdicts raises.
-DIFFERS: Final = "Differs: "
-BLOCKED: Final = "Blocked: "
 # The user property of a report that carries what the plugin knows of the test.
 PROPERTY: Final = "wg-interop"
+# Facts of one phase, from which the result's own state and message are made.
+_OF_A_PHASE: Final = frozenset({"state", "message"})
 GATING: Final = frozenset({"failed", "error", "xpassed", "blocked"})
 STATES: Final = (
     "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "flaky", "skipped",
@@ -60,19 +57,17 @@ class Results:
 
     def add(self, report: pytest.TestReport) -> Result:
         """Take one phase (setup, call or teardown) of a test; returns the result as it stands now."""
-        facts = dict(report.user_properties).get(PROPERTY) or {}
         # Only the phase that ends last knows all; what it does not know must not erase what was known.
-        facts = facts if isinstance(facts, dict) else {}
+        facts = facts_of(report)
         identity = (report.nodeid, str(facts.get("lane", "core")), str(facts.get("kernel", "")))
         result = self.by_id.setdefault(identity, Result(id=report.nodeid))
-        for name, value in facts.items():
-            setattr(result, name, value)
+        for name in facts.keys() - _OF_A_PHASE:
+            setattr(result, name, facts[name])
         result.seconds = round(result.seconds + report.duration, 4)
         state = state_of(report)
         if state is not None and result.state not in GATING:
             result.state = state
-            # The state says it already.
-            result.message = "" if state == "passed" else message_of(report).removeprefix(DIFFERS).removeprefix(BLOCKED)
+            result.message = "" if state == "passed" else message_of(report)
         return result
 
     def document(self) -> dict[str, Any]:
@@ -98,29 +93,33 @@ class Results:
         part.replace(path)
 
 
+def facts_of(report: pytest.TestReport) -> dict[str, Any]:
+    """What the plugin knows of this phase of a test, wherever it ran; empty for one that has nothing to do with it."""
+    facts = dict(report.user_properties).get(PROPERTY)
+    return facts if isinstance(facts, dict) else {}
+
+
 def state_of(report: pytest.TestReport) -> str | None:
-    """The state that this phase of a test decides; None if it decides nothing."""
-    expected = hasattr(report, "wasxfail")
+    """The state that this phase of a test decides; None if it decides nothing.
+
+    What pytest has no outcome for comes as a fact, from `harness.plugin.verdicts`: `differs`, `blocked`, `unsupported`,
+    and `xpassed` of a strict expectation. Everything else follows from pytest's outcome and the phase.
+    """
+    if state := facts_of(report).get("state"):
+        return str(state)
     if report.skipped:
-        states = {DIFFERS: "differs", UNSUPPORTED: "unsupported"}
-        return "xfailed" if expected else _worded(message_of(report), states, "skipped")
+        return "xfailed" if hasattr(report, "wasxfail") else "skipped"
     if report.failed:
-        # A text and no exception: pytest's own word for a strict xfail that passed.
-        if isinstance(report.longrepr, str) and report.longrepr.startswith("[XPASS(strict)]"):
-            return "xpassed"
-        return _worded(message_of(report), {BLOCKED: "blocked"}, "failed" if report.when == "call" else "error")
+        return "failed" if report.when == "call" else "error"
     if report.when == "call":
-        return "xpassed" if expected else "passed"
+        return "xpassed" if hasattr(report, "wasxfail") else "passed"
     return None
 
 
-def _worded(message: str, states: Mapping[str, str], otherwise: str) -> str:
-    """The state that the beginning of a message stands for."""
-    return next((state for beginning, state in states.items() if message.startswith(beginning)), otherwise)
-
-
 def message_of(report: pytest.TestReport) -> str:
-    """Why, in one line or a few: the exception's message, or the reason of a skip."""
+    """Why, in one line or a few: what the plugin noted, else the exception's message, or the reason of a skip."""
+    if message := facts_of(report).get("message"):
+        return str(message)
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import ControlError, DeviceConfig, FileSays, HarnessError, Tunnel, twin, wait_for
+from harness import ControlError, DeviceConfig, FileSays, HarnessError, Tunnel, Unsupported, twin, wait_for
 from harness.control.genl import GenlControl
 from harness.implementations.interface import genetlink
 
@@ -23,7 +23,7 @@ STRANGERS = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo 
 @pytest.fixture(autouse=True)
 def _drivers_only(implementation: Manifest) -> None:
     if implementation.kind != "kernel":
-        pytest.skip(f"unsupported: {implementation.name} is a process, and is where that is")
+        raise Unsupported(f"{implementation.name} is a process, and is where that is")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import DATA, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Capture, Drop, ping, tcp_stream
+from harness import DATA, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Capture, Drop, Unsupported, ping, tcp_stream
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ def wireshark() -> None:
 def revealing(pair: Pair) -> None:
     """One of both reveals its keys."""
     if not (pair.a.key_log or pair.b.key_log):
-        pytest.skip(f"unsupported: neither {pair.a.name} nor {pair.b.name} reveals its keys")
+        raise Unsupported(f"neither {pair.a.name} nor {pair.b.name} reveals its keys")
 
 
 @pytest.mark.usefixtures("wireshark", "revealing")

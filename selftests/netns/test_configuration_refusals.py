@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import ControlError, DeviceConfig, PeerConfig, ProgramInterface
+from harness import ControlError, DeviceConfig, PeerConfig, ProgramInterface, Unsupported
 
 if TYPE_CHECKING:
     from harness import Interface, Lab, Manifest
@@ -32,7 +32,7 @@ def test_protocol_version_other_than_1_is_refused(lab: Lab, wg0: Interface, vers
 @pytest.mark.requirement("CFG-46")
 def test_uapi_line_without_equals_sign_is_refused_with_eproto(wg0: Interface) -> None:
     if not isinstance(wg0, ProgramInterface):
-        pytest.skip("unsupported: the kernel is not configured by lines of text")
+        raise Unsupported("the kernel is not configured by lines of text")
     with wg0.connect() as connection:
         connection.settimeout(5)
         connection.sendall(b"set=1\nnokey\n\n")

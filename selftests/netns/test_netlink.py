@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import ControlError, DeviceConfig, Endpoint, PeerConfig, allowed_ips, twin
+from harness import ControlError, DeviceConfig, Endpoint, PeerConfig, Unsupported, allowed_ips, twin
 from harness.control import genl
 from harness.implementations import interface
 from harness.net.netlink import (
@@ -90,7 +90,7 @@ PEER: Final = attribute(genl.PEER_PUBLIC_KEY, KEY)
 @pytest.fixture
 def driver(lab: Lab, implementation: Manifest) -> Driver:
     if implementation.kind != "kernel":
-        pytest.skip(f"unsupported: {implementation.name} is not configured by netlink")
+        raise Unsupported(f"{implementation.name} is not configured by netlink")
     wg0 = lab.interface("wg0", implementation, lab.node("ns0"))
     return Driver(wg0, genetlink(lab, wg0.place))
 

@@ -45,7 +45,7 @@ def test_peer_is_reached_through_other_peer_of_same_interface(nat: Tunnel) -> No
 
 @pytest.mark.scenario("N22")
 @pytest.mark.requirement("ROB-04")
-@pytest.mark.xdist_group("loops")
+@pytest.mark.alone
 def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     nat: Tunnel, record_property: Callable[[str, object], None]
 ) -> None:

@@ -31,7 +31,7 @@ oifname "wg1" udp dport 7 counter comment "looped"
 @pytest.mark.scenario("N19")
 @pytest.mark.requirement("ROB-04")
 @pytest.mark.capability("ipv6-underlay")
-@pytest.mark.xdist_group("loops")
+@pytest.mark.alone
 def test_routing_loop_through_own_tunnel_stays_bounded(
     lab: Lab, pair: Pair, record_property: Callable[[str, object], None]
 ) -> None:

@@ -90,6 +90,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.errors",
     "harness.lanes",
     "harness.plugin",
+    "harness.plugin.alone",
     "harness.plugin.fixtures",
     "harness.plugin.hooks",
     "harness.plugin.options",

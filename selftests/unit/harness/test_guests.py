@@ -22,6 +22,7 @@ from harness.plugin.guests import (
     selection,
     used_driver,
 )
+from harness.plugin.options import RunPlan
 from harness.plugin.reporter import Reporter
 from harness.plugin.session import REPORTER, state_of_run
 from harness.report.results import PROPERTY
@@ -80,8 +81,8 @@ def test_guest_events_run_in_session_thread_and_in_order(running: GuestPool) -> 
         heard.append((word, threading.get_ident()))
 
     def work() -> str:
-        running.tell(lambda: hear("first"))
-        running.tell(lambda: hear("second"))
+        running.put(lambda: hear("first"))
+        running.put(lambda: hear("second"))
         return "the end"
 
     running.start(work, hear, lambda error: hear(str(error)))
@@ -103,7 +104,7 @@ def test_failed_guest_and_finished_guest_are_both_reported(running: GuestPool) -
 
 def test_guest_event_waits_until_local_test_has_ended(running: GuestPool) -> None:
     heard: list[str] = []
-    running.tell(lambda: heard.append("a guest's test"))
+    running.put(lambda: heard.append("a guest's test"))
     assert not heard
     running.pytest_runtest_logfinish()
     assert heard == ["a guest's test"]
@@ -114,7 +115,7 @@ def test_session_that_should_end_does_not_wait_for_guests(
     running: GuestPool, session: Any, attribute: str, error: str
 ) -> None:
     def work() -> None:
-        running.tell(lambda: setattr(session, attribute, "stopping after 1 failures"))
+        running.put(lambda: setattr(session, attribute, "stopping after 1 failures"))
         os.read(running.stop, 1)
 
     running.start(work, lambda _: None, lambda _: None)
@@ -146,15 +147,14 @@ def test_guest_collects_only_files_with_tests_for_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     args = [word.replace("/work", str(tmp_path)) for word in given]
-    config = SimpleNamespace(args=args, rootpath=tmp_path, option=SimpleNamespace(keyword="k", wg_pair=["a~b"]))
+    config = SimpleNamespace(args=args, rootpath=tmp_path, option=SimpleNamespace(keyword="k"))
     more = ["-k", "k", "--pair=a~b"] if expected else []
-    assert selection(cast("pytest.Config", config), (*FILES, FILES[0])) == expected + more
+    assert selection(cast("pytest.Config", config), RunPlan(pairs=("a~b",)), (*FILES, FILES[0])) == expected + more
 
 
 @pytest.mark.parametrize("keep", ["failed", "all", "none"])
-def test_guest_receives_keep_option_of_session(pytestconfig: pytest.Config, keep: str) -> None:
-    option = SimpleNamespace(**{**vars(pytestconfig.option), "wg_keep": keep})
-    arguments = lane_arguments("vm", cast("pytest.Config", SimpleNamespace(option=option)))
+def test_guest_receives_keep_option_of_session(keep: str) -> None:
+    arguments = lane_arguments("vm", "", RunPlan(keep=keep))
     assert arguments[arguments.index("--keep") + 1] == keep
 
 
@@ -195,7 +195,7 @@ def test_driver_counts_as_used_only_after_passed_kernel_test(
 def test_vm_lane_omits_pairs_without_kernel_and_warp_does_not(pytester: pytest.Pytester) -> None:
     words = ["--lane=netns", "--lane=vm", "--lane=warp", "--impl=kernel", "--impl=refwg"]
     config = pytester.parseconfig(*words)
-    guests = Guests(config, state_of_run(config).registry, 1, pytester.path)
+    guests = Guests(config, state_of_run(config))
     assert guests.pairs("vm") == [f"--pair={pair}" for pair in ("kernel~kernel", "kernel~refwg", "refwg~kernel")]
     assert guests.pairs("warp") == []
 
@@ -212,7 +212,7 @@ def test_guest_receives_programs_of_chosen_pairs(pytester: pytest.Pytester, word
     program = pytester.makefile("", mine="#!/bin/sh\n")
     program.chmod(0o755)
     config = pytester.parseconfig("--impl", f"mine={program}", *words)
-    files, options = Guests(config, state_of_run(config).registry, 1, pytester.path).programs()
+    files, options = Guests(config, state_of_run(config)).programs()
     assert (program, "/peers/mine/mine") in files
     assert [word.partition("=")[0] for word in options] == [each for name in taken for each in ("--impl", name)]
 
@@ -309,9 +309,9 @@ def test_guest_fails_when_reports_do_not_explain_its_exit_status(
 
 def test_unknown_kernel_is_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boot, "require_in_guest", lambda _: None)
-    config = pytester.parseconfig("--lane=vm")
+    config = pytester.parseconfig("--lane=vm", "--kernel=./none")
     with pytest.raises(pytest.UsageError, match=r"kernel ./none: no such file"):
-        Guests(config, state_of_run(config).registry, 1, pytester.path).prepare(["./none"])
+        Guests(config, state_of_run(config)).prepare()
 
 
 @pytest.mark.parametrize(("shard", "chosen"), [("0/2", "02"), ("1/2", "1"), ("0/1", "012")])

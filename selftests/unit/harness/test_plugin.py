@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import threading
+import time
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from _pytest.outcomes import Failed
 
 from harness.lanes import EVENTS, LANE
+from harness.plugin.alone import held
+from harness.plugin.selection import runs_here
+from harness.plugin.session import state_of_run
 from harness.plugin.verdicts import Differs, differs
 from harness.sandbox.launcher import INSIDE, REFUSED
 
@@ -345,3 +351,127 @@ def test_difference_is_printed_and_does_not_fail_run(
     run.stdout.fnmatch_lines("DIFFERS *.py::test_it - 1360 bytes, not 1359")
     found = json.loads((pytester.path / "results.json").read_text())["results"]
     assert {entry["state"]: entry["message"] for entry in found} == {"passed": "", "differs": "1360 bytes, not 1359"}
+
+
+def collected(pytester: pytest.Pytester, *options: str) -> list[pytest.Item]:
+    """The tests that a run with these options would run, in order."""
+    session = pytester.inline_run("--collect-only", *options).getcall("pytest_collection_finish").session
+    items: list[pytest.Item] = session.items
+    return items
+
+
+SUITES_HERE: Final = """
+def test_unit(): pass
+def test_pair(lab, pair): pass
+def test_one(lab, implementation): pass
+"""
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(
+    ("options", "chosen"),
+    [
+        ("--suite=pairs", {"test_it.py::test_pair"}),
+        ("--suite=alone", {"test_it.py::test_one"}),
+        ("--suite=lab", {"lab/test_node.py::test_node"}),
+        ("--suite=lab --suite=alone", {"test_it.py::test_one", "lab/test_node.py::test_node"}),
+    ],
+)
+def test_suite_option_selects_tests_by_what_they_are_about(
+    pytester: pytest.Pytester, options: str, chosen: set[str]
+) -> None:
+    pytester.makepyfile(test_it=SUITES_HERE)
+    pytester.mkdir("lab").joinpath("test_node.py").write_text("def test_node(lab): pass")
+    items = collected(pytester, "--pair", f"{ONE}~{TWO}", *options.split())
+    assert {item.nodeid.partition("[")[0] for item in items} == chosen
+
+
+@pytest.mark.usefixtures("refused")
+def test_kernel_pairs_are_left_to_lane_vm_without_wireguard_here(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_it="def test_pair(lab, pair): pass\ndef test_one(lab, implementation): pass")
+    words = ("--impl=kernel", f"--impl={ONE}", "--lane=netns")
+    with_guest, without = (pytester.inline_genitems(*words, *more)[0] for more in (["--lane=vm"], []))
+    plan = state_of_run(with_guest[0].config).plan
+    here = [item.nodeid for item in with_guest if runs_here(item, plan)]
+    assert here == [f"test_it.py::test_pair[{ONE}~{ONE}]", f"test_it.py::test_one[{ONE}]"]
+    assert all(runs_here(item, state_of_run(item.config).plan) for item in without)
+
+
+ALONE: Final = """
+import fcntl, os, pathlib, pytest
+
+@pytest.mark.alone
+@pytest.mark.parametrize("n", range(2))
+def test_alone(n):
+    assert sorted(pathlib.Path("running").iterdir()) == []
+
+@pytest.mark.parametrize("n", range(20))
+def test_beside(n):
+    mark = pathlib.Path("running", str(n))
+    mark.touch()
+    for _ in range(100): os.sched_yield()
+    mark.unlink()
+"""
+
+
+def test_marker_alone_keeps_other_workers_waiting(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    pytester.mkdir("running")
+    pytester.makepyfile(ALONE)
+    run = pytester.runpytest_subprocess("-n", "2", "--dist", "worksteal", "-v")
+    run.assert_outcomes(passed=22)
+
+
+def test_marker_alone_puts_test_last(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(ALONE)
+    items = collected(pytester)
+    assert [item.name.partition("[")[0] for item in items] == ["test_beside"] * 20 + ["test_alone"] * 2
+
+
+def await_taken(lock: Path) -> None:
+    """Return when somebody holds the lock of this file."""
+    end = time.monotonic() + 5
+    with lock.open() as file:
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            fcntl.flock(file, fcntl.LOCK_UN)
+            os.sched_yield()
+    pytest.fail(f"nobody took {lock}")
+
+
+def test_exclusive_lock_waits_for_shared_and_precedes_later_ones(tmp_path: Path) -> None:
+    order: list[str] = []
+    waits = threading.Event()
+
+    def take(name: str, *, exclusive: bool) -> None:
+        waits.set()
+        with held(tmp_path, exclusive=exclusive):
+            order.append(name)
+
+    with held(tmp_path, exclusive=False):
+        threads = [threading.Thread(target=take, args=("alone",), kwargs={"exclusive": True})]
+        threads[0].start()
+        # The exclusive one is in the queue as soon as nobody else gets the queue's lock.
+        assert waits.wait(5)
+        await_taken(tmp_path / "alone.queue")
+        threads.append(threading.Thread(target=take, args=("later",), kwargs={"exclusive": False}))
+        threads[1].start()
+        assert order == []
+    for thread in threads:
+        thread.join(5)
+    assert order == ["alone", "later"]
+
+
+@pytest.mark.usefixtures("refused")
+def test_header_names_what_run_without_options_leaves_out(
+    pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pytester.makepyfile("def test(lab): pass")
+    known = "wg-interop: left out: lanes vm and warp (*); *wireguard-go*, not installed (wg-interop install *)"
+    pytester.runpytest_inprocess().stdout.fnmatch_lines([known])
+    pytester.runpytest_inprocess("--lane", "netns").stdout.no_fnmatch_line("*left out*")

@@ -434,7 +434,7 @@ def test_expectation_that_decided_result_is_shown(
 
 def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
     missing = "y is not installed; to install it: wg-interop install y"
-    declared = "unsupported: y does not declare the capability roaming"
+    declared = "y does not declare the capability roaming"
     page = page_of(
         tmp_path,
         entry(state="unsupported", message=declared),

@@ -23,6 +23,8 @@ CASES = [
     ("def test(): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
     ("def test(): raise SystemExit('at once')", "failed", "SystemExit: at once"),
     ("def test(): assert not 'XPASS(strict)'", "failed", "AssertionError: assert not 'XPASS(strict)'"),
+    ("def test(): pytest.fail('[XPASS(strict)] y', pytrace=False)", "failed", "Failed: [XPASS(strict)] y"),
+    ("def test(): pytest.fail('Blocked: y')", "failed", "Failed: Blocked: y"),
     ("def test(broken): pass", "error", "OSError: no way"),
     ("def test(not_undone): pass", "error", "OSError: undo"),
     ("def test(not_undone): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
@@ -34,10 +36,10 @@ CASES = [
     ("def test(): pytest.xfail('known')", "xfailed", "_pytest.outcomes.XFailed: known"),
     ("def test(): pytest.skip('no net')", "skipped", "no net"),
     ("@pytest.mark.skip(reason='no net')\ndef test(): pass", "skipped", "no net"),
-    ("def test(): pytest.skip('unsupported: roaming')", "unsupported", "unsupported: roaming"),
-    ("def test(): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
-    ("def test(undeclared): pass", "unsupported", "unsupported: roaming"),
-    ("def test(refused): pass", "unsupported", "unsupported: roaming"),
+    ("def test(): pytest.skip('unsupported: roaming')", "skipped", "unsupported: roaming"),
+    ("def test(): raise Unsupported('roaming')", "unsupported", "roaming"),
+    ("def test(undeclared): pass", "unsupported", "roaming"),
+    ("def test(refused): pass", "skipped", "Differs: roaming"),
     ("def test(): differs('1360 bytes, not 1359')", "differs", "1360 bytes, not 1359"),
     ("def test(not_undone): differs('1360 bytes, not 1359')", "error", "OSError: undo"),
     (
@@ -47,7 +49,7 @@ CASES = [
     ),
     ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "its positive twin was not shown, x: Failed: y"),
     ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
-    ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "unsupported: roaming"),
+    ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "roaming"),
     (
         "def test():\n  with twin('it lives'): pass\n  assert not 'refused'",
         "failed",
@@ -65,7 +67,7 @@ known = pytest.mark.xfail(reason="known")
 def broken(): raise OSError("no way")
 
 @pytest.fixture
-def refused(): pytest.skip("unsupported: roaming")
+def refused(): pytest.skip("Differs: roaming")
 
 @pytest.fixture
 def undeclared(): raise Unsupported("roaming")
