@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What became of the tests of one gate, or of all."""
+    """How many tests of one gate, or of all, passed, failed and were skipped."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     names: tuple[str, ...] = ()  # of those that failed
+
+    @property
+    def ran(self) -> int:
+        return self.passed + self.failed
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -22,9 +22,7 @@ from ci.junit import (
 )
 from ci.setup_checkout import State, StepResult
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+SELFTESTS = Path(__file__).parents[2]
 JUNIT = """<testsuites><testsuite>
 <testcase classname="selftests.a" name="good"/>
 <testcase classname="selftests.a" name="bad"><failure message="no"/></testcase>
@@ -107,6 +105,25 @@ def test_gate_verdict_follows_exit_status_and_tally(
     status: int | None, counts: Counts, state: State, note: str
 ) -> None:
     assert state_of(status, counts) == (state, note)
+
+
+def test_gate_fails_when_fewer_tests_ran_than_it_must_run() -> None:
+    state, note = state_of(0, Counts(passed=9, skipped=5), 10)
+    assert state is State.FAILED
+    assert note.startswith("9 passed, 0 failed, 5 skipped: at least 10 tests must run")
+    assert state_of(0, Counts(passed=10), 10)[0] is State.OK
+
+
+def test_every_gate_of_tests_names_its_least_number() -> None:
+    tests = [gate for gate in gates.all_gates() if gate.junit]
+    assert [gate.name for gate in tests if not gate.least] == []
+    assert [gate.name for gate in tests if gate.quick is not None and not gate.least_quick] == []
+
+
+def test_every_test_folder_has_its_gate() -> None:
+    words = {word for gate in gates.all_gates() for word in gate.command}
+    folders = {f"selftests/{path.relative_to(SELFTESTS).parts[0]}" for path in SELFTESTS.rglob("test_*.py")}
+    assert {folder for folder in folders if not any(word.startswith(folder) for word in words)} == set()
 
 
 def test_gate_note_names_only_first_five_failed_tests() -> None:
