@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from harness.plugin.session import State
     from harness.vm.boot import VmResult
 
+T = TypeVar("T")
+
 KERNEL: Final = "kernel"
 # Where the guest has the programs under test, one directory each.
 PEERS: Final = "/peers"
@@ -64,7 +66,7 @@ class EventParser:
         self._rest = b""
         self.text: list[str] = []
 
-    def feed(self, data: bytes) -> Iterator[dict[str, Any]]:
+    def feed(self, data: bytes) -> Iterator[dict[str, object]]:
         """Take a piece; yields the events that it completes, keeps other lines in `text`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
@@ -252,11 +254,11 @@ class GuestPool:
         self.begin([*(name.partition("::")[0] for name in ids), *self._left_by_workers()])
 
     def start(
-        self, work: Callable[[], Any], ended: Callable[[Any], object], failed: Callable[[HarnessError], object]
+        self, work: Callable[[], T], ended: Callable[[T], object], failed: Callable[[HarnessError], object]
     ) -> None:
-        """Have a thread do the work, and this session hear of its result or its HarnessError."""
+        """Do the work in a thread; pytest's own thread then calls `ended` or `failed` with what it came to."""
 
-        def hear(future: Future[Any]) -> None:
+        def take(future: Future[T]) -> None:
             self._left -= 1
             try:
                 result = future.result()
@@ -266,20 +268,20 @@ class GuestPool:
                 ended(result)
 
         self._left += 1
-        self._pool.submit(work).add_done_callback(lambda future: self.put(partial(hear, future)))
+        self._pool.submit(work).add_done_callback(lambda future: self.put(partial(take, future)))
 
     def put(self, event: Callable[[], object]) -> None:
-        """Have the session's thread call this when it hears; in the order in which it was told."""
+        """Queue a call for pytest's own thread, which makes them in the order in which they were queued."""
         self._events.put(event)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
-        """A test here has ended: the moment to hear what guests have told meanwhile."""
+        """Process the queued events, between two tests here."""
         while not self._events.empty():
             self._events.get()()
 
     def finish(self) -> None:
-        """Hear the guests to their end. As pytest does between tests, it ends the session where that is wanted (-x)."""
+        """Process events until all guests have ended; end the session where -x asks for it, as pytest does."""
         while self._left:
             self._events.get()()
             if self._session.shouldfail:
@@ -322,11 +324,11 @@ class GuestReporter:
         self._any = False
         self._used_kernel = False
 
-    def take_all(self, events: Iterator[dict[str, Any]]) -> None:
+    def take_all(self, events: Iterator[dict[str, object]]) -> None:
         for event in events:
             self.take(event)
 
-    def take(self, event: dict[str, Any]) -> None:
+    def take(self, event: dict[str, object]) -> None:
         if event.get("event") == "collected":
             self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
         if event.get("event") != "report":
@@ -349,8 +351,8 @@ class GuestReporter:
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
         """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
         facts = facts_of(report)
-        if facts.get("artifacts"):
-            facts["artifacts"] = facts["artifacts"].replace("evidence/", f"evidence/{self._place}/", 1)
+        if artifacts := facts.get("artifacts"):
+            facts["artifacts"] = str(artifacts).replace("evidence/", f"evidence/{self._place}/", 1)
 
     def ended(self, result: VmResult, text: list[str]) -> None:
         """The guest has ended: bring its evidence and judge it. `text`: what pytest printed there."""
@@ -406,14 +408,14 @@ def used_driver(report: pytest.TestReport) -> bool:
     return report.when == "call" and report.passed and any(side.get("impl") == KERNEL for side in sides)
 
 
-def revive(config: pytest.Config, data: dict[str, Any]) -> pytest.TestReport:
+def revive(config: pytest.Config, data: object) -> pytest.TestReport:
     """The report that a guest has sent as JSON."""
-    report: Any = config.hook.pytest_report_from_serializable(config=config, data=data)
-    if isinstance(report.longrepr, list):
-        # JSON knows no tuples, which is what the reason of a skip is.
-        report.longrepr = tuple(report.longrepr)
-    revived: pytest.TestReport = report
-    return revived
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=data)
+    match report.longrepr:
+        case [str(path), int(line), str(reason)]:
+            # JSON has no tuples, which is what the reason of a skip is.
+            report.longrepr = (path, line, reason)
+    return report
 
 
 def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
@@ -36,6 +36,13 @@ MARKERS: Final = (
     "core: one of the scenarios that make a tunnel and that one waits for (`./ci/interop`)",
     "long_in_guest: takes minutes where the processor is emulated, so a guest runs it by night only (`./ci/test`)",
 )
+
+
+class WorkerController(Protocol):
+    """What an xdist controller knows of a worker, as far as it is used here (xdist.workermanage.WorkerController)."""
+
+    config: pytest.Config
+    workerinput: dict[str, object]
 
 
 # Options and start
@@ -140,17 +147,17 @@ def _clear_evidence(state: State) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
+def pytest_testnodedown(node: WorkerController) -> None:
     """Report a worker's usage error; xdist itself says only that the worker has gone."""
     if message := getattr(node, "workeroutput", {}).get(USAGE):
         raise pytest.UsageError(message)
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
+def pytest_configure_node(node: WorkerController) -> None:
     """Hand an xdist worker what the controller has decided."""
     state = state_of_run(node.config)
-    node.workerinput["wg_seed"] = state.seed
+    node.workerinput["wg_seed"] = str(state.seed)
     if launch.inside() and not state.used:
         state.used = True
         _clear_evidence(state)

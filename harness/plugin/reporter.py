@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -68,7 +68,7 @@ class Reporter:
         if not self._expected:
             self.expect(len(ids))
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: dict[str, object]) -> None:
         if self._events is not None:
             mark = b"\x1e" if self._whole else b""
             with suppress(OSError):
@@ -129,7 +129,7 @@ def _shortcoming(state: State) -> str | None:
     return None
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = state_of_run(config)
     if not state.used or is_worker(config) or config.option.collectonly:
         return

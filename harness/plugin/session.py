@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -77,11 +77,11 @@ class State:
     def __init__(self, config: pytest.Config) -> None:
         self.plan = read_plan(config)
         given = (_from_controller(config, "wg_seed"), self.plan.seed)
-        self.seed: int = next((seed for seed in given if seed is not None), secrets.randbits(32))
+        self.seed = next((int(seed) for seed in given if seed is not None), secrets.randbits(32))
         # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
         self.used = self.plan.results is not None or self.plan.concerns_lab
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
-        self._given_directory: str | None = _from_controller(config, "wg_run_directory")
+        self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
 
     @property
@@ -126,7 +126,8 @@ def state_of_run(config: pytest.Config) -> State:
     return config.stash[_STATE]
 
 
-def _from_controller(config: pytest.Config, name: str) -> Any:
+def _from_controller(config: pytest.Config, name: str) -> str | None:
+    """What the controller of xdist workers has handed to this worker; None elsewhere."""
     return getattr(config, "workerinput", {}).get(name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import shutil
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
@@ -23,7 +23,7 @@ from harness.plugin.session import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
@@ -169,16 +169,16 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
     return {}
 
 
-def _describe(report: pytest.TestReport, facts: dict[str, Any]) -> None:
+def _describe(report: pytest.TestReport, facts: Mapping[str, object]) -> None:
     from harness.report.results import PROPERTY
 
     report.user_properties = [entry for entry in report.user_properties if entry[0] != PROPERTY]
-    report.user_properties.append((PROPERTY, facts))
+    report.user_properties.append((PROPERTY, dict(facts)))
 
 
-def _facts(item: pytest.Item) -> dict[str, Any]:
+def _facts(item: pytest.Item) -> dict[str, object]:
     a, b = _a_and_b(item)
-    facts: dict[str, Any] = {
+    facts: dict[str, object] = {
         "a": _side(a),
         "b": _side(b),
         "lane": label_of(item),
@@ -236,7 +236,7 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
     return ("differs", "d", "DIFFERS") if state_of(report) == "differs" else None
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name every difference with its reason, whatever `-r` says: there are few, and each is worth knowing."""
     different = terminalreporter.stats.get("differs", ())
     if different:
