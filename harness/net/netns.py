@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
 from harness.errors import ControlError, HarnessError, UsageError
 from harness.net.ioctl import Devices
+from harness.net.iproute import NodeIPRoute
 from harness.net.rtnetlink import Rtnetlink, flush_connections
 from harness.sandbox.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
 from harness.sandbox.process import Process, run
@@ -59,6 +60,7 @@ class NetNS:
         self.handle = HANDLES / name
         self._commands = commands
         self._is_open = True
+        self._iproutes: list[NodeIPRoute] = []
         if self.handle.exists():
             raise UsageError(f"node {name}: there is one of that name already")
         self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
@@ -83,6 +85,8 @@ class NetNS:
         if not self._is_open:
             return
         self._is_open = False
+        for iproute in self._iproutes:
+            iproute.close()
         self._netlink.close()
         self._devices.close()
         self.thread.close()
@@ -247,6 +251,19 @@ class NetNS:
             return function(*args, **kwargs)
         except ControlError as error:
             raise HarnessError(f"{self.name}: ip {what}: {os.strerror(error.errno)}") from error
+
+    # The rest of rtnetlink(7)
+
+    def iproute(self) -> NodeIPRoute:
+        """Make pyroute2's IPRoute in this node, for bridges, tunnels, tc, neighbours: `with node.iproute() as ip:`.
+
+        It may be used from any thread, and is closed with the node at the latest.
+        """
+        if not self._is_open:
+            raise UsageError(f"node {self.name}: is closed")
+        made = NodeIPRoute(self.name, self.thread)
+        self._iproutes.append(made)
+        return made
 
     # Sysctls and firewall
 

@@ -84,6 +84,7 @@ STANDARD_LIBRARY_ONLY = {
     for name in HARNESS
     if name.startswith("harness.install.")
 }
+IMPORTERS_OF_PYROUTE2 = {"harness.net.iproute"}
 # Loaded into every pytest run of an environment that has the plugin.
 LOADED_WITH_THE_PLUGIN = {
     "harness",
@@ -223,7 +224,8 @@ def test_plugin_loads_named_handful_of_modules() -> None:
     while todo:
         module = todo.pop()
         parents = module.removesuffix(".__init__").split(".")
-        for name in (*(".".join(parents[:end]) for end in range(1, len(parents) + 1)), *imported_at_once(module)):
+        at_once = {name for name in imported_at_once(module) if name.partition(".")[0] == "harness"}
+        for name in (*(".".join(parents[:end]) for end in range(1, len(parents) + 1)), *at_once):
             if name not in found:
                 found.add(name)
                 todo.append(name if (ROOT / f"{name.replace('.', '/')}.py").exists() else f"{name}.__init__")
@@ -237,12 +239,23 @@ def imported_at_once(module: str) -> set[str]:
         function.body = []
     names: set[str] = set()
     for node in ast.walk(top):
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}
             names |= {name if is_module(name) else node.module for name in inside}
         elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytest_plugins":
             names |= set(ast.literal_eval(node.value))
-    return {name for name in names if name.partition(".")[0] == "harness"}
+    return names
+
+
+@pytest.mark.parametrize("module", HARNESS)
+def test_pyroute2_is_imported_only_by_iproute_module_and_late(module: str) -> None:
+    def imports_it(names: set[str]) -> bool:
+        return any(name.partition(".")[0] == "pyroute2" for name in names)
+
+    assert imports_it(imported(module)) == (module in IMPORTERS_OF_PYROUTE2)
+    assert not imports_it(imported_at_once(module))
 
 
 def test_facade_table_matches_its_declarations() -> None:

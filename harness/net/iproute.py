@@ -1,0 +1,84 @@
+"""pyroute2's IPRoute in a node, for what rtnetlink.py does not have: bridges, tunnels, tc.
+
+An IPRoute opens a socket and an event loop in each thread that uses it, in that thread's network namespace, and closes
+the event loop of one thread only. `IPRoute(netns=...)` opens each socket in the right namespace, but forks this process
+to do so, which takes 10 ms, and leaves the event loops of other threads open all the same. So an IPRoute here lives in
+the node's thread, and its methods run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness.sandbox.namespace import NamespaceThread
+
+# These wait for broadcasts or by the clock, and nothing else could run in the node's thread until they return.
+_WAITING: Final = frozenset({"bind", "ensure", "get", "poll", "recv"})
+
+
+class NodeIPRoute:
+    """An IPRoute of one node, with the same methods; they may be called from any thread.
+
+    They raise what pyroute2 raises (NetlinkError for a refusal), with a note that names the node and the call. Use it
+    as a context manager or call `close`; otherwise the node closes it.
+    """
+
+    def __init__(self, node: str, thread: NamespaceThread) -> None:
+        from pyroute2 import IPRoute  # noqa: PLC0415 - 0.1 s and 200 modules, for its users only
+
+        self._node = node
+        self._thread = thread
+        # With ext_ack a refusal carries the kernel's own words.
+        self._iproute = thread.call(IPRoute, ext_ack=True)
+        self._is_open = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its socket and event loop, unless that was done."""
+        if self._is_open:
+            self._is_open = False
+            self._thread.call(self._iproute.close)
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of pyroute2's IPRoute that runs in the node's thread."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name in _WAITING:
+            raise AttributeError(f"{self._node}: iproute has no {name}, which waits: use wait_for with an event")
+        self._check_open()
+        # In the node's thread, for some attributes open a socket.
+        method = self._thread.call(getattr, self._iproute, name, None)
+        if callable(method):
+            return partial(self._call, name, method)
+        raise AttributeError(f"{self._node}: iproute has no method {name}")
+
+    def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **words: Any) -> Any:
+        self._check_open()
+        try:
+            return self._thread.call(_answer, method, *arguments, **words)
+        except Exception as error:
+            text = ", ".join([*map(repr, arguments), *(f"{word}={value!r}" for word, value in words.items())])
+            error.add_note(f"node {self._node}: {name}({text})")
+            raise
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise UsageError(f"{self._node}: this iproute is closed; ask the node for another one")
+
+
+def _answer(method: Callable[..., Any], /, *arguments: Any, **words: Any) -> Any:
+    """Call a method and read its answer to the end: a generator would run in the thread that reads it."""
+    answer = method(*arguments, **words)
+    return tuple(answer) if isinstance(answer, Iterator) else answer
