@@ -1,7 +1,8 @@
 """Links, addresses, routes and rules of one network namespace by rtnetlink(7).
 
-What every topology is made of goes this way; a general library needs a third of a second to be imported, and for each
-request ten times as long, which decides what a test costs in an emulated guest.
+Every topology is made of these, so they have a codec of their own. Importing pyroute2 takes 0.11 s of CPU time on a
+2-core Xeon and 0.34 s in an emulated guest. Adding an address takes 0.03 ms here and 0.4 ms with pyroute2; in the guest
+0.11 ms and 1.1 ms. NetNS.iproute offers the rest of rtnetlink.
 """
 
 from __future__ import annotations
