@@ -15,30 +15,12 @@ import pytest
 
 import harness
 import refwg
+from selftests.support.layers import CORE_ROWS, FOLDERS, IMPORTS_ONLY, ROWS
 
 ROOT = Path(refwg.__file__).parents[1]
 
-# From the bottom to the top; modules of one row do not know each other.
-ROWS = [
-    ["errors"],
-    ["messages", "ip", "address"],
-    ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips"],
-    ["noise", "cookie"],
-    ["peer"],
-    ["send", "receive"],
-    ["device"],
-    ["uapi"],
-    # From here on modules may touch the world.
-    ["rtnetlink", "inotify"],
-    ["conntrack", "socket"],
-    ["icmp"],
-    ["tun", "uapi_socket", "trace", "mutants", "selftest", "privileges"],
-    ["engine.simple"],
-    ["loop"],
-    ["__main__"],
-]
 # Of sockets, address knows how the C library reads and writes addresses, and nothing of a network.
-CORE = [module for row in ROWS[:8] for module in row if module != "address"]
+CORE = [module for row in CORE_ROWS for module in row if module != "address"]
 MODULES = [module for row in ROWS for module in row]
 WORLD = {
     "socket",
@@ -55,23 +37,6 @@ WORLD = {
 }
 IMPORTERS_OF_CRYPTOGRAPHY = {"crypto"}
 
-# The folders of harness from the bottom to the top; those of one row do not know each other. Inside a folder the order
-# is free, but there is no cycle.
-FOLDERS = [
-    ["errors", "wait", "lanes"],
-    ["install"],
-    ["vm", "sandbox"],
-    ["net"],
-    ["control", "wire"],
-    ["implementations", "traffic"],
-    ["report", "lab"],
-    ["plugin"],
-    ["cli"],
-    # `python -m harness`, and the facade, which names modules of any folder.
-    ["__main__", "__init__"],
-]
-# A guest's kernel comes from the network: vm knows the cache and its errors, and nothing of a run.
-BELOW_VM = {"install", "errors"}
 HARNESS = sorted(
     str(path.relative_to(ROOT).with_suffix("")).replace("/", ".") for path in (ROOT / "harness").rglob("*.py")
 )
@@ -181,11 +146,8 @@ def test_folder_table_names_every_folder() -> None:
 @pytest.mark.parametrize("module", HARNESS)
 def test_harness_module_imports_only_folders_below_its_own(module: str) -> None:
     own = folder(module)
-    below = {other for row in FOLDERS[: row_of(own)] for other in row} | {own}
-    if own in {"errors", "wait", "lanes"}:
-        below = {"errors"}
-    if own == "vm":
-        below = {*BELOW_VM, "vm"}
+    below = {other for row in FOLDERS[: row_of(own)] for other in row}
+    below = {*IMPORTS_ONLY.get(own, below), own}
     found = {name: folder(name) for name in ours(module) if name != module}
     assert {name for name, other in found.items() if other not in below} == set()
 

@@ -1,0 +1,55 @@
+"""Name the layers of `harness` and `refwg`: who may import whom.
+
+selftests/unit/test_imports.py checks every import against these tables; `python -m ci.drawings` draws them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The folders of harness from the bottom to the top; those of one row do not know each other. Inside a folder the order
+# is free, but there is no cycle.
+FOLDERS: Final = [
+    ["errors", "wait", "lanes"],
+    ["install"],
+    ["vm", "sandbox"],
+    ["net"],
+    ["control", "wire"],
+    ["implementations", "traffic"],
+    ["report", "lab"],
+    ["plugin"],
+    ["cli"],
+    # `python -m harness`, and the facade, which names modules of any folder.
+    ["__main__", "__init__"],
+]
+# Folders that may import less than all that stands below them. A guest's kernel comes from the network: vm knows the
+# cache and its errors, and nothing of a run.
+IMPORTS_ONLY: Final = {
+    "errors": set(),
+    "wait": {"errors"},
+    "lanes": {"errors"},
+    "vm": {"install", "errors"},
+}
+
+# The modules of refwg from the bottom to the top; those of one row do not know each other.
+CORE_ROWS: Final = [
+    ["errors"],
+    ["messages", "ip", "address"],
+    ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips"],
+    ["noise", "cookie"],
+    ["peer"],
+    ["send", "receive"],
+    ["device"],
+    ["uapi"],
+]
+# These may touch the world: clock, randomness, sockets, files.
+WORLD_ROWS: Final = [
+    ["rtnetlink", "inotify"],
+    ["conntrack", "socket"],
+    ["icmp"],
+    ["tun", "uapi_socket", "trace", "mutants", "selftest", "privileges"],
+    ["engine.simple"],
+    ["loop"],
+    ["__main__"],
+]
+ROWS: Final = [*CORE_ROWS, *WORLD_ROWS]
