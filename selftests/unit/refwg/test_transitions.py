@@ -1,29 +1,120 @@
-"""Every row of the driver's two tables: what an event does to the sessions of a peer, and what to its timers.
-
-The peer looked at is always B, as A knows it.
-"""
+"""Check every row of the tables in selftests/support/transitions.py: refwg's handshake, sessions and timers."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from inspect import isfunction
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from refwg import send
-from refwg.messages import REKEY_TIMEOUT_JITTER_MAX, SECOND, Data, MessageType
+from refwg.errors import DropReason, Refused
+from refwg.messages import REKEY_TIMEOUT_JITTER_MAX, SECOND, Data, MessageType, Response
+from refwg.noise import Handshake, HandshakeState, StaticIdentity, open_initiation, static_static, timestamp
 from refwg.timers import PeerTimers, Timer
 from selftests.support.pair import Pair, private_key
+from selftests.support.transitions import (
+    DATA,
+    EXPIRIES,
+    HANDSHAKE,
+    INITIATION,
+    INTERVAL,
+    JITTER,
+    KEEPALIVE,
+    NEW_HANDSHAKE,
+    PERSISTENT,
+    RETRANSMIT,
+    SESSIONS,
+    TIMERS,
+    ZERO_KEYS,
+    Event,
+    Situation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refwg.noise import Keypair
     from selftests.support.pair import Side
+    from selftests.support.transitions import Changes, Expiry
 
-    Event = Callable[[Pair], None]
+    Step = Callable[[Pair], None]
 
-INITIATION, RESPONSE, DATA = MessageType.INITIATION, MessageType.RESPONSE, MessageType.DATA
-INTERVAL: Final = 25  # of the persistent keepalive
+RESPONSE: Final = MessageType.RESPONSE
+
+
+# Handshake.
+
+A, B = (StaticIdentity.from_private(private_key(name)) for name in "AB")
+
+
+class TwoHandshakes:
+    """A's half of a handshake, which is looked at, and B's. Each method is a step of A's, a second after the last."""
+
+    def __init__(self) -> None:
+        self.a = Handshake(B.public, precomputed_static_static=static_static(A, B.public))
+        self.b = Handshake(A.public, precomputed_static_static=static_static(B, A.public))
+        self.response = Response(sender_index=2, receiver_index=1, ephemeral=bytes(32), encrypted_nothing=bytes(16))
+        self.now = 0
+
+    def step(self, name: str) -> None:
+        self.now += SECOND
+        getattr(self, name)()
+
+    def create_initiation(self) -> None:
+        stamp = timestamp(self.now)
+        message = self.a.create_initiation(A, ephemeral=b"e" * 32, timestamp=stamp, sender_index=1)
+        self.b.consume_initiation(open_initiation(B, message), self.now)
+        self.response = self.b.create_response(ephemeral=b"f" * 32, sender_index=2)
+
+    def consume_initiation(self) -> None:
+        stamp = timestamp(self.now)
+        message = self.b.create_initiation(B, ephemeral=b"g" * 32, timestamp=stamp, sender_index=2)
+        self.a.consume_initiation(open_initiation(A, message), self.now)
+
+    def create_response(self) -> None:
+        self.a.create_response(ephemeral=b"h" * 32, sender_index=1)
+
+    def consume_response(self) -> None:
+        self.a.consume_response(A, self.response)
+
+    def begin_session(self) -> None:
+        self.a.begin_session(self.now)
+
+    def clear(self) -> None:
+        self.a.clear()
+
+
+STEPS_INTO: Final[dict[HandshakeState, tuple[str, ...]]] = {
+    HandshakeState.ZEROED: (),
+    HandshakeState.CREATED_INITIATION: ("create_initiation",),
+    HandshakeState.CONSUMED_INITIATION: ("consume_initiation",),
+    HandshakeState.CREATED_RESPONSE: ("consume_initiation", "create_response"),
+    HandshakeState.CONSUMED_RESPONSE: ("create_initiation", "consume_response"),
+}
+
+
+@pytest.mark.parametrize(("before", "step", "after"), HANDSHAKE)
+def test_each_step_changes_handshake_state_as_in_driver(
+    before: HandshakeState, step: str, after: HandshakeState | None
+) -> None:
+    handshakes = TwoHandshakes()
+    for name in STEPS_INTO[before]:
+        handshakes.step(name)
+    assert handshakes.a.state is before
+    if after is None:
+        with pytest.raises(Refused) as refusal:
+            handshakes.step(step)
+        assert refusal.value.reason is DropReason.UNEXPECTED_RESPONSE
+    else:
+        handshakes.step(step)
+    assert handshakes.a.state is (after or before)
+
+
+def test_handshake_table_names_every_method() -> None:
+    methods = {name for name, value in vars(Handshake).items() if isfunction(value) and not name.startswith("_")}
+    assert {step for _, step, _ in HANDSHAKE} == methods
 
 
 def shake_hands(pair: Pair, initiator: Side) -> None:
@@ -68,9 +159,9 @@ def slots(pair: Pair) -> list[Keypair | None]:
     return [keypairs.previous, keypairs.current, keypairs.next]
 
 
-# Sessions. Before and after: previous, current, next; "new" is one that was not there, "x" one that must not send.
+# Sessions.
 
-BEFORE: Final[dict[str, tuple[Event, ...]]] = {
+BEFORE: Final[dict[str, tuple[Step, ...]]] = {
     "- - -": (),
     "- c -": (a_initiates,),
     "p c -": (a_initiates, a_initiates),
@@ -79,7 +170,7 @@ BEFORE: Final[dict[str, tuple[Event, ...]]] = {
 }
 
 
-def on(slot: int) -> Event:
+def on(slot: int) -> Step:
     return lambda pair: from_b(pair, slots(pair)[slot], b"")
 
 
@@ -109,33 +200,21 @@ def clone_of_the_machine(pair: Pair) -> None:
     pair.a.device.distrust_sessions(pair.now)
 
 
-SESSIONS: Final[list[tuple[str, Event, str]]] = [
-    ("- - -", a_initiates, "- new -"),
-    ("- c -", a_initiates, "c new -"),
-    ("p c -", a_initiates, "c new -"),
-    ("- - n", a_initiates, "n new -"),
-    ("- c n", a_initiates, "n new -"),
-    ("- - -", b_initiates, "- - new"),
-    ("- c -", b_initiates, "- c new"),
-    ("p c -", b_initiates, "- c new"),
-    ("- - n", b_initiates, "- - new"),
-    ("- c n", b_initiates, "- c new"),
-    ("- - n", on(2), "- n -"),
-    ("- c n", on(2), "c n -"),
-    ("- c n", forged_on_next, "- c n"),
-    ("p c -", on(0), "p c -"),
-    ("- c n", on(1), "- c n"),
-    *((before, event, "- - -") for event in (link_down, wait_540_seconds, sleep) for before in BEFORE),
-    *(
-        (before, event, after)
-        for event in (new_private_key, clone_of_the_machine)
-        for before, after in (
-            ("p c -", "p xc -"),
-            ("- c n", "- xc xn"),
-            ("- - n", "- - xn"),
-        )
-    ),
-]
+IN_EVERY_TABLE: Final[dict[Event, Step]] = {
+    Event.KEEPALIVE_RECEIVED: on(1),
+    Event.RECEIVED_ON_PREVIOUS: on(0),
+    Event.RECEIVED_ON_NEXT: on(2),
+    Event.FORGED_ON_NEXT: forged_on_next,
+    Event.LINK_DOWN: link_down,
+    Event.KEY_CHANGED: new_private_key,
+    Event.SLEPT: sleep,
+    Event.CLONED: clone_of_the_machine,
+}
+TO_SESSIONS: Final[dict[Event, Step]] = IN_EVERY_TABLE | {
+    Event.RESPONSE_RECEIVED: a_initiates,
+    Event.INITIATION_ANSWERED: b_initiates,
+    Event.TOO_OLD: wait_540_seconds,
+}
 
 
 @pytest.mark.requirement("DT-14", "DT-15", "DT-18")
@@ -146,7 +225,7 @@ def test_each_event_moves_keypairs_as_in_driver(before: str, event: Event, after
         step(pair)
     named = {name: slot for name, slot in zip(before.split(), slots(pair), strict=True) if slot is not None}
     assert [*named] == [name for name in before.split() if name != "-"]
-    event(pair)
+    TO_SESSIONS[event](pair)
     for name, slot in zip(after.split(), slots(pair), strict=True):
         if name == "new":
             assert slot not in {None, *named.values()}
@@ -158,11 +237,7 @@ def test_each_event_moves_keypairs_as_in_driver(before: str, event: Event, after
     assert all((indices.lookup(old.local_index) is not None) is (old.local_index in alive) for old in named.values())
 
 
-# Timers: what an event does to each, if all five were set a second before. What is not named keeps its deadline.
-
-STOPPED: Final = None
-JITTER: Final = 10**15  # stands in a deadline that has a random part
-RETRANSMIT, KEEPALIVE, NEW_HANDSHAKE, ZERO_KEYS, PERSISTENT = Timer
+# Timers: what an event does to each.
 
 
 def set_all(pair: Pair) -> None:
@@ -246,44 +321,36 @@ def link_up(pair: Pair) -> None:
     pair.carry_out(pair.a, pair.a.device.up(pair.now))
 
 
-Changes = dict[Timer, int | None]
-SENT: Final[Changes] = {KEEPALIVE: STOPPED, PERSISTENT: INTERVAL * SECOND}
-RECEIVED: Final[Changes] = {NEW_HANDSHAKE: STOPPED, PERSISTENT: INTERVAL * SECOND}
-NEW_SESSION: Final[Changes] = {ZERO_KEYS: 540 * SECOND}
-COMPLETE: Final[Changes] = {RETRANSMIT: STOPPED}
-TIMERS: Final[list[tuple[Event, Event, Changes]]] = [
-    (session, initiation_sent, SENT | {RETRANSMIT: 5 * SECOND + JITTER}),
-    (session, initiation_answered, RECEIVED | SENT | NEW_SESSION),
-    (response_on_the_way, response_consumed, RECEIVED | SENT | NEW_SESSION | COMPLETE),
-    (unconfirmed_session, on(2), RECEIVED | COMPLETE),
-    (session, data_sent, SENT),
-    (session_without_unanswered_data, data_sent, SENT | {NEW_HANDSHAKE: 15 * SECOND + JITTER}),
-    (session, keepalive_sent, SENT),
-    (session_without_unanswered_data, keepalive_sent, SENT),
-    (session, data_received, RECEIVED),
-    (session_without_data_to_confirm, data_received, RECEIVED | {KEEPALIVE: 10 * SECOND}),
-    (session, on(1), RECEIVED),
-    (session_without_data_to_confirm, on(1), RECEIVED),
-    (unconfirmed_session, forged_on_next, {}),
-    (session, cookie_received, {}),
-    (session, new_private_key, {}),
-    (session, clone_of_the_machine, {}),
-    (session, sleep, {ZERO_KEYS: STOPPED}),
-    (session, link_down, dict.fromkeys(Timer, STOPPED)),
-    (link_that_is_down, link_up, {RETRANSMIT: 5 * SECOND + JITTER, PERSISTENT: INTERVAL * SECOND}),
-]
+BEFOREHAND: Final[dict[Situation, Step]] = {
+    Situation.ALL_SET: session,
+    Situation.ALL_BUT_NEW_HANDSHAKE: session_without_unanswered_data,
+    Situation.ALL_BUT_KEEPALIVE: session_without_data_to_confirm,
+    Situation.UNCONFIRMED: unconfirmed_session,
+    Situation.RESPONSE_ON_THE_WAY: response_on_the_way,
+    Situation.LINK_IS_DOWN: link_that_is_down,
+}
+TO_TIMERS: Final[dict[Event, Step]] = IN_EVERY_TABLE | {
+    Event.INITIATION_SENT: initiation_sent,
+    Event.INITIATION_ANSWERED: initiation_answered,
+    Event.RESPONSE_RECEIVED: response_consumed,
+    Event.COOKIE_RECEIVED: cookie_received,
+    Event.DATA_SENT: data_sent,
+    Event.KEEPALIVE_SENT: keepalive_sent,
+    Event.DATA_RECEIVED: data_received,
+    Event.LINK_UP: link_up,
+}
 
 
 @pytest.mark.requirement("TM-12", "TM-18", "TM-21")
 @pytest.mark.parametrize(("before", "event", "changes"), TIMERS)
-def test_each_event_sets_and_stops_timers_as_in_driver(before: Event, event: Event, changes: Changes) -> None:
+def test_each_event_sets_and_stops_timers_as_in_driver(before: Situation, event: Event, changes: Changes) -> None:
     pair = without_confirmation()
-    before(pair)
+    BEFOREHAND[before](pair)
     timers = pair.a.peer.timers
     expected = {timer: timers.deadline_of(timer) for timer in Timer}
     pair.now += SECOND
     expected |= {timer: deadline if deadline is None else pair.now + deadline for timer, deadline in changes.items()}
-    event(pair)
+    TO_TIMERS[event](pair)
     for timer, deadline in expected.items():
         found = timers.deadline_of(timer)
         if found is None or deadline is None or deadline < JITTER:
@@ -292,7 +359,7 @@ def test_each_event_sets_and_stops_timers_as_in_driver(before: Event, event: Eve
             assert 0 <= found - (deadline - JITTER) <= REKEY_TIMEOUT_JITTER_MAX, timer
 
 
-# Timers: what happens when one of them runs out. After: what was sent, attempts, whether the source is remembered.
+# Timers: what happens when one of them runs out.
 
 SET_ALONE: Final[dict[Timer, Callable[[PeerTimers, int], None]]] = {
     RETRANSMIT: lambda timers, now: timers.handshake_initiated(now, 0),
@@ -301,40 +368,30 @@ SET_ALONE: Final[dict[Timer, Callable[[PeerTimers, int], None]]] = {
     ZERO_KEYS: PeerTimers.session_derived,
     PERSISTENT: PeerTimers.any_authenticated_packet_traversal,
 }
-FIRING: Final = [
-    (RETRANSMIT, 0, [INITIATION], 1, False),
-    (RETRANSMIT, 18, [INITIATION], 19, False),
-    (RETRANSMIT, 19, [], 19, True),
-    (KEEPALIVE, 7, [DATA], 7, True),
-    (NEW_HANDSHAKE, 7, [INITIATION], 0, False),
-    (ZERO_KEYS, 7, [], 7, True),
-    (PERSISTENT, 7, [DATA], 7, True),
-]
 
 
 @pytest.mark.requirement("TM-03", "TM-16", "RT-15")
-@pytest.mark.parametrize(("timer", "attempts", "sent", "attempts_after", "is_source_kept"), FIRING)
-def test_each_timer_acts_as_in_driver_when_it_expires(
-    timer: Timer, attempts: int, sent: list[MessageType], attempts_after: int, is_source_kept: bool
-) -> None:
+@pytest.mark.parametrize("expiry", EXPIRIES, ids=lambda expiry: f"{expiry.timer.name}-{expiry.attempts}")
+def test_each_timer_acts_as_in_driver_when_it_expires(expiry: Expiry) -> None:
     pair = without_confirmation()
     session(pair)
     peer, timers = pair.a.peer, pair.a.peer.timers
     peer.last_sent_handshake = None
-    timers.handshake_attempts = attempts
+    timers.handshake_attempts = expiry.attempts
     pair.forget()
     timers.stop()
     timers.start()
-    SET_ALONE[timer](timers, pair.now)
+    SET_ALONE[expiry.timer](timers, pair.now)
     pair.a.device.peer_configured(peer, pair.now)
-    deadline = timers.deadline_of(timer)
+    deadline = timers.deadline_of(expiry.timer)
     assert deadline is not None
     pair.carry_out(pair.a, pair.a.device.expire_timers(deadline - 1))
     assert pair.log == []
+    assert deepcopy(timers).expire(deadline) is expiry.action
     pair.now = deadline
     pair.carry_out(pair.a, pair.a.device.expire_timers(deadline))
-    assert [message.type for message in pair.log] == sent
-    assert timers.handshake_attempts == attempts_after
+    assert tuple(message.type for message in pair.log) == expiry.sent
+    assert timers.handshake_attempts == expiry.attempts_after
     assert peer.endpoint is not None
-    assert (peer.endpoint.source is not None) is is_source_kept
-    assert (peer.keypairs.current is None) is (timer is ZERO_KEYS)
+    assert (peer.endpoint.source is not None) is expiry.is_source_kept
+    assert (peer.keypairs.current is None) is (expiry.timer is ZERO_KEYS)
