@@ -1,4 +1,4 @@
-"""The pytest plugin `wg-interop`; this file only names its modules, so that loading it costs next to nothing."""
+"""Name the modules of the pytest plugin, so that loading it costs next to nothing."""
 
 pytest_plugins = [
     "harness.plugin.options",

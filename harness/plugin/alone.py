@@ -1,7 +1,7 @@
-"""Keep tests marked `alone` from running beside others: a lock in the run directory that all workers of a run share.
+"""Keep tests marked `alone` from running beside others, by a lock all workers share.
 
-Every test of such a run holds the lock shared, one marked `alone` holds it exclusively (flock(2)). Guests have a run
-directory, and so a lock, of their own.
+The lock is in the run directory. Every test of such a run holds it shared, one marked `alone` holds it exclusively (flock(2)).
+Guests have a run directory, and so a lock, of their own.
 """
 
 from __future__ import annotations

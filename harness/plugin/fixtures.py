@@ -1,4 +1,4 @@
-"""The plugin's fixtures: the lab, the implementations under test, and a tunnel in each of netns.sh's topologies."""
+"""Define the fixtures: the lab, the implementations, and a tunnel in each topology."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lanes `vm` and `warp`: the tests of lane `netns` in a guest with a kernel of one's choice, in one pytest session.
+"""Run the tests of lanes `vm` and `warp` in guests, as part of one pytest session.
 
 The guest runs pytest on the same files; each of its reports comes back and is told to this session's hooks as if the
 test had run here, as xdist does with its workers. A guest without a good verdict is a failed test of its own.

@@ -1,4 +1,4 @@
-"""Hook the plugin into pytest's run: markers, the sandbox around it, guests beside it, the header.
+"""Hook into pytest's run: markers, the sandbox around it, guests beside it, the header.
 
 The plugin is loaded into every pytest run of an environment that has it. Until one of its fixtures or options is used
 it imports next to nothing and prints nothing.

@@ -1,4 +1,4 @@
-"""Results as they come and at the end: events for `wg-interop run`, results.json, the report, the summary."""
+"""Write results as they come and at the end: events, results.json, page, summary."""
 
 from __future__ import annotations
 

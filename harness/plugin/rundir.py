@@ -1,4 +1,4 @@
-"""The run directory: scratch of one run below the cache, removed at its end, or by the next run if it was killed.
+"""Make the run directory: scratch below the cache, removed at the end, or by the next run.
 
 A run holds a lock on its directory; the kernel drops the lock with the process, so that a dead run is known by it.
 """

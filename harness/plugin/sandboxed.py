@@ -1,4 +1,4 @@
-"""Entering the sandbox: pytest, and each xdist worker, runs as the child of harness/sandbox/launcher.py.
+"""Restart pytest, and each xdist worker, as a child of harness/sandbox/launcher.py.
 
 The controller replaces itself by the launcher, which starts the same command line again inside. It does so as early as
 pytest allows and only if a test of the run uses the lab, which a forked copy of the process finds out by collecting.

@@ -1,4 +1,4 @@
-"""Choose the tests of a run: pairs as parameters, lanes, suites, what runs in guests, a guest's shard."""
+"""Choose the tests of a run: pairs as parameters, lanes, suites, a guest's shard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep what one pytest process knows: the run's plan, its programs, seed, results and scratch directory."""
+"""Keep what one pytest process knows: plan, programs, seed, results, scratch directory."""
 
 from __future__ import annotations
 

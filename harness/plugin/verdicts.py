@@ -1,4 +1,4 @@
-"""The plugin's verdicts: what counts towards a test's outcome beside its assertions, and what is reported of it.
+"""Decide the state of each test: `differs`, `twin`, health checks, expectations.
 
 `differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
 other shows what a refusal is measured against.
