@@ -1,4 +1,4 @@
-"""Sends what an attacker would: `python -m bench.attack KIND COUNT RATE PORT KEY`.
+"""Send what an attacker would: `python -m bench.attack KIND COUNT RATE PORT KEY`.
 
 KIND: `garbage` (random bytes of random lengths), `initiations` (well formed, with a wrong mac1) or `forged` (with the
 right mac1, so that more is to be done until it fails). RATE: datagrams a second, 0 without limit. KEY: that of

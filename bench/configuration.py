@@ -1,4 +1,4 @@
-"""How long refwg takes for a large configuration: 130 560 allowed-ips by `wg setconf`, and back by `wg show`."""
+"""Measure `wg setconf` and `wg show` of refwg with 130 560 allowed-ips."""
 
 from __future__ import annotations
 

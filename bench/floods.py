@@ -1,4 +1,4 @@
-"""What a flood costs refwg, and what it costs the others: CPU time, memory, and a peer that wants to connect meanwhile.
+"""Measure what a flood costs refwg in CPU and memory, and how soon a peer connects.
 
 The full size, some minutes: `.venv/bin/python harness/sandbox/launcher.py -- .venv/bin/python -m bench.floods`
 """

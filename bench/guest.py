@@ -1,4 +1,4 @@
-"""How long it takes from a command to its verdict from a guest with Debian's kernel."""
+"""Measure the time from a command to its verdict from a guest with Debian's kernel."""
 
 from __future__ import annotations
 

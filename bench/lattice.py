@@ -1,4 +1,4 @@
-"""Many devices in virtual time: a ring lattice, in which each knows its eight nearest neighbours.
+"""Run many devices in virtual time: a ring lattice, eight nearest neighbours each.
 
     python -m bench.lattice [--devices N]...
 

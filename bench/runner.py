@@ -1,4 +1,4 @@
-"""Runs the benchmarks in interleaved rounds and reports medians, as ratios taken in one run.
+"""Run the benchmarks in interleaved rounds, and print medians and ratios.
 
 Machines are noisy: a figure in seconds says little, the ratio of two that were measured in turns says more.
 """

@@ -1,4 +1,4 @@
-"""Runs the kernel's own netns.sh and our kernel~kernel suite in one guest, one after the other: the ratio of times.
+"""Compare the kernel's netns.sh with our kernel~kernel suite in one guest: ratio of times.
 
     ./bench/suite /path/to/linux/tools/testing/selftests/wireguard/netns.sh
 

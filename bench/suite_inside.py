@@ -1,4 +1,4 @@
-"""What bench/suite runs in its guest: the suites one after the other, each timed, with the words of neither lost.
+"""Run and time both suites inside the guest of bench/suite, one after the other.
 
 Arguments: where the results go, and a JSON object: by name, how often a command runs at once, and the command. Each of
 several is told its shard of the tests, and has a /run of its own. Figures go to `figures.json` there.

@@ -1,4 +1,4 @@
-"""How long topology `nat` takes to have both interfaces up: by the lab, and by a shell with `ip`, `nft` and `wg`."""
+"""Measure how long topology `nat` takes to come up, by the lab and by a shell script."""
 
 from __future__ import annotations
 

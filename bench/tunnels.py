@@ -1,4 +1,4 @@
-"""What an implementation does against itself: TCP throughput through a tunnel, and the time from start to readiness."""
+"""Measure an implementation with itself: TCP throughput, and time from start to ready."""
 
 from __future__ import annotations
 

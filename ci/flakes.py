@@ -1,4 +1,4 @@
-"""Runs the netns tests of a pair again and again, each time in another order, and says how often they fail by chance.
+"""Run the netns tests of a pair many times in random order, and count chance failures.
 
 A test that fails once in a hundred runs keeps finished work from landing once in a hundred runs, times the number of
 such tests. What is red is kept, with its evidence and the seed of its order.

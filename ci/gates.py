@@ -1,4 +1,4 @@
-"""Runs all gates after the set-up: lint, types, tests lane by lane; then says in one table what failed."""
+"""Run all gates: set-up, lint, types, tests lane by lane; print what failed in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JUnit files of pytest: how many tests passed, failed and were skipped, and the names of the failed."""
+"""Read pytest's JUnit files: how many passed, failed and were skipped, and which failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets up what is missing, runs the interop matrix on this kernel and in a guest, and leaves a report."""
+"""Set up, run the interop matrix on this kernel and in a guest, and leave a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a fresh checkout ready: Debian packages, the virtual environment, the programs under test.
+"""Set up a fresh checkout: Debian packages, virtual environment, programs under test.
 
 What is there is left alone: a second run does nothing, needs no network and takes a fraction of a second.
 Only the standard library is imported here, and of `harness` only modules that hold to the same.

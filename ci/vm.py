@@ -1,4 +1,4 @@
-"""`python ci/vm.py` is `python -m harness.vm`: run a command under a kernel of your choice."""
+"""Run a command under a kernel of your choice: the same as `python -m harness.vm`."""
 
 import runpy
 import sys

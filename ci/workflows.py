@@ -1,4 +1,4 @@
-"""Checks what no test runs: the workflows of .github/ by actionlint, Vagrantfile by ruby and vagrant where they are."""
+"""Check what no test runs: workflows by actionlint, Vagrantfile by ruby and vagrant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The words of a test writer: `from harness import Tunnel, Drop, twin, wait_for`; each is loaded when it is first used.
+"""Export what a test writer imports: `from harness import Tunnel, Drop, twin, wait_for`.
 
-Everything else is imported from where it lies: `from harness.wire.frames import segments`.
+Each name is loaded when it is first used. Everything else is imported from where it lies:
+`from harness.wire.frames import segments`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m harness` is `wg-interop`."""
+"""Run the command `wg-interop` as `python -m harness`."""
 
 from harness.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""The errors of the harness: each names the thing that is wrong and, where there is one, the remedy."""
+"""Define the errors of the harness; each names what is wrong and, if known, the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name the lanes (where a test runs), the suites (what it is about), and the variables that a run hands down."""
+"""Name lanes (where a test runs), suites (what it is about), variables a run hands down."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The one way to wait: for an event, with a deadline, and with words for what did not come.
+"""Wait for an event with a deadline; a missed deadline says what was seen instead.
 
-An event is something with a file descriptor that becomes readable when it is worth looking again. Nothing here polls by
-the clock, so that waiting costs nothing and is as quick as the event.
+An event has a file descriptor that becomes readable when it is worth looking again. Nothing here polls by the clock, so
+that waiting costs nothing and ends as soon as the event is there.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A readable userspace WireGuard."""
+"""Implement WireGuard as a userspace program that is easy to read."""

@@ -1,6 +1,6 @@
-"""The program: reads the command line, makes interface and UAPI socket, becomes a daemon, runs the loop.
+"""Start the program: command line, interface, UAPI socket, daemon, loop.
 
-Mirrors main.c of the driver in place, and wireguard-go in how it is started.
+Takes the place of the driver's main.c. Command line and environment are wireguard-go's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""IP addresses as text and as bytes, by the C library: a configuration may hold a hundred thousand of them.
+"""Convert IP addresses between text and bytes by the C library.
 
-No kernel file has this; netlink carries addresses as bytes. Of the module `socket` only the two functions are used that
-depend on nothing but their argument.
+A configuration may hold a hundred thousand of them. No kernel file has this; netlink carries addresses as bytes. Of the
+module `socket` only the two functions are used that depend on nothing but their argument.
 """
 
 from __future__ import annotations

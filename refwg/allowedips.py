@@ -1,4 +1,4 @@
-"""Which peer owns an address: two compressed binary tries, one for IPv4 and one for IPv6.
+"""Find the peer that owns an address: two compressed binary tries, for IPv4 and IPv6.
 
 Mirrors allowedips.c of the driver; section 2 of the paper. A node stands for a prefix. It has an owner, or two
 children, or both; a node that loses its owner and has fewer than two children is taken out, so that the depth never

@@ -1,4 +1,4 @@
-"""The boundary of the core: what it asks of the world, and what it wants done there.
+"""Define the core's boundary: what it asks of the world, and what it wants done there.
 
 No kernel file has this: the driver reads clock and randomness and calls the network stack in place. Here they come in
 through `Environment` and `Sockets`, and what is to be sent or delivered goes out as an `Effect`.

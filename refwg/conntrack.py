@@ -1,4 +1,4 @@
-"""Whose packet it was before its addresses were translated: a question to connection tracking, by netlink.
+"""Ask connection tracking by netlink which addresses a packet had before NAT.
 
 The driver has the packet's connection at hand when it sends an ICMP error (icmp_ndo_send); a program has to ask for it
 by the addresses in the packet, which are the translated ones. Messages: linux/netfilter/nfnetlink_conntrack.h.

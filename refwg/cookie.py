@@ -1,4 +1,4 @@
-"""mac1, mac2 and cookie replies: what keeps a flood of handshake messages cheap.
+"""Compute and check mac1, mac2 and cookie replies, which keep handshake floods cheap.
 
 Mirrors cookie.c of the driver; sections 5.3, 5.4.4 and 5.4.7 of the paper. A `CookieChecker` belongs to a device and
 looks at what comes in; a `CookieJar` belongs to a peer and completes what goes out.

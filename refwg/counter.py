@@ -1,4 +1,4 @@
-"""The replay window: which counters of a session were received already.
+"""Refuse replayed data packets: the replay window of counters already received.
 
 Mirrors counter_validate in receive.c and selftest/counter.c of the driver; RFC 6479; section 5.4.6 of the paper.
 """

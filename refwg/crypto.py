@@ -1,4 +1,4 @@
-"""The primitives of the protocol, and the only file that imports `cryptography`.
+"""Wrap the primitives of the protocol; no other file imports `cryptography`.
 
 Mirrors what the driver takes from lib/crypto; section 5.4 of the paper. BLAKE2s and HMAC come from the standard
 library; HChaCha20, which `cryptography` does not offer, is taken from the keystream of ChaCha20.

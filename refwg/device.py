@@ -1,4 +1,4 @@
-"""The whole without I/O: inputs and the time go in, effects come out.
+"""Run a WireGuard device as a sans-I/O state machine: input and time in, effects out.
 
 Mirrors device.c of the driver, and of netlink.c what changes a device. Whoever drives a device
 

@@ -1,4 +1,4 @@
-"""The exception tree, and the reasons for which a packet is dropped.
+"""Define the exceptions, and the reasons for which a packet is dropped.
 
 A caller's mistake raises; what a peer or a local program sends is dropped and counted under its DropReason.
 """

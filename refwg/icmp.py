@@ -1,9 +1,9 @@
-"""ICMP errors for senders whose packets nobody takes: by raw sockets, and no more often than the stack sends its own.
+"""Send ICMP errors to senders whose packets no peer takes, as rarely as the stack does.
 
-Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: there is a limit for all errors
-together, and for each destination that is not this host a rate with a small burst. A sender whose address was
-translated on the way here is told by the way it came. Left out is the higher rate that IPv6 allows to destinations
-behind a short prefix.
+By raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: there is a limit for
+all errors together, and for each destination that is not this host a rate with a small burst. A sender whose address
+was translated on the way here gets the error by the way it came. Left out is the higher rate that IPv6 allows to
+destinations behind a short prefix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Notices when files go from a directory, by inotify(7), for which the standard library has no function."""
+"""Notice when files leave a directory, by inotify(7), which the standard library lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IP packets inside the tunnel: addresses, lengths, ECN, and the ICMP error that answers one.
+"""Read IP packets inside the tunnel (addresses, lengths, ECN), and build ICMP errors.
 
 Mirrors what the driver takes from ip_tunnels.h, inet_ecn.h (RFC 6040) and icmp.c (RFC 1122, RFC 4443).
 """

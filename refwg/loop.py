@@ -1,4 +1,4 @@
-"""The loop: waits for the interface, the sockets, the configuration and the clock, and lets the engine do the rest.
+"""Wait for interface, sockets, configuration and clock, and let the engine do the rest.
 
 Mirrors what work queues, timers and notifiers are for the driver. Only this place reads a clock, and the self-test.
 """

@@ -1,4 +1,4 @@
-"""Lengths, limits and wire formats.
+"""Define the four messages, and the lengths, limits and times of the protocol.
 
 Mirrors messages.h of the driver; sections 5.4 and 6.1 of the paper. All times are nanoseconds, all integers on the
 wire little-endian.

@@ -1,4 +1,4 @@
-"""Ways to break refwg on purpose, so that tests can show that they would notice.
+"""Break refwg on purpose in one way, so that tests can show that they would notice.
 
 Each mutant replaces one function of the core by a wrong one and names the requirement that it breaks. Nothing imports
 this file but the start of the program, and only if the environment says REFWG_MUTANTS=allowed: no option, no

@@ -1,4 +1,4 @@
-"""The handshake, Noise_IKpsk2, and the keypairs it yields.
+"""Perform the handshake, Noise_IKpsk2, and hold the keypairs it yields.
 
 Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. The steps of a message are headed by the tokens of
 the Noise paper. Who the initiator claims to be is known only in the middle of its message, and this file knows no

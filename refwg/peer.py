@@ -1,6 +1,7 @@
-"""One peer: owns its handshake, keypairs, timers, staged packets and cookie; and what all peers of a device share.
+"""Hold one peer: its handshake, keypairs, timers, staged packets, cookie and endpoint.
 
-Mirrors peer.c of the driver, and from socket.c how a peer's endpoint is learned.
+`Shared` is what all peers of a device have in common. Mirrors peer.c of the driver, and from socket.c how a peer's
+endpoint is learned.
 """
 
 from __future__ import annotations

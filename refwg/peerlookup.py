@@ -1,4 +1,4 @@
-"""Tables of what belongs to a device: by public key, and by the 32-bit index that messages carry.
+"""Look up a peer by public key, and a session or handshake by its 32-bit index.
 
 Mirrors peerlookup.c of the driver; section 5.4.2 of the paper. Both are generic, so they need to know no peer.
 """

@@ -1,4 +1,4 @@
-"""Gives up being root: another user, and of the capabilities only those that a running interface needs.
+"""Give up root: another user, and only the capabilities that a running interface needs.
 
 No kernel file has this; the driver is the kernel. By prctl(2), capset(2) and capabilities(7), for which the standard
 library has no functions.

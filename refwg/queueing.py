@@ -1,4 +1,4 @@
-"""Bounded queues: packets that wait for a session, handshake messages that wait for their turn.
+"""Bound the queues: packets that wait for a session, handshake messages for their turn.
 
 Mirrors queueing.c of the driver, and from device.c and receive.c what bounds the queues and calls them too long.
 """

@@ -1,4 +1,4 @@
-"""Token buckets, one for each source address; consulted only under load and after mac2.
+"""Limit handshakes by a token bucket per source address; used only under load, after mac2.
 
 Mirrors ratelimiter.c of the driver; section 5.3 of the paper.
 """

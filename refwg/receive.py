@@ -1,4 +1,4 @@
-"""Datagrams in; out come packets, what to send next, or the reason why not.
+"""Check and decrypt received datagrams; return packets, follow-ups or the reason to drop.
 
 Mirrors receive.c of the driver; sections 5.3 and 5.4.6 of the paper. Nothing is sent from here: `Consumed` tells the
 device what must follow.

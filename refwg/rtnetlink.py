@@ -1,6 +1,7 @@
-"""What routes and links are like, and when they change: the few rtnetlink messages that are needed, by hand.
+"""Query routes and links, and receive their changes, by rtnetlink(7).
 
-The driver asks the network stack directly (socket.c, device.c); a program has to ask by rtnetlink(7).
+The driver asks the network stack directly (socket.c, device.c); a program has to ask. The few messages that
+are needed are packed by hand.
 """
 
 from __future__ import annotations

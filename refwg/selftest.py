@@ -1,7 +1,8 @@
-"""Checks of what all else rests on, as the driver has them at load in debug builds: `refwg selftest`.
+"""Check what all else rests on, as the driver does at load: `refwg selftest`.
 
-Mirrors selftest/allowedips.c, selftest/counter.c and selftest/ratelimiter.c, and of lib/crypto the known answers; their
-sources are named beside them. They need no network, no privilege and no test suite.
+Mirrors selftest/allowedips.c, selftest/counter.c and selftest/ratelimiter.c, which debug builds of the driver run, and
+the known answers of lib/crypto; their sources are named beside them. They need no network, no privilege and
+no test suite.
 """
 
 from __future__ import annotations

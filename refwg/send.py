@@ -1,4 +1,4 @@
-"""Packets in, datagrams out: handshake messages, keepalives, and transport data with its padding and counters.
+"""Build datagrams: handshake messages, keepalives, and data with padding and counters.
 
 Mirrors send.c of the driver; sections 5.4.6 and 6.2 of the paper. Every function returns what is to be transmitted.
 """

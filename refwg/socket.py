@@ -1,4 +1,4 @@
-"""UDP sockets: one for each family on the same port, with the local address of every datagram, ECN and fwmark.
+"""Open UDP sockets for both families on one port; keep local address, ECN and fwmark.
 
 Mirrors socket.c of the driver. A datagram leaves from the address at which its peer's last one arrived, as long as that
 is one of ours and, for IPv4, the route still uses the interface it came by. As in the driver both are looked at when

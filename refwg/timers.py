@@ -1,4 +1,4 @@
-"""Timers of one peer: events and the time go in, things to do come out.
+"""Run the five timers of a peer: events and the time in, actions out.
 
 Mirrors timers.c of the driver; section 6 of the paper. There are five timers:
 

@@ -1,4 +1,4 @@
-"""What a device decides, written down: a trace as JSON lines, and the keys in Wireshark's format.
+"""Write what a device decides as JSON lines, and the keys in Wireshark's format.
 
 No kernel file has this; the driver's counterpart are its debug messages.
 """

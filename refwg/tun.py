@@ -1,4 +1,4 @@
-"""The network interface: /dev/net/tun, and what becomes of the interface in whatever namespace it is moved to.
+"""Make the network interface by /dev/net/tun, and follow it into other namespaces.
 
 Mirrors the net_device part of device.c. The UDP sockets stay in the namespace where the process was started; MTU,
 routes, link state and ICMP errors belong where the interface is now.

@@ -1,4 +1,4 @@
-"""The configuration entry point: the text protocol of the UAPI socket, as a function over a device.
+"""Parse and answer requests of the UAPI text protocol, as a function over a device.
 
 Mirrors netlink.c of the driver in what it does, and https://www.wireguard.com/xplatform/ in how it is said. Lines take
 effect one by one; the first that fails ends the request, and what was done before stays.

@@ -1,4 +1,4 @@
-"""The UAPI socket: the file in /var/run/wireguard, and the connections of those who configure us.
+"""Serve the UAPI socket: the file in /var/run/wireguard, and its connections.
 
 No kernel file has this; netlink does it for the driver. What is said on the socket is the business of uapi.py.
 """

@@ -1,1 +1,1 @@
-"""The command line wg-interop: run, doctor, install, clean."""
+"""Run the command line `wg-interop`: run, doctor, install, clean."""

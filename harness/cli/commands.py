@@ -1,4 +1,4 @@
-"""The command `wg-interop`: run, doctor, install, clean.
+"""Define the commands of `wg-interop`: run, doctor, install, clean.
 
 `run` starts pytest behind the launcher, so that the sandbox and all in it die with this process, and reads what
 becomes of the tests from a pipe (harness.plugin.reporter). Every error is one line on stderr and an exit status.

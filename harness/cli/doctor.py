@@ -1,4 +1,4 @@
-"""`wg-interop doctor`: tries each program and ability of the machine by really using it, in a sandbox.
+"""Try what the lab needs on this machine by using it, in a sandbox: `wg-interop doctor`.
 
 The probes run in a child behind the launcher, `python -m harness.cli.doctor`, which writes each finding as a
 line of JSON. Where there can be no sandbox they run all the same, so that one call names everything that is missing.

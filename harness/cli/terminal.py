@@ -1,4 +1,4 @@
-"""What a run looks like and comes to: progress, the matrix of A and B, failures, what was skipped, the conclusion.
+"""Print a run: progress, the matrix of A and B, failures, skips by reason, the conclusion.
 
 On a terminal the progress is a bar and the matrix so far, drawn in place; elsewhere it is a line every few seconds.
 """

@@ -1,1 +1,1 @@
-"""Both ways to configure WireGuard, one set of records: `uapi` for programs, `genl` for the kernel."""
+"""Configure WireGuard by one set of records: `uapi` for programs, `genl` for the kernel."""

@@ -1,4 +1,4 @@
-"""What both ways to configure have in common: the typed interface, the deadline, and how a refusal reads."""
+"""Define `Control`, which UAPI and netlink both implement, and describe a change in words."""
 
 from __future__ import annotations
 

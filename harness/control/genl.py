@@ -1,6 +1,7 @@
-"""The kernel's way: WireGuard's generic netlink family, version 1, with a codec of its own.
+"""Encode `wg set` and decode `wg show` for the kernel, over generic netlink.
 
-Layouts: include/uapi/linux/wireguard.h. A device may have 130 560 allowed-ips, so each is packed and read in one step.
+WireGuard's family, version 1, with a codec of its own. Layouts: include/uapi/linux/wireguard.h. A device may have
+130 560 allowed-ips, so each is packed and read in one step.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What a WireGuard interface is told and what it answers: one set of records over UAPI and generic netlink.
+"""Define the records of a configuration: keys, endpoints, allowed-ips, peers, devices.
 
-Names follow the driver's uapi header (include/uapi/linux/wireguard.h) and wg(8).
+The same over UAPI and generic netlink. Names follow the driver's uapi header (include/uapi/linux/wireguard.h) and
+wg(8).
 """
 
 from __future__ import annotations

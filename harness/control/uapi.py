@@ -1,4 +1,4 @@
-"""The programs' way: a client of the cross-platform text protocol over a Unix stream socket.
+"""Configure userspace programs over UAPI: a text protocol on a Unix stream socket.
 
 Format: https://www.wireguard.com/xplatform/. A device may have 130 560 allowed-ips, each a line.
 """

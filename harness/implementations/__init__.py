@@ -1,1 +1,1 @@
-"""Programs under test: manifests, the registry, interfaces under test, health checks, key logs."""
+"""Find, start and watch the programs under test: manifests, interfaces, health checks."""

@@ -1,4 +1,4 @@
-"""The health check: whether a program under test is still well after a test, and ends as it should.
+"""Check after a test that a program is well: alive, no crash report, no leak, clean end.
 
 It must be the process that was started, must not have written what a crash, a race detector or a sanitizer writes, must
 not have grown in descriptors or threads, and must end by itself within 2 s of SIGTERM.

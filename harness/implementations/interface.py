@@ -1,4 +1,4 @@
-"""A WireGuard interface under test, of any implementation, with one typed way to configure it.
+"""Start any implementation as a WireGuard interface with one typed configuration.
 
 It has a birth node, where its process, UDP sockets and control socket are, and a place, where its link is now.
 """

@@ -1,7 +1,8 @@
-"""The keys of a lab's interfaces, as Wireshark takes them: what a program reveals, and what the configuration says.
+"""Collect the keys of a lab's interfaces in Wireshark's key log format.
 
-Source: Wireshark's description of its key log format for WireGuard. With the ephemeral private key of one side all that
-its sessions carried can be read; with static keys only, the handshakes.
+They come from what a program reveals and from the configuration. Source: Wireshark's description of its key log format
+for WireGuard. With the ephemeral private key of one side all that its sessions carried can be read; with static keys
+only, the handshakes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Implementations: what a manifest says of a WireGuard program, and where the program is.
+"""Read manifests: how a WireGuard program is found and started, and what it can do.
 
 A manifest is a TOML file. `wg-interop doctor` lists those that are known; docs/manifests.md explains every key.
 """

@@ -1,4 +1,4 @@
-"""The registry: every implementation that a run knows, by name, and those that were asked for."""
+"""List every implementation that a run knows, by name, and those that were asked for."""
 
 from __future__ import annotations
 

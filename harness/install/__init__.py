@@ -1,1 +1,1 @@
-"""Fetches and builds the programs under test into the cache, with the standard library only."""
+"""Fetch and build the programs under test into the cache, with the standard library only."""

@@ -1,4 +1,4 @@
-"""`python -m harness.install [NAME]...` installs the implementations to test, with nothing but the standard library."""
+"""Install the implementations to test: `python -m harness.install [NAME]...`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache directory: what is costly to fetch or build and may be deleted at any time.
+"""Keep the cache directory: what is costly to fetch or build, and may be deleted any time.
 
 A directory appears in it whole or not at all, and two runs never build the same one at once.
 """

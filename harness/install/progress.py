@@ -1,4 +1,4 @@
-"""Says how a long step is getting on: its time at the end, and a sign of life every few seconds before."""
+"""Print how long a step took, and a sign of life every few seconds while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: how a program under test is built or fetched into the cache, as the [install] table of a manifest says.
+"""Read a manifest's [install] table, and build or fetch the program: Go, Cargo, Debian.
 
 [install]                                   [install]
 kind = "go"                                 kind = "debian"

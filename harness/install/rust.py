@@ -1,4 +1,4 @@
-"""The Rust that peers are built with: from PATH if new enough, else Debian's, unpacked into the cache.
+"""Find Rust for building peers: on PATH if new enough, else Debian's in the cache.
 
 Debian keeps a newer Rust than its own release for building web browsers, `rustc-web` and `cargo-web`. Both find what
 belongs to them beside themselves, wherever they are unpacked, but for the shared libraries.

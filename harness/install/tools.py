@@ -1,4 +1,4 @@
-"""Run compilers and installers: their output line by line, their versions, and no process left behind."""
+"""Run compilers and installers: output line by line, versions, no process left behind."""
 
 from __future__ import annotations
 

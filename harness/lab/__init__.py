@@ -1,1 +1,1 @@
-"""What one test builds: nodes, topologies, a configured tunnel, and the traffic that it must carry."""
+"""Build what one test uses: nodes, topologies, a configured tunnel, traffic for it."""

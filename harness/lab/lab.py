@@ -1,4 +1,4 @@
-"""The lab of one test: nodes, interfaces and links made in it, what was noted, and the undoing of it all in reverse.
+"""Make what one test uses, keep its evidence, and undo everything in reverse order.
 
 Undo is registered where a thing is made and runs last in, first out; an undo that fails fails the test.
 """

@@ -1,6 +1,7 @@
-"""How late a timer may be: the timer wheel of Linux fires late, never early, by an amount that grows with the duration.
+"""Compute how late a timer may fire: Linux's timer wheel is late, never early.
 
-Source: kernel/time/timer.c: level n of the wheel has a granularity of 8^n jiffies and takes timers up to 63 * 8^n away.
+The delay grows with the duration. Source: kernel/time/timer.c: level n of the wheel has a granularity of 8^n jiffies
+and takes timers up to 63 * 8^n away.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Topologies as records: which nodes there are, how they are connected, and where the interfaces under test live.
+"""Define topologies as records: nodes, links, and where the interfaces under test are.
 
 The three that the kernel's netns.sh uses are here; yours is another record. Every record draws itself in `drawing`.
 """

@@ -1,4 +1,4 @@
-"""Traffic set T of the scenarios: all that a working tunnel must carry, both ways and in both families.
+"""Send traffic set T: all that a working tunnel must carry, in both directions.
 
 The single parts are scenarios too (N03 to N06); other scenarios repeat the whole over another underlay, with another
 MTU, or through another tunnel.

@@ -1,4 +1,4 @@
-"""A tunnel: the two interfaces under test of a topology, configured with the keys and addresses all scenarios share.
+"""Configure the two interfaces of a topology with the keys and addresses all tests share.
 
 A tunnel may run in another one; what then differs is a `Plan`.
 """

@@ -1,1 +1,1 @@
-"""Network namespaces and their links, addresses, routes and rules, over rtnetlink and ioctl."""
+"""Make network namespaces, and their links, addresses, routes and rules."""

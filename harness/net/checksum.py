@@ -1,4 +1,4 @@
-"""The internet checksum (RFC 1071)."""
+"""Compute the internet checksum (RFC 1071)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices of one network namespace by the ioctls of netdevice(7).
+"""Find and set up the devices of one network namespace by ioctls, netdevice(7).
 
 What a test does most often, finding a device and setting it up, costs microseconds this way, and ten times as long by
 netlink (rtnetlink.py).

@@ -1,4 +1,4 @@
-"""Generic netlink: messages and attributes between bytes and tuples, the kernel's error answers, and one exchange.
+"""Encode and decode netlink messages and attributes, and exchange them with the kernel.
 
 Layouts: include/uapi/linux/netlink.h and genetlink.h. Integers are in the machine's byte order.
 """

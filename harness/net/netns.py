@@ -1,4 +1,4 @@
-"""A node: one network namespace with addresses, routes, rules, firewall, programs and sockets.
+"""Make a node: a network namespace with addresses, routes, firewall, programs, sockets.
 
 A node has a name below /run/netns, so that `ip netns` knows it, and a thread that lives in it: programs are started and
 sockets made there, among them those by which links, addresses, routes and rules are changed.

@@ -1,7 +1,7 @@
-"""Sees network namespaces vanish: the kernel tells those that have a number for another when that one is gone.
+"""Wait until network namespaces have vanished, by the kernel's messages RTM_DELNSID.
 
-Source: RTM_NEWNSID and RTM_DELNSID, rtnetlink(7) and include/uapi/linux/net_namespace.h. A number is no reference: it
-keeps nothing alive.
+The kernel notifies every namespace that holds an id of a destroyed one. Source: RTM_NEWNSID and RTM_DELNSID,
+rtnetlink(7) and include/uapi/linux/net_namespace.h. An id is not a reference: it keeps nothing alive.
 """
 
 from __future__ import annotations

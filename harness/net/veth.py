@@ -1,4 +1,4 @@
-"""A link: a veth pair between two nodes, and the offload switches of its ends.
+"""Connect two nodes by a veth pair, and switch the offloads of its ends.
 
 Sources: veth(4); the ETHTOOL ioctls of include/uapi/linux/ethtool.h.
 """

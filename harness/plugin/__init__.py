@@ -1,4 +1,7 @@
-"""Name the modules of the pytest plugin, so that loading it costs next to nothing."""
+"""Plug the lab into pytest: options, fixtures, sandbox, guests, verdicts, results.
+
+This file only names the modules, so that loading the plugin costs next to nothing.
+"""
 
 pytest_plugins = [
     "harness.plugin.options",

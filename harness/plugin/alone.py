@@ -1,7 +1,7 @@
 """Keep tests marked `alone` from running beside others, by a lock all workers share.
 
-The lock is in the run directory. Every test of such a run holds it shared, one marked `alone` holds it exclusively (flock(2)).
-Guests have a run directory, and so a lock, of their own.
+The lock is in the run directory. Every test of such a run holds it shared, one marked `alone` holds it exclusively
+(flock(2)). Guests have a run directory, and so a lock, of their own.
 """
 
 from __future__ import annotations

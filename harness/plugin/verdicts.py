@@ -1,4 +1,4 @@
-"""Decide the state of each test: `differs`, `twin`, health checks, expectations.
+"""Decide what counts in a test beside its assertions: health, undo, `differs`, `twin`.
 
 `differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
 other shows what a refusal is measured against.

@@ -1,1 +1,1 @@
-"""Results of a run: states, expectations, evidence, and the HTML page."""
+"""Keep the results of a run: states, expectations, evidence, and the HTML page."""

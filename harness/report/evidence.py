@@ -1,4 +1,4 @@
-"""Evidence of tests as a page shows it: which files there are, what each is, and as much of its text as is sane.
+"""Read the evidence of tests for the page: which files there are, and their text.
 
 The texts come from the programs under test, so that nothing in them is trusted: only regular files below the directory
 of the results are read, and what cannot be seen in a text is made visible.

@@ -1,8 +1,9 @@
-"""Expectations: failures of real programs that are known, each with its evidence (selftests/expectations/NAME.toml).
+"""Read the known failures of real programs, and match them with results.
 
-A test that fails as expected is `xfailed`; one that passes although it should always fail is `xpassed`, and that fails
-the run: the program was mended, and the expectation must go. Where several speak of a test, one that expects its
-failure is enough, for which program is seen to fail first may be a race; a success refutes them all. refwg has none.
+Each is a table of selftests/expectations/NAME.toml, with its evidence. A test that fails as expected is `xfailed`; one
+that passes although it should always fail is `xpassed`, and that fails the run: the program was mended, and the
+expectation must go. Where several speak of a test, one that expects its failure is enough, for which program is seen to
+fail first may be a race; a success refutes them all. refwg has none.
 """
 
 from __future__ import annotations

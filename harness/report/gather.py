@@ -1,4 +1,4 @@
-"""The report: one self-contained page from the results of one or several runs (report/index.html).
+"""Render report/index.html, one self-contained page, from the results of one or more runs.
 
 What it shows is gathered here into the records of `page.py`, and drawn by `report.html.j2`. All that a test wrote is
 hostile text: the template escapes everything, files are read only below the directory of the results, and links lead

@@ -1,6 +1,6 @@
-"""What the report's page shows, as records: tests, the panels and tables of them, and what their states add up to.
+"""Define what the report's page shows, as records: tests, tables, sums of their states.
 
-`report.py` fills them from results, `report.html.j2` draws them.
+`gather.py` fills them from results, `report.html.j2` draws them.
 """
 
 from __future__ import annotations

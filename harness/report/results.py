@@ -1,4 +1,4 @@
-"""Results: what became of each test, in the format that other programs rely on (report/results.json, schema 1)."""
+"""Decide each result's state from pytest's reports; write report/results.json (schema 1)."""
 
 from __future__ import annotations
 

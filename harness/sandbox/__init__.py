@@ -1,1 +1,1 @@
-"""Namespaces of a run's own: the launcher, threads in namespaces, and programs started there."""
+"""Give a run namespaces of its own, and run calls and programs in any of them."""

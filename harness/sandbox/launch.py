@@ -1,4 +1,4 @@
-"""The launcher's command line, and whether this process runs in a sandbox of its own."""
+"""Build the launcher's command line, and check whether this process is in a sandbox."""
 
 from __future__ import annotations
 

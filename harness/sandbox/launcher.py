@@ -1,4 +1,4 @@
-"""The launcher: runs one command in namespaces of its own and returns its exit status, as if it were not there.
+"""Run one command in namespaces of its own and return its exit status.
 
     python -I -S launcher.py [--die-with PID] [--or-without|--without] -- COMMAND...
 

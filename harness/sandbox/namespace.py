@@ -1,4 +1,4 @@
-"""Threads that live in other namespaces than the rest of the process and run calls there.
+"""Run calls in threads that live in other network and mount namespaces.
 
 Network and mount namespaces belong to a thread, not to a process (setns(2), unshare(2)): sockets made, files opened and
 programs started by a thread belong where that thread is, and may be used from anywhere afterwards.

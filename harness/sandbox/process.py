@@ -1,4 +1,4 @@
-"""Programs under a deadline: `run` waits for one and returns what it wrote, `Process` keeps one in the background.
+"""Run programs under a deadline: `run` waits for one, `Process` keeps one running.
 
 Both start the program from a NamespaceThread, so that it lives where that thread lives; no `ip netns exec` in between.
 """

@@ -1,1 +1,1 @@
-"""What a test sends and receives: pings, UDP datagrams and streams, TCP streams, ICMP errors."""
+"""Send and receive a test's traffic: pings, UDP datagrams, TCP streams, ICMP errors."""

@@ -1,4 +1,4 @@
-"""What a sender is told of a datagram that went nowhere: by send(2) at once, and by ICMP in its socket's error queue.
+"""Read the errors that a sender gets: from send(2), and by ICMP from its error queue.
 
 Sources: IP_RECVERR in ip(7), struct sock_extended_err of include/uapi/linux/errqueue.h.
 """

@@ -1,7 +1,4 @@
-"""Traffic made by sockets of our own process, so that most tests start no program.
-
-`ping` for ICMP echo, `udp_message` for one datagram, `tcp_streams` for streams whose bytes are compared as they arrive.
-"""
+"""Ping from sockets of our own process, so that most tests start no program."""
 
 from __future__ import annotations
 

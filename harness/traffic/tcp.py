@@ -1,4 +1,4 @@
-"""TCP streams between two nodes, sent by sendfile(2) and compared byte by byte as they arrive."""
+"""Send TCP streams by sendfile(2), and compare every byte as it arrives."""
 
 from __future__ import annotations
 

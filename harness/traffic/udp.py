@@ -1,4 +1,4 @@
-"""Streams of numbered UDP datagrams: which of them arrive, in which order, how often, and whether they are whole.
+"""Send numbered UDP datagrams, and report which arrive, in which order and how often.
 
 Nothing here waits for the clock: who sends decides when, and who receives says how many are to come.
 """

@@ -1,1 +1,1 @@
-"""Guests: boot a kernel in QEMU, run a command in it, bring back status and files."""
+"""Boot a kernel in QEMU, run a command in this guest, bring back status and files."""

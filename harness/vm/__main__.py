@@ -1,4 +1,4 @@
-"""`python -m harness.vm run|prepare`: run a command under a kernel of your choice."""
+"""Run a command under a kernel of your choice: `python -m harness.vm run|prepare`."""
 
 from __future__ import annotations
 

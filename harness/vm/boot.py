@@ -1,4 +1,4 @@
-"""Boot a kernel, run one command in it, bring back its exit status and files.
+"""Boot a guest, run one command in it, bring back its exit status and files.
 
     python ci/vm.py run [--kernel 6.12] [--warp] -- python -m pytest selftests/ --lane netns
 

@@ -1,4 +1,4 @@
-"""Compiled Python for the guest, which compiles ten times slower than we do.
+"""Compile Python for the guest ahead of time; the guest would take ten times as long.
 
 Besides what imports leave in `__pycache__` there are the modules that pytest rewrites: all tests, and all of its
 plugins. Only pytest knows which and how, so it is run here to fill a folder in the cache (PYTHONPYCACHEPREFIX), from

@@ -1,4 +1,4 @@
-"""Archives that the kernel unpacks into its RAM: cpio, format newc.
+"""Write cpio archives (format newc), which the guest's kernel unpacks into its RAM.
 
 The format is the kernel's own (Documentation/driver-api/early-userspace/buffer-format.rst).
 An initramfs may be several archives one after another, which is how the parts of the guest's root are put together.

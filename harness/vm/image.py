@@ -1,4 +1,4 @@
-"""The guest's root: this Python, the packages of the project, the tools, all at the paths they have here.
+"""Build the guest's root: this Python, the project, packages and tools, at equal paths.
 
 Equal paths inside and outside need no rewriting: scripts, `.pth` files, compiled Python, arguments and reports hold as
 they are. Three archives (cpio.py) make up the root: the base (built once, kept in the cache), the kernel's modules

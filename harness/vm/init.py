@@ -1,4 +1,4 @@
-"""PID 1 of the guest: makes a machine of a kernel, has one command run, tells the host how it went.
+"""Run as PID 1 of the guest: mount, load modules, run one command, report to the host.
 
 It runs by `python -IS`, imports nothing of the project and of the library only what costs little: under emulation the
 import of `json` takes longer than loading ten modules. What to do stands in /lab/job (marshal, written by boot.py);

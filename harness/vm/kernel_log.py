@@ -1,4 +1,4 @@
-"""What the kernel's log says of the kernel's health: a complaint makes a run fail, even one whose tests have passed."""
+"""Find complaints in the guest's kernel log; one is enough to fail a run."""
 
 from __future__ import annotations
 

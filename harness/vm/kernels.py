@@ -1,4 +1,4 @@
-"""Kernels for the guest: from Debian's packages, a bzImage or a build tree.
+"""Find or fetch the kernel that a guest boots: Debian's package, a bzImage, a build tree.
 
 A package is downloaded and unpacked into the cache, and never installed.
 """

@@ -1,4 +1,4 @@
-"""The modules that the guest loads: those the tests stand on, all that they depend on, in an order that works.
+"""Choose the kernel modules that a guest loads, with all they depend on, in order.
 
 A Debian package holds no modules.dep (depmod makes that when a package is installed), and a build tree has one only
 after `make modules_install`; so dependencies are read where depmod reads them, in each module's own `.modinfo`.

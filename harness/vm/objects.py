@@ -1,4 +1,4 @@
-"""Whether every object that the driver created was destroyed again, by its own word in the kernel log (scenario N41).
+"""Check in the kernel log that the driver destroyed every object it created (N41).
 
 Source: the pr_debug lines of drivers/net/wireguard/{device,peer,noise}.c, which dynamic debug turns on.
 """

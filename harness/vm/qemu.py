@@ -1,4 +1,4 @@
-"""QEMU as a child that cannot outlive us, and the ports on which the guest talks to us.
+"""Start QEMU as a child that cannot outlive us, and read the ports the guest writes to.
 
 Each port is a socket pair whose far end QEMU holds as a virtio port (init.py reads and writes it). They close when QEMU
 ends, however it ends, so the runner waits for nothing else.

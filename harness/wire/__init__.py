@@ -1,1 +1,1 @@
-"""What passes on a link: capture it, decode WireGuard's messages in it, change it by a fault script."""
+"""Capture what passes on a link, decode it, and change it by a fault script."""

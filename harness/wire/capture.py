@@ -1,7 +1,7 @@
-"""Captures: what passes by a device, each frame with the kernel's time stamp; the WireGuard messages among it.
+"""Record the frames that pass a device, and find WireGuard's messages among them.
 
-Until someone asks, the frames lie in the kernel, so that a capture costs next to nothing where nobody looks. Sources:
-packet(7), SO_TIMESTAMPNS in socket(7).
+Each frame has the kernel's time stamp. Until someone asks, the frames lie in the kernel, so that a capture costs next
+to nothing where nobody looks. Sources: packet(7), SO_TIMESTAMPNS in socket(7).
 """
 
 from __future__ import annotations

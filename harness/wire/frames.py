@@ -1,4 +1,4 @@
-"""Ethernet frames: where the UDP datagram lies in one, and how one is changed so that its checksums hold.
+"""Find the UDP datagram in an Ethernet frame, and change it with correct checksums.
 
 Sources: RFC 791, RFC 8200, RFC 768, RFC 1071; packet(7) for what the kernel keeps beside a frame (PACKET_AUXDATA).
 """

@@ -1,4 +1,4 @@
-"""WireGuard's messages as seen from outside: which one a datagram is, and where its fields lie.
+"""Read WireGuard's messages from outside: their types and where their fields lie.
 
 Source: the whitepaper, section 5.4. Nothing here decrypts.
 """

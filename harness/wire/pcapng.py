@@ -1,7 +1,7 @@
-"""Captures as pcapng files: an interface block for each end, nanoseconds, comments, and the keys inside.
+"""Write captures as pcapng files, with comments, and with the keys for Wireshark inside.
 
-Source: draft-ietf-opsawg-pcapng, sections 4.1 (section header), 4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7
-(decryption secrets).
+An interface block for each end, times in nanoseconds. Source: draft-ietf-opsawg-pcapng, sections 4.1 (section header),
+4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7 (decryption secrets).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of a wire: carries a fault script out on frames, without I/O; the time is passed in.
+"""Apply a fault script to frames, without I/O; the time is passed in.
 
 Frames go in with the end they come from, deliveries come out: frames to be sent now towards the other end. Each has a
 text for the capture: which rule did what to it.

@@ -1,7 +1,8 @@
-"""Fault scripts: what a wire does to which of WireGuard's messages, as records or as a TOML file of the same words.
+"""Parse fault scripts: which WireGuard messages a wire loses, delays or changes.
 
-A script is a list of rules. The first rule that takes a message decides what becomes of it; a message that no rule
-takes passes. Choices by chance come from the script's seed: equal messages in equal order meet with equal faults.
+A script is a list of rules, as records or as a TOML file of the same words. The first rule that takes a message decides
+what becomes of it; a message that no rule takes passes. Choices by chance come from the script's seed: equal messages
+in equal order meet with equal faults.
 """
 
 from __future__ import annotations

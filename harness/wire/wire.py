@@ -1,4 +1,4 @@
-"""A wire: a link that loses, holds, delays, doubles, replays and changes WireGuard's messages by a script.
+"""Connect two nodes by a link that loses, delays, replays or changes messages by a script.
 
 Each end is a veth pair from a node into a network namespace of the wire's own, where a thread carries frames from one
 to the other through packet sockets (packet(7)). What is not WireGuard's passes. The thread sleeps until a frame comes

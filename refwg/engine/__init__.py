@@ -1,1 +1,1 @@
-"""Ways to move packets between the interface, the core and the sockets; all of them with the same results."""
+"""Move packets between interface, core and sockets; all engines give the same results."""

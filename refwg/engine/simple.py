@@ -1,4 +1,4 @@
-"""Moves one packet at a time. Slow, and short enough to be the specification of all other engines.
+"""Move one packet at a time: slow, and the specification of all other engines.
 
 Mirrors what the driver's workers do in send.c and receive.c, without the workers.
 """

@@ -1,4 +1,4 @@
-"""What the fault tests look at: the processes of one run, and the state of the machine that a run must not touch."""
+"""Look at the processes of a run, and at the state of the machine it must not touch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inner packets made by hand: the smallest that a test needs, with correct lengths and IPv4 checksums."""
+"""Build the smallest inner packets that a test needs, with correct checksums."""
 
 from __future__ import annotations
 

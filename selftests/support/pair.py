@@ -1,4 +1,4 @@
-"""Two devices, one wire, virtual time: whole conversations in milliseconds, the same every time.
+"""Connect two devices of refwg by a wire in virtual time, the same every time.
 
     A 10.0.0.1:1 -------- wire: latency, loss, reordering, a filter -------- B 10.0.0.2:2
       192.168.241.1, fd00::1                                                   192.168.241.2, fd00::2

@@ -1,4 +1,4 @@
-"""Runs a few lines of Python where they can do no harm: own user, network and mount namespaces, an empty /run."""
+"""Run a few lines of Python in namespaces of their own, with an empty /run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers that a test plays itself: refwg's core without I/O behind one UDP socket, beside the interface under test.
+"""Play peers by hand: refwg's core behind a UDP socket beside the interface under test.
 
 What such a peer sends, and with which counter, is the test's choice. Its time stands still; only where it would have to
 wait, to answer with a keepalive or to try again with a cookie, it is so much later at once.

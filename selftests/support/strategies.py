@@ -1,4 +1,4 @@
-"""What hypothesis makes up: messages, prefixes, counters, configurations."""
+"""Generate messages, prefixes, counters and configurations for hypothesis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers for the vector files of other projects."""
+"""Read the vector files of other projects."""
 
 from __future__ import annotations
 
