@@ -30,7 +30,7 @@ class Event(Enum):
     RECEIVED_ON_PREVIOUS = "packet received on previous"
     RECEIVED_ON_NEXT = "packet received on next"
     FORGED_ON_NEXT = "forged packet on next"
-    LINK_UP = "link up"
+    LINK_UP = "link up (interval set)"
     LINK_DOWN = "link down"
     KEY_CHANGED = "new private key"
     SLEPT = "machine slept"

@@ -1,0 +1,313 @@
+"""Draw layers (who may import whom), timers, states, files: `python -m ci.drawings`.
+
+Each drawing in ARCHITECTURE.md is made from a table that a test checks against the code: selftests/support/layers.py
+(test_imports.py), selftests/support/transitions.py (test_transitions.py), or the first line of each module's docstring.
+It stands between two markers, `<!-- drawing: NAME -->` and `<!-- end -->`, and replaces what stood there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+import textwrap
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Final
+
+from ci.setup_checkout import ROOT
+from refwg.messages import SECOND
+from refwg.noise import HandshakeState
+from refwg.timers import Timer
+from selftests.support.layers import FOLDERS, IMPORTS_ONLY, ROWS, WORLD_ROWS
+from selftests.support.transitions import EXPIRIES, HANDSHAKE, INTERVAL, JITTER, SESSIONS, STATES, TIMERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+DOCUMENT: Final = ROOT / "ARCHITECTURE.md"
+# Widths of drawings, in characters: the boxes of the layers; a timer's three columns.
+LAYER, EVENT, OUTCOME, ACTION = 110, 41, 23, 32
+
+# Files without a docstring: path or pattern below the root, and what it is for.
+OTHER_FILES: Final = {
+    "bench/README.md": "Explain every figure that the benchmarks print.",
+    "bench/run": "Start bench/runner.py.",
+    "bench/suite": "Start bench/suite.py.",
+    "ci/bootstrap.sh": "Make a Python ready for the four commands of this folder, which source it.",
+    "ci/flakes": "Start ci/flakes.py.",
+    "ci/interop": "Start ci/matrix.py.",
+    "ci/packages.txt": "List the Debian packages that the lab needs, and what shows that each is there.",
+    "ci/setup": "Start ci/setup_checkout.py.",
+    "ci/test": "Start ci/gates.py.",
+    "harness/implementations/*.toml": "Describe one implementation: a manifest, explained in docs/manifests.md.",
+    "harness/report/report.html.j2": "Draw the report's page.",
+    "harness/vm/debug.config": "List the options of a kernel that checks itself: KASAN, lockdep, kmemleak.",
+    "harness/vm/image.toml": "List the programs and files of the guest's root.",
+    "harness/vm/kernel.config": "List the options that a kernel of your own needs.",
+    "harness/vm/kernels.toml": "Name the kernels that `--kernel` takes, and the modules that go with them.",
+}
+TEST_FOLDERS: Final = {
+    "conformance": "Name scenarios of netns.sh, requirements and bugs; tests cite them by id.",
+    "expectations": "Name the known failures of real programs, with evidence.",
+    "faults": "Kill and break things: programs, guests, the run itself; every break must be seen.",
+    "lab": "Test the lab itself: nodes, wires, captures, health checks. No pair of implementations.",
+    "mutants": "Break refwg in one way each, and see the scenario fail that should notice.",
+    "netns": "Test implementations: the scenarios, for every pair or every implementation.",
+    "properties": "Test refwg's core by random input (hypothesis).",
+    "support": "Hold what tests share: helpers, and the tables behind the drawings of this file.",
+    "unit": "Test one module per file, in folders like those of the code; without namespaces.",
+    "vectors": "Test refwg against vectors of other projects, and hold transcripts for them.",
+}
+
+
+# Text in boxes.
+
+
+def box(rows: Iterable[Sequence[str]], width: int = LAYER) -> list[str]:
+    """Stack the rows, each of one line or more, into one box with a rule between them."""
+    rule = f"+{'-' * (width - 2)}+"
+    lines = [rule]
+    for row in rows:
+        lines += [f"| {text:{width - 4}} |" for text in row]
+        lines.append(rule)
+    return lines
+
+
+def text_block(lines: Iterable[str]) -> str:
+    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
+
+
+UNLESS: Final = "sets, unless set -->"
+
+
+# Layers.
+
+
+def layers_of_harness() -> str:
+    """One box per row of FOLDERS, the topmost first, with what each folder does."""
+    names = max(len(name) for row in FOLDERS for name in row)
+    rows = []
+    for row in reversed(FOLDERS):
+        lines = []
+        for name in row:
+            lines.append(f"{name:{names}}  {summary(_module_of(name))}")
+            if only := IMPORTS_ONLY.get(name):
+                lines.append(f"{'':{names}}  (imports only {', '.join(sorted(only))})")
+        rows.append(lines)
+    return text_block(box(rows))
+
+
+def _module_of(name: str) -> Path:
+    """`harness/net/__init__.py` for the folder net, `harness/errors.py` for the module errors."""
+    folder = ROOT / "harness" / name
+    return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+
+
+def layers_of_refwg() -> str:
+    """One box per row of modules, the topmost first; the core is a box of its own."""
+    rows = [["   ".join(row)] for row in reversed(ROWS)]
+    width = max(len(text) for (text,) in rows) + 4
+    lines = box(rows, width)
+    # Between the two parts, a rule that stands out and says what is on either side.
+    lines[2 * len(WORLD_ROWS)] = f"{' world above, core without I/O below ':=^{width}}"
+    return text_block(lines)
+
+
+# Timers.
+
+
+def timers() -> str:
+    """Each timer as a box between the events that set and stop it and what follows when it runs out."""
+    return text_block(line for timer in Timer for line in _timer(timer))
+
+
+def _timer(timer: Timer) -> list[str]:
+    inside = [timer.name.lower().replace("_", " "), _delay_of(timer)]
+    left, right = _events_of(timer), _actions_of(timer)
+    width = max(len(other.name) for other in Timer)
+    edge = f"{'':{EVENT}}+{'-' * (width + 2)}+"
+    rows = zip_longest(left, inside, right, fillvalue="")
+    return [edge, *(f"{a:{EVENT}}| {b:{width}} |{c}" for a, b, c in rows), edge]
+
+
+def _delay_of(timer: Timer) -> str:
+    """The delay that events set, which must be the same for all of them."""
+    (delay,) = {delay for _, _, changes in TIMERS if (delay := changes.get(timer)) is not None}
+    if delay == INTERVAL * SECOND:
+        return "as configured"
+    return f"{delay % JITTER // SECOND} s{' + jitter' if delay >= JITTER else ''}"
+
+
+def _events_of(timer: Timer) -> list[str]:
+    """A line with an arrow per event; UNLESS: in another row the event leaves the timer as it was."""
+    changing = [(event, changes[timer]) for _, event, changes in TIMERS if timer in changes]
+    leaving = {event for _, event, changes in TIMERS if timer not in changes}
+    arrows = []
+    for event, delay in dict.fromkeys(changing):
+        arrows.append((event.value, "stops --x" if delay is None else "sets -->" if event not in leaving else UNLESS))
+    arrows.sort(key=lambda arrow: arrow[1].startswith("stops"))
+    return [f"{event} {f' {verb}':->{EVENT - 1 - len(event)}}" for event, verb in arrows]
+
+
+def _actions_of(timer: Timer) -> list[str]:
+    """What follows when it runs out; after how many initiations, where that makes a difference."""
+    lines: list[str] = []
+    for action in dict.fromkeys(expiry.action for expiry in EXPIRIES if expiry.timer is timer):
+        attempts = min(expiry.attempts for expiry in EXPIRIES if expiry.action is action)
+        when = f" after {attempts + 1} in a row " if lines else " runs out "
+        first, *rest = textwrap.wrap(action.value, ACTION)
+        lines += [f"{f'{when:-^{OUTCOME - 2}}> ':{OUTCOME}}{first}", *(f"{'':{OUTCOME}}{text}" for text in rest)]
+    return lines
+
+
+# States.
+
+
+def sessions() -> str:
+    """The occupied slots of a peer's keypairs as states; what changes no slot and no permission is not drawn."""
+    arrows = []
+    for before, event, after in SESSIONS:
+        if after != before and "x" not in after:
+            arrows.append((before, event.value, _occupied(after)))
+    names = {state: ", ".join(_slots(state)) or "no session" for state in STATES}
+    mute = dict.fromkeys(event.value for _, event, after in SESSIONS if "x" in after)
+    note = f"{' / '.join(mute)}: all stay, but current and next may no longer send"
+    return _diagram(names, arrows, note)
+
+
+def _slots(state: str) -> list[str]:
+    return [name for name, key in zip(("previous", "current", "next"), state.split(), strict=True) if key != "-"]
+
+
+def _occupied(after: str) -> str:
+    """The state in which the same slots are occupied."""
+    return next(state for state in STATES if _slots(state) == _slots(after))
+
+
+def handshake() -> str:
+    """The states of refwg.noise.Handshake and its methods; what is refused is not drawn."""
+    names = {state.name: state.name for state in HandshakeState}
+    return _diagram(names, [(before.name, step, after.name) for before, step, after in HANDSHAKE if after is not None])
+
+
+def _diagram(names: dict[str, str], arrows: list[tuple[str, str, str]], note: str = "") -> str:
+    """A state diagram for Mermaid, which GitHub draws. What leads from every state to one has one arrow, from `any`."""
+    ids = {state: re.sub(r"\W+", "_", name) for state, name in names.items()}
+    lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {ids[next(iter(names))]}"]
+    lines += [f'    state "{name}" as {ids[state]}' for state, name in names.items() if ids[state] != name]
+    merged: dict[tuple[str, str], list[str]] = {}
+    for label in dict.fromkeys(label for _, label, _ in arrows):
+        sources = {source: target for source, what, target in arrows if what == label}
+        targets = set(sources.values())
+        if len(targets) == 1 and names.keys() - targets <= sources.keys():
+            sources = {"any": targets.pop()}
+        for source, target in sources.items():
+            merged.setdefault((ids.get(source, "any_state"), ids[target]), []).append(label)
+    if any(source == "any_state" for source, _ in merged):
+        lines.append('    state "any state" as any_state')
+    lines += [f"    {source} --> {target}: {' / '.join(labels)}" for (source, target), labels in merged.items()]
+    if note:
+        lines += ["    note right of any_state", f"        {note}", "    end note"]
+    return "\n".join([*lines, "```"])
+
+
+# Files.
+
+
+def summary(path: Path) -> str:
+    """The first line of a module's docstring, or the line of OTHER_FILES."""
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    relative = path.relative_to(ROOT)
+    lines = [line for pattern, line in OTHER_FILES.items() if relative.match(pattern)]
+    if not lines:
+        raise ValueError(f"{relative} has no line in the table of files; add one to OTHER_FILES of ci/drawings.py")
+    return lines[0]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of a package but those that say nothing: folders in their layers' order, the top first."""
+    order = {name: number for number, row in enumerate(FOLDERS) for name in row}
+
+    def key(path: Path) -> tuple[int, str, bool, str]:
+        top = path.relative_to(folder).parts[0].removesuffix(".py")
+        layer = order.get(top, 0) if folder.name == "harness" else 0
+        return (-layer, str(path.parent), path.name != "__init__.py", path.name)
+
+    paths = (path for path in folder.rglob("[!.]*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted((path for path in paths if path.suffix != ".typed"), key=key)
+
+
+def files(folder: str) -> str:
+    """A table with a line for each file below the folder; a package's line is that of its `__init__.py`."""
+    rows = []
+    for path in files_below(ROOT / folder):
+        name = str(path.relative_to(ROOT / folder)).removesuffix("__init__.py")
+        line = summary(path).replace("|", r"\|")
+        rows.append(f"| `{folder}/{name}` | {line} |")
+    return _table(rows)
+
+
+def folders_of_tests() -> str:
+    return _table(f"| `selftests/{name}/` | {line} |" for name, line in TEST_FOLDERS.items())
+
+
+def _table(rows: Iterable[str]) -> str:
+    return "\n".join(["| file | what it does |", "|---|---|", *rows])
+
+
+# The document.
+
+DRAWINGS: Final[dict[str, Callable[[], str]]] = {
+    "layers of harness": layers_of_harness,
+    "layers of refwg": layers_of_refwg,
+    "timers": timers,
+    "sessions": sessions,
+    "handshake": handshake,
+    "files of harness": lambda: files("harness"),
+    "files of refwg": lambda: files("refwg"),
+    "files of ci": lambda: files("ci"),
+    "files of bench": lambda: files("bench"),
+    "folders of selftests": folders_of_tests,
+    "files of selftests/support": lambda: files("selftests/support"),
+}
+_BLOCK: Final = re.compile(r"(<!-- drawing: (?P<name>[^>]+) -->\n)(?P<body>.*?)(?=<!-- end -->)", re.DOTALL)
+
+
+def drawn_in(text: str) -> dict[str, str]:
+    """The drawings that stand in a document, by name. Raises ValueError where one is missing or unknown."""
+    found = {match["name"]: match["body"] for match in _BLOCK.finditer(text)}
+    if wrong := sorted(found.keys() ^ DRAWINGS.keys()):
+        raise ValueError(f"{DOCUMENT.name} and DRAWINGS of ci/drawings.py disagree about: {', '.join(wrong)}")
+    return found
+
+
+def outdated(text: str) -> list[str]:
+    """The names of the drawings that are not as the code has them."""
+    return [name for name, body in drawn_in(text).items() if body != f"{DRAWINGS[name]()}\n"]
+
+
+def redrawn(text: str) -> str:
+    """The document with every drawing made anew."""
+    drawn_in(text)
+    return _BLOCK.sub(lambda match: f"{match[1]}{DRAWINGS[match['name']]()}\n", text)
+
+
+def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
+    """Redraw, or with --check say what is out of date; 1 if something is."""
+    parser = argparse.ArgumentParser(prog="python -m ci.drawings", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a drawing is out of date")
+    check = parser.parse_args(arguments).check
+    text = document.read_text()
+    wrong = outdated(text)
+    for name in wrong:
+        print(f"{document.name}: {name}: {'out of date; run python -m ci.drawings' if check else 'drawn again'}")
+    if not check:
+        document.write_text(redrawn(text))
+    return 1 if check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
