@@ -7,9 +7,8 @@ module `socket` only the two functions are used that depend on nothing but their
 from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Final
 
-IPV4_BYTES: Final = 4
+from refwg.ip import IPV4_BYTES
 
 
 def parse_address(text: str) -> bytes:

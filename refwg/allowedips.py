@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from refwg.ip import IPV4_BYTES, IPV6_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Owner = TypeVar("Owner")
-
-_IPV4_BYTES: Final = 4
-_IPV4_BITS: Final = 32
-_IPV6_BITS: Final = 128
 
 
 class Prefix(NamedTuple):
@@ -28,7 +26,7 @@ class Prefix(NamedTuple):
     length: int
 
     def __str__(self) -> str:
-        address = IPv4Address(self.address) if len(self.address) == _IPV4_BYTES else IPv6Address(self.address)
+        address = IPv4Address(self.address) if len(self.address) == IPV4_BYTES else IPv6Address(self.address)
         return f"{address}/{self.length}"
 
 
@@ -131,13 +129,13 @@ class AllowedIPs(Generic[Owner]):
     """Both tries, and for each owner its prefixes in the order in which they were added."""
 
     def __init__(self) -> None:
-        self._v4: Trie[Owner] = Trie(_IPV4_BITS)
-        self._v6: Trie[Owner] = Trie(_IPV6_BITS)
+        self._v4: Trie[Owner] = Trie(8 * IPV4_BYTES)
+        self._v6: Trie[Owner] = Trie(8 * IPV6_BYTES)
         self._lists: dict[Owner, dict[Prefix, None]] = {}
 
     def lookup(self, address: bytes) -> Owner | None:
         """Who owns an address of 4 or 16 bytes; the question of every packet in both directions."""
-        trie = self._v4 if len(address) == _IPV4_BYTES else self._v6
+        trie = self._v4 if len(address) == IPV4_BYTES else self._v6
         return trie.lookup(int.from_bytes(address))
 
     def insert(self, prefix: Prefix, owner: Owner) -> None:
@@ -164,11 +162,11 @@ class AllowedIPs(Generic[Owner]):
 
     def draw(self) -> str:
         """Both tries as text, children indented below their parent, for people who debug."""
-        lines = [*_drawn(self._v4.root, _IPV4_BITS, 0), *_drawn(self._v6.root, _IPV6_BITS, 0)]
+        lines = [*_drawn(self._v4.root, 8 * IPV4_BYTES, 0), *_drawn(self._v6.root, 8 * IPV6_BYTES, 0)]
         return "\n".join(lines)
 
     def _trie(self, prefix: Prefix) -> Trie[Owner]:
-        return self._v4 if len(prefix.address) == _IPV4_BYTES else self._v6
+        return self._v4 if len(prefix.address) == IPV4_BYTES else self._v6
 
 
 def _masked(prefix: Prefix) -> Prefix:

@@ -11,7 +11,6 @@ from struct import Struct
 from typing import Final
 
 from refwg import ip
-from refwg.address import IPV4_BYTES
 from refwg.rtnetlink import Requester, attribute, attributes
 
 _NETLINK_NETFILTER: Final = 12
@@ -20,8 +19,8 @@ _NESTED: Final = 0x8000
 _FAMILY: Final = Struct("=BBH")
 _TUPLE_ORIG, _TUPLE_REPLY = 1, 2
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
-_IP_SOURCE: Final = {4: 1, 16: 3}
-_IP_DESTINATION: Final = {4: 2, 16: 4}
+_IP_SOURCE: Final = {ip.IPV4_BYTES: 1, ip.IPV6_BYTES: 3}
+_IP_DESTINATION: Final = {ip.IPV4_BYTES: 2, ip.IPV6_BYTES: 4}
 _PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
 _IPPROTO_ICMP, _IPPROTO_ICMPV6 = 1, 58
 # By protocol: attributes of identifier, type and code, and what answers an echo request.
@@ -41,7 +40,7 @@ class Conntrack(Requester):
         tuple_ = _reply_tuple(packet)
         if not tuple_:
             return source
-        family = socket.AF_INET if len(source) == IPV4_BYTES else socket.AF_INET6
+        family = socket.AF_INET if len(source) == ip.IPV4_BYTES else socket.AF_INET6
         failure, answer = self.ask(
             _CTNETLINK_GET, _FAMILY.pack(family, 0, 0) + attribute(_TUPLE_REPLY | _NESTED, tuple_)
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from refwg.address import format_address
 from refwg.boundary import LocalAddress
 from refwg.conntrack import Conntrack
+from refwg.ip import IPV4_BYTES, IPV6_BYTES
 from refwg.messages import MILLISECOND, SECOND
 from refwg.socket import packet_info
 
@@ -31,7 +32,7 @@ _DESTINATIONS: Final = 4096
 # Where the stack keeps its limits, and what they are if it does not show them (icmp(7)).
 _ERRORS_PER_SECOND: Final = ("ipv4/icmp_msgs_per_sec", 1000)
 _ERRORS_AT_ONCE: Final = ("ipv4/icmp_msgs_burst", 50)
-_MILLISECONDS_APART: Final = {4: ("ipv4/icmp_ratelimit", 1000), 16: ("ipv6/icmp/ratelimit", 1000)}
+_MILLISECONDS_APART: Final = {IPV4_BYTES: ("ipv4/icmp_ratelimit", 1000), IPV6_BYTES: ("ipv6/icmp/ratelimit", 1000)}
 
 
 class Bucket:
@@ -96,8 +97,8 @@ class IcmpSender:
         with suppress(OSError):
             self._conntrack = Conntrack()
         with suppress(OSError):
-            self._sockets[4] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
-            self._sockets[16] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+            self._sockets[IPV4_BYTES] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
+            self._sockets[IPV6_BYTES] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
 
     def send(self, error: IcmpError, limits: IcmpLimits, now: int) -> bool:
         """Send it; False if its destination had too many lately, or the stack does not take it."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+# Lengths of an address in network order; only the length shows the family.
+IPV4_BYTES: Final = 4
+IPV6_BYTES: Final = 16
 IPV4_HEADER_LENGTH: Final = 20
 IPV6_HEADER_LENGTH: Final = 40
 ECN_MASK: Final = 0b11
@@ -187,6 +190,6 @@ def _is_icmp_error(protocol: int | None, payload: bytes) -> bool:
 
 
 def _is_one_host(address: bytes) -> bool:
-    if len(address) == 4:  # noqa: PLR2004 - the length of an IPv4 address
+    if len(address) == IPV4_BYTES:
         return any(address) and address[0] < 0xE0  # noqa: PLR2004 - 224.0.0.0: multicast, reserved, broadcast
     return any(address) and address[0] != 0xFF  # noqa: PLR2004 - ff00::/8: multicast

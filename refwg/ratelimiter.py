@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from refwg.ip import IPV4_BYTES
 from refwg.messages import SECOND
 
 PACKETS_PER_SECOND: Final = 20
@@ -17,7 +18,6 @@ PACKET_COST: Final = SECOND // PACKETS_PER_SECOND
 TOKEN_MAX: Final = PACKET_COST * PACKETS_BURSTABLE
 MAX_ENTRIES: Final = 65536
 
-_IPV4_BYTES: Final = 4
 _IPV6_PREFIX_BYTES: Final = 8
 
 
@@ -47,7 +47,7 @@ class RateLimiter:
         """Whether a message from this address (4 or 16 bytes) may pass; if so, it has paid."""
         self.sweep(now)
         # Only the first 64 bits of IPv6 count: a /64 is one household.
-        key = source if len(source) == _IPV4_BYTES else source[:_IPV6_PREFIX_BYTES]
+        key = source if len(source) == IPV4_BYTES else source[:_IPV6_PREFIX_BYTES]
         bucket = self._buckets.get(key)
         if bucket is None:
             return self._admit(key, now)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from refwg.ip import IPV4_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -52,7 +54,6 @@ _IFF_UP: Final = 1
 _GROUP_LINK: Final = 0x1
 # Addresses, routes and rules of IPv4, then of IPv6: what decides where a datagram leaves, and from which address.
 _GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
-_IPV4_BYTES: Final = 4
 _ANSWER_WITHIN: Final = 2.0
 _BUFFER: Final = 1 << 16
 
@@ -132,7 +133,7 @@ class Inquirer(Requester):
 
     def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
         """Route to an address, perhaps from an address, by an interface, or with a mark."""
-        is_ipv4 = len(destination) == _IPV4_BYTES
+        is_ipv4 = len(destination) == IPV4_BYTES
         family = socket.AF_INET if is_ipv4 else socket.AF_INET6
         body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
         body += attribute(_RTA_DST, destination)

@@ -12,10 +12,10 @@ import socket
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from refwg.address import IPV4_BYTES, format_address
+from refwg.address import format_address
 from refwg.boundary import Endpoint, LocalAddress
 from refwg.errors import ConfigError
-from refwg.ip import ECN_MASK
+from refwg.ip import ECN_MASK, IPV4_BYTES
 
 if TYPE_CHECKING:
     from refwg.boundary import Transmit

@@ -10,10 +10,11 @@ import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from refwg.address import IPV4_BYTES, format_address, parse_address
+from refwg.address import format_address, parse_address
 from refwg.allowedips import Prefix
 from refwg.boundary import Endpoint, Transmit
 from refwg.errors import ConfigError
+from refwg.ip import IPV4_BYTES
 from refwg.messages import KEY_LENGTH, SECOND
 
 if TYPE_CHECKING:

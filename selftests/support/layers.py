@@ -34,8 +34,8 @@ IMPORTS_ONLY: Final = {
 # The modules of refwg from the bottom to the top; those of one row do not know each other.
 CORE_ROWS: Final = [
     ["errors"],
-    ["messages", "ip", "address"],
-    ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips"],
+    ["messages", "ip"],
+    ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips", "address"],
     ["noise", "cookie"],
     ["peer"],
     ["send", "receive"],
