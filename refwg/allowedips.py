@@ -160,11 +160,6 @@ class AllowedIPs(Generic[Owner]):
     def prefixes_of(self, owner: Owner) -> Iterator[Prefix]:
         yield from self._lists.get(owner, ())
 
-    def draw(self) -> str:
-        """Both tries as text, children indented below their parent, for people who debug."""
-        lines = [*_drawn(self._v4.root, 8 * IPV4_BYTES, 0), *_drawn(self._v6.root, 8 * IPV6_BYTES, 0)]
-        return "\n".join(lines)
-
     def _trie(self, prefix: Prefix) -> Trie[Owner]:
         return self._v4 if len(prefix.address) == IPV4_BYTES else self._v6
 
@@ -176,12 +171,3 @@ def _masked(prefix: Prefix) -> Prefix:
     host_bits = width - prefix.length
     network = int.from_bytes(prefix.address) >> host_bits << host_bits
     return Prefix(network.to_bytes(len(prefix.address)), prefix.length)
-
-
-def _drawn(node: Node[Owner] | None, width: int, depth: int) -> Iterator[str]:
-    if node is None:
-        return
-    owner = "(branch)" if node.owner is None else str(node.owner)
-    yield f"{'  ' * depth}{Prefix(node.bits.to_bytes(width // 8), node.length)}  {owner}"
-    for child in node.children:
-        yield from _drawn(child, width, depth + 1)

@@ -98,9 +98,6 @@ class Device:
     def allowed_ips(self, peer: Peer) -> Iterator[Prefix]:
         return self._shared.allowedips.prefixes_of(peer)
 
-    def draw_allowed_ips(self) -> str:
-        return self._shared.allowedips.draw()
-
     # Packets and datagrams.
 
     def send_packet(self, packet: bytes, mtu: int, now: int) -> list[Effect]:

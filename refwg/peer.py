@@ -148,9 +148,6 @@ class Peer:
         self.latest_handshake = 0
         self.precompute_static_static()
 
-    def __str__(self) -> str:
-        return f"peer {self.public_key.hex()[:8]}"
-
     @property
     def public_key(self) -> bytes:
         return self.handshake.remote_static

@@ -529,14 +529,14 @@ def test_staged_packets_are_sent_when_peer_is_configured() -> None:
     assert pair.a.device.peer_configured(pair.a.peer, pair.now) == []
 
 
-def test_prefixes_are_listed_and_drawn() -> None:
+def test_prefixes_of_peer_are_listed_until_removed() -> None:
     pair = Pair()
     device, peer = pair.a.device, pair.a.peer
     assert [str(prefix) for prefix in device.allowed_ips(peer)] == ["192.168.241.2/32", "fd00::2/128"]
     device.remove_allowed_ip(peer, host_prefix("fd00::2"))
-    assert device.draw_allowed_ips() == f"192.168.241.2/32  {peer}"
+    assert [str(prefix) for prefix in device.allowed_ips(peer)] == ["192.168.241.2/32"]
     device.remove_allowed_ips(peer)
-    assert (device.draw_allowed_ips(), device.peer(peer.public_key)) == ("", peer)
+    assert (list(device.allowed_ips(peer)), device.peer(peer.public_key)) == ([], peer)
 
 
 @pytest.mark.requirement("MSG-16", "HS-39")

@@ -110,8 +110,3 @@ def test_watcher_receives_device_events_and_their_peer() -> None:
     pair.a.device.down(0)
     quiet = [("keys forgotten", b""), ("sessions distrusted", b"")]
     assert notes.events == [*quiet, ("peer removed", key), ("down", b"")]
-
-
-def test_peer_string_shows_first_8_hex_digits_of_key() -> None:
-    peer = Pair().a.peer
-    assert str(peer) == f"peer {peer.public_key.hex()[:8]}"
