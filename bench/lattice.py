@@ -24,7 +24,7 @@ from refwg.messages import MILLISECOND, SECOND, MessageType
 from refwg.noise import StaticIdentity
 from refwg.queueing import LoadMemory
 from refwg.ratelimiter import RateLimiter
-from refwg.timers import Agenda
+from refwg.timers import TimerHeap
 from selftests.support.packets import ip_packet
 from selftests.support.pair import FakeSockets, SeededEnvironment, private_key
 
@@ -87,7 +87,7 @@ class Lattice:
         self.ratelimiter, self.load = RateLimiter(), LoadMemory()
         self.messages: Counter[MessageType] = Counter()
         self._wire: list[UnderWay] = []
-        self._agenda: Agenda[Node] = Agenda()
+        self._timer_heap: TimerHeap[Node] = TimerHeap()
         self.nodes = [Node(number, self) for number in range(devices)]
         self.links = [
             (node, self.nodes[(node.number + distance) % devices])
@@ -112,12 +112,12 @@ class Lattice:
             self.now = max(moment, self.now)
             while self._wire and self._wire[0].arrival <= self.now:
                 self._arrive(heappop(self._wire))
-            while (node := self._agenda.due(self.now)) is not None:
+            while (node := self._timer_heap.pop_due(self.now)) is not None:
                 self._carry_out(node, node.device.expire_timers(self.now))
         self.now = end
 
     def _next_moment(self) -> int | None:
-        moments = [self._agenda.next_deadline(), self._wire[0].arrival if self._wire else None]
+        moments = [self._timer_heap.next_deadline(), self._wire[0].arrival if self._wire else None]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def _send(self, node: Node, receiver: int, payload: bytes) -> None:
@@ -138,7 +138,7 @@ class Lattice:
                 node.delivered[payload.decode()] += 1
                 if payload == b"ping":
                     self._send(node, int.from_bytes(effect.packet[13:16]), b"pong")
-        self._agenda.enter(node, node.device.next_deadline())
+        self._timer_heap.schedule(node, node.device.next_deadline())
 
     def _transmit(self, node: Node, effect: Transmit[Peer]) -> None:
         self.messages[MessageType(effect.datagram[0])] += 1

@@ -26,7 +26,7 @@ from refwg.peer import Peer, Shared, StagedPacket
 from refwg.queueing import HandshakeQueue, LoadMemory
 from refwg.ratelimiter import RateLimiter
 from refwg.receive import CookieRequired, Dropped, FollowUp
-from refwg.timers import Action, Agenda
+from refwg.timers import Action, TimerHeap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class Device:
         )
         self._sockets = sockets
         self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(LoadMemory() if load is None else load)
-        self._agenda: Agenda[Peer] = Agenda()
+        self._timer_heap: TimerHeap[Peer] = TimerHeap()
         self.is_up = False
         self.listen_port = 0
         self.fwmark = 0
@@ -155,7 +155,7 @@ class Device:
         peer.count_sent(len(transmit.datagram))
         if transmit.carries_data:
             peer.timers.data_sent(now, self._shared.jitter)
-            self._agenda.enter(peer, peer.timers.next_deadline())
+            self._timer_heap.schedule(peer, peer.timers.next_deadline())
 
     def drop(self, reason: DropReason, peer: Peer, now: int) -> None:
         """Count a packet that was lost outside."""
@@ -210,12 +210,12 @@ class Device:
 
     def next_deadline(self) -> int | None:
         """When `expire_timers` must be called; it may turn out that nothing is to be done then."""
-        deadlines = (self._agenda.next_deadline(), self._shared.ratelimiter.next_sweep())
+        deadlines = (self._timer_heap.next_deadline(), self._shared.ratelimiter.next_sweep())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire_timers(self, now: int) -> list[Effect]:
         effects: list[Effect] = []
-        while (peer := self._agenda.due(now)) is not None:
+        while (peer := self._timer_heap.pop_due(now)) is not None:
             while (action := peer.timers.expire(now)) is not None:
                 effects += self._act(peer, action, now)
             self._done_with(peer, [])
@@ -237,8 +237,8 @@ class Device:
         return send.handshake_initiation(peer, now, is_retry=action is Action.RETRY_HANDSHAKE)
 
     def _done_with(self, peer: Peer, effects: list[Effect] | list[Transmit[Peer]]) -> list[Effect]:
-        """Enter the peer's deadlines; every input that concerns a peer ends here."""
-        self._agenda.enter(peer, peer.timers.next_deadline())
+        """Schedule the peer's next deadline; every input that concerns a peer ends here."""
+        self._timer_heap.schedule(peer, peer.timers.next_deadline())
         return [*effects]
 
     # Up and down.
@@ -371,4 +371,4 @@ class Device:
 
     def _stop(self, peer: Peer, now: int) -> None:
         peer.stop(now)
-        self._agenda.forget(peer)
+        self._timer_heap.remove(peer)

@@ -166,42 +166,42 @@ class PeerTimers:
             self._deadlines[timer] = deadline
 
 
-class Agenda(Generic[T]):
-    """Who must be looked at when: a heap of times, at most one of them valid for each owner.
+class TimerHeap(Generic[T]):
+    """A timer heap with at most one live entry per owner; stale entries are skipped.
 
-    An owner's deadlines mostly move later, packet by packet. So the heap keeps the earliest time ever promised; who is
-    woken too early is entered again.
+    A deadline mostly moves later, packet by packet, so a later one does not replace the entry. The owner is then due
+    too early, has nothing to do, and is scheduled again.
     """
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, T]] = []
-        self._promised: dict[T, int] = {}
+        self._live: dict[T, int] = {}
         self._entries = 0
 
-    def enter(self, owner: T, deadline: int | None) -> None:
-        """Make sure that `owner` is due at `deadline` or before."""
-        if deadline is None or deadline >= self._promised.get(owner, deadline + 1):
+    def schedule(self, owner: T, deadline: int | None) -> None:
+        """Make sure that `owner` is due at `deadline` or before; None: nothing to schedule."""
+        if deadline is None or deadline >= self._live.get(owner, deadline + 1):
             return
-        self._promised[owner] = deadline
+        self._live[owner] = deadline
         self._entries += 1
         heappush(self._heap, (deadline, self._entries, owner))
 
-    def forget(self, owner: T) -> None:
-        self._promised.pop(owner, None)
+    def remove(self, owner: T) -> None:
+        self._live.pop(owner, None)
         self._drop_stale()
 
     def next_deadline(self) -> int | None:
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: int) -> T | None:
-        """Take somebody who is due at `now`; call again until it returns None, and enter them anew."""
+    def pop_due(self, now: int) -> T | None:
+        """Take one owner that is due at `now`, and schedule it again afterwards; call until it returns None."""
         if not self._heap or self._heap[0][0] > now:
             return None
         _, _, owner = heappop(self._heap)
-        del self._promised[owner]
+        del self._live[owner]
         self._drop_stale()
         return owner
 
     def _drop_stale(self) -> None:
-        while self._heap and self._promised.get(self._heap[0][2]) != self._heap[0][0]:
+        while self._heap and self._live.get(self._heap[0][2]) != self._heap[0][0]:
             heappop(self._heap)

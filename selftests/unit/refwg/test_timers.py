@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from refwg.messages import MILLISECOND, SECOND
-from refwg.timers import Action, Agenda, PeerTimers, Timer, jitter
+from refwg.timers import Action, PeerTimers, Timer, TimerHeap, jitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,11 @@ def test_stopped_timers_do_not_fire_and_are_not_set(
 CANCELLATIONS: list[tuple[Callable[[PeerTimers], None], Timer, Callable[[PeerTimers], None]]] = [
     (lambda timers: timers.data_received(0), Timer.SEND_KEEPALIVE, PeerTimers.any_authenticated_packet_sent),
     (lambda timers: timers.data_sent(0, no_jitter), Timer.NEW_HANDSHAKE, PeerTimers.any_authenticated_packet_received),
-    (lambda timers: timers.handshake_initiated(0, 0), Timer.RETRANSMIT_HANDSHAKE, PeerTimers.handshake_complete),
+    (
+        lambda timers: timers.handshake_initiated(0, 0),
+        Timer.RETRANSMIT_HANDSHAKE,
+        PeerTimers.handshake_complete,
+    ),
 ]
 
 
@@ -176,43 +180,43 @@ def test_jitter_lies_between_0_and_333_milliseconds() -> None:
 
 
 def test_timer_heap_returns_owners_in_order_of_deadline() -> None:
-    agenda: Agenda[str] = Agenda()
+    heap: TimerHeap[str] = TimerHeap()
     for owner, deadline in (("a", 30), ("b", 10), ("c", 20)):
-        agenda.enter(owner, deadline)
-    agenda.enter("d", None)
-    assert agenda.due(9) is None
-    assert [agenda.due(30) for _ in range(4)] == ["b", "c", "a", None]
-    assert agenda.next_deadline() is None
+        heap.schedule(owner, deadline)
+    heap.schedule("d", None)
+    assert heap.pop_due(9) is None
+    assert [heap.pop_due(30) for _ in range(4)] == ["b", "c", "a", None]
+    assert heap.next_deadline() is None
 
 
 def test_timer_heap_keeps_earliest_deadline_of_owner() -> None:
-    agenda: Agenda[str] = Agenda()
+    heap: TimerHeap[str] = TimerHeap()
     for deadline in (30, 10, 20, 10):
-        agenda.enter("a", deadline)
-    assert agenda.next_deadline() == 10
-    assert [agenda.due(30), agenda.due(30)] == ["a", None]
+        heap.schedule("a", deadline)
+    assert heap.next_deadline() == 10
+    assert [heap.pop_due(30), heap.pop_due(30)] == ["a", None]
 
 
 def test_equal_deadlines_expire_in_insertion_order() -> None:
-    agenda: Agenda[object] = Agenda()
+    heap: TimerHeap[object] = TimerHeap()
     owners = [object() for _ in range(5)]
     for owner in owners:
-        agenda.enter(owner, 10)
-    assert [agenda.due(10) for _ in owners] == owners
+        heap.schedule(owner, 10)
+    assert [heap.pop_due(10) for _ in owners] == owners
 
 
 def test_later_deadline_does_not_replace_earlier_one() -> None:
-    agenda: Agenda[str] = Agenda()
-    agenda.enter("a", 10)
-    agenda.enter("a", 20)
-    agenda.forget("nobody")
-    assert agenda.next_deadline() == 10
+    heap: TimerHeap[str] = TimerHeap()
+    heap.schedule("a", 10)
+    heap.schedule("a", 20)
+    heap.remove("nobody")
+    assert heap.next_deadline() == 10
 
 
 def test_timer_heap_drops_deadline_of_removed_owner() -> None:
-    agenda: Agenda[str] = Agenda()
-    agenda.enter("a", 10)
-    agenda.enter("b", 20)
-    agenda.forget("a")
-    agenda.forget("nobody")
-    assert agenda.next_deadline() == 20
+    heap: TimerHeap[str] = TimerHeap()
+    heap.schedule("a", 10)
+    heap.schedule("b", 20)
+    heap.remove("a")
+    heap.remove("nobody")
+    assert heap.next_deadline() == 20
