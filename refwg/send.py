@@ -66,7 +66,7 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
         return []
     datagram = peer.cookie.add_macs(message.to_bytes(), now)
     _any_authenticated_packet_sent(peer, now)
-    peer.timers.handshake_initiated(now, shared.jitter())
+    peer.timers.handshake_initiated(now, shared.jitter)
     shared.note(now, "initiation", peer, attempt=peer.timers.handshake_attempts)
     return _to_peer(peer, datagram, HANDSHAKE_DSCP)
 

@@ -89,7 +89,7 @@ class PeerTimers:
         return min(self._deadlines.values(), default=None)
 
     def data_sent(self, now: int, jitter: Callable[[], int]) -> None:
-        """Call after a packet that is no keepalive was handed to the network; jitter: drawn only if needed."""
+        """Call after a data packet that is not a keepalive was handed to the network; jitter: called if needed."""
         if Timer.NEW_HANDSHAKE not in self._deadlines:
             self._set(Timer.NEW_HANDSHAKE, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter())
 
@@ -113,9 +113,9 @@ class PeerTimers:
         if self.persistent_keepalive_interval:
             self._set(Timer.PERSISTENT_KEEPALIVE, now + self.persistent_keepalive_interval * SECOND)
 
-    def handshake_initiated(self, now: int, jitter: int) -> None:
+    def handshake_initiated(self, now: int, jitter: Callable[[], int]) -> None:
         """Call after an initiation was sent."""
-        self._set(Timer.RETRANSMIT_HANDSHAKE, now + REKEY_TIMEOUT + jitter)
+        self._set(Timer.RETRANSMIT_HANDSHAKE, now + REKEY_TIMEOUT + jitter())
 
     def handshake_complete(self) -> None:
         """Call after a response was consumed, or a first packet on the session of our own response was received."""

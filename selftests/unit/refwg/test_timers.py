@@ -22,8 +22,8 @@ def no_jitter() -> int:
 
 
 EVENTS: list[tuple[Callable[[PeerTimers], None], int, Action]] = [
-    (lambda timers: timers.handshake_initiated(0, 0), 5 * SECOND, Action.RETRY_HANDSHAKE),
-    (lambda timers: timers.handshake_initiated(0, 333), 5 * SECOND + 333, Action.RETRY_HANDSHAKE),
+    (lambda timers: timers.handshake_initiated(0, no_jitter), 5 * SECOND, Action.RETRY_HANDSHAKE),
+    (lambda timers: timers.handshake_initiated(0, lambda: 333), 5 * SECOND + 333, Action.RETRY_HANDSHAKE),
     (lambda timers: timers.data_received(0), 10 * SECOND, Action.SEND_KEEPALIVE),
     (lambda timers: timers.data_sent(0, no_jitter), 15 * SECOND, Action.NEW_HANDSHAKE),
     (lambda timers: timers.data_sent(0, lambda: 7), 15 * SECOND + 7, Action.NEW_HANDSHAKE),
@@ -62,7 +62,7 @@ CANCELLATIONS: list[tuple[Callable[[PeerTimers], None], Timer, Callable[[PeerTim
     (lambda timers: timers.data_received(0), Timer.SEND_KEEPALIVE, PeerTimers.any_authenticated_packet_sent),
     (lambda timers: timers.data_sent(0, no_jitter), Timer.NEW_HANDSHAKE, PeerTimers.any_authenticated_packet_received),
     (
-        lambda timers: timers.handshake_initiated(0, 0),
+        lambda timers: timers.handshake_initiated(0, no_jitter),
         Timer.RETRANSMIT_HANDSHAKE,
         PeerTimers.handshake_complete,
     ),
@@ -87,7 +87,7 @@ def test_handshake_is_given_up_after_19_retries() -> None:
     timers, actions = running(), []
     timers.data_received(0)
     for attempt in range(1, 21):
-        timers.handshake_initiated(attempt, 0)
+        timers.handshake_initiated(attempt, no_jitter)
         actions.append(timers.expire(attempt + 5 * SECOND))
     assert actions == [Action.RETRY_HANDSHAKE] * 19 + [Action.GIVE_UP]
     assert timers.deadline_of(Timer.SEND_KEEPALIVE) is None
@@ -99,7 +99,7 @@ def test_zero_key_timer_is_kept_when_handshake_is_given_up() -> None:
     timers = running()
     timers.session_derived(0)
     timers.handshake_attempts = 19
-    timers.handshake_initiated(100 * SECOND, 0)
+    timers.handshake_initiated(100 * SECOND, no_jitter)
     assert timers.expire(105 * SECOND) is Action.GIVE_UP
     assert timers.next_deadline() == 540 * SECOND
 
@@ -117,7 +117,7 @@ def test_zero_key_timer_is_cancelled_when_keys_are_erased() -> None:
 def test_zero_key_timer_is_set_when_handshake_is_given_up() -> None:
     timers = running()
     timers.handshake_attempts = 19
-    timers.handshake_initiated(0, 0)
+    timers.handshake_initiated(0, no_jitter)
     assert timers.expire(5 * SECOND) is Action.GIVE_UP
     assert timers.expire(545 * SECOND - 1) is None
     assert timers.expire(545 * SECOND) is Action.ZERO_KEY_MATERIAL

@@ -244,7 +244,7 @@ def set_all(pair: Pair) -> None:
     timers, now = pair.a.peer.timers, pair.now
     timers.persistent_keepalive_interval = INTERVAL
     timers.session_derived(now)
-    timers.handshake_initiated(now, 0)
+    timers.handshake_initiated(now, int)
     timers.data_received(now)
     timers.data_sent(now, int)
     timers.any_authenticated_packet_traversal(now)
@@ -362,7 +362,7 @@ def test_each_event_sets_and_stops_timers_as_in_driver(before: Situation, event:
 # Timers: what happens when one of them runs out.
 
 SET_ALONE: Final[dict[Timer, Callable[[PeerTimers, int], None]]] = {
-    RETRANSMIT: lambda timers, now: timers.handshake_initiated(now, 0),
+    RETRANSMIT: lambda timers, now: timers.handshake_initiated(now, int),
     KEEPALIVE: PeerTimers.data_received,
     NEW_HANDSHAKE: lambda timers, now: timers.data_sent(now, int),
     ZERO_KEYS: PeerTimers.session_derived,
