@@ -22,7 +22,7 @@ from refwg.boundary import Deliver, Endpoint, Transmit
 from refwg.device import Device
 from refwg.messages import MILLISECOND, SECOND, MessageType
 from refwg.noise import StaticIdentity
-from refwg.queueing import LoadMemory
+from refwg.queueing import LastUnderLoad
 from refwg.ratelimiter import RateLimiter
 from refwg.timers import TimerHeap
 from selftests.support.packets import ip_packet
@@ -50,7 +50,13 @@ class Node:
     def __init__(self, number: int, lattice: Lattice) -> None:
         self.number = number
         environment = SeededEnvironment(number, lambda: lattice.now)
-        self.device = Device(environment, FakeSockets(), now=0, ratelimiter=lattice.ratelimiter, load=lattice.load)
+        self.device = Device(
+            environment,
+            FakeSockets(),
+            now=0,
+            ratelimiter=lattice.ratelimiter,
+            last_under_load=lattice.last_under_load,
+        )
         identity = StaticIdentity.from_private(private_key(str(number)))
         self.public_key = identity.public
         self.device.set_private_key(identity.private, 0)
@@ -84,7 +90,7 @@ class Lattice:
 
     def __init__(self, devices: int) -> None:
         self.now = 0
-        self.ratelimiter, self.load = RateLimiter(), LoadMemory()
+        self.ratelimiter, self.last_under_load = RateLimiter(), LastUnderLoad()
         self.messages: Counter[MessageType] = Counter()
         self._wire: list[UnderWay] = []
         self._timer_heap: TimerHeap[Node] = TimerHeap()

@@ -23,7 +23,7 @@ from refwg.errors import ConfigError, DropReason, MalformedMessage
 from refwg.messages import MAX_PEERS_PER_DEVICE, CookieReply, Data, Initiation, Response, parse
 from refwg.noise import StaticIdentity
 from refwg.peer import Peer, Shared, StagedPacket
-from refwg.queueing import HandshakeQueue, LoadMemory
+from refwg.queueing import HandshakeQueue, LastUnderLoad
 from refwg.ratelimiter import RateLimiter
 from refwg.receive import CookieRequired, Dropped, FollowUp
 from refwg.timers import Action, TimerHeap
@@ -50,8 +50,8 @@ _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] 
 class Device:
     """A WireGuard interface.
 
-    ratelimiter: to be shared by all devices of a network namespace. load: by all devices of the system. watcher: is
-    told what happens.
+    ratelimiter: one for all devices of a network namespace. last_under_load: one for all devices of the system.
+    watcher: receives every event.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Device:
         *,
         now: int,
         ratelimiter: RateLimiter | None = None,
-        load: LoadMemory | None = None,
+        last_under_load: LastUnderLoad | None = None,
         watcher: Watcher | None = None,
     ) -> None:
         self._shared = Shared(
@@ -71,7 +71,7 @@ class Device:
             watcher=watcher,
         )
         self._sockets = sockets
-        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(LoadMemory() if load is None else load)
+        self._handshakes: HandshakeQueue[Queued] = HandshakeQueue(last_under_load or LastUnderLoad())
         self._timer_heap: TimerHeap[Peer] = TimerHeap()
         self.is_up = False
         self.listen_port = 0

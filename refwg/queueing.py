@@ -55,21 +55,24 @@ class StagedQueue(Generic[T]):
         self._packets.extend(later)
 
 
-class LoadMemory:
-    """When somebody was last under load. As in the driver one for all devices: one flood concerns them all."""
+class LastUnderLoad:
+    """When a device was last under load; None: never.
 
-    __slots__ = ("last_under_load",)
+    All devices share one, as in the driver (`last_under_load` in receive.c): a flood of one concerns them all.
+    """
+
+    __slots__ = ("time",)
 
     def __init__(self) -> None:
-        self.last_under_load: int | None = None
+        self.time: int | None = None
 
 
 class HandshakeQueue(Generic[T]):
     """Handshake messages not yet looked at; its length says whether the device is under load."""
 
-    def __init__(self, memory: LoadMemory) -> None:
+    def __init__(self, last_under_load: LastUnderLoad) -> None:
         self._messages: deque[T] = deque()
-        self._memory = memory
+        self._last_under_load = last_under_load
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -92,8 +95,8 @@ class HandshakeQueue(Generic[T]):
         self._messages.clear()
 
     def is_under_load(self, now: int) -> bool:
-        """An eighth of the queue is taken, or an eighth of somebody's queue was within the last second."""
-        memory = self._memory
+        """True while this queue is an eighth full, and for one second after any device's queue was."""
+        last = self._last_under_load
         if len(self._messages) >= UNDER_LOAD_THRESHOLD:
-            memory.last_under_load = now
-        return memory.last_under_load is not None and now < memory.last_under_load + UNDER_LOAD_MEMORY
+            last.time = now
+        return last.time is not None and now < last.time + UNDER_LOAD_MEMORY

@@ -21,7 +21,7 @@ from refwg.boundary import Deliver, Endpoint, LocalAddress, Transmit, Unreachabl
 from refwg.device import Device
 from refwg.errors import ConfigError
 from refwg.messages import MILLISECOND, SECOND, MessageType
-from refwg.queueing import LoadMemory
+from refwg.queueing import LastUnderLoad
 from selftests.support.packets import ip_packet
 
 if TYPE_CHECKING:
@@ -103,10 +103,12 @@ class Side:
         self.name = name
         self.environment = SeededEnvironment(seed, clock)
         self.sockets = FakeSockets()
-        self.load = LoadMemory()
+        self.last_under_load = LastUnderLoad()
         self.ephemerals: list[bytes] = []
         self.births: dict[int, int] = {}
-        self.device = Device(self.environment, self.sockets, now=clock(), load=self.load, watcher=self)
+        self.device = Device(
+            self.environment, self.sockets, now=clock(), last_under_load=self.last_under_load, watcher=self
+        )
         self.device.set_listen_port(number)
         self.device.set_private_key(private_key(name), clock())
         self.endpoint = Endpoint(ip_address(f"10.0.0.{number}").packed, number)

@@ -45,7 +45,7 @@ class Script:
     def put_under_load(self, *sides: Side) -> None:
         """For the next second, starting now."""
         for side in sides:
-            side.load.last_under_load = self.pair.now
+            side.last_under_load.time = self.pair.now
 
     def document(self, description: str) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ from refwg.device import Device
 from refwg.errors import ConfigError, DropReason
 from refwg.ip import unreachable
 from refwg.messages import MILLISECOND, SECOND, Initiation, MessageType
-from refwg.queueing import LoadMemory
+from refwg.queueing import LastUnderLoad
 from refwg.ratelimiter import RateLimiter
 from selftests.support.packets import ip_packet, udp
 from selftests.support.pair import FakeSockets, Pair, SeededEnvironment, arrived_at, host_prefix, private_key
@@ -265,8 +265,10 @@ def test_rate_limiter_forgets_idle_sources_after_two_seconds() -> None:
 
 @pytest.mark.requirement("NS-07", "DOS-09")
 def test_devices_share_rate_limiter_that_they_are_given() -> None:
-    limiter, load, environment = RateLimiter(), LoadMemory(), SeededEnvironment(1, int)
-    first, second = (Device(environment, FakeSockets(), now=0, ratelimiter=limiter, load=load) for _ in range(2))
+    limiter, last, environment = RateLimiter(), LastUnderLoad(), SeededEnvironment(1, int)
+    first, second = (
+        Device(environment, FakeSockets(), now=0, ratelimiter=limiter, last_under_load=last) for _ in range(2)
+    )
     limiter.allow(b"\x0a\0\0\1", 0)
     assert first.next_deadline() == second.next_deadline() == SECOND
 

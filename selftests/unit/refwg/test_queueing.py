@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from refwg.messages import SECOND
-from refwg.queueing import HandshakeQueue, LoadMemory, StagedQueue
+from refwg.queueing import HandshakeQueue, LastUnderLoad, StagedQueue
 
 
 @pytest.mark.requirement("Q-01", "Q-02")
@@ -34,7 +34,7 @@ def test_restaged_packets_keep_their_place() -> None:
 
 @pytest.mark.requirement("DOS-07")
 def test_handshake_queue_refuses_message_4097() -> None:
-    queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
+    queue: HandshakeQueue[int] = HandshakeQueue(LastUnderLoad())
     assert [queue.put(number) for number in range(4097)].count(False) == 1
     queue.clear()
     assert len(queue) == 0
@@ -46,7 +46,7 @@ def test_handshake_queue_refuses_message_4097() -> None:
     [(511, 0, False), (512, 0, True), (512, SECOND - 1, True), (512, SECOND, False)],
 )
 def test_load_starts_at_512_messages_and_lasts_one_second(waiting: int, pause: int, is_under_load: bool) -> None:
-    queue: HandshakeQueue[int] = HandshakeQueue(LoadMemory())
+    queue: HandshakeQueue[int] = HandshakeQueue(LastUnderLoad())
     for number in range(waiting):
         queue.put(number)
     assert queue.is_under_load(7) is (waiting >= 512)
@@ -55,7 +55,7 @@ def test_load_starts_at_512_messages_and_lasts_one_second(waiting: int, pause: i
 
 
 def test_handshake_message_counts_in_queue_until_done() -> None:
-    queue: HandshakeQueue[str] = HandshakeQueue(LoadMemory())
+    queue: HandshakeQueue[str] = HandshakeQueue(LastUnderLoad())
     queue.put("first")
     assert queue.next_message() == "first"
     assert len(queue) == 1
@@ -64,10 +64,10 @@ def test_handshake_message_counts_in_queue_until_done() -> None:
 
 
 @pytest.mark.requirement("DOS-09")
-def test_load_is_shared_by_queues_with_same_load_memory() -> None:
-    memory = LoadMemory()
-    flooded: HandshakeQueue[int] = HandshakeQueue(memory)
-    idle: HandshakeQueue[int] = HandshakeQueue(memory)
+def test_load_is_shared_by_queues_with_same_last_under_load() -> None:
+    last_under_load = LastUnderLoad()
+    flooded: HandshakeQueue[int] = HandshakeQueue(last_under_load)
+    idle: HandshakeQueue[int] = HandshakeQueue(last_under_load)
     for number in range(512):
         flooded.put(number)
     assert not idle.is_under_load(7)

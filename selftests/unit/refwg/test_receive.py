@@ -211,7 +211,7 @@ def test_macs_load_and_tokens_decide_handshake_outcome(
     limiter = pair.b.peer.shared.ratelimiter
     for _ in range(5 - tokens):
         limiter.allow(pair.a.endpoint.address, pair.now)
-    pair.b.load.last_under_load = pair.now if load else None
+    pair.b.last_under_load.time = pair.now if load else None
     pair.forget()
     pair.inject(pair.b, datagram)
     answer = {PROCESSED: [RESPONSE], COOKIE_REQUIRED: [MessageType.COOKIE_REPLY]}.get(fate, [])
