@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Final
 
 from refwg import ip
-from refwg.rtnetlink import Requester, attribute, attributes
+from refwg.rtnetlink import NetlinkSocket, attribute, attributes
 
 _NETLINK_NETFILTER: Final = 12
 _CTNETLINK_GET: Final = 1 << 8 | 1
@@ -28,8 +28,8 @@ _ECHO: Final = {_IPPROTO_ICMP: ((4, 5, 6), {8: 0}), _IPPROTO_ICMPV6: ((7, 8, 9),
 _FIRST_OF_PAYLOAD: Final = 8
 
 
-class Conntrack(Requester):
-    """Asks connection tracking of the network namespace in which it was made."""
+class Conntrack(NetlinkSocket):
+    """Queries connection tracking in the network namespace in which it was made."""
 
     def __init__(self) -> None:
         super().__init__(_NETLINK_NETFILTER)
@@ -41,7 +41,7 @@ class Conntrack(Requester):
         if not tuple_:
             return source
         family = socket.AF_INET if len(source) == ip.IPV4_BYTES else socket.AF_INET6
-        failure, answer = self.ask(
+        failure, answer = self.request(
             _CTNETLINK_GET, _FAMILY.pack(family, 0, 0) + attribute(_TUPLE_REPLY | _NESTED, tuple_)
         )
         if failure:

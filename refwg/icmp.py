@@ -22,7 +22,7 @@ from refwg.socket import packet_info
 
 if TYPE_CHECKING:
     from refwg.ip import IcmpError
-    from refwg.rtnetlink import Inquirer
+    from refwg.rtnetlink import RtnetlinkSocket
 
 _ICMP_HEADER_LENGTH: Final = 8
 _LOOPBACK: Final = 1
@@ -67,14 +67,14 @@ class IcmpLimits:
         """Whether an error may be sent, to whomever."""
         return self._all.allow(now)
 
-    def allow(self, destination: bytes, inquirer: Inquirer, now: int) -> bool:
+    def allow(self, destination: bytes, rtnetlink: RtnetlinkSocket, now: int) -> bool:
         """Whether an error may be sent to this destination."""
         bucket = self._destinations.get(destination)
         if bucket is None:
             if len(self._destinations) >= _DESTINATIONS:
                 self._destinations.clear()
             # This host may hear of its own mistakes as often as it makes them.
-            is_local = inquirer.route(destination).interface == _LOOPBACK
+            is_local = rtnetlink.route(destination).interface == _LOOPBACK
             bucket = Bucket(0 if is_local else self._apart[len(destination)], _BURST)
             self._destinations[destination] = bucket
         return bucket.allow(now)
@@ -87,11 +87,11 @@ class IcmpLimits:
 class IcmpSender:
     """Sends ICMP errors in the network namespace in which it was made.
 
-    inquirer: of the same namespace.
+    rtnetlink: a socket in the same namespace.
     """
 
-    def __init__(self, inquirer: Inquirer) -> None:
-        self._inquirer = inquirer
+    def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
+        self._rtnetlink = rtnetlink
         self._sockets: dict[int, socket.socket] = {}
         self._conntrack: Conntrack | None = None
         with suppress(OSError):
@@ -103,7 +103,7 @@ class IcmpSender:
     def send(self, error: IcmpError, limits: IcmpLimits, now: int) -> bool:
         """Send it; False if its destination had too many lately, or the stack does not take it."""
         one = self._sockets.get(len(error.destination))
-        if one is None or not limits.allow(error.destination, self._inquirer, now):
+        if one is None or not limits.allow(error.destination, self._rtnetlink, now):
             return False
         source = self._source_to_translated(error)
         try:
@@ -128,7 +128,7 @@ class IcmpSender:
         original = self._conntrack.original_source(error.message[_ICMP_HEADER_LENGTH:])
         if original == error.destination:
             return None
-        route = self._inquirer.route(original)
+        route = self._rtnetlink.route(original)
         return LocalAddress(route.source) if route.source else None
 
 

@@ -17,7 +17,7 @@ from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
 from refwg.errors import ConfigError
 from refwg.messages import MILLISECOND, SECOND
-from refwg.rtnetlink import Inquirer, Monitor
+from refwg.rtnetlink import Monitor, RtnetlinkSocket
 from refwg.socket import UdpSockets
 from refwg.tun import InterfaceGoneError
 from refwg.uapi_socket import Control
@@ -60,7 +60,7 @@ class Loop:
     def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
         self._tun = tun
         self._log_error = log_error
-        self._sockets = UdpSockets(Inquirer())
+        self._sockets = UdpSockets(RtnetlinkSocket())
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
         self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock)
         self._selector = selectors.DefaultSelector()

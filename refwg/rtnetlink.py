@@ -82,18 +82,18 @@ class Route:
     error: int = 0
 
 
-class Requester:
-    """Asks one thing after the other of the network namespace in which it was made."""
+class NetlinkSocket:
+    """Sends one request at a time to the network namespace in which it was made."""
 
     def __init__(self, protocol: int) -> None:
-        self._socket = netlink_socket(0, protocol)
+        self._socket = open_socket(0, protocol)
         self._socket.settimeout(_ANSWER_WITHIN)
         self._sequence = 0
 
     def close(self) -> None:
         self._socket.close()
 
-    def ask(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
+    def request(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
         """Send one request; returns 0 and the body of the answer, or the errno with which the stack refuses it."""
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
@@ -107,8 +107,8 @@ class Requester:
             return error.errno or errno.ETIMEDOUT, b""
 
 
-class Inquirer(Requester):
-    """Asks about links and routes."""
+class RtnetlinkSocket(NetlinkSocket):
+    """Queries links, routes and namespace ids, and sets a link down (rtnetlink(7))."""
 
     def __init__(self) -> None:
         super().__init__(socket.NETLINK_ROUTE)
@@ -116,20 +116,20 @@ class Inquirer(Requester):
     def link(self, name: str) -> Link | None:
         """An interface by name; None if there is none."""
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
-        failure, answer = self.ask(_RTM_GETLINK, body)
+        failure, answer = self.request(_RTM_GETLINK, body)
         return None if failure else _read_link(answer)
 
     def namespace_id(self, namespace: int) -> int | None:
         """The number by which our namespace knows another one, given as a descriptor; it gets one if it has none."""
         body = bytes(4) + attribute(_NETNSA_FD, _U32.pack(namespace))
-        self.ask(_RTM_NEWNSID, body + attribute(_NETNSA_NSID, _ERRNO.pack(_NSID_ANY)), _NLM_F_ACK)
-        failure, answer = self.ask(_RTM_GETNSID, body)
+        self.request(_RTM_NEWNSID, body + attribute(_NETNSA_NSID, _ERRNO.pack(_NSID_ANY)), _NLM_F_ACK)
+        failure, answer = self.request(_RTM_GETNSID, body)
         found = attributes(answer[4:]).get(_NETNSA_NSID)
         return None if failure or found is None else int(_ERRNO.unpack(found)[0])
 
     def set_down(self, link: Link) -> None:
         """Take an interface down."""
-        self.ask(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
+        self.request(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
 
     def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
         """Route to an address, perhaps from an address, by an interface, or with a mark."""
@@ -140,18 +140,18 @@ class Inquirer(Requester):
         body += attribute(_RTA_SRC, source) if source else b""
         body += attribute(_RTA_OIF, _U32.pack(interface)) if interface else b""
         body += attribute(_RTA_MARK, _U32.pack(fwmark)) if fwmark else b""
-        failure, answer = self.ask(_RTM_GETROUTE, body)
+        failure, answer = self.request(_RTM_GETROUTE, body)
         return Route(error=failure) if failure else _read_route(answer)
 
 
 class Monitor:
     """Is readable when something has changed in the network namespace in which it was made.
 
-    everywhere: or in any other that this one has a number for (`Inquirer.namespace_id`), without keeping it alive.
+    everywhere: or in any other that has an id here (`RtnetlinkSocket.namespace_id`), without keeping it alive.
     """
 
     def __init__(self, *, links: bool = False, routes: bool = False, everywhere: bool = False) -> None:
-        self._socket = netlink_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
+        self._socket = open_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
         self._socket.setblocking(False)
         if everywhere:
             # Without the right to listen there is no right to move an interface either.
@@ -185,10 +185,10 @@ class Monitor:
             links += [(namespace, link) for link in seen if link is not None]
 
 
-def netlink_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    made.bind((0, groups))
-    return made
+def open_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    sock.bind((0, groups))
+    return sock
 
 
 def _refusal(body: bytes) -> int:

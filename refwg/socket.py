@@ -20,7 +20,7 @@ from refwg.ip import ECN_MASK, IPV4_BYTES
 if TYPE_CHECKING:
     from refwg.boundary import Transmit
     from refwg.peer import Peer
-    from refwg.rtnetlink import Inquirer
+    from refwg.rtnetlink import RtnetlinkSocket
 
 _IP_PKTINFO: Final = 8
 _IP_MTU_DISCOVER: Final = 10
@@ -65,9 +65,9 @@ class _Way(NamedTuple):
 class UdpSockets:
     """Both sockets of a device. Either family may be missing on this machine, but not both."""
 
-    def __init__(self, inquirer: Inquirer) -> None:
-        """Inquirer: asks about routes in the namespace of the sockets."""
-        self._inquirer = inquirer
+    def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
+        """Take a socket for route queries in the namespace where the UDP sockets will be."""
+        self._rtnetlink = rtnetlink
         # Forgotten whenever something changes that may lead elsewhere.
         self._ways: dict[Endpoint, _Way] = {}
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
@@ -165,7 +165,7 @@ class UdpSockets:
         source = endpoint.source
         if source is None or not source.interface:
             return False
-        route = self._inquirer.route(endpoint.address, source=source.address, fwmark=self._fwmark)
+        route = self._rtnetlink.route(endpoint.address, source=source.address, fwmark=self._fwmark)
         return route.error == errno.EINVAL or (not route.error and route.interface != source.interface)
 
     def _open_both(self, port: int) -> dict[socket.AddressFamily, socket.socket]:

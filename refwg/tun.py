@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
-from refwg.rtnetlink import Inquirer, Monitor
+from refwg.rtnetlink import Monitor, RtnetlinkSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class Tun:
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._place: _Place | None = None
-        self._home = Inquirer()
+        self._home = RtnetlinkSocket()
         self._mtus: dict[bytes, int] = {}
         # Readable when links or routes have changed, where the interface is among other places; see `refresh`.
         self.monitor = Monitor(links=True, routes=True, everywhere=True)
@@ -137,13 +137,13 @@ class Tun:
         if mtu is None:
             if len(self._mtus) >= _CACHED_ROUTES:
                 self._mtus.clear()
-            route = self._where().inquirer.route(destination, interface=self.link.index)
+            route = self._where().rtnetlink.route(destination, interface=self.link.index)
             mtu = min(self.link.mtu, route.mtu) if route.mtu else self.link.mtu
             self._mtus[destination] = mtu
         return mtu
 
     def set_down(self) -> None:
-        self._where().inquirer.set_down(self.link)
+        self._where().rtnetlink.set_down(self.link)
 
     def send_icmp(self, error: IcmpError, now: int) -> bool:
         """Send an ICMP error to an address where the interface is; False if that failed, or there were too many."""
@@ -155,7 +155,7 @@ class Tun:
     def _look_up(self) -> Link:
         """Find the interface by the name it has now, in the namespace it is in now."""
         for _ in range(3):
-            link = self._where().inquirer.link(self._name())
+            link = self._where().rtnetlink.link(self._name())
             if link is not None:
                 return link
             self._leave()
@@ -217,11 +217,11 @@ class _Place:
     def __init__(self, number: int | None, limits: IcmpLimits | None) -> None:
         self.number = number
         self.limits = limits or IcmpLimits()
-        self.inquirer = Inquirer()
-        self.icmp = IcmpSender(self.inquirer)
+        self.rtnetlink = RtnetlinkSocket()
+        self.icmp = IcmpSender(self.rtnetlink)
 
     def close(self) -> None:
-        self.inquirer.close()
+        self.rtnetlink.close()
         self.icmp.close()
 
 

@@ -11,20 +11,20 @@ SETUP = """
         from ipaddress import ip_address
         from pathlib import Path
         from refwg.icmp import IcmpLimits, IcmpSender
-        from refwg.rtnetlink import Inquirer
+        from refwg.rtnetlink import RtnetlinkSocket
         from refwg.ip import unreachable
         from selftests.support.packets import ip_packet
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("address add fd00::1/64 dev v0 nodad")
-        while Inquirer().route(ip_address("fd00::1").packed).interface != 1:
+        while RtnetlinkSocket().route(ip_address("fd00::1").packed).interface != 1:
             pass  # a kernel thread makes the route a moment later
         def sent(sender, address, count, now=0):
             error = unreachable(ip_packet(address, "fd00::99" if ":" in address else "10.99.0.1"))
             limits = sender.limits
             return sum(limits.allow_any(now) and sender.send(error, limits, now) for _ in range(count))
         def make():
-            sender = IcmpSender(Inquirer()); sender.limits = IcmpLimits()
+            sender = IcmpSender(RtnetlinkSocket()); sender.limits = IcmpLimits()
             return sender
 """
 

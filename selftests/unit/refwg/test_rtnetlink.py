@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from refwg.rtnetlink import Inquirer, Link, Monitor
+from refwg.rtnetlink import Link, Monitor, RtnetlinkSocket
 from selftests.support.sandbox import run_in_sandbox
 
 if TYPE_CHECKING:
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def inquirer() -> Iterator[Inquirer]:
-    made = Inquirer()
-    yield made
-    made.close()
+def rtnetlink() -> Iterator[RtnetlinkSocket]:
+    opened = RtnetlinkSocket()
+    yield opened
+    opened.close()
 
 
-def test_link_is_found_by_name(inquirer: Inquirer) -> None:
-    link = inquirer.link("lo")
+def test_link_is_found_by_name(rtnetlink: RtnetlinkSocket) -> None:
+    link = rtnetlink.link("lo")
     assert link is not None
     assert (link.index, link.name, link.mtu) == (1, "lo", 65536)
-    assert inquirer.link("no such link") is None
+    assert rtnetlink.link("no such link") is None
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_route_to_loopback_address_leaves_by_lo(inquirer: Inquirer, address: str) -> None:
+def test_route_to_loopback_address_leaves_by_lo(rtnetlink: RtnetlinkSocket, address: str) -> None:
     packed = ip_address(address).packed
-    assert inquirer.route(packed, source=packed, fwmark=7).interface == 1
+    assert rtnetlink.route(packed, source=packed, fwmark=7).interface == 1
 
 
-def test_route_through_missing_interface_returns_enodev(inquirer: Inquirer) -> None:
-    assert inquirer.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
+def test_route_through_missing_interface_returns_enodev(rtnetlink: RtnetlinkSocket) -> None:
+    assert rtnetlink.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
 
 
 def test_monitor_returns_nothing_without_events() -> None:
@@ -47,15 +47,16 @@ def test_monitor_returns_nothing_without_events() -> None:
 def test_route_mtu_and_link_changes_are_reported() -> None:
     code = """
         import subprocess
-        from refwg.rtnetlink import Inquirer, Monitor
+        from refwg.rtnetlink import Monitor, RtnetlinkSocket
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
-        inquirer, monitor = Inquirer(), Monitor(links=True)
+        rtnetlink, monitor = RtnetlinkSocket(), Monitor(links=True)
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("route add 10.0.9.0/24 dev v0 mtu 1299")
-        link = inquirer.link("v0")
-        print(inquirer.route(bytes([10, 0, 9, 1]), interface=link.index).mtu, inquirer.route(bytes([10, 0, 0, 9])).mtu)
-        inquirer.set_down(link)
-        print(inquirer.link("v0").is_up, {seen.is_up for _, seen in monitor.drain() if seen.name == "v0"})
+        link = rtnetlink.link("v0")
+        by_link = rtnetlink.route(bytes([10, 0, 9, 1]), interface=link.index)
+        print(by_link.mtu, rtnetlink.route(bytes([10, 0, 0, 9])).mtu)
+        rtnetlink.set_down(link)
+        print(rtnetlink.link("v0").is_up, {seen.is_up for _, seen in monitor.drain() if seen.name == "v0"})
     """
     assert run_in_sandbox("", code) == "1299 0\nFalse {False, True}\n"
 
@@ -68,11 +69,11 @@ def test_links_with_same_fields_are_equal() -> None:
 def test_link_events_of_other_namespace_carry_its_namespace_id() -> None:
     code = """
         import os, subprocess
-        from refwg.rtnetlink import Inquirer, Monitor
+        from refwg.rtnetlink import Monitor, RtnetlinkSocket
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
-        inquirer, everywhere, here = Inquirer(), Monitor(links=True, everywhere=True), Monitor(links=True)
+        rtnetlink, everywhere, here = RtnetlinkSocket(), Monitor(links=True, everywhere=True), Monitor(links=True)
         ip("netns add other"); other = os.open("/run/netns/other", os.O_RDONLY)
-        number = inquirer.namespace_id(other); print(number == inquirer.namespace_id(other), number >= 0)
+        number = rtnetlink.namespace_id(other); print(number == rtnetlink.namespace_id(other), number >= 0)
         ip("-n other link add v0 type veth peer name v1"); ip("-n other link set v0 up")
         print({(where == number, link.is_up) for where, link in everywhere.drain() if link.name == "v0"}, here.drain())
     """
@@ -83,13 +84,13 @@ def test_link_events_of_other_namespace_carry_its_namespace_id() -> None:
 def test_link_message_without_name_or_mtu_is_ignored(left_out: str) -> None:
     code = f"""
         import socket, struct
-        from refwg.rtnetlink import Monitor, attribute, netlink_socket
+        from refwg.rtnetlink import Monitor, attribute, open_socket
         RTM_NEWLINK, IFLA_IFNAME, IFLA_MTU, IFLA_WIRELESS = 16, 3, 4, 11
         def news(*attributes):
             body = struct.pack("=BxHlLL", socket.AF_UNSPEC, 1, 7, 0, 0) + b"".join(attributes)
             return struct.pack("=LHHLL", 16 + len(body), RTM_NEWLINK, 0, 0, 0) + body
         said = dict(name=attribute(IFLA_IFNAME, b"wlan0\\0"), mtu=attribute(IFLA_MTU, struct.pack("=L", 1500)))
-        monitor, sender = Monitor(links=True), netlink_socket(0)
+        monitor, sender = Monitor(links=True), open_socket(0)
         sender.sendto(news(*said.values()), (0, 1)); print([link.name for _, link in monitor.drain()])
         del said[{left_out!r}]
         sender.sendto(news(*said.values(), attribute(IFLA_WIRELESS, bytes(8))), (0, 1)); print(monitor.drain())

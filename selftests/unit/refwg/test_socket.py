@@ -9,7 +9,7 @@ import pytest
 
 from refwg.boundary import Endpoint, LocalAddress, Transmit
 from refwg.errors import ConfigError
-from refwg.rtnetlink import Inquirer
+from refwg.rtnetlink import RtnetlinkSocket
 from refwg.socket import UdpSockets
 from selftests.support.pair import Pair
 from selftests.support.sandbox import run_in_sandbox
@@ -34,11 +34,11 @@ def listener(version: int, sockets: UdpSockets) -> socket.socket:
 
 @pytest.fixture
 def sockets() -> Iterator[UdpSockets]:
-    inquirer = Inquirer()
-    made = UdpSockets(inquirer)
-    yield made
-    made.close()
-    inquirer.close()
+    rtnetlink = RtnetlinkSocket()
+    opened = UdpSockets(rtnetlink)
+    yield opened
+    opened.close()
+    rtnetlink.close()
 
 
 @pytest.mark.requirement("IF-04", "MSG-19")
@@ -162,7 +162,7 @@ DETOUR = """
         import subprocess
         from ipaddress import ip_address
         from refwg.boundary import Endpoint, LocalAddress, Transmit
-        from refwg.rtnetlink import Inquirer
+        from refwg.rtnetlink import RtnetlinkSocket
         from refwg.socket import UdpSockets
         from selftests.support.pair import Pair
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
@@ -171,7 +171,7 @@ DETOUR = """
             ip(f"link set w{number} up"); ip(f"address add 10.0.{number}.1/24 dev v{number}")
         ip("address add 10.0.1.9/24 dev v1")
         ip("route add 10.9.0.0/16 dev v1 metric 5")
-        sockets, peer = UdpSockets(Inquirer()), Pair().a.peer
+        sockets, peer = UdpSockets(RtnetlinkSocket()), Pair().a.peer
         sockets.open(5)
         source = LocalAddress(bytes([10, 0, 1, 9]), sockets.interface_index("v1"))
         peer.endpoint = Endpoint(bytes([10, 9, 0, 1]), 5, 0, source)
@@ -215,10 +215,10 @@ def test_endpoint_source_is_checked_with_route_of_fwmark() -> None:
 def test_fwmark_of_32_bits_is_set_on_both_sockets(is_open_first: bool) -> None:
     code = f"""
         import socket
-        from refwg.rtnetlink import Inquirer
+        from refwg.rtnetlink import RtnetlinkSocket
         from refwg.socket import UdpSockets
         for mark in (0xFFFFFFFF, 0x80000000, 7, 0):
-            sockets = UdpSockets(Inquirer())
+            sockets = UdpSockets(RtnetlinkSocket())
             for do in (lambda: sockets.open(0), lambda: sockets.set_fwmark(mark))[::{1 if is_open_first else -1}]:
                 do()
             marks = {{one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF for one in sockets.sockets}}

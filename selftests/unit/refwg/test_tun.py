@@ -6,7 +6,7 @@ from selftests.support.sandbox import run_in_sandbox
 
 SETUP = """
         import os, socket, subprocess, time
-        from refwg.rtnetlink import Inquirer
+        from refwg.rtnetlink import RtnetlinkSocket
         from refwg.tun import InterfaceGoneError, Tun
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         tun = Tun.create("wg0")
@@ -76,7 +76,7 @@ def test_interface_is_followed_to_other_namespace_and_name() -> None:
         ip("netns add other"); ip("link set wg0 name wg9"); ip("link set wg9 netns other")
         for text in ("link set lo up", "address add 10.0.0.1/24 dev wg9", "link set wg9 mtu 1280 up"):
             ip("-n other " + text)
-        print(tun.refresh(), tun.link.name, tun.link.mtu, tun.link.is_up, Inquirer().link("wg9"))
+        print(tun.refresh(), tun.link.name, tun.link.mtu, tun.link.is_up, RtnetlinkSocket().link("wg9"))
         from refwg.ip import unreachable
         from selftests.support.packets import ip_packet
         for sender in ("10.0.0.1", "99.0.0.1"):
