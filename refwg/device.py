@@ -272,16 +272,6 @@ class Device:
             peer.timers.keys_forgotten()
         self._shared.note(now, "keys forgotten", None)
 
-    def distrust_sessions(self, now: int) -> None:
-        """The machine was cloned: the other copy would use the same keys and counters.
-
-        Only tests call it, for nobody tells a running refwg that it was cloned: the loop would have to listen for the
-        uevent NEW_VMGENID of the kernel, and does not.
-        """
-        for peer in self._shared.peers:
-            peer.expire_current_keypairs()
-        self._shared.note(now, "sessions distrusted", None)
-
     # Configuration.
 
     def set_private_key(self, private_key: bytes, now: int) -> list[Effect]:

@@ -98,11 +98,6 @@ class TwoDevices(RuleBasedStateMachine):
     def forget_keys(self, name: str) -> None:
         self.side(name).device.forget_keys(self.pair.now)
 
-    @rule(name=SIDES)
-    def distrust_sessions(self, name: str) -> None:
-        self.limit_is_lifted(self.side(name))
-        self.side(name).device.distrust_sessions(self.pair.now)
-
     @rule(name=SIDES, seconds=st.sampled_from([0, 7, 25]))
     def keep_alive(self, name: str, seconds: int) -> None:
         # Not 5, the period of retries: two sides in step would call each other in the same instant for ever.

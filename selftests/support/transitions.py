@@ -34,7 +34,6 @@ class Event(Enum):
     LINK_DOWN = "link down"
     KEY_CHANGED = "new private key"
     SLEPT = "machine slept"
-    CLONED = "machine cloned"
     TOO_OLD = "540 s without a new session"
 
 
@@ -75,7 +74,7 @@ SESSIONS: Final[list[tuple[str, Event, str]]] = [
     *((before, event, "- - -") for event in (Event.LINK_DOWN, Event.TOO_OLD, Event.SLEPT) for before in STATES),
     *(
         (before, event, after)
-        for event in (Event.KEY_CHANGED, Event.CLONED)
+        for event in (Event.KEY_CHANGED,)
         for before, after in (
             ("p c -", "p xc -"),
             ("- c n", "- xc xn"),
@@ -124,7 +123,6 @@ TIMERS: Final[list[tuple[Situation, Event, Changes]]] = [
     (Situation.UNCONFIRMED, Event.FORGED_ON_NEXT, {}),
     (Situation.ALL_SET, Event.COOKIE_RECEIVED, {}),
     (Situation.ALL_SET, Event.KEY_CHANGED, {}),
-    (Situation.ALL_SET, Event.CLONED, {}),
     (Situation.ALL_SET, Event.SLEPT, {ZERO_KEYS: STOPPED}),
     (Situation.ALL_SET, Event.LINK_DOWN, dict.fromkeys(Timer, STOPPED)),
     (Situation.LINK_IS_DOWN, Event.LINK_UP, {RETRANSMIT: 5 * SECOND + JITTER, PERSISTENT: INTERVAL * SECOND}),

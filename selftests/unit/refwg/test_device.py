@@ -366,17 +366,6 @@ def test_forgetting_keys_ends_all_sessions() -> None:
     assert pair.log[-1].type is INITIATION
 
 
-@pytest.mark.requirement("TM-32")
-def test_distrusted_sessions_receive_but_do_not_send() -> None:
-    pair = connected()
-    pair.a.device.distrust_sessions(pair.now)
-    pair.send(pair.a)
-    assert [sent.type for sent in pair.log] == [INITIATION]
-    pair.send(pair.b)
-    pair.settle()
-    assert len(pair.a.delivered) == 1
-
-
 # Configuration.
 
 

@@ -105,8 +105,6 @@ def test_watcher_receives_device_events_and_their_peer() -> None:
     key = pair.a.peer.public_key
     pair.a.peer.shared.watcher = notes
     pair.a.device.forget_keys(0)
-    pair.a.device.distrust_sessions(0)
     pair.a.device.remove_peer(pair.a.peer, 0)
     pair.a.device.down(0)
-    quiet = [("keys forgotten", b""), ("sessions distrusted", b"")]
-    assert notes.events == [*quiet, ("peer removed", key), ("down", b"")]
+    assert notes.events == [("keys forgotten", b""), ("peer removed", key), ("down", b"")]

@@ -196,10 +196,6 @@ def new_private_key(pair: Pair) -> None:
     pair.a.device.set_private_key(private_key("another"), pair.now)
 
 
-def clone_of_the_machine(pair: Pair) -> None:
-    pair.a.device.distrust_sessions(pair.now)
-
-
 IN_EVERY_TABLE: Final[dict[Event, Step]] = {
     Event.KEEPALIVE_RECEIVED: on(1),
     Event.RECEIVED_ON_PREVIOUS: on(0),
@@ -208,7 +204,6 @@ IN_EVERY_TABLE: Final[dict[Event, Step]] = {
     Event.LINK_DOWN: link_down,
     Event.KEY_CHANGED: new_private_key,
     Event.SLEPT: sleep,
-    Event.CLONED: clone_of_the_machine,
 }
 TO_SESSIONS: Final[dict[Event, Step]] = IN_EVERY_TABLE | {
     Event.RESPONSE_RECEIVED: a_initiates,
