@@ -265,12 +265,16 @@ class Device:
         self._sockets.close()
         self._shared.note(now, "down", None)
 
-    def forget_keys(self, now: int) -> None:
-        """The machine was asleep: nobody knows who has read its memory meanwhile."""
+    def clear_keys(self, now: int) -> None:
+        """Erase all keys after suspend: they stayed in RAM while the machine slept.
+
+        The driver does this before suspend (`wg_pm_notification`). There is no counterpart of its
+        `wg_vm_notification`: refwg does not notice that its machine was cloned.
+        """
         for peer in self._shared.peers:
             peer.clear_keys()
-            peer.timers.keys_forgotten()
-        self._shared.note(now, "keys forgotten", None)
+            peer.timers.keys_cleared()
+        self._shared.note(now, "keys cleared", None)
 
     # Configuration.
 

@@ -188,7 +188,7 @@ class Loop:
         asleep = _time_asleep()
         if asleep > self._sleep_seen + _ASLEEP:
             self._sleep_seen = asleep
-            self._device.forget_keys(boot_clock())
+            self._device.clear_keys(boot_clock())
 
 
 def _time_asleep() -> int:

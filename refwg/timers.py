@@ -127,8 +127,8 @@ class PeerTimers:
         """Call after a session was made, in either role: before a response is sent, after one was consumed."""
         self._set(Timer.ZERO_KEY_MATERIAL, now + ZERO_KEYS_AFTER)
 
-    def keys_forgotten(self) -> None:
-        """Call after all keys were erased for another reason than their age: no date for it is needed any more."""
+    def keys_cleared(self) -> None:
+        """Call after all keys were erased before their time: the timer is not needed any more."""
         self._deadlines.pop(Timer.ZERO_KEY_MATERIAL, None)
 
     def expire(self, now: int) -> Action | None:

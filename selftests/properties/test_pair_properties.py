@@ -95,8 +95,8 @@ class TwoDevices(RuleBasedStateMachine):
         self.pair.carry_out(side, side.device.up(self.pair.now))
 
     @rule(name=SIDES)
-    def forget_keys(self, name: str) -> None:
-        self.side(name).device.forget_keys(self.pair.now)
+    def clear_keys(self, name: str) -> None:
+        self.side(name).device.clear_keys(self.pair.now)
 
     @rule(name=SIDES, seconds=st.sampled_from([0, 7, 25]))
     def keep_alive(self, name: str, seconds: int) -> None:

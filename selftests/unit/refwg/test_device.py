@@ -348,7 +348,7 @@ def test_device_that_is_down_takes_no_packets() -> None:
 @pytest.mark.requirement("TM-32", "TM-27")
 def test_erase_timer_of_forgotten_keys_spares_new_handshake() -> None:
     pair = connected()
-    pair.a.device.forget_keys(pair.now)
+    pair.a.device.clear_keys(pair.now)
     pair.run(538 * SECOND)
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
@@ -359,7 +359,7 @@ def test_erase_timer_of_forgotten_keys_spares_new_handshake() -> None:
 @pytest.mark.requirement("TM-32")
 def test_forgetting_keys_ends_all_sessions() -> None:
     pair = connected()
-    pair.a.device.forget_keys(pair.now)
+    pair.a.device.clear_keys(pair.now)
     assert (pair.a.peer.keypairs.current, len(pair.a.peer.shared.indices)) == (None, 0)
     pair.run(5 * SECOND)
     pair.send(pair.a)

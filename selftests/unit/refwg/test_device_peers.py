@@ -44,7 +44,7 @@ def test_data_packet_on_replaced_unconfirmed_session_is_dropped() -> None:
         pair.send(pair.a)
         pair.settle()
         pair.run(6 * SECOND)
-        pair.a.device.forget_keys(pair.now)
+        pair.a.device.clear_keys(pair.now)
     first, second = pair.sent(pair.a, DATA)
     for late in (first, second):
         pair.inject(pair.b, late.datagram)

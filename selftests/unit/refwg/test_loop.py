@@ -26,27 +26,27 @@ def test_system_environment_gives_random_bytes_and_wall_clock() -> None:
 
 
 class Sleeper:
-    """A device that counts how often it is told to forget its keys."""
+    """A device that counts the calls of `clear_keys`."""
 
     def __init__(self) -> None:
-        self.forgotten = 0
+        self.calls = 0
 
-    def forget_keys(self, now: int) -> None:
+    def clear_keys(self, now: int) -> None:
         del now
-        self.forgotten += 1
+        self.calls += 1
 
 
 @pytest.mark.requirement("TM-32")
-@pytest.mark.parametrize(("asleep", "forgotten"), [(0, 0), (400_000_000, 0), (600_000_000, 1)])
+@pytest.mark.parametrize(("asleep", "calls"), [(0, 0), (400_000_000, 0), (600_000_000, 1)])
 def test_keys_are_forgotten_once_after_sleep_beyond_threshold(
-    asleep: int, forgotten: int, monkeypatch: pytest.MonkeyPatch
+    asleep: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeper, running = Sleeper(), object.__new__(Loop)
     running._device, running._sleep_seen = cast("Device", sleeper), 5
     monkeypatch.setattr(loop, "_time_asleep", lambda: 5 + asleep)
     for _ in range(3):
         running._notice_sleep()
-    assert sleeper.forgotten == forgotten
+    assert sleeper.calls == calls
 
 
 @pytest.mark.requirement("TM-32")
@@ -66,7 +66,7 @@ def test_keys_are_forgotten_before_pending_events_are_handled() -> None:
         others.send(b"two"); running._turn()
         others.send(b"three"); running._turn()
     """
-    order = "handled b'one'\nkeys forgotten\nhandled b'two'\nhandled b'three'\n"
+    order = "handled b'one'\nkeys cleared\nhandled b'two'\nhandled b'three'\n"
     assert run_in_sandbox("", code) == order
 
 

@@ -104,7 +104,7 @@ def test_watcher_receives_device_events_and_their_peer() -> None:
     pair, notes = Pair(), Notes()
     key = pair.a.peer.public_key
     pair.a.peer.shared.watcher = notes
-    pair.a.device.forget_keys(0)
+    pair.a.device.clear_keys(0)
     pair.a.device.remove_peer(pair.a.peer, 0)
     pair.a.device.down(0)
-    assert notes.events == [("keys forgotten", b""), ("peer removed", key), ("down", b"")]
+    assert notes.events == [("keys cleared", b""), ("peer removed", key), ("down", b"")]

@@ -234,7 +234,7 @@ def test_own_handshake_message_is_recognized_while_index_exists() -> None:
         ours, theirs = side.endpoint.port, other.endpoint.port
         packet = ip_packet("10.9.9.9", f"10.0.0.{theirs}", udp(ours, theirs, sent.datagram))
         assert send.is_own_datagram(packet, side.peer, ours)
-        side.device.forget_keys(pair.now)
+        side.device.clear_keys(pair.now)
         assert not send.is_own_datagram(packet, side.peer, ours)
 
 

@@ -107,9 +107,9 @@ def test_zero_key_timer_is_kept_when_handshake_is_given_up() -> None:
 @pytest.mark.requirement("TM-32", "TM-27")
 def test_zero_key_timer_is_cancelled_when_keys_are_erased() -> None:
     timers = running()
-    timers.keys_forgotten()
+    timers.keys_cleared()
     timers.session_derived(0)
-    timers.keys_forgotten()
+    timers.keys_cleared()
     assert timers.next_deadline() is None
 
 

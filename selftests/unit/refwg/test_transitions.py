@@ -189,7 +189,7 @@ def wait_540_seconds(pair: Pair) -> None:
 
 
 def sleep(pair: Pair) -> None:
-    pair.a.device.forget_keys(pair.now)
+    pair.a.device.clear_keys(pair.now)
 
 
 def new_private_key(pair: Pair) -> None:
