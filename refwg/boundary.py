@@ -78,7 +78,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transmit(Generic[PeerT]):
-    """Send a datagram; then tell the device by `sent` or `not_sent`.
+    """Send a datagram, then call `sent` or `send_failed` of the device.
 
     traffic_class: TOS byte or IPv6 traffic class. peer: whom it is for, None for a cookie reply.
     carries_data: it is transport data and no keepalive.

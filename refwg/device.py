@@ -3,7 +3,7 @@
 Mirrors device.c of the driver, and of netlink.c what changes a device. Whoever drives a device
 
 - gives it datagrams (`receive_datagram`) and packets (`send_packet`), and carries out the effects that come back;
-- reports each `Transmit` that the network stack took (`sent`) or did not take (`not_sent`);
+- reports each `Transmit` that the network stack took (`sent`) or refused (`send_failed`);
 - calls `process_handshakes` while `has_waiting_handshakes`;
 - calls `expire_timers` when `next_deadline` has come.
 
@@ -161,10 +161,10 @@ class Device:
         """Count a packet that was lost outside."""
         self._shared.drop(now, reason, peer)
 
-    def not_sent(self, transmit: Transmit[Peer], now: int, why: str) -> None:
-        """The network stack refused a datagram; it is lost, and nobody waits for an answer to it."""
-        self._shared.drop(now, DropReason.NOT_SENT, transmit.peer)
-        self._shared.note(now, "not sent", transmit.peer, error=why)
+    def send_failed(self, transmit: Transmit[Peer], now: int, error: str) -> None:
+        """The network stack refused a datagram: it is lost, and no timer waits for an answer to it."""
+        self._shared.drop(now, DropReason.SEND_FAILED, transmit.peer)
+        self._shared.note(now, "send failed", transmit.peer, error=error)
 
     def _process_handshake(
         self, message: Initiation | Response | CookieReply, datagram: bytes, endpoint: Endpoint, now: int

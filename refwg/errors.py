@@ -89,7 +89,7 @@ class DropReason(Enum):
     ROUTING_LOOP = "our own datagram came back to us to be sent once more"
     QUEUE_OVERFLOW = "newer packets pushed it out of the staging queue"
     QUEUE_PURGED = "it waited for a session that did not come"
-    NOT_SENT = "the network stack did not take the datagram"
+    SEND_FAILED = "the network stack did not take the datagram"
 
 
 class Refused(RefwgError):

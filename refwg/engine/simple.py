@@ -71,9 +71,9 @@ class SimpleEngine:
     def carry_out(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Transmit):
-                why = self._sockets.send(effect)
-                if why:
-                    self._device.not_sent(effect, self._clock(), why)
+                error = self._sockets.send(effect)
+                if error:
+                    self._device.send_failed(effect, self._clock(), error)
                 else:
                     self._device.sent(effect, self._clock())
             elif isinstance(effect, Deliver):

@@ -153,10 +153,10 @@ def test_unsent_datagram_is_not_counted_and_starts_no_timer() -> None:
     packet = ip_packet(pair.a.inner[4], pair.b.inner[4])
     (effect,) = pair.a.device.send_packet(packet, 1420, pair.now)
     assert isinstance(effect, Transmit)
-    pair.a.device.not_sent(effect, pair.now, "network unreachable")
+    pair.a.device.send_failed(effect, pair.now, "network unreachable")
     assert pair.a.peer.statistics.tx_bytes == before
     assert pair.a.peer.timers.deadline_of(Timer.NEW_HANDSHAKE) is None
-    assert pair.a.peer.statistics.drops[DropReason.NOT_SENT] == 1
+    assert pair.a.peer.statistics.drops[DropReason.SEND_FAILED] == 1
 
 
 @pytest.mark.requirement("IF-11")

@@ -26,7 +26,7 @@ from selftests.support.pair import START, Pair
         (DropReason.REPLAY, []),
         (DropReason.MALFORMED, []),
         (DropReason.ROUTING_LOOP, []),
-        (DropReason.NOT_SENT, []),
+        (DropReason.SEND_FAILED, []),
     ],
 )
 def test_drop_reason_increments_error_counters_of_driver(reason: DropReason, counters: list[str]) -> None:

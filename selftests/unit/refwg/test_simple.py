@@ -140,7 +140,7 @@ def test_failed_datagram_is_reported_to_device() -> None:
     rig = Rig()
     rig.udp.why = "ENETUNREACH"
     rig.engine.carry_out([Transmit(b"x", rig.pair.b.endpoint, 0, rig.pair.a.peer)])
-    assert (rig.device.statistics.tx_bytes, rig.device.statistics.drops[DropReason.NOT_SENT]) == (0, 1)
+    assert (rig.device.statistics.tx_bytes, rig.device.statistics.drops[DropReason.SEND_FAILED]) == (0, 1)
 
 
 @pytest.mark.parametrize(("takes", "lost"), [(True, 0), (False, 1)])
