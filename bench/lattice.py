@@ -67,7 +67,7 @@ class Node:
         peer = self.device.add_peer(other.public_key, 0)
         if peer is None:
             raise AssertionError(f"device {self.number} would be its own neighbour")
-        self.device.set_endpoint(peer, other.endpoint, 0)
+        peer.set_endpoint(other.endpoint, 0)
         self.device.insert_allowed_ip(peer, Prefix(other.inner_address, 32))
 
     @property

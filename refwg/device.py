@@ -337,9 +337,6 @@ class Device:
         for peer in self._shared.peers:
             self.remove_peer(peer, now)
 
-    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
-        peer.set_endpoint(endpoint, now)
-
     def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
         self._shared.allowedips.insert(prefix, peer)
 

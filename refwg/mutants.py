@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PERMISSION: Final = ("REFWG_MUTANTS", "allowed")
 
 _real_add_macs = CookieJar.add_macs
+_real_set_endpoint = Peer.set_endpoint
 
 
 def _clamp(private_key: bytes) -> bytes:
@@ -33,9 +34,10 @@ def _is_source_allowed(shared: Shared, peer: Peer, address: bytes) -> bool:
     return True
 
 
-def _learn_endpoint(self: Peer, endpoint: Endpoint, now: int) -> None:
-    if self.endpoint is None:
-        self.set_endpoint(endpoint, now)
+def _set_endpoint(self: Peer, endpoint: Endpoint, now: int) -> None:
+    # Only an endpoint that was configured has no source.
+    if self.endpoint is None or endpoint.source is None:
+        _real_set_endpoint(self, endpoint, now)
 
 
 def _any_authenticated_packet_traversal(self: PeerTimers, now: int) -> None:
@@ -65,7 +67,7 @@ class Mutant:
 MUTANTS: Final = {
     "no-clamp": Mutant(noise, "clamp", _clamp, "CR-18"),
     "no-source-check": Mutant(receive, "is_source_allowed", _is_source_allowed, "AIP-02"),
-    "no-roaming": Mutant(Peer, "learn_endpoint", _learn_endpoint, "RT-03"),
+    "no-roaming": Mutant(Peer, "set_endpoint", _set_endpoint, "RT-03"),
     "no-keepalive": Mutant(
         PeerTimers, "any_authenticated_packet_traversal", _any_authenticated_packet_traversal, "TM-20"
     ),

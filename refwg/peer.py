@@ -1,7 +1,7 @@
 """Hold one peer: its handshake, keypairs, timers, staged packets, cookie and endpoint.
 
 `Shared` is what all peers of a device have in common. Mirrors peer.c of the driver, and from socket.c how a peer's
-endpoint is learned.
+endpoint is set.
 """
 
 from __future__ import annotations
@@ -156,11 +156,11 @@ class Peer:
         """Call when the device has a new identity."""
         self.handshake.precomputed_static_static = static_static(self.shared.identity, self.public_key)
 
-    def learn_endpoint(self, endpoint: Endpoint, now: int) -> None:
-        """Something authentic came from there: answers go there, from the address it was sent to."""
-        self.set_endpoint(endpoint, now)
-
     def set_endpoint(self, endpoint: Endpoint, now: int) -> None:
+        """Send to this endpoint from now on (`wg_socket_set_peer_endpoint`).
+
+        Call it with a configured endpoint, and with the one from which an authentic message came.
+        """
         if endpoint != self.endpoint:
             self.endpoint = endpoint
             self.shared.note(now, "endpoint", self, endpoint=endpoint)

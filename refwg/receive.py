@@ -181,7 +181,7 @@ def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: in
         peer.handshake.consume_initiation(opened, now)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
-    peer.learn_endpoint(endpoint, now)
+    peer.set_endpoint(endpoint, now)
     peer.count_received(INITIATION_LENGTH)
     peer.any_authenticated_packet_received(now)
     return Consumed(peer, FollowUp.RESPONSE)
@@ -196,7 +196,7 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
         peer.handshake.consume_response(shared.identity, message)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
-    peer.learn_endpoint(endpoint, now)
+    peer.set_endpoint(endpoint, now)
     peer.begin_session(now)
     peer.handshake_complete(now)
     peer.count_received(RESPONSE_LENGTH)
@@ -207,7 +207,7 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
 def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> FollowUp | None:
     """What every authentic data message does, whatever is in it."""
     follow_up = None
-    peer.learn_endpoint(endpoint, now)
+    peer.set_endpoint(endpoint, now)
     if peer.received_with(keypair):
         peer.handshake_complete(now)
         follow_up = FollowUp.STAGED_PACKETS

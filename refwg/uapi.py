@@ -190,7 +190,7 @@ class Request:
     def _endpoint(self, value: str) -> None:
         endpoint = _parse_endpoint(value, self._sockets)
         if self._peer is not None:
-            self._device.set_endpoint(self._peer, endpoint, self._now)
+            self._peer.set_endpoint(endpoint, self._now)
 
     def _persistent_keepalive_interval(self, value: str) -> None:
         seconds = _number(value, _MAX_U16)

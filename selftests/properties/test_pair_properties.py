@@ -123,7 +123,7 @@ class TwoDevices(RuleBasedStateMachine):
         other.device.remove_peer(other.peer, self.pair.now)
         peer = other.add_peer(side, self.pair.now)
         peer.handshake.preshared_key = self.preshared_key
-        other.device.set_endpoint(peer, side.endpoint, self.pair.now)
+        peer.set_endpoint(side.endpoint, self.pair.now)
 
     @rule(name=SIDES, port=st.integers(1, 65535))
     def roam(self, name: str, port: int) -> None:
@@ -157,7 +157,7 @@ class TwoDevices(RuleBasedStateMachine):
         pair = self.pair
         pair.wire.loss = 0
         for side, other in ((pair.a, pair.b), (pair.b, pair.a)):
-            side.device.set_endpoint(side.peer, other.endpoint, pair.now)
+            side.peer.set_endpoint(other.endpoint, pair.now)
         for name in "abab":
             self.send(name, 1)
             pair.run(16 * SECOND)

@@ -177,7 +177,7 @@ class Pair:
         for side, other in ((self.a, self.b), (self.b, self.a)):
             peer = side.add_peer(other, self.now)
             if endpoints:
-                side.device.set_endpoint(peer, other.endpoint, self.now)
+                peer.set_endpoint(other.endpoint, self.now)
             if up:
                 side.device.up(self.now)
 

@@ -73,7 +73,7 @@ class Scripted:
         peer = self._device.add_peer(target.raw, 0)
         assert peer is not None
         self._peer = peer
-        self._device.set_endpoint(peer, ENDPOINT, 0)
+        peer.set_endpoint(ENDPOINT, 0)
         self._device.insert_allowed_ip(peer, Prefix(socket.inet_aton(V4_OF_A), 32))
         self._device.up(0)
 

@@ -79,7 +79,7 @@ def test_device_works_without_watcher() -> None:
     device.up(0)
     peer = device.add_peer(bytes(range(32)), 0)
     assert peer is not None
-    device.set_endpoint(peer, Endpoint(b"\x0a\0\0\2", 2), 0)
+    peer.set_endpoint(Endpoint(b"\x0a\0\0\2", 2), 0)
     (effect,) = device.peer_configured(peer, 0, wants_keepalive=device.set_persistent_keepalive(peer, 25))
     assert isinstance(effect, Transmit)
     assert effect.datagram[0] == INITIATION
@@ -160,7 +160,7 @@ def test_byte_counters_after_ten_pings_equal_those_of_kernel() -> None:
 @pytest.mark.requirement("RT-10", "RT-01")
 def test_peer_without_endpoint_is_reachable_after_its_initiation() -> None:
     pair = Pair(endpoints=False)
-    pair.a.device.set_endpoint(pair.a.peer, pair.b.endpoint, 0)
+    pair.a.peer.set_endpoint(pair.b.endpoint, 0)
     pair.connect()
     assert pair.b.peer.endpoint == arrived_at(pair.a.endpoint, pair.b)
     assert pair.send(pair.b)
@@ -492,7 +492,7 @@ def test_setting_port_or_fwmark_clears_source_of_endpoint(setting: str) -> None:
 def test_configured_endpoint_is_used_for_next_datagram() -> None:
     pair = connected()
     elsewhere = Endpoint(b"\x0a\0\0\x63", 99)
-    pair.a.device.set_endpoint(pair.a.peer, elsewhere, pair.now)
+    pair.a.peer.set_endpoint(elsewhere, pair.now)
     pair.send(pair.a)
     assert pair.log[-1].endpoint == elsewhere
 

@@ -108,8 +108,8 @@ class Hub:
     def __init__(self) -> None:
         self.hub, self.left, self.right = (Side(name, number, int, number) for number, name in enumerate("HLR", 1))
         for spoke in (self.left, self.right):
-            self.hub.device.set_endpoint(self.hub.add_peer(spoke, 0), self.SHARED, 0)
-            spoke.device.set_endpoint(spoke.add_peer(self.hub, 0), self.hub.endpoint, 0)
+            self.hub.add_peer(spoke, 0).set_endpoint(self.SHARED, 0)
+            spoke.add_peer(self.hub, 0).set_endpoint(self.hub.endpoint, 0)
         for side in (self.hub, self.left, self.right):
             side.device.up(0)
 

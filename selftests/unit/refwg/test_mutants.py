@@ -43,7 +43,7 @@ def source_checked() -> bool:
 
 def roams() -> bool:
     pair = Pair()
-    pair.b.device.set_endpoint(pair.b.peer, Endpoint(bytes(4), 9), 0)
+    pair.b.peer.set_endpoint(Endpoint(bytes(4), 9), 0)
     pair.send(pair.a)
     pair.settle()
     return pair.b.peer.endpoint is not None and pair.b.peer.endpoint.port == 1
@@ -91,5 +91,5 @@ def test_mutant_breaks_promise_that_holds_without_it(name: str, mutate: Callable
 def test_mutant_without_roaming_takes_configured_endpoint(mutate: Callable[[str], None]) -> None:
     mutate("no-roaming")
     pair = Pair()
-    pair.a.device.set_endpoint(pair.a.peer, Endpoint(bytes(4), 9), 0)
+    pair.a.peer.set_endpoint(Endpoint(bytes(4), 9), 0)
     assert pair.a.peer.endpoint == Endpoint(bytes(4), 9)

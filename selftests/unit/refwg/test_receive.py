@@ -71,7 +71,7 @@ def test_unknown_initiator_gets_no_response() -> None:
 @pytest.mark.requirement("HS-04", "RT-04")
 def test_initiation_with_invalid_mac1_is_dropped() -> None:
     pair = Pair(endpoints=False)
-    pair.a.device.set_endpoint(pair.a.peer, pair.b.endpoint, 0)
+    pair.a.peer.set_endpoint(pair.b.endpoint, 0)
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
     datagram = bytearray(pair.log[0].datagram)
