@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import uapi_socket
-from refwg.errors import OptionError
+from refwg.errors import InterfaceGoneError, OptionError
 from refwg.loop import STOPPING_SIGNALS, Loop
-from refwg.tun import TUN_DEVICE, InterfaceGoneError, Tun
+from refwg.tun import TUN_DEVICE, Tun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

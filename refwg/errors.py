@@ -12,12 +12,14 @@ class RefwgError(Exception):
     """Anything this package raises on purpose.
 
     RefwgError
-    |- ConfigError       a request that cannot be carried out, with the errno to answer
-    |- OptionError       an option or environment variable that makes no sense here
-    |- MalformedMessage  bytes that are none of the four messages
-    |- NotAuthentic      a tag that does not verify
-    |- LowOrderPoint     a Diffie-Hellman result of 32 zero bytes
-    `- Refused           a packet that must be dropped, with the DropReason
+    |- ConfigError         a request that cannot be carried out, with the errno to answer
+    |- OptionError         an option or environment variable that makes no sense here
+    |- InterfaceGoneError  the interface was deleted, or is out of reach
+    |- MalformedMessage    bytes that are none of the four messages
+    |- NotAuthentic        a tag that does not verify
+    |- LowOrderPoint       a Diffie-Hellman result of 32 zero bytes
+    |- Refused             a packet that must be dropped, with the DropReason
+    `- CheckFailed         a wrong result in `refwg selftest`
     """
 
 
@@ -34,6 +36,10 @@ class ConfigError(RefwgError):
 
 class OptionError(RefwgError):
     """The program was started with something that makes no sense here; the message names it and says what is wrong."""
+
+
+class InterfaceGoneError(RefwgError):
+    """The interface or its namespace was deleted (no message), or its namespace cannot be entered (with a message)."""
 
 
 class MalformedMessage(RefwgError):
@@ -98,3 +104,7 @@ class Refused(RefwgError):
     def __init__(self, reason: DropReason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+class CheckFailed(RefwgError):
+    """A check of `refwg selftest` got a wrong result; the message says which."""

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
-from refwg.errors import ConfigError
+from refwg.errors import ConfigError, InterfaceGoneError
 from refwg.messages import MILLISECOND, SECOND
 from refwg.rtnetlink import Monitor, RtnetlinkSocket
 from refwg.socket import UdpSockets
-from refwg.tun import InterfaceGoneError
 from refwg.uapi_socket import Control
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from refwg import crypto
 from refwg.allowedips import AllowedIPs, Prefix
 from refwg.counter import ReplayWindow
-from refwg.errors import LowOrderPoint, NotAuthentic
+from refwg.errors import CheckFailed, LowOrderPoint, NotAuthentic
 from refwg.messages import REJECT_AFTER_MESSAGES, SECOND
 from refwg.noise import INITIAL_HASH
 from refwg.ratelimiter import RateLimiter
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 _PREFIXES: Final = 400
 _LOOKUPS: Final = 4000
-
-
-class CheckFailed(Exception):
-    """A check has found something; says what."""
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from refwg.errors import InterfaceGoneError
 from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
 from refwg.rtnetlink import Monitor, RtnetlinkSocket
@@ -42,10 +43,6 @@ _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
 _LARGEST_PACKET: Final = 65535 + 40
 _CACHED_ROUTES: Final = 4096
-
-
-class InterfaceGoneError(Exception):
-    """The interface was deleted, or its namespace was, or it is where we cannot go; then there is a message."""
 
 
 class Tun:

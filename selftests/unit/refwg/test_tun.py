@@ -6,8 +6,9 @@ from selftests.support.sandbox import run_in_sandbox
 
 SETUP = """
         import os, socket, subprocess, time
+        from refwg.errors import InterfaceGoneError
         from refwg.rtnetlink import RtnetlinkSocket
-        from refwg.tun import InterfaceGoneError, Tun
+        from refwg.tun import Tun
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         tun = Tun.create("wg0")
 """
