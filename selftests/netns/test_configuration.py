@@ -27,6 +27,7 @@ from harness import (
 from harness.control.genl import GenlControl
 from harness.control.uapi import UapiControl
 from harness.implementations.interface import CONTROL_SOCKETS, genetlink
+from selftests.support.points import LOW_ORDER_POINTS
 
 if TYPE_CHECKING:
     from harness import Interface, Lab, Manifest
@@ -37,20 +38,7 @@ PORT: Final = 1111
 ALICES: Final = 2222
 # What goes out with the datagram for her has come a moment later.
 AFTER_HER: Final = 0.3
-# All points of small order as a peer may spell them, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
-# 8, p-1, p and p+1. Whatever private key meets them, the shared secret is zero.
-LOW_ORDER: Final = tuple(
-    Key(bytes.fromhex(text))
-    for text in (
-        "00" * 32,
-        "01" + "00" * 31,
-        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
-        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
-        "ec" + "ff" * 30 + "7f",
-        "ed" + "ff" * 30 + "7f",
-        "ee" + "ff" * 30 + "7f",
-    )
-)
+LOW_ORDER: Final = tuple(Key(point) for point in LOW_ORDER_POINTS)
 
 
 @pytest.fixture
