@@ -37,6 +37,14 @@ def test_route_through_missing_interface_returns_enodev(rtnetlink: RtnetlinkSock
     assert rtnetlink.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
 
 
+def test_address_without_route_returns_enetunreach() -> None:
+    code = """
+        from refwg.rtnetlink import RtnetlinkSocket
+        print(*(RtnetlinkSocket().route(address).error for address in (bytes([192, 0, 2, 1]), b"\\xfd" + bytes(15))))
+    """
+    assert run_in_sandbox("", code) == f"{errno.ENETUNREACH} {errno.ENETUNREACH}\n"
+
+
 def test_monitor_returns_nothing_without_events() -> None:
     monitor = Monitor(links=True, routes=True)
     assert monitor.drain() == []
@@ -65,7 +73,6 @@ def test_links_with_same_fields_are_equal() -> None:
     assert Link(1, "lo", 65536, is_up=True) == Link(1, "lo", 65536, is_up=True)
 
 
-@pytest.mark.requirement("NS-06")
 def test_link_events_of_other_namespace_carry_its_namespace_id() -> None:
     code = """
         import os, subprocess
@@ -78,6 +85,26 @@ def test_link_events_of_other_namespace_carry_its_namespace_id() -> None:
         print({(where == number, link.is_up) for where, link in everywhere.drain() if link.name == "v0"}, here.drain())
     """
     assert run_in_sandbox("", code) == "True True\n{(True, False), (True, True)} []\n"
+
+
+@pytest.mark.requirement("NS-06")
+def test_monitor_does_not_keep_other_namespace_alive() -> None:
+    code = """
+        import os, select, subprocess
+        from refwg.rtnetlink import Monitor, RtnetlinkSocket
+        def ip(text): subprocess.run(["ip", *text.split()], check=True)
+        rtnetlink, everywhere, here = RtnetlinkSocket(), Monitor(links=True, everywhere=True), Monitor(links=True)
+        ip("netns add other"); other = os.open("/run/netns/other", os.O_RDONLY)
+        print(rtnetlink.namespace_id(other) is not None); os.close(other)
+        # A veth pair between the namespaces goes when one of them is destroyed.
+        ip("link add outside type veth peer name inside netns other")
+        print({link.name for where, link in everywhere.drain() if where is not None} >= {"inside"})
+        ip("netns delete other")
+        while rtnetlink.link("outside") and select.select([here], [], [], 10)[0]:
+            here.drain()
+        print(rtnetlink.link("outside"))
+    """
+    assert run_in_sandbox("", code) == "True\nTrue\nNone\n"
 
 
 @pytest.mark.parametrize("left_out", ["mtu", "name"])
