@@ -21,12 +21,11 @@ from refwg.messages import (
 )
 from refwg.timers import Timer
 from selftests.support.packets import ip_packet
-from selftests.support.pair import Pair, arrived_at
+from selftests.support.pair import Pair, arrived_at, host_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from refwg.allowedips import Prefix
     from refwg.peer import Peer
     from selftests.support.pair import Side
 
@@ -390,21 +389,25 @@ def test_rx_bytes_include_padding_of_delivered_packet() -> None:
 @pytest.mark.requirement("AIP-02", "AIP-03", "AIP-08")
 def test_source_is_refused_while_other_peer_owns_its_prefix() -> None:
     pair = connected()
-    other = pair.b.device.add_peer(bytes([9] * 32), pair.now)
+    device, sender, source = pair.b.device, pair.b.peer, host_prefix(pair.a.inner[4])
+    other = device.add_peer(bytes([9] * 32), pair.now)
     assert other is not None
-    (allowed,) = [one for one in pair.b.device.allowed_ips(pair.b.peer) if len(one.address) == 4]
-    pair.b.device.insert_allowed_ip(other, allowed)
-    pair.send(pair.a)
-    pair.settle()
-    pair.b.device.remove_peer(other, pair.now)
-    pair.b.device.insert_allowed_ip(pair.b.peer, replace_length(allowed, 24))
-    pair.send(pair.a)
-    pair.settle()
-    assert (len(pair.b.delivered), drops(pair.b)) == (1, [DropReason.SOURCE_NOT_ALLOWED])
 
+    def is_delivered() -> bool:
+        pair.b.delivered.clear()
+        pair.send(pair.a)
+        pair.settle()
+        return len(pair.b.delivered) == 1
 
-def replace_length(prefix: Prefix, length: int) -> Prefix:
-    return prefix._replace(length=length)
+    device.remove_allowed_ips(sender)
+    assert not is_delivered()
+    device.insert_allowed_ip(sender, source._replace(length=24))
+    assert is_delivered()
+    device.insert_allowed_ip(other, source)
+    assert not is_delivered()
+    device.remove_peer(other, pair.now)
+    assert is_delivered()
+    assert drops(pair.b) == [DropReason.SOURCE_NOT_ALLOWED] * 2
 
 
 @pytest.mark.requirement("DT-29")
@@ -480,11 +483,16 @@ def test_endpoint_follows_authenticated_data_packet(elsewhere: Endpoint) -> None
 @pytest.mark.requirement("ROB-03")
 def test_own_messages_are_dropped_when_sent_back() -> None:
     pair = Pair()
-    pair.send(pair.a)
-    pair.settle()
-    for sent in list(pair.log):
+    for side in (pair.a, pair.b):
+        pair.send(side)
+        pair.settle()
+    messages, delivered = list(pair.log), [*pair.a.delivered, *pair.b.delivered]
+    for sent in messages:
         pair.inject(pair.a if sent.sender == "A" else pair.b, sent.datagram)
-    assert set(drops(pair.a)) == {DropReason.INVALID_MAC1, DropReason.UNKNOWN_INDEX}
+    kinds = [(sent.sender, sent.type) for sent in messages]
+    assert kinds == [("A", INITIATION), ("B", RESPONSE), ("A", DATA), ("B", DATA)]
+    assert drops(pair.a) == drops(pair.b) == [DropReason.INVALID_MAC1, DropReason.UNKNOWN_INDEX]
+    assert (pair.log, [*pair.a.delivered, *pair.b.delivered]) == (messages, delivered)
 
 
 @pytest.mark.requirement("HS-38", "MSG-11")
