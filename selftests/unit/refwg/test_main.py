@@ -93,9 +93,10 @@ def test_socket_is_removed_when_refwg_ends_right_after_making_it(end: str) -> No
         sys.exit(refwg.main(["-f", "wg0"]))
     """
     code = f"""
-        print(subprocess.run([sys.executable, "-c", {program!r}], timeout=10).returncode, path.exists())
+        done = subprocess.run([sys.executable, "-c", {program!r}], timeout=10)
+        print(done.returncode, path.exists(), ip("link show wg0").returncode)
     """
-    assert run_in_sandbox(START, code) == "0 False\n"
+    assert run_in_sandbox(START, code) == "0 False 1\n"
 
 
 @pytest.mark.requirement("CFG-40")
@@ -348,10 +349,11 @@ def test_trace_is_written_and_keylog_has_mode_0600() -> None:
         wait_for(lambda: wg(f"set wg0 private-key /run/key peer {PEER} endpoint 127.0.0.1:9").returncode == 0)
         ip("link set wg0 up"); wg(f"set wg0 peer {PEER} persistent-keepalive 25")
         wait_for(lambda: "initiation" in Path("/run/trace").read_text())
-        print(oct(Path("/run/keys").stat().st_mode & 0o777), Path("/run/keys").read_text().split()[0])
+        print(*(oct(Path("/run", name).stat().st_mode & 0o777) for name in ("trace", "keys")))
+        print(Path("/run/keys").read_text().split()[0])
         process.terminate(); print(process.wait(5))
     """
-    assert run_in_sandbox(START, code) == "0o600 LOCAL_STATIC_PRIVATE_KEY\n0\n"
+    assert run_in_sandbox(START, code) == "0o600 0o600\nLOCAL_STATIC_PRIVATE_KEY\n0\n"
 
 
 def test_missing_privilege_ends_with_status_1_without_traceback() -> None:

@@ -7,6 +7,7 @@ import pytest
 from refwg.boundary import LocalAddress
 from refwg.errors import DropReason
 from refwg.messages import REKEY_TIMEOUT, SECOND
+from refwg.noise import Keypairs
 from refwg.peer import StagedPacket, Statistics
 from selftests.support.pair import START, Pair
 
@@ -80,8 +81,12 @@ def test_stopped_peer_has_no_index_timer_or_staged_packet() -> None:
     peer.keypairs.forbid_sending()
     pair.send(pair.a)
     assert len(peer.shared.indices) == 2
+    assert peer.keypairs.current is not None
+    assert peer.handshake.ephemeral_private
     peer.stop(pair.now)
     assert len(peer.shared.indices) == len(peer.staged) == 0
+    assert peer.keypairs == Keypairs()
+    assert peer.handshake.ephemeral_private == peer.handshake.transcript.chaining_key == b""
     assert peer.timers.next_deadline() is None
     assert peer.statistics.drops[DropReason.QUEUE_PURGED] == 2
 

@@ -114,10 +114,10 @@ def test_guest_has_ended_when_its_channels_are_closed(sleeping: tuple[Machine, s
         os.close(end)
 
 
-@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out"])
+@pytest.mark.parametrize("name", ["../out", "{above}/out", "a/../../out"])
 def test_result_path_outside_of_folder_is_not_saved(name: str, tmp_path: Path) -> None:
     received = told()
-    received.collect(f"1 {name}\nx".encode())
+    received.collect(f"1 {name.format(above=tmp_path)}\nx".encode())
     received.save(tmp_path / "in")
     assert not list(tmp_path.rglob("out"))
 
