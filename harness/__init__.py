@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from harness.wait import Datagram as Datagram
     from harness.wait import FileSays as FileSays
     from harness.wait import let_pass as let_pass
+    from harness.wait import poll_until as poll_until
     from harness.wait import scaled as scaled
     from harness.wait import wait_for as wait_for
     from harness.wire.capture import Capture as Capture
@@ -163,6 +164,7 @@ NAMES: Final = {
     "must_stream_udp": "harness.lab.trafficset",
     "offloads": "harness.net.veth",
     "ping": "harness.traffic.ping",
+    "poll_until": "harness.wait",
     "scaled": "harness.wait",
     "set_offloads": "harness.net.veth",
     "slack": "harness.lab.timer_slack",

@@ -1,7 +1,7 @@
-"""Wait for an event with a deadline; a missed deadline says what was seen instead.
+"""Wait for an event with a deadline, or poll a state that has no event.
 
-An event has a file descriptor that becomes readable when it is worth looking again. Nothing here polls by the clock, so
-that waiting costs nothing and ends as soon as the event is there.
+An event has a file descriptor that becomes readable when it is worth looking again. `wait_for` sleeps until then: it
+costs nothing and ends as soon as the event is there. A missed deadline says what was seen instead.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _IN_MODIFY, _IN_CREATE, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0o2000000, 0o4000
 _MILLISECONDS: Final = 1000
 _EVENT_BUFFER: Final = 65536
+_POLL_INTERVAL: Final = 0.005
 # Seconds for a request and its answer: 130 560 allowed-ips of a program that has a tenth of a processor take so long.
 REQUEST_TIMEOUT: Final = 30.0
 
@@ -72,6 +73,21 @@ def wait_for(event: Event[T], deadline: float, what: str) -> T:
             raise DeadlineExceeded(f"waited {scaled(deadline):g} s for {what}; seen: {event.seen()}")
         poll.poll(left * _MILLISECONDS)
     return value
+
+
+def poll_until(
+    look: Callable[[], T], accept: Callable[[T], bool], deadline: float, *, interval: float = _POLL_INTERVAL
+) -> T:
+    """Call `look` until `accept` takes its result or the deadline is over; return the last result.
+
+    The caller judges the result: a missed deadline does not raise. Prefer `wait_for`; this is for state that changes
+    without an event, such as a program's counters over UAPI. deadline: seconds, multiplied by --timeout-scale.
+    interval: seconds between two looks, never scaled.
+    """
+    end = time.monotonic() + scaled(deadline)
+    while not accept(seen := look()) and time.monotonic() < end:
+        time.sleep(interval)
+    return seen
 
 
 def let_pass(seconds: float, why: str) -> None:

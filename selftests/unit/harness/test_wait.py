@@ -1,4 +1,7 @@
-"""Waiting: a missed deadline says what was seen instead, and what is there already is not waited for."""
+"""Waiting: a missed deadline says what was seen instead, and what is there already is not waited for.
+
+Polling returns what was seen last, in time or not; its tests run by a clock of their own.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,24 @@ import signal
 import socket
 import subprocess
 import threading
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import wait
 from harness.errors import DeadlineExceeded
-from harness.wait import Datagram, EitherOf, EntryAppears, Exit, FileSays, scaled, set_timeout_scale, wait_for
+from harness.wait import (
+    Datagram,
+    EitherOf,
+    EntryAppears,
+    Exit,
+    FileSays,
+    poll_until,
+    scaled,
+    set_timeout_scale,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +61,28 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends when its input does."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield process
+
+
+@dataclass
+class Clock:
+    """A clock that only sleeping moves; it takes the place of `time` in wait.py."""
+
+    now: float = 100.0
+    sleeps: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.sleeps.append(seconds)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(wait, "time", clock)
+    return clock
 
 
 def late(function: object, *arguments: object) -> threading.Timer:
@@ -167,3 +203,39 @@ def test_every_deadline_is_scaled(log: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(DeadlineExceeded, match=r"^waited 0\.01 s for"):
         wait_for(event, SHORT, "it")
     event.close()
+
+
+def test_acceptable_state_is_returned_without_sleep(clock: Clock) -> None:
+    assert poll_until(lambda: "up", lambda state: state == "up", 1.0) == "up"
+    assert clock.sleeps == []
+
+
+def test_state_is_polled_at_interval_until_acceptable(clock: Clock) -> None:
+    states = iter(["down", "starting", "up", "down"])
+    assert poll_until(lambda: next(states), lambda state: state == "up", 1.0, interval=0.25) == "up"
+    assert clock.sleeps == [0.25, 0.25]
+
+
+def test_last_state_is_returned_when_deadline_is_over(clock: Clock) -> None:
+    assert poll_until(clock.monotonic, lambda _: False, 1.0, interval=0.5) == 101.0
+    assert clock.sleeps == [0.5, 0.5]
+
+
+def test_state_is_looked_at_once_when_deadline_is_zero(clock: Clock) -> None:
+    assert poll_until(clock.monotonic, lambda _: False, 0.0) == 100.0
+    assert clock.sleeps == []
+
+
+def test_deadline_of_poll_is_scaled_and_its_interval_is_not(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "_scale", 2.0)
+    assert poll_until(clock.monotonic, lambda _: False, 1.0, interval=0.5) == 102.0
+    assert clock.sleeps == [0.5] * 4
+
+
+def test_error_of_look_ends_poll(clock: Clock) -> None:
+    def look() -> str:
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        poll_until(look, lambda _: True, 1.0)
+    assert clock.sleeps == []
