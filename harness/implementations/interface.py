@@ -9,7 +9,6 @@ import os
 import re
 import resource
 import socket
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
@@ -22,7 +21,7 @@ from harness.errors import HarnessError, Unsupported, UsageError
 from harness.implementations.health import HealthCheck
 from harness.sandbox.namespace import NamespaceThread, enter_network, enter_new_mounts
 from harness.sandbox.process import Process, run
-from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, let_pass, scaled, wait_for
+from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, poll_until, wait_for
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -37,7 +36,7 @@ CONTROL_SOCKETS: Final = Path("/run/wireguard")
 # Generous: on a machine with ten times as much to do as it can, Python alone needs five seconds.
 _START: Final = 15.0
 _LISTENS: Final = 2.0
-_LOOK_AGAIN: Final = 0.002
+_POLL_INTERVAL: Final = 0.002
 _NAME_MAX: Final = 15
 _TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
 _NETLINK_GENERIC: Final = 16
@@ -216,19 +215,29 @@ class ProgramInterface(Interface):
 
     def connect(self) -> socket.socket:
         """Make a new connection to its control socket; the caller closes it."""
-        end = time.monotonic() + scaled(_LISTENS)
-        while True:
-            connection = socket.socket(socket.AF_UNIX)
-            try:
-                self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
-            except BaseException as error:
-                connection.close()
-                # The file is there as soon as the program binds its socket, a moment before it listens.
-                if not isinstance(error, ConnectionRefusedError) or not self.process.running or time.monotonic() > end:
-                    raise
-                let_pass(_LOOK_AGAIN, "a socket that begins to listen has no event")
-            else:
-                return connection
+        # A program binds its socket, which makes the file, a moment before it listens; that has no event.
+        answer = poll_until(
+            self._connect,
+            lambda tried: isinstance(tried, socket.socket) or not self.process.running,
+            _LISTENS,
+            interval=_POLL_INTERVAL,
+        )
+        if isinstance(answer, ConnectionRefusedError):
+            raise answer
+        return answer
+
+    def _connect(self) -> socket.socket | ConnectionRefusedError:
+        """Try once; a refusal is returned, anything else is raised."""
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
+        except ConnectionRefusedError as error:
+            connection.close()
+            return error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @property
     def has_socket(self) -> bool:
@@ -243,9 +252,9 @@ class ProgramInterface(Interface):
         """As for every interface; returns when the program listens, which may be a moment after the link is up."""
         super().up(*addresses, mtu=mtu)
         port = self.get().listen_port
-        end = time.monotonic() + scaled(_LISTENS)
-        while port and port not in self.birth.udp_ports() and time.monotonic() < end:
-            let_pass(_LOOK_AGAIN, "a new socket has no event")
+        if port:
+            # A new UDP socket has no event.
+            poll_until(self.birth.udp_ports, lambda ports: port in ports, _LISTENS, interval=_POLL_INTERVAL)
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)

@@ -14,6 +14,7 @@ from harness.lab.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
 from harness.lanes import GUESTS, LANE
 from harness.traffic.tcp import tcp_stream, tcp_streams
 from harness.traffic.udp import UdpStream
+from harness.wait import poll_until
 
 if TYPE_CHECKING:
     from harness.lab.tunnel import Tunnel
@@ -61,7 +62,7 @@ def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
         count = volume() // size
         stream.send(count)
         # What is sent now comes behind them on the same way, and is lost as long as the queues are full.
-        arrivals = tunnel.until(
+        arrivals = poll_until(
             lambda: _after_one_more(stream), lambda seen: max(seen.numbers, default=0) >= count, _ARRIVAL
         )
     if min(arrivals.numbers, default=count) >= count or arrivals.broken or arrivals.duplicated:

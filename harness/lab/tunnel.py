@@ -5,18 +5,15 @@ A tunnel may run in another one; what then differs is a `Plan`.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
 from harness.errors import HarnessError
 from harness.traffic.ping import ping
-from harness.wait import let_pass, scaled
+from harness.wait import poll_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from harness.control.records import Key, PeerState
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
@@ -24,13 +21,10 @@ if TYPE_CHECKING:
     from harness.lab.topology import Topology
     from harness.net.netns import NetNS
 
-T = TypeVar("T")
-
 V4_OF_A: Final = "192.168.241.1"
 V4_OF_B: Final = "192.168.241.2"
 V6_OF_A: Final = "fd00::1"
 V6_OF_B: Final = "fd00::2"
-_LOOK_AGAIN: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,22 +108,11 @@ class Tunnel:
         A program counts a datagram a moment after it has sent it, and tells nobody; so this looks until the two agree,
         or the deadline is over, and returns what was seen last.
         """
-        return self.until(
+        return poll_until(
             lambda: (self.seen_by_a(), self.seen_by_b()),
             lambda seen: (seen[0].rx_bytes, seen[0].tx_bytes) == (seen[1].tx_bytes, seen[1].rx_bytes),
             deadline,
         )
-
-    @staticmethod
-    def until(look: Callable[[], T], accept: Callable[[T], bool], deadline: float = 1.0) -> T:
-        """Look at what a program tells of itself until it is acceptable, or the deadline is over; what was seen last.
-
-        For the caller to judge. Programs tell nobody when their state changes, so that there is no event to wait for.
-        """
-        end = time.monotonic() + scaled(deadline)
-        while not accept(seen := look()) and time.monotonic() < end:
-            let_pass(_LOOK_AGAIN, "the state of a program has no event")
-        return seen
 
     def keep_alive(self, seconds: int) -> None:
         """Have A send persistent keepalives so many seconds apart; none for 0.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import ControlError, DeviceConfig, FileSays, HarnessError, Tunnel, Unsupported, twin, wait_for
+from harness import ControlError, DeviceConfig, FileSays, HarnessError, Unsupported, poll_until, twin, wait_for
 from harness.control.genl import GenlControl
 from harness.implementations.interface import genetlink
 
@@ -75,7 +75,7 @@ def test_interface_outlives_birth_namespace_without_carrier(wg0: Interface) -> N
     assert "NO-CARRIER" not in flags(wg0)
     wg0.birth.close()
     # The kernel clears a namespace away when it comes to it.
-    assert "NO-CARRIER" in Tunnel.until(lambda: flags(wg0), lambda found: "NO-CARRIER" in found, DEADLINE)
+    assert "NO-CARRIER" in poll_until(lambda: flags(wg0), lambda found: "NO-CARRIER" in found, DEADLINE)
     for change in (DeviceConfig(listen_port=PORT + 1), DeviceConfig(fwmark=PORT)):
         with pytest.raises(ControlError) as refusal:
             wg0.set(change)

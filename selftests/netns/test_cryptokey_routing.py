@@ -13,6 +13,7 @@ from harness import (
     DeviceConfig,
     Endpoint,
     allowed_ips,
+    poll_until,
     twin,
     udp_message,
     udp_receiver,
@@ -52,8 +53,8 @@ def test_packet_with_foreign_source_is_dropped_but_sets_endpoint(loopback: Tunne
         b.set(DeviceConfig(listen_port=9997))
         udp_message(ns2, V4_OF_A, PORT, b"not mine", source=V4_OF_B)
         # It was authentic, so that it tells where B is now.
-        seen = loopback.until(
-            lambda: loopback.seen_by_a().endpoint, lambda found: found == Endpoint.parse("[::1]:9997")
+        seen = poll_until(
+            lambda: loopback.seen_by_a().endpoint, lambda found: found == Endpoint.parse("[::1]:9997"), 1.0
         )
         assert str(seen) == "[::1]:9997", f"A looks for B at {seen}, and B has sent from [::1]:9997"
         # What one peer sends stays in order, so that nothing needs to be waited for that must not come.

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import INITIATION, V4_OF_A, V4_OF_B, Capture, DeviceConfig, Endpoint, PeerConfig, allowed_ips, udp_message
+from harness import (
+    INITIATION,
+    V4_OF_A,
+    V4_OF_B,
+    Capture,
+    DeviceConfig,
+    Endpoint,
+    PeerConfig,
+    allowed_ips,
+    poll_until,
+    udp_message,
+)
 
 if TYPE_CHECKING:
     from harness import Tunnel
@@ -59,7 +70,7 @@ def test_packet_with_refused_inner_source_confirms_session(connected: Tunnel) ->
     ns2.add_address("wg0", f"{OTHER_OF_B}/24")
     with Capture(ns1, "veth1") as from_a, Capture(ns2, "veth2") as from_b:
         udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
-        confirmed = connected.until(lambda: connected.seen_by_a().latest_handshake, bool, 5.0)
+        confirmed = poll_until(lambda: connected.seen_by_a().latest_handshake, bool, 5.0)
         sent = [message for message in from_b.messages() if message.kind != INITIATION]
         assert confirmed, f"A took nothing for a confirmation of the session; B sent {', '.join(map(str, sent))}"
         assert not any(message.is_keepalive for message in sent), "a keepalive may have confirmed the session"

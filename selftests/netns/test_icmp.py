@@ -23,6 +23,7 @@ from harness import (
     differs,
     error_for,
     let_pass,
+    poll_until,
     twin,
     udp_message,
 )
@@ -105,7 +106,7 @@ def test_icmp_error_reaches_original_sender_through_nat(nat: Tunnel) -> None:
         assert ns2.nft_counters()["translated"] == 1
         ns0.nft(GUARDING)
         udp_message(ns2, "10.0.0.1", DISCARD, b"let me in", source=V4_OF_B)
-        assert nat.until(lambda: ns0.nft_counters()["strangers"], lambda packets: packets > 0) == 1
+        assert poll_until(lambda: ns0.nft_counters()["strangers"], lambda packets: packets > 0, 1.0) == 1
     nat.b.set_peer(nat.pub_a, remove=True)
     declared = "icmp-through-nat" in nat.b.manifest.capabilities
     try:

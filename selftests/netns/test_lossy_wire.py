@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import V4_OF_A, V4_OF_B, Drop, Duplicate, Flip, Hold, UdpStream, tcp_stream
+from harness import V4_OF_A, V4_OF_B, Drop, Duplicate, Flip, Hold, UdpStream, poll_until, tcp_stream
 from harness.wire import script
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def test_changed_message_is_dropped_and_others_arrive(wired: Tunnel, wire: Wire,
     wire.apply(Flip(message="data", sender="ns1", nth=1, field=field, bit=bit))
     arrivals, _ = carry(wired, wire, 20)
     assert (arrivals.numbers, arrivals.broken) == (tuple(range(1, 21)), 0), str(arrivals)
-    a, b = wired.until(
-        lambda: (wired.seen_by_a(), wired.seen_by_b()), lambda seen: seen[0].tx_bytes - seen[1].rx_bytes == MESSAGE
+    a, b = poll_until(
+        lambda: (wired.seen_by_a(), wired.seen_by_b()),
+        lambda seen: seen[0].tx_bytes - seen[1].rx_bytes == MESSAGE,
+        1.0,
     )
     assert a.tx_bytes - b.rx_bytes == MESSAGE, "the changed message was counted, or another was not"

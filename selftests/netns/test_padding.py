@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, differs, must_ping, twin, udp_message
+from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, differs, must_ping, poll_until, twin, udp_message
 
 if TYPE_CHECKING:
     from harness import Interface, Manifest, Message, NetNS, Tunnel
@@ -89,7 +89,7 @@ def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
         for node in set(underlay):
             prove_the_drop_rule(node)
     # A program is told of the new MTU, and is allowed a second to hear it.
-    lengths = tunnel.until(lambda: outer_lengths(tunnel, wires), lambda seen: max(seen) <= PADDED_TO_LINK, 2.0)
+    lengths = poll_until(lambda: outer_lengths(tunnel, wires), lambda seen: max(seen) <= PADDED_TO_LINK, 2.0)
     sides = dict.fromkeys(zip((tunnel.a.manifest, tunnel.b.manifest), lengths, strict=True))
     assert not (wrong := [complaint for side in sides if (complaint := why_wrong(*side))]), "; ".join(wrong)
     for manifest, length in sides:

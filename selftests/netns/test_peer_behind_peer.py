@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import V4_OF_B, DeviceConfig, Endpoint, PeerConfig, allowed_ips, differs, let_pass, ping, twin
+from harness import V4_OF_B, DeviceConfig, Endpoint, PeerConfig, allowed_ips, differs, let_pass, ping, poll_until, twin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
         if is_bounded:
             assert sent_in_a_moment(ns1) == 0, "the loop does not end by itself"
         else:
-            nat.until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, CERTAIN)
+            poll_until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, CERTAIN)
     finally:
         nat.a.set_peer(pub3, remove=True)
     sent, busy = ns1.links()["wg0"]["tx_bytes"] - before, nat.a.cpu_seconds() - busy

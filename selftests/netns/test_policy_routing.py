@@ -16,17 +16,17 @@ from harness import (
     DeviceConfig,
     Endpoint,
     PeerConfig,
-    Tunnel,
     add_veth,
     allowed_ips,
     must_ping,
     ping,
+    poll_until,
     twin,
 )
 from harness.wire.messages import SIZES, kind_of, with_mac1
 
 if TYPE_CHECKING:
-    from harness import Lab, Manifest, NetNS
+    from harness import Lab, Manifest, NetNS, Tunnel
 
 MARK = 51820
 # The flag FIB_RULE_INVERT of include/uapi/linux/fib_rules.h: `ip rule add not ...`.
@@ -173,7 +173,7 @@ def test_cookie_replies_carry_fwmark(lab: Lab, implementation: Manifest) -> None
         wg0.set(DeviceConfig(fwmark=0))
         with twin("cookie replies are told apart by their mark"):
             must_be_put_off(stranger, initiations)
-            assert Tunnel.until(lambda: ns0.nft_counters()["unmarked"], bool) > 0
+            assert poll_until(lambda: ns0.nft_counters()["unmarked"], bool, 1.0) > 0
 
 
 def must_be_put_off(stranger: socket.socket, initiations: list[bytes]) -> None:
@@ -186,5 +186,5 @@ def must_be_put_off(stranger: socket.socket, initiations: list[bytes]) -> None:
             return stranger.recv(2048)
         return b""
 
-    reply = Tunnel.until(look, bool, PATIENCE)
+    reply = poll_until(look, bool, PATIENCE)
     assert kind_of(reply) == COOKIE_REPLY, f"under load came {reply.hex() or 'nothing'}"

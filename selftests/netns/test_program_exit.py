@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import ProgramInterface, Tunnel
+from harness import ProgramInterface, poll_until
 from harness.implementations import interface
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
     made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")
     assert isinstance(made, ProgramInterface)
     # It may answer before it has told the system what to do with signals; when all its threads sleep, it has.
-    Tunnel.until(lambda: is_idle(made), bool)
+    poll_until(lambda: is_idle(made), bool, 1.0)
     yield made
     made.close()
 

@@ -19,6 +19,7 @@ from harness import (
     Endpoint,
     allowed_ips,
     ping,
+    poll_until,
     udp_receiver,
     wait_for,
 )
@@ -110,9 +111,9 @@ def test_tunnel_recovers_from_overload_within_ping_timeout(connected: Tunnel) ->
             now = (connected.seen_by_a(), connected.seen_by_b())
             return min(new.tx_bytes - old.tx_bytes for old, new in zip(before, now, strict=True))
 
-        carried = connected.until(overload, lambda sent: sent > CARRIED * SIZE, 10.0)
+        carried = poll_until(overload, lambda sent: sent > CARRIED * SIZE, 10.0)
     assert carried > CARRIED * SIZE, f"only {carried} bytes were carried under load"
     # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
-    connected.until(lambda: ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=PING_TIMEOUT)
+    poll_until(lambda: ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=PING_TIMEOUT)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)
