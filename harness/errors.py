@@ -11,12 +11,17 @@ class HarnessError(Exception):
     """Anything the harness itself reports; its message is one line, fit to print without a traceback.
 
     HarnessError
-    |- UsageError        the caller asked for something that does not exist or makes no sense (exit status 2)
-    |- Unavailable       this machine lacks a program, a permission or a kernel feature (exit status 125)
-    |- Unsupported       the implementation says that it cannot do this
-    |- ControlError      an implementation refused a configuration, with the errno it gave
-    |- DeadlineExceeded  an awaited event did not come in time
-    `- ProgramFailed     a program exited with a status other than zero
+    |- UsageError          the caller asked for something that does not exist or makes no sense (exit status 2)
+    |- Unavailable         this machine lacks a program, a permission or a kernel feature (exit status 125)
+    |- Unsupported         the implementation does not declare this capability
+    |- ControlError        an implementation or the kernel refused a request, with the errno it gave
+    |  `- DumpInterrupted  something changed while the kernel's answer was read; it may mix old and new
+    |- DeadlineExceeded    an awaited event did not come in time
+    |- ProgramFailed       a program exited with a status other than zero
+    |- ToolFailed          a compiler or installer failed, with the line of its output that says why
+    |- Missing             a probe of `wg-interop doctor` found something missing, with the remedy
+    |- Unhealthy           a health check found something wrong with a process under test
+    `- Stopped             a guest was stopped because nobody needs it any more
     """
 
 
@@ -33,14 +38,16 @@ class Unsupported(HarnessError):
 
 
 class ControlError(HarnessError):
-    """An implementation refused a configuration.
+    """An implementation, or the kernel, refused a request.
 
-    errno: the positive error number it gave (errno(3)), whatever its sign on the wire.
+    errno: the positive error number it gave (errno(3)), whatever its sign on the wire. reason: the number's meaning
+    and, from the kernel, its own words: `Network is unreachable (Nexthop has invalid gateway)`.
     """
 
-    def __init__(self, message: str, errno: int) -> None:
+    def __init__(self, message: str, errno: int, reason: str) -> None:
         super().__init__(message)
         self.errno = errno
+        self.reason = reason
 
 
 class DeadlineExceeded(HarnessError):
@@ -62,10 +69,11 @@ def error_name(number: int) -> str:
 
 def refusal(where: str, action: str, number: int, detail: str = "") -> ControlError:
     """Make the error of a refused request: `wg0 (uapi): EADDRINUSE: set listen_port 51820: Address already in use`."""
-    explained = f" ({detail})" if detail else ""
-    return ControlError(f"{where}: {error_name(number)}: {action}: {os.strerror(number)}{explained}", number)
+    reason = f"{os.strerror(number)} ({detail})" if detail else os.strerror(number)
+    return ControlError(f"{where}: {error_name(number)}: {action}: {reason}", number, reason)
 
 
 def unreadable(where: str, what: object) -> ControlError:
     """Make the error of an answer that breaks the protocol."""
-    return ControlError(f"{where}: unreadable answer: {what}", errno.EBADMSG)
+    reason = f"unreadable answer: {what}"
+    return ControlError(f"{where}: {reason}", errno.EBADMSG, reason)

@@ -145,7 +145,8 @@ def check(messages: Sequence[Message], where: str, action: str) -> None:
     if number:
         raise refusal(where, action, number, text)
     if any(message.flags & NLM_F_DUMP_INTR for message in messages):
-        raise DumpInterrupted(f"{where}: {action}: something changed meanwhile", errno.EINTR)
+        reason = "something changed meanwhile"
+        raise DumpInterrupted(f"{where}: {action}: {reason}", errno.EINTR, reason)
 
 
 def _explanation(message: Message) -> int:

@@ -250,7 +250,7 @@ class NetNS:
         try:
             return function(*args, **kwargs)
         except ControlError as error:
-            raise HarnessError(f"{self.name}: ip {what}: {os.strerror(error.errno)}") from error
+            raise HarnessError(f"{self.name}: ip {what}: {error.reason}") from error
 
     # The rest of rtnetlink(7)
 

@@ -202,7 +202,11 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
         (lambda node: node.set_link("lo", mtu=-1), HarnessError, "left: ip link set lo: Invalid argument"),
         (lambda node: node.add_link("lo", kind="veth"), HarnessError, "left: ip link add lo type veth: File exists"),
         (lambda node: node.add_link("x", kind="nope"), HarnessError, "left: ip link add x type nope: "),
-        (lambda node: node.add_route("10.0.0.0/8", via="10.0.0.1"), HarnessError, "left: ip route add 10.0.0.0/8: "),
+        (
+            lambda node: node.add_route("10.0.0.0/8", via="10.0.0.1"),
+            HarnessError,
+            "left: ip route add 10.0.0.0/8: Network is unreachable (Nexthop has invalid gateway)",
+        ),
         (lambda node: node.sysctl("net.no.such"), HarnessError, "left: sysctl net.no.such: No such file or directory"),
         (lambda node: node.nft("nonsense"), ProgramFailed, "left: nft -f -: status 1: "),
         (lambda node: type(node)("left"), UsageError, "node left: there is one of that name already"),
