@@ -1,6 +1,7 @@
 """Encode and decode netlink messages and attributes, and exchange them with the kernel.
 
-Layouts: include/uapi/linux/netlink.h and genetlink.h. Integers are in the machine's byte order.
+Generic netlink, rtnetlink and nfnetlink share it: the layouts of nlmsghdr, nlattr and nlmsgerr stand here only.
+Source: include/uapi/linux/netlink.h and genetlink.h. Integers are in the machine's byte order.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ _SOCKET_BUFFER: Final = 4 << 20
 _MESSAGE: Final = Struct("=IHHII")  # length, type, flags, sequence, port id
 _GENERIC: Final = Struct("=BBxx")  # command, version
 _ATTRIBUTE: Final = Struct("=HH")  # length with this header, type
+ATTRIBUTE_HEADER: Final = _ATTRIBUTE.size
 _S32: Final = Struct("=i")
 _U32: Final = Struct("=I")
 _SEQUENCE_AT: Final = 8

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 from harness.errors import ControlError, HarnessError, UsageError
 from harness.net.ioctl import Devices
 from harness.net.iproute import NodeIPRoute
-from harness.net.rtnetlink import Rtnetlink, flush_connections
+from harness.net.rtnetlink import RTNLGRP_IPV6_ROUTE, Monitor, Rtnetlink, flush_connections
 from harness.sandbox.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
 from harness.sandbox.process import Process, run
 from harness.wait import wait_for
@@ -25,6 +25,7 @@ from harness.wait import wait_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from harness.net.rtnetlink import LinkFacts, RouteWords, VethPeer
     from harness.sandbox.process import Completed
 
 P = ParamSpec("P")
@@ -35,7 +36,6 @@ _SO_RCVBUFFORCE: Final = 33
 # Skips the short time in which the kernel holds a new IPv6 address back.
 _IFA_F_NODAD: Final = 2
 _IPV6_READY: Final = 5.0
-_RTMGRP_IPV6_ROUTE: Final = 0x400
 _NETLINK_NETFILTER: Final = 12
 _RTF_LOCAL: Final = 0x80000000
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
@@ -116,6 +116,11 @@ class NetNS:
         """Make a socket that lives here; it may be used from any thread."""
         return self.thread.call(socket.socket, family, kind, protocol)
 
+    def monitor(self, group: int) -> Monitor:
+        """Make a monitor of one multicast group here; group: RTNLGRP_* of rtnetlink.py."""
+        sock = self.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        return Monitor(sock, group)
+
     def udp_ports(self) -> set[int]:
         """The UDP ports that sockets of this node are bound to, of both families (proc(5), /proc/net/udp)."""
         rows = [row for name in ("udp", "udp6") for row in self._table(name)[1:]]
@@ -138,8 +143,8 @@ class NetNS:
     def has_link(self, device: str) -> bool:
         return self._devices.index(device) is not None
 
-    def links(self) -> dict[str, dict[str, Any]]:
-        """All devices by name: `index`, `mtu`, `up`, `kind` (None for loopback), `rx_bytes`, `tx_bytes`."""
+    def links(self) -> dict[str, LinkFacts]:
+        """All devices by name."""
         return self._ask("link show", self._netlink.links)
 
     def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
@@ -159,7 +164,7 @@ class NetNS:
         if up:
             self._await_ipv6(index)
 
-    def add_link(self, device: str, *, kind: str, peer: dict[str, Any] | None = None) -> None:
+    def add_link(self, device: str, *, kind: str, peer: VethPeer | None = None) -> None:
         """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); peer: see Rtnetlink.add_link."""
         self._ask(f"link add {device} type {kind}", self._netlink.add_link, device, kind, peer)
 
@@ -172,6 +177,14 @@ class NetNS:
         try:
             what = f"link set {device} netns {place.name}"
             self._ask(what, self._netlink.move_link, self.index(device), descriptor)
+        finally:
+            os.close(descriptor)
+
+    def set_nsid(self, node: NetNS, nsid: int) -> None:
+        """Give another node an id that is valid here, as `ip netns set NODE NSID` does."""
+        descriptor = os.open(node.handle, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._ask(f"netns set {node.name} {nsid}", self._netlink.set_nsid, descriptor, nsid)
         finally:
             os.close(descriptor)
 
@@ -208,7 +221,7 @@ class NetNS:
         ]
         missing = [address for address in ours if not self._is_local(address)]
         if missing:
-            with self.thread.call(_RouteMonitor) as monitor:
+            with self.monitor(RTNLGRP_IPV6_ROUTE) as monitor:
                 for address in missing:
                     event = _IsLocal(monitor, partial(self._is_local, address), address)
                     wait_for(event, _IPV6_READY, f"{self.name} to take {address} for its own")
@@ -232,7 +245,7 @@ class NetNS:
         """Add a route in the words of `ip route`; destination `default` needs `via` or an IPv4 meaning."""
         number = _TABLES[table] if isinstance(table, str) else table
         index = None if dev is None else self.index(dev)
-        words = {"via": via, "index": index, "src": src, "metric": metric, "table": number, "mtu": mtu}
+        words: RouteWords = {"via": via, "index": index, "src": src, "metric": metric, "table": number, "mtu": mtu}
         self._ask(f"route add {destination}", self._netlink.add_route, destination, **words)
 
     def delete_route(self, destination: str, *, via: str | None = None, dev: str | None = None) -> None:
@@ -307,33 +320,10 @@ def _read_setting(path: Path, value: int | str | None) -> str:
     return path.read_text().strip()
 
 
-class _RouteMonitor:
-    """A socket that becomes readable when an IPv6 route of its namespace changes (rtnetlink(7))."""
-
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
-        self._socket.bind((0, _RTMGRP_IPV6_ROUTE))
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
-
-    def drain(self) -> None:
-        # ENOBUFS says that messages were lost; there is something to look at then too.
-        with suppress(OSError):
-            while True:
-                self._socket.recv(65536)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-
 class _IsLocal:
     """A node takes an IPv6 address for its own: True."""
 
-    def __init__(self, monitor: _RouteMonitor, look: Callable[[], bool], address: str) -> None:
+    def __init__(self, monitor: Monitor, look: Callable[[], bool], address: str) -> None:
         self._monitor = monitor
         self._look = look
         self._address = address

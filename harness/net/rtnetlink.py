@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from contextlib import suppress
 from struct import Struct
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, NotRequired, Self, TypedDict
 
 from harness.errors import UsageError
 from harness.net.netlink import (
@@ -22,13 +23,21 @@ from harness.net.netlink import (
     attribute,
     attributes,
     nest,
+    parse_messages,
 )
 from harness.wait import REQUEST_TIMEOUT, Deadline
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Unpack
+
+RTNLGRP_LINK, RTNLGRP_IPV6_ROUTE, RTNLGRP_NSID = 1, 11, 28
 
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR = 20, 21
 _NEWROUTE, _DELROUTE = 24, 25
 _NEWRULE, _DELRULE = 32, 33
+_NEWNSID, _DELNSID = 88, 89
 _CONNTRACK_DELETE: Final = 0x102  # subsystem ctnetlink, message IPCTNL_MSG_CT_DELETE
 _ASK: Final = NLM_F_REQUEST | NLM_F_ACK
 _CREATE: Final = _ASK | 0x200 | 0x400  # NLM_F_EXCL, NLM_F_CREATE
@@ -36,7 +45,9 @@ _CREATE: Final = _ASK | 0x200 | 0x400  # NLM_F_EXCL, NLM_F_CREATE
 _LINK: Final = Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS: Final = Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE: Final = Struct("=8BI")  # family, lengths, tos, table, protocol, scope, type, flags; of a rule, the action last
+_NSID: Final = Struct("=B3x")  # family
 _U32: Final = Struct("=I")
+_S32: Final = Struct("=i")
 _STATISTICS: Final = Struct("=4Q")  # packets and bytes, received and sent each
 
 _OPERATIONAL: Final = b"\6"
@@ -46,6 +57,7 @@ _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU: Final = 2
 _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 6, 10, 14, 15
+_NETNSA_NSID, _NETNSA_FD = 1, 3
 _TO_TABLE: Final = 1
 _IFF_UP: Final = 1
 _MAIN: Final = 254
@@ -53,6 +65,38 @@ _STATIC: Final = 4
 _UNICAST: Final = 1
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _MAX_SHORT_TABLE: Final = 255
+
+_RECEIVE_SIZE: Final = 65536
+
+
+class VethPeer(TypedDict):
+    """The other end of a new veth; net_ns_fd: a descriptor of its network namespace, if that is another one."""
+
+    ifname: str
+    net_ns_fd: NotRequired[int]
+
+
+class LinkFacts(TypedDict):
+    """Properties of a device as the kernel reports them; is_operational: by RFC 2863; kind: None for loopback."""
+
+    index: int
+    mtu: int
+    is_operational: bool
+    up: bool
+    kind: str | None
+    rx_bytes: int
+    tx_bytes: int
+
+
+class RouteWords(TypedDict, total=False):
+    """Properties of a route besides its destination, in the words of `ip route`; index: of the device."""
+
+    via: str | None
+    index: int | None
+    src: str | None
+    metric: int | None
+    table: int | None
+    mtu: int | None
 
 
 class Rtnetlink:
@@ -66,8 +110,8 @@ class Rtnetlink:
     def close(self) -> None:
         self._socket.close()
 
-    def add_link(self, name: str, kind: str, peer: dict[str, Any] | None = None) -> None:
-        """Make a device; peer: of a veth, its other end by `ifname` and, where that is elsewhere, `net_ns_fd`."""
+    def add_link(self, name: str, kind: str, peer: VethPeer | None = None) -> None:
+        """Make a device; peer: the other end of a veth."""
         other = b""
         if peer is not None:
             there = attribute(_IFLA_NET_NS_FD, _U32.pack(peer["net_ns_fd"])) if "net_ns_fd" in peer else b""
@@ -85,11 +129,8 @@ class Rtnetlink:
         place = attribute(_IFLA_NET_NS_FD, _U32.pack(namespace))
         self._ask(_NEWLINK, _ASK, _LINK.pack(0, 0, index, 0, 0) + place)
 
-    def links(self) -> dict[str, dict[str, Any]]:
-        """All devices by name.
-
-        Of each: `index`, `mtu`, `up`, `is_operational` (RFC 2863), `kind` (None for loopback), `rx_bytes`, `tx_bytes`.
-        """
+    def links(self) -> dict[str, LinkFacts]:
+        """All devices by name."""
         answer = self._ask(_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, _LINK.pack(0, 0, 0, 0, 0))
         return dict(_link_facts(message.body) for message in answer if message.kind == _NEWLINK)
 
@@ -99,14 +140,14 @@ class Rtnetlink:
     def delete_address(self, index: int, address: str, length: int) -> None:
         self._ask(_DELADDR, _ASK, _address(index, address, length, 0))
 
-    def add_route(self, destination: str, **words: Any) -> None:
-        """Add a unicast route; the words are those of `_route`."""
+    def add_route(self, destination: str, **words: Unpack[RouteWords]) -> None:
+        """Add a unicast route. destination: `default` or ADDRESS[/LENGTH]."""
         # As ip(8) does it: what needs no gateway is on the link; IPv6 knows no scopes of routes.
         is_v6 = ":" in f"{destination}{words.get('via')}"
         scope = _SCOPE_UNIVERSE if words.get("via") or is_v6 else _SCOPE_LINK
         self._ask(_NEWROUTE, _CREATE, _route(destination, (_STATIC, scope, _UNICAST), **words))
 
-    def delete_route(self, destination: str, **words: Any) -> None:
+    def delete_route(self, destination: str, **words: Unpack[RouteWords]) -> None:
         """Delete the first route that fits, whatever its scope and origin."""
         self._ask(_DELROUTE, _ASK, _route(destination, (0, _SCOPE_NOWHERE, 0), **words))
 
@@ -117,10 +158,62 @@ class Rtnetlink:
     def delete_rule(self, family: int, *, table: int, flags: int = 0, **selectors: int) -> None:
         self._ask(_DELRULE, _ASK, _rule(family, table, flags, selectors))
 
+    def set_nsid(self, namespace: int, nsid: int) -> None:
+        """Give the network namespace behind a descriptor an id that is valid in this one."""
+        parts = attribute(_NETNSA_FD, _U32.pack(namespace)), attribute(_NETNSA_NSID, _S32.pack(nsid))
+        self._ask(_NEWNSID, _ASK, _NSID.pack(socket.AF_UNSPEC) + b"".join(parts))
+
     def _ask(self, kind: int, flags: int, body: bytes) -> list[Message]:
         with self._lock:
             request = Message(kind, flags, 0, body).to_bytes()
             return self._exchanges.exchange(request, "rtnetlink", f"request {kind}", Deadline(REQUEST_TIMEOUT))
+
+
+class Monitor:
+    """The notifications of one multicast group in a namespace; readable when there are some; a context manager.
+
+    sock: a non-blocking socket of NETLINK_ROUTE, made in that namespace; closed with this. group: RTNLGRP_*.
+    """
+
+    def __init__(self, sock: socket.socket, group: int) -> None:
+        self._socket = sock
+        sock.bind((0, 1 << (group - 1)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def drain(self) -> None:
+        """Drop the notifications that are there; for callers that read the state itself afterwards."""
+        # ENOBUFS: messages were lost; callers read the state all the same (netlink(7)).
+        with suppress(OSError):
+            while True:
+                self._socket.recv(_RECEIVE_SIZE)
+
+    def messages(self) -> Iterator[Message]:
+        """Take the notifications that are there; OSError with ENOBUFS if some were lost."""
+        while True:
+            try:
+                data = self._socket.recv(_RECEIVE_SIZE)
+            except BlockingIOError:
+                return
+            yield from parse_messages(data)
+
+
+def vanished_nsid(message: Message) -> int | None:
+    """Read the id of a vanished namespace from a notification of RTNLGRP_NSID; None if it reports something else."""
+    if message.kind != _DELNSID:
+        return None
+    nsid: int = _S32.unpack(dict(attributes(message.body[_NSID.size :]))[_NETNSA_NSID])[0]
+    return nsid
 
 
 def flush_connections(netfilter: socket.socket) -> None:
@@ -185,7 +278,7 @@ def _rule(family: int, table: int, flags: int, selectors: dict[str, int]) -> byt
     return header + b"".join(attribute(kind, _U32.pack(value)) for kind, value in numbers.items())
 
 
-def _link_facts(body: bytes) -> tuple[str, dict[str, Any]]:
+def _link_facts(body: bytes) -> tuple[str, LinkFacts]:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     found = dict(attributes(body[_LINK.size :]))
     information = dict(attributes(found.get(_IFLA_LINKINFO, b"")))

@@ -10,18 +10,18 @@ import fcntl
 import os
 import socket
 import struct
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from harness.net.rtnetlink import RTNLGRP_LINK
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
     from harness.net.netns import NetNS
+    from harness.net.rtnetlink import Monitor
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GET_LINK: Final = 0x0A
-_RTMGRP_LINK: Final = 1
 _CARRIER: Final = 5.0
 # The commands that switch one offload each; those without a row of their own are not needed here.
 _ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
@@ -60,8 +60,7 @@ def _await_carrier(node: NetNS, device: str) -> None:
 
     Since Linux 6.8 it does so at once when it is asked.
     """
-    with node.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as monitor:
-        monitor.bind((0, _RTMGRP_LINK))
+    with node.monitor(RTNLGRP_LINK) as monitor:
         _ethtool(node, device, _ETHTOOL_GET_LINK)
         wait_for(_Operational(monitor, node, device), _CARRIER, f"{device} of {node.name} to work")
 
@@ -69,7 +68,7 @@ def _await_carrier(node: NetNS, device: str) -> None:
 class _Operational:
     """A device is operational in the sense of RFC 2863: True."""
 
-    def __init__(self, monitor: socket.socket, node: NetNS, device: str) -> None:
+    def __init__(self, monitor: Monitor, node: NetNS, device: str) -> None:
         self._monitor = monitor
         self._node = node
         self._device = device
@@ -78,10 +77,7 @@ class _Operational:
         return self._monitor.fileno()
 
     def look(self) -> bool | None:
-        # ENOBUFS says that messages were lost; there is something to look at then too.
-        with suppress(OSError):
-            while True:
-                self._monitor.recv(65536)
+        self._monitor.drain()
         return self._node.links()[self._device]["is_operational"] or None
 
     def seen(self) -> str:

@@ -207,6 +207,11 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
             HarnessError,
             "left: ip route add 10.0.0.0/8: Network is unreachable (Nexthop has invalid gateway)",
         ),
+        (
+            lambda node: [node.set_nsid(node, nsid) for nsid in (7, 8)],
+            HarnessError,
+            "left: ip netns set left 8: File exists",
+        ),
         (lambda node: node.sysctl("net.no.such"), HarnessError, "left: sysctl net.no.such: No such file or directory"),
         (lambda node: node.nft("nonsense"), ProgramFailed, "left: nft -f -: status 1: "),
         (lambda node: type(node)("left"), UsageError, "node left: there is one of that name already"),
