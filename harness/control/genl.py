@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from harness.control.base import describe
 from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
@@ -24,7 +24,7 @@ from harness.errors import (
     unreadable,
 )
 from harness.net.netlink import (
-    NLA_F_NESTED,
+    ATTRIBUTE_HEADER,
     NLM_F_ACK,
     NLM_F_DUMP,
     NLM_F_REQUEST,
@@ -74,6 +74,9 @@ _SOCKADDR_IN: Final = Struct("=H2s4s8x")
 _SOCKADDR_IN6: Final = Struct("=H2s4x16sI")
 _MALFORMED: Final = (ValueError, struct.error, UsageError)
 
+T = TypeVar("T")
+D = TypeVar("D")
+
 
 class _Layout(NamedTuple):
     """An allowed-ip as the kernel writes it: length, family, address; only the length and the address vary.
@@ -87,16 +90,18 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, family: int, width: int) -> _Layout:
+        """Take it from an entry of length and address 0, as the codec makes it."""
+        length = attribute(ALLOWED_IP_LENGTH, bytes(1))
+        address = attribute(ALLOWED_IP_ADDRESS, bytes(width))
         layout = Struct(f"=8sB3x12s{width}s")
-        head = struct.pack("=HHHH", layout.size, NLA_F_NESTED, 5, ALLOWED_IP_LENGTH)
-        middle = attribute(ALLOWED_IP_FAMILY, _U16.pack(family)) + struct.pack("=HH", 4 + width, ALLOWED_IP_ADDRESS)
+        head, _, middle, _ = layout.unpack(nest(0, length, attribute(ALLOWED_IP_FAMILY, _U16.pack(family)), address))
         return cls(head, middle, layout)
 
 
 _LAYOUTS: Final = {4: _Layout.of(socket.AF_INET, 4), 16: _Layout.of(socket.AF_INET6, 16)}
 _LAYOUT_OF_HEAD: Final = {layout.head: layout for layout in _LAYOUTS.values()}
-_HEAD_SIZE: Final = 8
-_NEST_SIZE: Final = 4
+# Of the entry and of its first attribute.
+_HEAD_SIZE: Final = 2 * ATTRIBUTE_HEADER
 
 
 def encode_set(ifname: str, config: DeviceConfig, family_id: int) -> list[bytes]:
@@ -209,7 +214,7 @@ def _encode_allowed_ip(prefix: AllowedIP) -> bytes:
     except (KeyError, struct.error) as error:
         raise UsageError(f"allowed ip {address.hex()}/{length}: want 4 or 16 bytes and a length of 0 to 255") from error
     if remove:
-        return nest(0, entry[_NEST_SIZE:], attribute(ALLOWED_IP_FLAGS, _U32.pack(REMOVE_ALLOWED_IP)))
+        return nest(0, entry[ATTRIBUTE_HEADER:], attribute(ALLOWED_IP_FLAGS, _U32.pack(REMOVE_ALLOWED_IP)))
     return entry
 
 
@@ -218,47 +223,78 @@ def decode_dump(messages: Iterable[Message], where: str = "genl") -> DeviceState
 
     ControlError if the kernel refused, DumpInterrupted if the device changed meanwhile: then read again.
     """
-    device: dict[str, Any] = {}
-    peers: list[dict[str, Any]] = []
+    device: dict[int, bytes] = {}
+    peers: list[_Peer] = []
     messages = list(messages)
     try:
         check(messages, where, "get")
         for message in messages[:-1]:
-            _decode_device(message.payload, device, peers)
-        return DeviceState(**device, peers=tuple(map(_peer_state, peers)))
+            _split_device(message.payload, device, peers)
+        return _device_state(device, peers)
     except _MALFORMED as error:
         raise unreadable(where, error) from error
 
 
-def _decode_device(payload: bytes, device: dict[str, Any], peers: list[dict[str, Any]]) -> None:
+class _Peer(NamedTuple):
+    """One peer of a dump: its attributes as they came, and the allowed-ips of all entries that continue it."""
+
+    by_kind: dict[int, bytes]
+    allowed_ips: list[AllowedIP]
+
+
+def _split_device(payload: bytes, device: dict[int, bytes], peers: list[_Peer]) -> None:
     for kind, value in attributes(payload):
         if kind == DEVICE_PEERS:
             for _, entry in attributes(value):
-                _decode_peer(entry, peers)
-        elif kind in _DEVICE_FIELDS:
-            name, decode = _DEVICE_FIELDS[kind]
-            device[name] = decode(value)
+                _split_peer(entry, peers)
+        else:
+            device[kind] = value
 
 
-def _decode_peer(entry: bytes, peers: list[dict[str, Any]]) -> None:
+def _split_peer(entry: bytes, peers: list[_Peer]) -> None:
     """Add one peer, or more allowed-ips to the last one if that is what the entry continues."""
-    fields: dict[str, Any] = {"allowed_ips": []}
+    peer = _Peer({}, [])
     for kind, value in attributes(entry):
         if kind == PEER_ALLOWED_IPS:
-            fields["allowed_ips"] += _decode_allowed_ips(value)
-        elif kind in _PEER_FIELDS:
-            name, decode = _PEER_FIELDS[kind]
-            fields[name] = decode(value)
-    if "public_key" not in fields:
+            peer.allowed_ips.extend(_decode_allowed_ips(value))
+        else:
+            peer.by_kind[kind] = value
+    if PEER_PUBLIC_KEY not in peer.by_kind:
         raise ValueError("a peer without public key")
-    if peers and peers[-1]["public_key"] == fields["public_key"]:
-        peers[-1]["allowed_ips"] += fields["allowed_ips"]
+    if peers and peers[-1].by_kind[PEER_PUBLIC_KEY] == peer.by_kind[PEER_PUBLIC_KEY]:
+        peers[-1].allowed_ips.extend(peer.allowed_ips)
     else:
-        peers.append(fields)
+        peers.append(peer)
 
 
-def _peer_state(fields: dict[str, Any]) -> PeerState:
-    return PeerState(**fields | {"allowed_ips": tuple(fields["allowed_ips"])})
+def _device_state(device: dict[int, bytes], peers: list[_Peer]) -> DeviceState:
+    return DeviceState(
+        private_key=_read(device, DEVICE_PRIVATE_KEY, _key_or_none, None),
+        public_key=_read(device, DEVICE_PUBLIC_KEY, _key_or_none, None),
+        listen_port=_read(device, DEVICE_LISTEN_PORT, _u16, 0),
+        fwmark=_read(device, DEVICE_FWMARK, _u32, 0),
+        peers=tuple(map(_peer_state, peers)),
+    )
+
+
+def _peer_state(peer: _Peer) -> PeerState:
+    by_kind = peer.by_kind
+    return PeerState(
+        public_key=Key(by_kind[PEER_PUBLIC_KEY]),
+        preshared_key=_read(by_kind, PEER_PRESHARED_KEY, _key_or_none, None),
+        endpoint=_read(by_kind, PEER_ENDPOINT, _decode_endpoint, None),
+        persistent_keepalive=_read(by_kind, PEER_PERSISTENT_KEEPALIVE, _u16, 0),
+        latest_handshake=_read(by_kind, PEER_LAST_HANDSHAKE, _decode_timespec, 0),
+        rx_bytes=_read(by_kind, PEER_RX_BYTES, _u64, 0),
+        tx_bytes=_read(by_kind, PEER_TX_BYTES, _u64, 0),
+        allowed_ips=tuple(peer.allowed_ips),
+        protocol_version=_read(by_kind, PEER_PROTOCOL_VERSION, _u32, 1),
+    )
+
+
+def _read(by_kind: dict[int, bytes], kind: int, decode: Callable[[bytes], T], default: D) -> T | D:
+    """Decode an attribute; the default if the kernel left it out."""
+    return decode(by_kind[kind]) if kind in by_kind else default
 
 
 def _decode_allowed_ips(entries: bytes) -> list[AllowedIP]:
@@ -279,8 +315,8 @@ def _decode_allowed_ip(entry: bytes) -> AllowedIP:
     address = found.get(ALLOWED_IP_ADDRESS, b"")
     if len(address) not in _LAYOUTS or ALLOWED_IP_LENGTH not in found:
         raise ValueError(f"an allowed ip of {entry.hex()}")
-    flags = _number(_U32)(found[ALLOWED_IP_FLAGS]) if ALLOWED_IP_FLAGS in found else 0
-    return AllowedIP(address, _number(_U8)(found[ALLOWED_IP_LENGTH]), bool(flags & REMOVE_ALLOWED_IP))
+    flags = _u32(found[ALLOWED_IP_FLAGS]) if ALLOWED_IP_FLAGS in found else 0
+    return AllowedIP(address, _u8(found[ALLOWED_IP_LENGTH]), bool(flags & REMOVE_ALLOWED_IP))
 
 
 def _decode_endpoint(value: bytes) -> Endpoint:
@@ -313,22 +349,7 @@ def _number(layout: Struct) -> Callable[[bytes], int]:
     return decode
 
 
-_DEVICE_FIELDS: Final[dict[int, tuple[str, Callable[[bytes], object]]]] = {
-    DEVICE_PRIVATE_KEY: ("private_key", _key_or_none),
-    DEVICE_PUBLIC_KEY: ("public_key", _key_or_none),
-    DEVICE_LISTEN_PORT: ("listen_port", _number(_U16)),
-    DEVICE_FWMARK: ("fwmark", _number(_U32)),
-}
-_PEER_FIELDS: Final[dict[int, tuple[str, Callable[[bytes], object]]]] = {
-    PEER_PUBLIC_KEY: ("public_key", Key),
-    PEER_PRESHARED_KEY: ("preshared_key", _key_or_none),
-    PEER_ENDPOINT: ("endpoint", _decode_endpoint),
-    PEER_PERSISTENT_KEEPALIVE: ("persistent_keepalive", _number(_U16)),
-    PEER_LAST_HANDSHAKE: ("latest_handshake", _decode_timespec),
-    PEER_RX_BYTES: ("rx_bytes", _number(_U64)),
-    PEER_TX_BYTES: ("tx_bytes", _number(_U64)),
-    PEER_PROTOCOL_VERSION: ("protocol_version", _number(_U32)),
-}
+_u8, _u16, _u32, _u64 = map(_number, (_U8, _U16, _U32, _U64))
 
 
 class GenlControl:

@@ -10,8 +10,8 @@ import base64
 import binascii
 import os
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypedDict
 
 from harness.errors import UsageError
 
@@ -228,8 +228,8 @@ def allowed_ips(*texts: str) -> tuple[AllowedIP, ...]:
     return tuple(AllowedIP.parse(text) for text in texts)
 
 
-def keyword_changes(record: Any) -> dict[str, object]:
+def keyword_changes(record: DeviceConfig | PeerConfig) -> dict[str, object]:
     """The fields of a configuration record that change something, by name; for logs and evidence."""
-    values = {name: getattr(record, name) for name in record.__slots__}
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
     # By identity: 0 equals False, but a listen port of 0 is a change.
     return {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
