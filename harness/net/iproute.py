@@ -1,4 +1,4 @@
-"""pyroute2's IPRoute in a node, for what rtnetlink.py does not have: bridges, tunnels, tc.
+"""Give a node pyroute2's IPRoute, for what rtnetlink.py lacks: bridges, tunnels, tc.
 
 An IPRoute opens a socket and an event loop in each thread that uses it, in that thread's network namespace, and closes
 the event loop of one thread only. `IPRoute(netns=...)` opens each socket in the right namespace, but forks this process

@@ -21,6 +21,8 @@ from harness.net.rtnetlink import Rtnetlink
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from harness.net.rtnetlink import VethPeer
+
 T = TypeVar("T")
 Request = tuple[str, int, dict[str, Any], dict[str, Any]]
 
@@ -92,7 +94,9 @@ def test_added_link_is_read_by_pyroute2(name: str, kind: str) -> None:
 @unhurried
 @given(names, names, st.one_of(st.none(), descriptors))
 def test_added_veth_pair_is_read_by_pyroute2(name: str, peer: str, namespace: int | None) -> None:
-    words = {"ifname": peer} | ({} if namespace is None else {"net_ns_fd": namespace})
+    words: VethPeer = {"ifname": peer}
+    if namespace is not None:
+        words["net_ns_fd"] = namespace
     there = {"IFLA_IFNAME": peer} | ({} if namespace is None else {"IFLA_NET_NS_FD": namespace})
     request = read(lambda rtnetlink: rtnetlink.add_link(name, "veth", words))
     kinds = {"IFLA_INFO_KIND": "veth", "IFLA_INFO_DATA": {"VETH_INFO_PEER": there}}

@@ -1,4 +1,4 @@
-"""Lists the nodes of the allowed-ips tries: a lookup does not show a node that is of no use."""
+"""List the nodes of the allowed-ips tries: a lookup does not show one that is of no use."""
 
 from __future__ import annotations
 
