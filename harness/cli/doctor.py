@@ -30,8 +30,7 @@ from harness.implementations.registry import Registry
 from harness.install import go, rust, tools
 from harness.lab.lab import Lab
 from harness.net.veth import add_veth
-from harness.sandbox.launch import launcher_command
-from harness.sandbox.namespace import require_sandbox
+from harness.sandbox.launch import launcher_command, require_sandbox
 from harness.traffic.ping import must_ping
 
 if TYPE_CHECKING:

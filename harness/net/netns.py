@@ -18,7 +18,8 @@ from harness.errors import ControlError, HarnessError, UsageError
 from harness.net.ioctl import Devices
 from harness.net.iproute import NodeIPRoute
 from harness.net.rtnetlink import RTNLGRP_IPV6_ROUTE, Monitor, Rtnetlink, flush_connections
-from harness.sandbox.namespace import NamespaceThread, enter_new_network, require_sandbox, unmount
+from harness.sandbox.launch import require_sandbox
+from harness.sandbox.namespace import NamespaceThread, enter_new_network, unmount
 from harness.sandbox.process import Process, run
 from harness.wait import wait_for
 

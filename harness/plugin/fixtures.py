@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     """The lab of this test: makes nodes, links and interfaces, and undoes them afterwards."""
     from harness.lab.lab import Lab
-    from harness.sandbox.namespace import require_sandbox
+    from harness.sandbox.launch import require_sandbox
 
     try:
         require_sandbox()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from harness.errors import Unavailable
 from harness.sandbox.launcher import INSIDE, REFUSED
 
 LAUNCHER: Final = Path(__file__).with_name("launcher.py")
@@ -14,7 +15,14 @@ LAUNCHER: Final = Path(__file__).with_name("launcher.py")
 
 def inside() -> bool:
     """Whether this process runs in a sandbox of its own; a value inherited from elsewhere does not count."""
-    return os.environ.get(INSIDE) == str(Path("/proc/self/ns/pid").stat().st_ino)
+    return os.environ.get(INSIDE) == str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 - called for every node
+
+
+def require_sandbox() -> None:
+    """Raise Unavailable, with the reason, unless this process runs in a sandbox of its own."""
+    if not inside():
+        reason = refused() or "start pytest with this plugin, or wg-interop run, which make one"
+        raise Unavailable(f"no sandbox: {reason}")
 
 
 def refused() -> str | None:

@@ -11,8 +11,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from harness.errors import DeadlineExceeded, Unavailable
-from harness.sandbox.launcher import CLONE_NEWNET, CLONE_NEWNS, INSIDE, REFUSED, mount, unshare
+from harness.errors import DeadlineExceeded
+from harness.sandbox.launcher import CLONE_NEWNET, CLONE_NEWNS, mount, unshare
 from harness.wait import scaled
 
 if TYPE_CHECKING:
@@ -38,14 +38,6 @@ def unmount(path: Path) -> None:
     if _libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"umount: {os.strerror(number)}", str(path))
-
-
-def require_sandbox() -> None:
-    """Raise Unavailable, with the reason, unless this process runs in a sandbox of its own."""
-    if os.environ.get(INSIDE) == str(os.stat("/proc/self/ns/pid").st_ino):  # noqa: PTH116 - called for every node
-        return
-    reason = os.environ.get(REFUSED, "start pytest with this plugin, or wg-interop run, which make one")
-    raise Unavailable(f"no sandbox: {reason}")
 
 
 class NamespaceThread:
