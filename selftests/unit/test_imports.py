@@ -139,6 +139,13 @@ def test_cryptography_is_imported_only_by_crypto_module(module: str) -> None:
     assert imports_it == (module in IMPORTERS_OF_CRYPTOGRAPHY)
 
 
+@pytest.mark.parametrize("module", HARNESS)
+def test_only_facade_imports_by_string(module: str) -> None:
+    calls = [ast.unparse(node.func) for node in ast.walk(tree(module)) if isinstance(node, ast.Call)]
+    by_string = [call for call in calls if call.rpartition(".")[2] in {"import_module", "__import__"}]
+    assert by_string == (["import_module"] if module == "harness.__init__" else [])
+
+
 def test_folder_table_names_every_folder() -> None:
     assert {folder(module) for module in HARNESS} == {name for row in FOLDERS for name in row}
 
