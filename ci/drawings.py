@@ -1,4 +1,4 @@
-"""Draw layers (who may import whom), timers, states, files: `python -m ci.drawings`.
+"""Draw the layers, timers, states and files of ARCHITECTURE.md: `python -m ci.drawings`.
 
 Each drawing in ARCHITECTURE.md is made from a table that a test checks against the code: selftests/support/layers.py
 (test_imports.py), selftests/support/transitions.py (test_transitions.py), or the first line of each module's docstring.

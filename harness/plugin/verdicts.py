@@ -1,4 +1,4 @@
-"""Decide what counts in a test beside its assertions: health, undo, `differs`, `twin`.
+"""Run health checks, undo and expectations around each test; offer `differs` and `twin`.
 
 `differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
 other shows what a refusal is measured against.

@@ -1,4 +1,4 @@
-"""Who may import whom: each module only what stands below it. A cycle, or a clock in the core, fails here.
+"""Check every import of harness and refwg against the tables of selftests/support/layers.py; no cycle, no clock.
 
 Imports inside functions and those that only annotations need count, too. Imports by string exist in two places, the
 facade `harness/__init__.py` and `pytest_plugins`; both are read as imports.
