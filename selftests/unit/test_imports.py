@@ -45,7 +45,7 @@ STANDARD_LIBRARY_ONLY = {
     "harness.sandbox.launcher": {"harness.sandbox.launcher"},
     "harness.vm.init": {"harness.vm.init"},
 } | {
-    name: {"harness.errors", "harness.install", "harness.wait"}
+    name: {"harness.errors", "harness.install", "harness.tables", "harness.wait"}
     for name in HARNESS
     if name.startswith("harness.install.")
 }

@@ -1,0 +1,106 @@
+"""Read TOML files and check their values: each mistake is a UsageError that names the file and the key."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, TypeVar
+
+from harness.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+_T = TypeVar("_T")
+
+
+def read_toml(path: Path, name: str) -> Table:
+    """Read a TOML file. name: what errors call the file, `manifest mine.toml`."""
+    try:
+        return Table(name, tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{name}: not TOML: {error}") from error
+
+
+class Table:
+    """A table of a TOML file. Each getter takes the key out and checks the type of its value.
+
+    A getter returns the default if the key is absent; without a default it raises UsageError.
+    name: the beginning of each error. title: the table's own name with a dot, `program.`; empty for the top table.
+    """
+
+    def __init__(self, name: str, values: Mapping[str, object], title: str = "") -> None:
+        self.name = name
+        self.title = title
+        self._values = dict(values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def keys(self) -> set[str]:
+        """The keys that no getter has taken yet."""
+        return set(self._values)
+
+    def wrong(self, what: str) -> UsageError:
+        """Make the error of a mistake in this file."""
+        return UsageError(f"{self.name}: {what}")
+
+    def refuse_rest(self) -> None:
+        """Raise UsageError if a key is left that no getter has taken."""
+        for key in self._values:
+            raise self.wrong(f"unknown key {self.title}{key}")
+
+    def take(self, key: str) -> object:
+        """The value of a key as it is; None if it is absent, for TOML has no null."""
+        return self._values.pop(key, None)
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        return self._checked(key, str, default)
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """An integer."""
+        return self._checked(key, int, default)
+
+    def words(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """A list of strings."""
+        if default is not None and key not in self:
+            return default
+        values: list[object] = self._checked(key, list, None)
+        words = tuple(value for value in values if isinstance(value, str))
+        if len(words) != len(values):
+            raise self.wrong(f"{key} must be a list of strings")
+        return words
+
+    def strings(self, key: str, default: Mapping[str, str] | None = None) -> dict[str, str]:
+        """A table that holds only strings."""
+        if default is not None and key not in self:
+            return dict(default)
+        values: dict[str, object] = self._checked(key, dict, None)
+        strings: dict[str, str] = {}
+        for name, value in values.items():
+            if not isinstance(value, str):
+                raise self.wrong(f"{self.title}{key}.{name} must be a str, not {value!r}")
+            strings[name] = value
+        return strings
+
+    def table(self, key: str) -> Table:
+        """A table in this one; empty if it is absent."""
+        return Table(self.name, self._checked(key, dict, {}), f"{self.title}{key}.")
+
+    def tables(self, key: str, each: str | None = None) -> list[Table]:
+        """The tables `[[key]]`; none if they are absent. Their errors say `each 1`, `each 2`, by default `key 1`."""
+        tables = self._values.pop(key, [])
+        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+            raise self.wrong(f"{key}: each begins with a line [[{key}]]")
+        return [Table(f"{self.name}: {each or key} {n}", table) for n, table in enumerate(tables, 1)]
+
+    def _checked(self, key: str, kind: type[_T], default: _T | None) -> _T:
+        value = self._values.pop(key, default)
+        if value is None:
+            raise self.wrong(f"{self.title}{key} is missing")
+        if not isinstance(value, kind):
+            raise self.wrong(f"{key} must be a {kind.__name__}, not {value!r}")
+        return value

@@ -1,0 +1,108 @@
+"""The reader of TOML files: values come out with their types, mistakes with the file and the key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness.errors import UsageError
+from harness.tables import Table, read_toml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+VALUES = {
+    "text": "x",
+    "number": 3,
+    "words": ["a", "b"],
+    "strings": {"b": "1", "a": "2"},
+    "mixed": {"a": 1},
+    "tables": [{"text": "first"}, {"number": 2}],
+}
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table("file", VALUES)
+
+
+def test_getters_return_values_of_their_keys(table: Table) -> None:
+    assert (table.text("text", ""), table.number("number", 0), table.words("words", ())) == ("x", 3, ("a", "b"))
+    assert list(table.strings("strings", {}).items()) == [("b", "1"), ("a", "2")]
+    inner = table.table("mixed")
+    assert inner.take("a") == 1
+    inner.refuse_rest()
+    assert [sorted(entry.keys()) for entry in table.tables("tables")] == [["text"], ["number"]]
+    table.refuse_rest()
+
+
+def test_absent_key_has_default_value(table: Table) -> None:
+    assert (table.text("t", ""), table.number("n", 7), table.words("w", ("x",))) == ("", 7, ("x",))
+    assert (table.strings("s", {}), table.table("no").keys(), table.tables("no")) == ({}, set(), [])
+    assert table.take("no") is None
+
+
+@pytest.mark.parametrize(
+    ("getter", "key", "complaint"),
+    [
+        (Table.text, "number", "number must be a str, not 3"),
+        (Table.number, "text", "text must be a int, not 'x'"),
+        (Table.words, "text", "text must be a list, not 'x'"),
+        (Table.words, "tables", "tables must be a list of strings"),
+        (Table.strings, "text", "text must be a dict, not 'x'"),
+        (Table.strings, "mixed", "mixed.a must be a str, not 1"),
+        (Table.table, "text", "text must be a dict, not 'x'"),
+        (Table.tables, "number", "number: each begins with a line [[number]]"),
+        (Table.tables, "words", "words: each begins with a line [[words]]"),
+        (Table.text, "no", "no is missing"),
+        (Table.number, "no", "no is missing"),
+        (Table.words, "no", "no is missing"),
+        (Table.strings, "no", "no is missing"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_mistake_in_toml_value_names_file_and_key(
+    table: Table, getter: Callable[[Table, str], object], key: str, complaint: str
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        getter(table, key)
+    assert str(refusal.value) == f"file: {complaint}"
+
+
+def test_mistake_in_inner_toml_table_names_that_table(table: Table) -> None:
+    inner = table.table("mixed")
+    with pytest.raises(UsageError, match=r"^file: mixed\.no is missing$"):
+        inner.text("no")
+    with pytest.raises(UsageError, match=r"^file: unknown key mixed\.a$"):
+        inner.refuse_rest()
+    first, second = table.tables("tables", "row")
+    with pytest.raises(UsageError, match=r"^file: row 2: text is missing$"):
+        second.text("text")
+    (only,) = Table("file", {"rows": [{}]}).tables("rows")
+    with pytest.raises(UsageError, match=r"^file: rows 1: text is missing$"):
+        only.text("text")
+    assert first.text("text") == "first"
+
+
+def test_toml_file_is_read_as_utf8(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes('text = "ä"'.encode())
+    assert read_toml(tmp_path / "x.toml", "file").text("text") == "ä"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("absent.toml", "file: No such file or directory"),
+        ("", "file: Is a directory"),
+        ("latin", "file: not TOML: 'utf-8' codec"),
+        ("bad", "file: not TOML: Invalid value (at line 1, column 5)"),
+    ],
+)
+def test_unreadable_toml_file_is_named_in_error(tmp_path: Path, name: str, complaint: str) -> None:
+    (tmp_path / "latin").write_bytes(b"\xff")
+    (tmp_path / "bad").write_text("x = = 1")
+    with pytest.raises(UsageError) as refusal:
+        read_toml(tmp_path / name, "file")
+    assert str(refusal.value).startswith(complaint)
