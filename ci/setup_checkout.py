@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import HarnessError, Unavailable
 from harness.install.cache import cache_root, wait_for_lock
 from harness.install.debian import apt_install
-from harness.install.installer import installed, on_request, recipes
+from harness.install.installer import on_request, recipes
 from harness.install.progress import Step, step_line
 from harness.install.tools import ToolFailed, ended, exit_on_sigterm, run_tool
 
@@ -137,8 +137,8 @@ def ensure_peers(asked: Collection[str] = ()) -> StepResult:
     """Install the programs under test; the tests of one that cannot be had are skipped, so the others go on."""
     started = time.monotonic()
     try:
-        wanted = {name: table for name, table in recipes().items() if name in asked or not on_request(table)}
-        missing = [name for name, table in wanted.items() if installed(name, table) is None]
+        wanted = {name: recipe for name, recipe in recipes().items() if name in asked or not on_request(recipe)}
+        missing = [name for name, recipe in wanted.items() if recipe.installed(name) is None]
         # The Python of the virtual environment has a pip, to fetch toolchains with; the system's may have none.
         status = _run_install(missing) if missing else 0
     except HarnessError as error:

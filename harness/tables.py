@@ -39,9 +39,9 @@ class Table:
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
-    def keys(self) -> set[str]:
-        """The keys that no getter has taken yet."""
-        return set(self._values)
+    def rest(self) -> list[str]:
+        """The keys that no getter has taken yet, in the order of the file."""
+        return list(self._values)
 
     def wrong(self, what: str) -> UsageError:
         """Make the error of a mistake in this file."""

@@ -28,17 +28,19 @@ from harness.cli import terminal
 from harness.errors import HarnessError, ProgramFailed, Unavailable
 from harness.implementations.registry import Registry
 from harness.install import go, rust, tools
+from harness.install.recipes import CargoProgram, GoProgram
 from harness.lab.lab import Lab
 from harness.net.veth import add_veth
 from harness.sandbox.launch import launcher_command, require_sandbox
 from harness.traffic.ping import must_ping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from rich.console import Console
 
     from harness.implementations.manifest import Manifest
+    from harness.install.recipes import Recipe
     from harness.net.netns import NetNS
 
 SCHEMA: Final = 1
@@ -279,25 +281,32 @@ def _tshark(bench: Bench) -> str:
 
 
 def _go(_: Bench) -> str:
-    wanted = _newest_wanted("go")
+    wanted = _newest(recipe.go for recipe in _recipes() if isinstance(recipe, GoProgram))
     found = go.find_go(wanted)
     if found is None:
-        raise Missing(f"none of {'.'.join(map(str, wanted))} or newer on PATH or in the cache")
-    return f"{found} {'.'.join(map(str, go.go_version(found) or ()))}"
+        raise _no_compiler(wanted)
+    return f"{found} {tools.version_text(go.go_version(found) or ())}"
 
 
 def _rust(_: Bench) -> str:
-    wanted = _newest_wanted("rust")
+    wanted = _newest(recipe.rust for recipe in _recipes() if isinstance(recipe, CargoProgram))
     found = rust.find_rust(wanted)
     if found is None:
-        raise Missing(f"none of {'.'.join(map(str, wanted))} or newer on PATH or in the cache")
-    return f"{found.rustc} {'.'.join(map(str, found.version() or ()))}"
+        raise _no_compiler(wanted)
+    return f"{found.rustc} {tools.version_text(found.version() or ())}"
 
 
-def _newest_wanted(language: str) -> tools.Version:
-    """The newest version of a compiler that one of the implementations needs."""
-    tables = [manifest.install for manifest in Registry().known.values()]
-    return max((tools.parse_version(str(table[language])) for table in tables if language in table), default=())
+def _recipes() -> Iterator[Recipe]:
+    """How the implementations are installed that can be."""
+    return (manifest.install for manifest in Registry().known.values() if manifest.install is not None)
+
+
+def _newest(versions: Iterable[str]) -> tools.Version:
+    return max(map(tools.parse_version, versions), default=())
+
+
+def _no_compiler(wanted: tools.Version) -> Missing:
+    return Missing(f"none of {tools.version_text(wanted)} or newer on PATH or in the cache")
 
 
 # Implementations

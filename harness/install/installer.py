@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.install.cache import REMEDY, Area, cache_root
 from harness.install.progress import Step
-from harness.install.recipes import parse_recipe
+from harness.install.recipes import CargoProgram, parse_recipe
 from harness.install.tools import ToolFailed
+from harness.tables import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from harness.install.progress import OnLine
-    from harness.install.recipes import Table
+    from harness.install.recipes import Recipe
+    from harness.tables import Table
 
 MANIFESTS: Final = Path(__file__).parents[1] / "implementations"
 
@@ -28,9 +29,8 @@ NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 EXIT_FAILED: Final = {UsageError: 2, Unavailable: 125}
 
 
-def install(name: str, table: Table, on_line: OnLine = lambda _: None) -> Path:
+def install(name: str, recipe: Recipe, on_line: OnLine = lambda _: None) -> Path:
     """Install one implementation if it is not there, telling `on_line` each line of news; the path of its program."""
-    recipe = parse_recipe(name, table)
     own = f"or name a program of your own: --impl {name}=PATH"
     try:
         program = recipe.install(name, on_line)
@@ -68,20 +68,15 @@ def _failure_file(name: str) -> Path:
     return cache_root() / Area.PEERS / name / "why-not"
 
 
-def installed(name: str, table: Table) -> Path | None:
-    """The program of an implementation that is installed; starts nothing and needs no network."""
-    return parse_recipe(name, table).installed(name)
+def recipes(manifests: Path = MANIFESTS) -> dict[str, Recipe]:
+    """The recipes of all manifests in a directory that have one, by the name of the implementation."""
+    found = {path.stem: take_recipe(read_manifest(path)) for path in sorted(manifests.glob("*.toml"))}
+    return {name: recipe for name, recipe in found.items() if recipe is not None}
 
 
-def recipes(manifests: Path = MANIFESTS) -> dict[str, Table]:
-    """The [install] tables of all manifests in a directory, by the name of the implementation."""
-    tables = {path.stem: read(path).get("install") for path in sorted(manifests.glob("*.toml"))}
-    return {name: table for name, table in tables.items() if isinstance(table, dict)}
-
-
-def on_request(table: Table) -> bool:
+def on_request(recipe: Recipe) -> bool:
     """Whether it is installed only if someone names it, because a build takes minutes."""
-    return table.get("kind") == "cargo"
+    return isinstance(recipe, CargoProgram)
 
 
 def install_each(names: Sequence[str]) -> int:
@@ -90,8 +85,8 @@ def install_each(names: Sequence[str]) -> int:
     names: of implementations that come with the lab, or files of manifests. Returns the exit status: 0 all are there, 2
     a name or a manifest makes no sense, 125 one could not be installed.
     """
-    tables = recipes()
-    statuses = [_install_one(name, tables) for name in names or tables]
+    known = recipes()
+    statuses = [_install_one(name, known) for name in names or known]
     return max(statuses, default=0)
 
 
@@ -100,42 +95,44 @@ def is_manifest(name: str) -> bool:
     return name not in recipes() and (name.endswith(".toml") or Path(name).is_file())
 
 
-def _install_one(name: str, tables: Mapping[str, Table]) -> int:
+def _install_one(name: str, known: Mapping[str, Recipe]) -> int:
     try:
-        name, table = _find(name, tables)
+        name, recipe = _find(name, known)
         with Step(name) as step:
-            step.note = str(installed(name, table) or install(name, table, step.on_line))
+            step.note = str(recipe.installed(name) or install(name, recipe, step.on_line))
     except HarnessError as error:
         print(f"wg-interop install: {error}", file=sys.stderr)
         return EXIT_FAILED.get(type(error), 1)
     return 0
 
 
-def _find(name: str, tables: Mapping[str, Table]) -> tuple[str, Table]:
-    """The name and the [install] table of what the command line names: a known implementation, or a manifest."""
-    if name in tables:
-        return name, tables[name]
+def _find(name: str, known: Mapping[str, Recipe]) -> tuple[str, Recipe]:
+    """The name and the recipe of what the command line names: a known implementation, or a manifest."""
+    if name in known:
+        return name, known[name]
     if not is_manifest(name):
-        raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(tables)}")
-    manifest = read(Path(name))
-    called, table = checked_name(manifest.get("name", ""), Path(name)), manifest.get("install")
-    if not isinstance(table, dict) or not table:
+        raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(known)}")
+    manifest = read_manifest(Path(name))
+    called, recipe = take_name(manifest), take_recipe(manifest)
+    if recipe is None:
         raise UsageError(f"{name}: it has no table [install]")
-    return called, table
+    return called, recipe
 
 
-def checked_name(name: object, manifest: Path) -> str:
-    """The name that a manifest gives; UsageError for one that cannot be a directory's or an option's."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(f"manifest {manifest}: name must be lower-case letters, digits and . _ + -, not {name!r}")
+def read_manifest(path: Path) -> Table:
+    """Read a manifest's tables; its other keys are checked by harness.implementations.manifest."""
+    return read_toml(path, f"manifest {path}")
+
+
+def take_name(manifest: Table) -> str:
+    """Take out the name that a manifest gives; UsageError for one that cannot be a directory's or an option's."""
+    name = manifest.text("name", "")
+    if not NAME.fullmatch(name):
+        raise manifest.wrong(f"name must be lower-case letters, digits and . _ + -, not {name!r}")
     return name
 
 
-def read(manifest: Path) -> dict[str, Any]:
-    """The tables of a manifest; UsageError that names the file if it cannot be read."""
-    try:
-        return tomllib.loads(manifest.read_text())
-    except OSError as error:
-        raise UsageError(f"manifest {manifest}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"manifest {manifest}: not TOML: {error}") from error
+def take_recipe(manifest: Table) -> Recipe | None:
+    """Take out a manifest's [install] table and make a recipe of it; None if there is no such table."""
+    table = manifest.table("install")
+    return parse_recipe(table) if table.rest() else None

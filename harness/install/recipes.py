@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,8 +30,7 @@ from harness.install.tools import run_tool
 
 if TYPE_CHECKING:
     from harness.install.progress import OnLine
-
-Table = Mapping[str, object]
+    from harness.tables import Table
 
 COMPILER: Final = ("gcc", "libc6-dev")
 
@@ -176,20 +174,20 @@ Recipe = GoProgram | CargoProgram | DebianProgram
 _KINDS: Final[dict[str, type[Recipe]]] = {"go": GoProgram, "cargo": CargoProgram, "debian": DebianProgram}
 
 
-def parse_recipe(name: str, table: Table) -> Recipe:
+def parse_recipe(table: Table) -> Recipe:
     """Check an [install] table and make a recipe of it."""
-    kind = table.get("kind")
+    kind = table.take("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise UsageError(f"{name}: [install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
-    given = {key: value for key, value in table.items() if key != "kind"}
+        raise table.wrong(f"[install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
+    given = {key: table.take(key) for key in table.rest()}
     wanted = {field.name for field in fields(_KINDS[kind])}
     if wrong := given.keys() ^ wanted:
         said = "missing" if wrong <= wanted else "unknown key"
-        raise UsageError(f"{name}: [install] {said}: {', '.join(sorted(wrong - wanted or wrong))}")
+        raise table.wrong(f"[install] {said}: {', '.join(sorted(wrong - wanted or wrong))}")
     try:
         return _KINDS[kind](**{key: _text(key, value) for key, value in given.items()})
     except UsageError as error:
-        raise UsageError(f"{name}: [install] {error}") from None
+        raise table.wrong(f"[install] {error}") from None
 
 
 def _ensure_linker(on_line: OnLine) -> None:

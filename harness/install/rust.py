@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import Unavailable
 from harness.install.cache import Area, building, directory, locked
 from harness.install.debian import unpack
-from harness.install.tools import ToolFailed, parse_version, version_said
+from harness.install.tools import ToolFailed, parse_version, version_said, version_text
 
 if TYPE_CHECKING:
     from harness.install.progress import OnLine
@@ -89,7 +89,7 @@ def _tree() -> Path:
 
 
 def _unpack_rust(needed: Version, on_line: OnLine) -> Rust:
-    wanted = ".".join(map(str, needed))
+    wanted = version_text(needed)
     with locked(_tree(), on_line):
         found = find_rust(needed)  # by another run, while we waited
         if found is None:
@@ -104,6 +104,6 @@ def _unpack_rust(needed: Version, on_line: OnLine) -> Rust:
     if found is None:
         has = _cached_rust()
         version = has.version() if has else None
-        said = f"is {'.'.join(map(str, version))}" if version else "does not run here"
+        said = f"is {version_text(version)}" if version else "does not run here"
         raise Unavailable(f"no Rust {wanted} or newer: Debian's {said}; put a newer rustc and cargo on PATH")
     return found

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, AnyStr, Final, NoReturn
 
 from harness.errors import HarnessError
 
@@ -52,6 +52,11 @@ def version_said(argv: Sequence[str | Path], variables: Mapping[str, str], patte
 def parse_version(text: str) -> Version:
     """'1.23.1' as numbers that compare."""
     return tuple(int(part) for part in text.split("."))
+
+
+def version_text(version: Version) -> str:
+    """'1.23.1' for its numbers."""
+    return ".".join(map(str, version))
 
 
 def run_tool(
@@ -103,7 +108,7 @@ def exit_on_sigterm() -> None:
 
 
 @contextmanager
-def ended(process: subprocess.Popen[Any]) -> Iterator[None]:
+def ended(process: subprocess.Popen[AnyStr]) -> Iterator[None]:
     """Leave no program behind: one that still runs at the end of the block is asked to stop, then made to."""
     try:
         yield

@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.errors import Unavailable, UsageError
+from harness.implementations.manifest import load_manifest
 from harness.install import installer
 from harness.install.cache import REMEDY
 from harness.install.go import (
@@ -19,18 +21,23 @@ from harness.install.go import (
     go_environment,
     go_version,
 )
-from harness.install.installer import install, install_each, installed, on_request, recipes, why_not_installed
-from harness.install.recipes import parse_recipe
+from harness.install.installer import install, install_each, on_request, recipes, why_not_installed
+from harness.install.recipes import CargoProgram, DebianProgram, GoProgram, parse_recipe
 from harness.install.tools import (
     parse_version,
     reason,
 )
+from harness.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-GO = {"kind": "go", "module": "example.org/wg", "version": "v1.2.3", "binary": "wg", "go": "1.23.1"}
-DEBIAN = {"kind": "debian", "package": "some-wg", "binary": "/usr/bin/some-wg-that-is-not-there"}
+GO_TABLE = {"kind": "go", "module": "example.org/wg", "version": "v1.2.3", "binary": "wg", "go": "1.23.1"}
+DEBIAN_TABLE = {"kind": "debian", "package": "some-wg", "binary": "/usr/bin/some-wg-that-is-not-there"}
+CARGO_TABLE = {"kind": "cargo", "crate": "some-wg", "version": "1.2.3", "binary": "wg", "rust": "1.85"}
+GO = GoProgram(module="example.org/wg", version="v1.2.3", binary="wg", go="1.23.1")
+DEBIAN = DebianProgram(package="some-wg", binary="/usr/bin/some-wg-that-is-not-there")
+CARGO = CargoProgram(crate="some-wg", version="1.2.3", binary="wg", rust="1.85")
 VERSION = "[ $1 = version ] && echo go version go1.99.0 linux/amd64 && exit"
 FAILING_GO = f"""#!/bin/sh
 {VERSION}
@@ -49,7 +56,6 @@ DPKG = """#!/bin/sh
 mkdir -p $3/usr/bin
 cp /bin/true $3/usr/bin/some-wg-that-is-not-there
 """
-CARGO = {"kind": "cargo", "crate": "some-wg", "version": "1.2.3", "binary": "wg", "rust": "1.85"}
 RUSTC = """#!/bin/sh
 echo "rustc 1.95.0 (59807616e 2026-04-14)"
 """
@@ -86,35 +92,39 @@ def write_program(path: Path, text: str) -> None:
     ("table", "complaint"),
     [
         ({}, "kind: None is not one of go, cargo, debian"),
-        (GO | {"kind": "snap"}, "kind: 'snap' is not one of go, cargo, debian"),
-        (GO | {"kind": ["go"]}, "kind: ['go'] is not one of go, cargo, debian"),
-        (GO | {"flavour": "sweet"}, "unknown key: flavour"),
+        (GO_TABLE | {"kind": "snap"}, "kind: 'snap' is not one of go, cargo, debian"),
+        (GO_TABLE | {"kind": ["go"]}, "kind: ['go'] is not one of go, cargo, debian"),
+        (GO_TABLE | {"flavour": "sweet"}, "unknown key: flavour"),
         ({"kind": "go", "module": "m"}, "missing: binary, go, version"),
-        (GO | {"version": 1}, "version: 1 is not a string"),
-        (GO | {"version": "latest"}, "version: 'latest' is not a fixed version such as v1.2.3"),
-        (GO | {"version": "v1/../../x"}, "version: 'v1/../../x' is not a fixed version such as v1.2.3"),
-        (GO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
-        (GO | {"go": "new"}, "go: 'new' is not a Go version such as 1.23.1"),
-        (CARGO | {"crate": "--git"}, "crate: '--git' is not the name of a crate"),
-        (CARGO | {"version": "1.2"}, "version: '1.2' is not a fixed version such as 1.2.3"),
-        (CARGO | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
-        (CARGO | {"rust": "stable"}, "rust: 'stable' is not a Rust version such as 1.85"),
-        (DEBIAN | {"package": "-o evil"}, "package: '-o evil' is not the name of a Debian package"),
-        (DEBIAN | {"binary": "wg"}, "binary: 'wg' is not an absolute path"),
-        (DEBIAN | {"binary": "/usr/../wg"}, "binary: '/usr/../wg' is not an absolute path"),
+        (GO_TABLE | {"version": 1}, "version: 1 is not a string"),
+        (GO_TABLE | {"version": "latest"}, "version: 'latest' is not a fixed version such as v1.2.3"),
+        (GO_TABLE | {"version": "v1/../../x"}, "version: 'v1/../../x' is not a fixed version such as v1.2.3"),
+        (GO_TABLE | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
+        (GO_TABLE | {"go": "new"}, "go: 'new' is not a Go version such as 1.23.1"),
+        (CARGO_TABLE | {"crate": "--git"}, "crate: '--git' is not the name of a crate"),
+        (CARGO_TABLE | {"version": "1.2"}, "version: '1.2' is not a fixed version such as 1.2.3"),
+        (CARGO_TABLE | {"binary": "../wg"}, "binary: '../wg' is not a file name"),
+        (CARGO_TABLE | {"rust": "stable"}, "rust: 'stable' is not a Rust version such as 1.85"),
+        (DEBIAN_TABLE | {"package": "-o evil"}, "package: '-o evil' is not the name of a Debian package"),
+        (DEBIAN_TABLE | {"binary": "wg"}, "binary: 'wg' is not an absolute path"),
+        (DEBIAN_TABLE | {"binary": "/usr/../wg"}, "binary: '/usr/../wg' is not an absolute path"),
     ],
 )
 def test_bad_install_table_is_refused_with_its_key_named(table: Mapping[str, object], complaint: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        parse_recipe("peer", table)
+        parse_recipe(Table("peer", table))
     assert str(refusal.value) == f"peer: [install] {complaint}"
 
 
 def test_shipped_install_tables_can_be_parsed() -> None:
-    tables = recipes()
-    assert {"wireguard-go", "wireguard-go-debian", "boringtun", "gotatun"} <= tables.keys()
-    for name, table in tables.items():
-        parse_recipe(name, table)
+    kinds = {name: type(recipe) for name, recipe in recipes().items()}
+    expected = {
+        "wireguard-go": GoProgram,
+        "wireguard-go-debian": DebianProgram,
+        "boringtun": CargoProgram,
+        "gotatun": CargoProgram,
+    }
+    assert kinds | expected == kinds
 
 
 def test_broken_manifest_is_named(tmp_path: Path) -> None:
@@ -129,13 +139,13 @@ def test_manifest_without_install_table_has_no_recipe(tmp_path: Path) -> None:
 
 
 def test_lookup_without_cache_finds_nothing_and_creates_nothing(cache: Path) -> None:
-    assert installed("peer", GO) is None
-    assert installed("peer", DEBIAN) is None
+    assert GO.installed("peer") is None
+    assert DEBIAN.installed("peer") is None
     assert not cache.exists()
 
 
 def test_distribution_program_is_used_in_its_place(cache: Path) -> None:
-    assert installed("peer", DEBIAN | {"binary": "/bin/sh"}) == Path("/bin/sh")
+    assert replace(DEBIAN, binary="/bin/sh").installed("peer") == Path("/bin/sh")
     assert not cache.exists()
 
 
@@ -144,7 +154,7 @@ def test_go_program_is_built_into_cache_once(cache: Path, programs: Path) -> Non
     built = install("peer", GO)
     assert built == cache / "peers" / "peer" / "v1.2.3" / "wg"
     write_program(programs / "go", FAILING_GO)
-    assert install("peer", GO) == installed("peer", GO) == built
+    assert install("peer", GO) == GO.installed("peer") == built
 
 
 def test_go_build_uses_trimpath_and_private_module_cache(cache: Path, programs: Path) -> None:
@@ -162,7 +172,7 @@ def test_rust_program_is_built_into_cache_with_locked_option(cache: Path, progra
     write_program(programs / "cargo", WORKING_CARGO)
     built = install("peer", CARGO)
     target = cache / "peers" / "peer" / "1.2.3"
-    assert built == installed("peer", CARGO) == target / "bin" / "wg"
+    assert built == CARGO.installed("peer") == target / "bin" / "wg"
     said = (target / "arguments").read_text()
     assert re.search(r"install --locked --root \S+ --target-dir \S+ some-wg@1\.2\.3\n$", said)
     # Nothing that was fetched or compiled on the way is left.
@@ -179,7 +189,7 @@ def test_rust_program_is_refused_without_c_compiler(programs: Path, monkeypatch:
 
 
 def test_rust_programs_are_marked_for_install_on_request_only() -> None:
-    assert {name for name, table in recipes().items() if on_request(table)} == {"boringtun", "gotatun"}
+    assert {name for name, recipe in recipes().items() if on_request(recipe)} == {"boringtun", "gotatun"}
 
 
 def test_build_leaves_no_fetched_modules(programs: Path) -> None:
@@ -201,7 +211,7 @@ def test_unwritable_file_is_not_reported_as_network_problem(cache: Path, program
     # A name with which its lock may be made, and the directory beside it may not.
     version = f"v1.2.3-{'x' * 238}"
     with pytest.raises(Unavailable, match=r"^peer could not be installed: .*File name too long") as refusal:
-        install("peer", GO | {"version": version})
+        install("peer", replace(GO, version=version))
     assert "network" not in str(refusal.value)
     assert f"; {REMEDY}, or name a program of your own: " in str(refusal.value)
     assert (cache / "peers" / "peer" / "why-not").exists()
@@ -220,7 +230,7 @@ def test_failure_is_remembered_until_installation_succeeds(programs: Path) -> No
 def test_program_missing_from_go_module_is_named_in_error(programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
     with pytest.raises(Unavailable, match=r"example\.org/wg v1\.2\.3 builds no program named other"):
-        install("peer", GO | {"binary": "other"})
+        install("peer", replace(GO, binary="other"))
 
 
 def test_ordinary_user_unpacks_package_into_cache(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,14 +238,14 @@ def test_ordinary_user_unpacks_package_into_cache(cache: Path, programs: Path, m
     write_program(programs / "apt-get", APT)
     write_program(programs / "dpkg-deb", DPKG)
     unpacked = cache / "peers" / "peer" / "debian" / "usr" / "bin" / "some-wg-that-is-not-there"
-    assert install("peer", DEBIAN) == installed("peer", DEBIAN) == unpacked
+    assert install("peer", DEBIAN) == DEBIAN.installed("peer") == unpacked
 
 
 def test_root_installs_package_with_apt_get(cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     binary = cache.parent / "some-wg"
     write_program(programs / "apt-get", f'#!/bin/sh\ncase "$*" in *install*some-wg) cp /bin/true {binary};; esac\n')
-    assert install("peer", DEBIAN | {"binary": str(binary)}) == binary
+    assert install("peer", replace(DEBIAN, binary=str(binary))) == binary
 
 
 def test_command_line_refuses_unknown_name(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,11 +258,11 @@ def test_command_line_installs_from_user_manifest(
     tmp_path: Path, programs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_program(programs / "go", WORKING_GO)
-    table = "\n".join(f"{key} = {value!r}" for key, value in GO.items())
+    table = "\n".join(f"{key} = {value!r}" for key, value in GO_TABLE.items())
     (tmp_path / "file.toml").write_text(f"name = 'mine'\nkind = 'uapi'\n[install]\n{table}\n")
     assert install_each([str(tmp_path / "file.toml")]) == 0
-    assert installed("mine", GO)
-    assert f"{installed('mine', GO)}\n" in capsys.readouterr().out
+    assert GO.installed("mine")
+    assert f"{GO.installed('mine')}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -273,11 +283,32 @@ def test_command_line_refuses_unusable_manifest(
     assert f"wg-interop install: {complaint.format(path)}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name = ",
+        "name = 5\nkind = 'uapi'",
+        "name = 'mine'\nkind = 'uapi'\ninstall = 'go'",
+        "name = 'mine'\nkind = 'uapi'\n[install]\nkind = 'snap'",
+        "name = 'mine'\nkind = 'uapi'\n[install]\nkind = 'debian'\npackage = 'wg'\nbinary = 1",
+    ],
+)
+def test_mistake_in_manifest_has_one_wording_in_run_and_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as refusal:
+        load_manifest(path)
+    assert install_each([str(path)]) == 2
+    assert capsys.readouterr().err == f"wg-interop install: {refusal.value}\n"
+
+
 def test_command_line_continues_after_failed_peer(
     cache: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_program(programs / "go", FAILING_GO)
-    monkeypatch.setattr(installer, "recipes", lambda: {"bad": GO, "good": DEBIAN | {"binary": "/bin/sh"}})
+    monkeypatch.setattr(installer, "recipes", lambda: {"bad": GO, "good": replace(DEBIAN, binary="/bin/sh")})
     assert install_each([]) == 125
     assert "/bin/sh\n" in capsys.readouterr().out
     assert cache.exists()

@@ -34,13 +34,13 @@ def test_getters_return_values_of_their_keys(table: Table) -> None:
     inner = table.table("mixed")
     assert inner.take("a") == 1
     inner.refuse_rest()
-    assert [sorted(entry.keys()) for entry in table.tables("tables")] == [["text"], ["number"]]
+    assert [entry.rest() for entry in table.tables("tables")] == [["text"], ["number"]]
     table.refuse_rest()
 
 
 def test_absent_key_has_default_value(table: Table) -> None:
     assert (table.text("t", ""), table.number("n", 7), table.words("w", ("x",))) == ("", 7, ("x",))
-    assert (table.strings("s", {}), table.table("no").keys(), table.tables("no")) == ({}, set(), [])
+    assert (table.strings("s", {}), table.table("no").rest(), table.tables("no")) == ({}, [], [])
     assert table.take("no") is None
 
 
