@@ -64,6 +64,10 @@ class Table:
         """An integer."""
         return self._checked(key, int, default)
 
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        return self._checked(key, bool, default)
+
     def words(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """A list of strings."""
         if default is not None and key not in self:

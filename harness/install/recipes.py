@@ -44,6 +44,7 @@ class _Built:
     binary: str
 
     def installed(self, name: str) -> Path | None:
+        """The program, if it is installed; starts nothing and needs no network."""
         return _if_there(self._target(name) / self._place / self.binary)
 
     def install(self, name: str, on_line: OnLine) -> Path:

@@ -9,19 +9,20 @@ fail first may be a race; a success refutes them all. refwg has none.
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.errors import UsageError
+from harness.tables import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from harness.implementations.manifest import Manifest
+    from harness.tables import Table
 
 _TEXTS: Final = ("test", "versions", "requirement", "observed", "message", "link")
 _NEVER_EXPECTED: Final = "refwg"
@@ -87,23 +88,20 @@ def load_expectations(path: Path) -> tuple[Expectation, ...]:
         return ()
     if path.stem.partition("+")[0] == _NEVER_EXPECTED:
         raise UsageError(f"{path}: {_NEVER_EXPECTED} has no expectations: mend it")
-    try:
-        entries = tomllib.loads(path.read_text()).get("expect", [])
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not TOML: {error}") from error
-    return tuple(_read(path, number, entry) for number, entry in enumerate(entries, 1))
+    return tuple(map(_read, read_toml(path, str(path)).tables("expect", "expectation")))
 
 
-def _read(path: Path, number: int, entry: dict[str, Any]) -> Expectation:
-    missing = [name for name in _TEXTS if not isinstance(entry.get(name), str) or not entry[name]]
-    unknown = entry.keys() - {*_TEXTS, "side", "always"}
+def _read(entry: Table) -> Expectation:
+    texts = {name: text for name in _TEXTS if isinstance(text := entry.take(name), str) and text}
+    side, always = entry.text("side", ""), entry.flag("always", default=True)
+    missing = [f"no {name}" for name in _TEXTS if name not in texts]
+    unknown = [f"unknown key {name}" for name in sorted(entry.rest())]
     if missing or unknown:
-        wrong = ", ".join([*(f"no {name}" for name in missing), *(f"unknown key {name}" for name in sorted(unknown))])
-        raise UsageError(f"{path}: expectation {number}: {wrong}")
-    if entry.get("side", "") not in {"", "a", "b"} or not isinstance(entry.get("always", True), bool):
-        raise UsageError(f"{path}: expectation {number}: side is a or b, always is true or false")
+        raise entry.wrong(", ".join([*missing, *unknown]))
+    if side not in {"", "a", "b"}:
+        raise entry.wrong(f"side is a or b, not {side!r}")
     try:
-        re.compile(entry["message"])
+        re.compile(texts["message"])
     except re.error as error:
-        raise UsageError(f"{path}: expectation {number}: message: {error}") from error
-    return Expectation(**entry)
+        raise entry.wrong(f"message: {error}") from error
+    return Expectation(**texts, side=side, always=always)

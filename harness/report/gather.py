@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import tomllib
 from base64 import b64encode
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -40,6 +39,7 @@ from harness.report.page import (
     seconds,
 )
 from harness.report.results import SCHEMA, Result
+from harness.tables import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -138,14 +138,15 @@ def _result(entry: Mapping[str, Any]) -> Result:
 
 
 def read_catalogue(root: Path | None, name: str, table: str) -> dict[str, dict[str, str]]:
-    """The scenarios or requirements by id; none where they are not to be found."""
+    """The title and the level of each scenario or requirement by its id; none where they are not to be found."""
     if root is None:
         return {}
+    path = root / "selftests" / "conformance" / name
     try:
-        entries = tomllib.loads((root / "selftests" / "conformance" / name).read_text(encoding="utf-8"))[table]
-    except (OSError, ValueError, KeyError):
+        entries = read_toml(path, str(path)).tables(table)
+    except UsageError:
         return {}
-    return {entry["id"]: entry for entry in entries}
+    return {entry.text("id"): {key: entry.text(key, "") for key in ("title", "level")} for entry in entries}
 
 
 # Gathering
@@ -170,7 +171,7 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
         coverage=cover(tests, scenarios, requirements),
         slowest=sorted(tests, key=lambda test: -test.result.seconds)[:10],
         complaint=complaint,
-        titles={name: str(entry.get("title", "")) for name, entry in (scenarios | requirements).items()},
+        titles={name: entry["title"] for name, entry in (scenarios | requirements).items()},
     )
 
 

@@ -7,16 +7,16 @@ in equal order meet with equal faults.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeGuard
+from typing import TYPE_CHECKING, ClassVar, Final, TypeGuard
 
 from harness.errors import UsageError
+from harness.tables import Table, read_toml
 from harness.wire.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from harness.wire.messages import Message
 
@@ -208,42 +208,38 @@ class Script:
 
 def load_script(path: Path | str) -> Script:
     """Read a script; every mistake in it is a UsageError that names the file, the rule and the key."""
-    path = Path(path)
-    try:
-        data = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UsageError(f"fault script {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"fault script {path}: not TOML: {error}") from error
-    return parse_script(data, f"fault script {path}")
+    return _script(read_toml(Path(path), f"fault script {path}"))
 
 
-def parse_script(data: dict[str, Any], name: str = "fault script") -> Script:
+def parse_script(data: Mapping[str, object], name: str = "fault script") -> Script:
     """Make a script of what a TOML file holds: `[[rule]]` tables and perhaps a seed."""
-    if unknown := sorted(data.keys() - {"rule", "seed"}):
-        raise UsageError(f"{name}: unknown key {unknown[0]}; there are: seed, rule (as [[rule]])")
-    seed = data.get("seed")
+    return _script(Table(name, data))
+
+
+def _script(table: Table) -> Script:
+    if unknown := sorted({*table.rest()} - {"rule", "seed"}):
+        raise table.wrong(f"unknown key {unknown[0]}; there are: seed, rule (as [[rule]])")
+    seed = table.take("seed")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
-        raise UsageError(f"{name}: seed: want a whole number, not {seed!r}")
-    tables = data.get("rule", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise UsageError(f"{name}: rule: each begins with a line [[rule]]")
-    return Script(tuple(_rule(table, f"{name}: rule {i}") for i, table in enumerate(tables, 1)), seed)
+        raise table.wrong(f"seed: want a whole number, not {seed!r}")
+    return Script(tuple(map(_rule, table.tables("rule"))), seed)
 
 
-def _rule(table: dict[str, Any], name: str) -> Rule:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
-    do = values.pop("do", None)
-    if do not in RULES:
+def _rule(table: Table) -> Rule:
+    do = table.take("do")
+    if not isinstance(do, str) or do not in RULES:
         said = "do: is missing" if do is None else f"do: no fault {do!r}"
-        raise UsageError(f"{name}: {said}; there are: {', '.join(RULES)}")
+        raise table.wrong(f"{said}; there are: {', '.join(RULES)}")
     known = [field.name for field in fields(RULES[do])]
-    if unknown := sorted(values.keys() - set(known)):
-        raise UsageError(f"{name} ({do}): unknown key {unknown[0]}; there are: {', '.join(known)}")
+    if unknown := sorted({*table.rest()} - {*known}):
+        raise UsageError(f"{table.name} ({do}): unknown key {unknown[0]}; there are: {', '.join(known)}")
+    values = {key: table.take(key) for key in table.rest()}
+    # Values of any type: each rule checks its own.
+    make: Callable[..., Rule] = RULES[do]
     try:
-        return RULES[do](**values)
+        return make(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except UsageError as error:
-        raise UsageError(f"{name} ({do}): {error}") from None
+        raise UsageError(f"{table.name} ({do}): {error}") from None
 
 
 def ranges(key: str, value: Numbers | None) -> tuple[tuple[int, int | None], ...] | None:

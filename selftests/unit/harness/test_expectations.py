@@ -90,7 +90,9 @@ def test_expectation_applies_by_test_program_version_and_side(
         ({"link": None}, "no link"),
         ({"observed": ""}, "no observed"),
         ({"reason": "it is slow"}, "unknown key reason"),
-        ({"side": "c"}, "side is a or b"),
+        ({"side": "c"}, "side is a or b, not 'c'"),
+        ({"side": 1}, "expectation 1: side must be a str, not 1"),
+        ({"always": "never"}, "expectation 1: always must be a bool, not 'never'"),
         ({"message": "("}, "message: missing"),
     ],
 )
@@ -99,6 +101,12 @@ def test_incomplete_or_malformed_expectation_is_refused(
 ) -> None:
     with pytest.raises(UsageError, match=complaint):
         expectations.load_expectations(write(tmp_path, **changes))
+
+
+def test_expectations_that_are_not_tables_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("expect = 1")
+    with pytest.raises(UsageError, match=r"mine\.toml: expect: each begins with a line \[\[expect\]\]"):
+        expectations.load_expectations(tmp_path / "mine.toml")
 
 
 @pytest.mark.parametrize("name", ["refwg", "refwg+batch"])

@@ -454,6 +454,13 @@ def test_checkout_and_its_catalogue_are_found_above_results(checkout: Path) -> N
     assert read_catalogue(None, "netns-scenarios.toml", "scenario") == {}
 
 
+def test_catalogue_entry_without_id_is_named_in_error(tmp_path: Path) -> None:
+    (tmp_path / "selftests" / "conformance").mkdir(parents=True)
+    (tmp_path / "selftests" / "conformance" / "x.toml").write_text("[[scenario]]\ntitle = 't'\n")
+    with pytest.raises(UsageError, match=r"conformance/x\.toml: scenario 1: id is missing$"):
+        read_catalogue(tmp_path, "x.toml", "scenario")
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.004, "0.00 s"), (1.25, "1.2 s"), (59.9, "59.9 s"), (61, "1 min 1 s")])
 def test_duration_is_printed_in_short_form(value: float, text: str) -> None:
     assert seconds(value) == text

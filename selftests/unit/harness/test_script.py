@@ -98,6 +98,7 @@ def test_unreadable_fault_script_is_named_in_error(tmp_path: Path) -> None:
         ({"seed": "7"}, "seed: want a whole number, not '7'"),
         ({"seed": True}, "seed: want a whole number, not True"),
         ({"rule": {"do": "drop"}}, "rule: each begins with a line [[rule]]"),
+        ({"rule": [{"do": {}}]}, "rule 1: do: no fault {}; there are: drop, hold, delay, duplicate, replay, flip"),
         ({"rule": [{}]}, "rule 1: do: is missing; there are: drop, hold, delay, duplicate, replay, flip"),
         (
             {"rule": [{"do": "lose"}]},

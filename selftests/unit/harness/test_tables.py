@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VALUES = {
     "text": "x",
     "number": 3,
+    "flag": True,
     "words": ["a", "b"],
     "strings": {"b": "1", "a": "2"},
     "mixed": {"a": 1},
@@ -30,6 +31,7 @@ def table() -> Table:
 
 def test_getters_return_values_of_their_keys(table: Table) -> None:
     assert (table.text("text", ""), table.number("number", 0), table.words("words", ())) == ("x", 3, ("a", "b"))
+    assert table.flag("flag", default=False) is True
     assert list(table.strings("strings", {}).items()) == [("b", "1"), ("a", "2")]
     inner = table.table("mixed")
     assert inner.take("a") == 1
@@ -41,7 +43,7 @@ def test_getters_return_values_of_their_keys(table: Table) -> None:
 def test_absent_key_has_default_value(table: Table) -> None:
     assert (table.text("t", ""), table.number("n", 7), table.words("w", ("x",))) == ("", 7, ("x",))
     assert (table.strings("s", {}), table.table("no").rest(), table.tables("no")) == ({}, [], [])
-    assert table.take("no") is None
+    assert (table.flag("f", default=False), table.take("no")) == (False, None)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ def test_absent_key_has_default_value(table: Table) -> None:
     [
         (Table.text, "number", "number must be a str, not 3"),
         (Table.number, "text", "text must be a int, not 'x'"),
+        (Table.flag, "number", "number must be a bool, not 3"),
         (Table.words, "text", "text must be a list, not 'x'"),
         (Table.words, "tables", "tables must be a list of strings"),
         (Table.strings, "text", "text must be a dict, not 'x'"),
