@@ -46,7 +46,7 @@ def main() -> int:
         prog="bench/suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("script", type=Path, metavar="NETNS.SH")
-    parser.add_argument("--kernel", default=str(kernels.CATALOGUE["default"]), help="default: %(default)s")
+    parser.add_argument("--kernel", default=kernels.CATALOGUE.default, help="default: %(default)s")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     arguments = parser.parse_args()
     if not arguments.script.is_file():

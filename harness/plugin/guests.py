@@ -109,7 +109,7 @@ class Guests:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        return self._plan.kernels or (str(kernels.CATALOGUE["default"]),)
+        return self._plan.kernels or (kernels.CATALOGUE.default,)
 
     @contextmanager
     def beside(self, session: pytest.Session) -> Iterator[GuestPool]:

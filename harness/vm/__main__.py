@@ -30,7 +30,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.set_defaults(action=action)
         options.add_argument(
             "--kernel",
-            default=kernels.CATALOGUE["default"],
+            default=kernels.CATALOGUE.default,
             help="name, version, bzImage or build tree (default: %(default)s)",
         )
     add_run_options(run_options)

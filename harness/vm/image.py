@@ -16,25 +16,60 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tomllib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
 
 from harness.errors import Unavailable
+from harness.tables import read_toml
 from harness.vm import bytecode
 from harness.vm.cpio import Archive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 HERE: Final = Path(__file__).resolve().parent
 PROJECT: Final = HERE.parents[1]
 DISTRIBUTION: Final = "wg-interop"
 EXTRAS: Final = ("", "test")
-RECIPE: Final[dict[str, Any]] = tomllib.loads((HERE / "image.toml").read_text())
 KEPT_IMAGES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootContents:
+    """What image.toml says the root holds; its comments tell why."""
+
+    needed_tools: Mapping[str, str]
+    """Programs that must be there, each with the Debian package that brings it."""
+    wanted_tools: tuple[str, ...]
+    files: tuple[str, ...]
+    libraries: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Names of files and folders of Python's library."""
+    code_only: tuple[str, ...]
+    """Names of distributions."""
+    etc: Mapping[str, str]
+    """Contents of files below /etc, by name."""
+
+
+def read_contents(path: Path) -> RootContents:
+    """Read image.toml; a mistake in it is a UsageError."""
+    top = read_toml(path, path.name)
+    tools, python = top.table("tools"), top.table("python")
+    return RootContents(
+        needed_tools=tools.strings("needed"),
+        wanted_tools=tools.words("wanted"),
+        files=tools.words("files"),
+        libraries=tools.words("libraries"),
+        left_out=python.words("left_out"),
+        code_only=python.words("code_only"),
+        etc=top.strings("etc"),
+    )
+
+
+CONTENTS: Final = read_contents(HERE / "image.toml")
 
 
 class Tree:
@@ -109,8 +144,8 @@ def forget_old(folder: Path) -> None:
 def find_tools() -> list[Path]:
     """Where the programs of image.toml lie; lacking one that is needed, say which package to install."""
     path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    needed: dict[str, str] = RECIPE["tools"]["needed"]
-    found = {name: shutil.which(name, path=path) for name in [*needed, *RECIPE["tools"]["wanted"]]}
+    needed = CONTENTS.needed_tools
+    found = {name: shutil.which(name, path=path) for name in [*needed, *CONTENTS.wanted_tools]}
     missing = sorted({package for name, package in needed.items() if not found[name]})
     if missing:
         raise Unavailable(f"the guest lacks programs; install them: apt-get install {' '.join(missing)}")
@@ -118,7 +153,7 @@ def find_tools() -> list[Path]:
 
 
 def base_key(tools: Iterable[Path]) -> str:
-    """A hash of all that decides what the base holds: the recipe, the interpreter, its packages, the tools."""
+    """A hash of all that decides what the base holds: image.toml, the interpreter, its packages, the tools."""
     key = hashlib.sha256()
     for source in (
         __file__,
@@ -149,11 +184,11 @@ def base_tree(tools: Iterable[Path], prefix: Path) -> Tree:
             tree.add_python(path, prefix)
         else:
             tree.add(path)
-    for path in map(Path, RECIPE["tools"]["files"]):
+    for path in map(Path, CONTENTS.files):
         for member in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if member.is_file():
                 tree.add(member)
-    for library in find_libraries(RECIPE["tools"]["libraries"]):
+    for library in find_libraries(CONTENTS.libraries):
         tree.add(library)
     tree.add_libraries()
     return tree
@@ -169,7 +204,7 @@ def interpreter_links() -> Iterator[Path]:
 
 
 def standard_library() -> Iterator[Path]:
-    left_out = {*RECIPE["python"]["left_out"], "__pycache__"}
+    left_out = {*CONTENTS.left_out, "__pycache__"}
     for root in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix})}:
         # config-3.11-x86_64-linux-gnu is what one needs to embed Python: 24 MB.
         found = walk(root, lambda name: name in left_out or name.startswith("config-"))
@@ -179,7 +214,7 @@ def standard_library() -> Iterator[Path]:
 def packages() -> Iterator[Path]:
     """The files of all that the project and its tests depend on, as installed here."""
     for distribution in sorted(closure(DISTRIBUTION, EXTRAS)):
-        code_only = distribution in RECIPE["python"]["code_only"]
+        code_only = distribution in CONTENTS.code_only
         for file in importlib.metadata.distribution(distribution).files or ():
             path = Path(os.path.normpath(str(file.locate())))
             wanted = path.suffix == ".py" or ".dist-info" in str(file) if code_only else path.suffix != ".pyc"
@@ -217,7 +252,7 @@ def write_skeleton(archive: Archive) -> None:
     archive.directory("tmp", permissions=0o1777)
     archive.symlink("var/run", "/run")
     archive.character_device("dev/console", 5, 1)
-    for name, text in RECIPE["etc"].items():
+    for name, text in CONTENTS.etc.items():
         archive.file(f"etc/{name}", text.encode())
 
 

@@ -19,7 +19,7 @@ import time
 # `typing` would be the dearest import of all; checkers take any such name for theirs.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final, NoReturn, TypedDict
+    from typing import Final, Literal, NoReturn, TypedDict
 
     class Job(TypedDict):
         """What the guest is to do, as boot.py writes it to /lab/job."""
@@ -35,6 +35,29 @@ if TYPE_CHECKING:
         module_parameters: dict[str, str]
         linger: float
         """Seconds to wait for the host to read everything before the machine is stopped."""
+
+    class ReadyRecord(TypedDict):
+        """What port `verdict` carries before the command starts."""
+
+        event: Literal["ready"]
+        marks: dict[str, float]
+        """When each step was done, on the guest's clock since its boot: `init`, `modules`."""
+
+    class LastRecord(TypedDict):
+        """What port `verdict` carries when all else is sent."""
+
+        event: Literal["verdict"]
+        nonce: str
+        status: int | None
+        """The command's own, negative for a signal; None if it overstayed its deadline."""
+        results: int
+        """How many files went over port `results`."""
+        marks: dict[str, float]
+        """As in ReadyRecord, and `ready`, `command`."""
+        drifts: list[float]
+        """By how many seconds a sleep was too long, before the command and after it; in warp only, else 0."""
+        interrupts: int
+        """How many interrupts the host raised while the command ran."""
 
 
 LAB: Final = "/lab"
@@ -96,8 +119,16 @@ def serve() -> None:
     look_for_leaks()
     save_kernel_log()
     count = send_results(results, job["collect"])
-    record = {"event": "verdict", "nonce": job["nonce"], "status": status, "results": count, "marks": marks}
-    verdict.tell(record | {"drifts": drifts, "interrupts": command.interrupts})
+    record: LastRecord = {
+        "event": "verdict",
+        "nonce": job["nonce"],
+        "status": status,
+        "results": count,
+        "marks": marks,
+        "drifts": drifts,
+        "interrupts": command.interrupts,
+    }
+    verdict.tell(record)
     # The host ends the machine once it has everything; stopping now could lose what is still on its way.
     time.sleep(job["linger"])
 
@@ -170,7 +201,7 @@ class Port:
             errno.ENODEV, f"no port lab.{name}: has the kernel VIRTIO_PCI and VIRTIO_CONSOLE (kernel.config)?"
         )
 
-    def tell(self, record: dict[str, object]) -> None:
+    def tell(self, record: ReadyRecord | LastRecord) -> None:
         self.send(repr(record).encode() + b"\n")
 
     def send(self, data: bytes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from harness.tables import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,8 +40,8 @@ class Noise:
 
 
 def load_noise(table: Path) -> tuple[Noise, ...]:
-    entries = tomllib.loads(table.read_text()).get("noise", [])
-    return tuple(Noise(pattern=re.compile(entry["pattern"]), reason=entry["reason"]) for entry in entries)
+    entries = read_toml(table, table.name).tables("noise")
+    return tuple(Noise(pattern=re.compile(entry.text("pattern")), reason=entry.text("reason")) for entry in entries)
 
 
 def complaints(log: str, noise: Iterable[Noise]) -> Iterator[str]:

@@ -10,16 +10,68 @@ import json
 import os
 import re
 import subprocess
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.errors import Unavailable, UsageError
 from harness.install.cache import building, locked
+from harness.tables import read_toml
 
-CATALOGUE: Final[dict[str, Any]] = tomllib.loads((Path(__file__).resolve().parent / "kernels.toml").read_text())
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 APT_LISTS: Final = Path("/var/lib/apt/lists")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedKernel:
+    """A kernel that has a name here: Debian's package that stands for the kernel of the day."""
+
+    package: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleLists:
+    """The modules that go with every kernel; kernels.toml says what each list is for."""
+
+    transport: tuple[str, ...]
+    needed: tuple[str, ...]
+    wanted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """What kernels.toml holds beside the noise (kernel_log.py)."""
+
+    default: str
+    """The name of the kernel that is booted where none is asked for."""
+    version_packages: tuple[str, ...]
+    """Patterns of package names, which a version is put into."""
+    kernels: Mapping[str, NamedKernel]
+    modules: ModuleLists
+
+
+def read_catalogue(path: Path) -> Catalogue:
+    """Read kernels.toml; a mistake in it is a UsageError."""
+    top = read_toml(path, path.name)
+    kernels, modules = top.table("kernels"), top.table("modules")
+    named = {name: kernels.table(name) for name in kernels.rest()}
+    return Catalogue(
+        default=top.text("default"),
+        version_packages=top.words("version_packages"),
+        kernels={
+            name: NamedKernel(package=entry.text("package"), aliases=entry.words("aliases"))
+            for name, entry in named.items()
+        },
+        modules=ModuleLists(
+            transport=modules.words("transport"), needed=modules.words("needed"), wanted=modules.words("wanted")
+        ),
+    )
+
+
+CATALOGUE: Final = read_catalogue(Path(__file__).resolve().parent / "kernels.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +180,7 @@ def ask_apt(which: str) -> Package:
             record = apt_record(depends[1])
         if record:
             return Package(name=record["Package"], version=record["Version"], sha256=record["SHA256"])
-    names = ", ".join(CATALOGUE["kernels"])
+    names = ", ".join(CATALOGUE.kernels)
     raise UsageError(
         f"kernel {which}: neither a file nor a package that apt knows (names: {names}; apt-get update renews the list)"
     )
@@ -136,12 +188,12 @@ def ask_apt(which: str) -> Package:
 
 def candidate_names(which: str) -> list[str]:
     """The packages that may be meant, the likeliest first."""
-    for name, entry in CATALOGUE["kernels"].items():
-        if which == name or which in entry["aliases"]:
-            return [entry["package"]]
+    for name, entry in CATALOGUE.kernels.items():
+        if which == name or which in entry.aliases:
+            return [entry.package]
     if which.startswith("linux-image-"):
         return [which]
-    return [pattern.format(which) for pattern in CATALOGUE["version_packages"]]
+    return [pattern.format(which) for pattern in CATALOGUE.version_packages]
 
 
 def apt_record(package: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ import re
 import shutil
 import struct
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,7 +36,7 @@ def archive(kernel: Kernel, cache: Path, more: Sequence[str] = ()) -> Path:
 
     more: to be loaded beside those that every guest has, where the kernel has them.
     """
-    lists = json.dumps([CATALOGUE["modules"], *more])
+    lists = json.dumps([asdict(CATALOGUE.modules), *more])
     recipe = hashlib.sha256(lists.encode() + Path(__file__).read_bytes()).hexdigest()
     made = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
     if made.exists():
@@ -55,14 +56,14 @@ def resolve(kernel: Kernel, more: Sequence[str] = ()) -> list[Path]:
     """The files of the modules that the lanes use, each after those that it depends on."""
     if kernel.modules is None:
         return []
-    lists, builtin = CATALOGUE["modules"], kernel.builtin or frozenset()
+    lists, builtin = CATALOGUE.modules, kernel.builtin or frozenset()
     found = (path for path in sorted(kernel.modules.rglob("*.ko*")) if MODULE_SUFFIX.search(path.name))
     files = {name: path for path in found if (name := module_name(path)) not in builtin}
     # Of a kernel that does not tell what it has built in, the guest will find out.
-    lacking = [name for name in lists["needed"] if name not in files and name not in builtin]
+    lacking = [name for name in lists.needed if name not in files and name not in builtin]
     if lacking and kernel.builtin is not None:
         raise UsageError(f"kernel {kernel.release}: lacks {', '.join(lacking)}, neither built in nor as a module")
-    return [files[name] for name in in_order([*lists["transport"], *lists["needed"], *lists["wanted"], *more], files)]
+    return [files[name] for name in in_order([*lists.transport, *lists.needed, *lists.wanted, *more], files)]
 
 
 def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:

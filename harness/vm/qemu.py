@@ -16,13 +16,15 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from harness.vm.init import LastRecord, ReadyRecord
 
 QEMU: Final = "qemu-system-x86_64"
 QEMU_REMEDY: Final = "apt-get install --no-install-recommends qemu-system-x86"
@@ -76,9 +78,9 @@ def find_qemu() -> str:
 class Received:
     """What the guest has told so far."""
 
-    ready: dict[str, Any] | None = None
+    ready: ReadyRecord | None = None
     ready_at: float = 0.0
-    verdict: dict[str, Any] | None = None
+    verdict: LastRecord | None = None
     verdict_at: float = 0.0
     files: dict[str, bytes] = field(default_factory=dict)
     count: int = 0
@@ -89,7 +91,8 @@ class Received:
         """Take bytes of the port `verdict`: one record a line, and a verdict only counts with our nonce in it."""
         *lines, self._lines = (self._lines + data).split(b"\n")
         for line in lines:
-            record: dict[str, Any] = ast.literal_eval(line.decode())
+            # init.py alone writes here: the driver gives a port to one process (virtio_console.c, port_fops_open).
+            record: ReadyRecord | LastRecord = ast.literal_eval(line.decode())
             if record["event"] == "ready":
                 self.ready, self.ready_at = record, time.monotonic()
             elif record["event"] == "verdict" and record["nonce"] == nonce:

@@ -119,3 +119,21 @@ def test_kernel_identity_differs_with_and_without_modules(tmp_path: Path) -> Non
     image = bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
     found = [kernels.find(str(path), tmp_path) for path in (tmp_path, image)]
     assert found[0].identity() != found[1].identity()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('default = "6.1"', "", "default is missing"),
+        ('package = "linux-image-cloud-amd64"', "", "kernels.6.1.package is missing"),
+        ('aliases = ["newest"]', 'aliases = "newest"', "aliases must be a list, not 'newest'"),
+        ("[modules]", "[lists]", "modules.transport is missing"),
+    ],
+)
+def test_mistake_in_kernel_catalogue_is_named_in_error(old: str, new: str, complaint: str, tmp_path: Path) -> None:
+    shipped = Path(kernels.__file__).with_name("kernels.toml").read_text()
+    assert old in shipped
+    (tmp_path / "kernels.toml").write_text(shipped.replace(old, new))
+    with pytest.raises(UsageError) as error:
+        kernels.read_catalogue(tmp_path / "kernels.toml")
+    assert str(error.value) == f"kernels.toml: {complaint}"
