@@ -1,14 +1,18 @@
-"""Read TOML files and check their values: each mistake is a UsageError that names the file and the key."""
+"""Read TOML and JSON files, and check the type of each value.
+
+Every mistake is a UsageError of one line that names the file and the key.
+"""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from typing import TYPE_CHECKING, TypeVar
 
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _T = TypeVar("_T")
@@ -16,18 +20,30 @@ _T = TypeVar("_T")
 
 def read_toml(path: Path, name: str) -> Table:
     """Read a TOML file. name: what errors call the file, `manifest mine.toml`."""
+    return _read(path, name, tomllib.loads, "TOML")
+
+
+def read_json(path: Path, name: str) -> Table:
+    """Read a JSON file that holds an object. name: what errors call the file."""
+    return _read(path, name, json.loads, "JSON")
+
+
+def _read(path: Path, name: str, parse: Callable[[str], object], language: str) -> Table:
     try:
-        return Table(name, tomllib.loads(path.read_text(encoding="utf-8")))
+        values = parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{name}: not TOML: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{name}: not {language}: {error}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{name}: holds no table")
+    return Table(name, values)
 
 
 class Table:
-    """A table of a TOML file. Each getter takes the key out and checks the type of its value.
+    """A table of a TOML or JSON file. Each getter takes the key out and checks the type of its value.
 
-    A getter returns the default if the key is absent; without a default it raises UsageError.
+    A getter returns the default if the key is absent or null; without a default it raises UsageError.
     name: the beginning of each error. title: the table's own name with a dot, `program.`; empty for the top table.
     """
 
@@ -37,23 +53,28 @@ class Table:
         self._values = dict(values)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return self._values.get(key) is not None
 
     def rest(self) -> list[str]:
         """The keys that no getter has taken yet, in the order of the file."""
         return list(self._values)
 
-    def wrong(self, what: str) -> UsageError:
-        """Make the error of a mistake in this file."""
-        return UsageError(f"{self.name}: {what}")
+    def take_rest(self) -> dict[str, object]:
+        """What no getter has taken yet, unchecked."""
+        values, self._values = self._values, {}
+        return values
 
     def refuse_rest(self) -> None:
         """Raise UsageError if a key is left that no getter has taken."""
         for key in self._values:
             raise self.wrong(f"unknown key {self.title}{key}")
 
+    def wrong(self, what: str) -> UsageError:
+        """Make the error of a mistake in this file."""
+        return UsageError(f"{self.name}: {what}")
+
     def take(self, key: str) -> object:
-        """The value of a key as it is; None if it is absent, for TOML has no null."""
+        """The value of a key, unchecked; None if it is absent."""
         return self._values.pop(key, None)
 
     def text(self, key: str, default: str | None = None) -> str:
@@ -63,6 +84,10 @@ class Table:
     def number(self, key: str, default: int | None = None) -> int:
         """An integer."""
         return self._checked(key, int, default)
+
+    def decimal(self, key: str, default: float | None = None) -> float:
+        """A number with or without a fraction."""
+        return self.number(key) if isinstance(self._values.get(key), int) else self._checked(key, float, default)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         """True or false."""
@@ -96,13 +121,17 @@ class Table:
 
     def tables(self, key: str, each: str | None = None) -> list[Table]:
         """The tables `[[key]]`; none if they are absent. Their errors say `each 1`, `each 2`, by default `key 1`."""
-        tables = self._values.pop(key, [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        if isinstance(self._values.get(key), dict):
             raise self.wrong(f"{key}: each begins with a line [[{key}]]")
+        values: list[object] = self._checked(key, list, [])
+        tables = [value for value in values if isinstance(value, dict)]
+        if len(tables) != len(values):
+            raise self.wrong(f"{key} must be a list of tables")
         return [Table(f"{self.name}: {each or key} {n}", table) for n, table in enumerate(tables, 1)]
 
     def _checked(self, key: str, kind: type[_T], default: _T | None) -> _T:
-        value = self._values.pop(key, default)
+        value = self.take(key)
+        value = default if value is None else value
         if value is None:
             raise self.wrong(f"{self.title}{key} is missing")
         if not isinstance(value, kind):

@@ -180,7 +180,7 @@ def parse_recipe(table: Table) -> Recipe:
     kind = table.take("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise table.wrong(f"[install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
-    given = {key: table.take(key) for key in table.rest()}
+    given = table.take_rest()
     wanted = {field.name for field in fields(_KINDS[kind])}
     if wrong := given.keys() ^ wanted:
         said = "missing" if wrong <= wanted else "unknown key"

@@ -208,7 +208,8 @@ class Script:
 
 def load_script(path: Path | str) -> Script:
     """Read a script; every mistake in it is a UsageError that names the file, the rule and the key."""
-    return _script(read_toml(Path(path), f"fault script {path}"))
+    path = Path(path)
+    return _script(read_toml(path, f"fault script {path}"))
 
 
 def parse_script(data: Mapping[str, object], name: str = "fault script") -> Script:
@@ -233,11 +234,11 @@ def _rule(table: Table) -> Rule:
     known = [field.name for field in fields(RULES[do])]
     if unknown := sorted({*table.rest()} - {*known}):
         raise UsageError(f"{table.name} ({do}): unknown key {unknown[0]}; there are: {', '.join(known)}")
-    values = {key: table.take(key) for key in table.rest()}
     # Values of any type: each rule checks its own.
     make: Callable[..., Rule] = RULES[do]
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.take_rest().items()}
     try:
-        return make(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        return make(**values)
     except UsageError as error:
         raise UsageError(f"{table.name} ({do}): {error}") from None
 

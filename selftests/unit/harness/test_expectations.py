@@ -105,7 +105,7 @@ def test_incomplete_or_malformed_expectation_is_refused(
 
 def test_expectations_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("expect = 1")
-    with pytest.raises(UsageError, match=r"mine\.toml: expect: each begins with a line \[\[expect\]\]"):
+    with pytest.raises(UsageError, match=r"mine\.toml: expect must be a list, not 1"):
         expectations.load_expectations(tmp_path / "mine.toml")
 
 

@@ -1,4 +1,4 @@
-"""The reader of TOML files: values come out with their types, mistakes with the file and the key."""
+"""The reader of TOML and JSON files: values come out with their types, mistakes with the file and the key."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import UsageError
-from harness.tables import Table, read_toml
+from harness.tables import Table, read_json, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 VALUES = {
     "text": "x",
     "number": 3,
+    "decimal": 0.5,
     "flag": True,
     "words": ["a", "b"],
     "strings": {"b": "1", "a": "2"},
@@ -31,7 +32,7 @@ def table() -> Table:
 
 def test_getters_return_values_of_their_keys(table: Table) -> None:
     assert (table.text("text", ""), table.number("number", 0), table.words("words", ())) == ("x", 3, ("a", "b"))
-    assert table.flag("flag", default=False) is True
+    assert (table.decimal("decimal", 0.0), table.flag("flag", default=False)) == (0.5, True)
     assert list(table.strings("strings", {}).items()) == [("b", "1"), ("a", "2")]
     inner = table.table("mixed")
     assert inner.take("a") == 1
@@ -43,7 +44,22 @@ def test_getters_return_values_of_their_keys(table: Table) -> None:
 def test_absent_key_has_default_value(table: Table) -> None:
     assert (table.text("t", ""), table.number("n", 7), table.words("w", ("x",))) == ("", 7, ("x",))
     assert (table.strings("s", {}), table.table("no").rest(), table.tables("no")) == ({}, [], [])
-    assert (table.flag("f", default=False), table.take("no")) == (False, None)
+    assert (table.decimal("d", 1.5), table.flag("f", default=False), table.take("no")) == (1.5, False, None)
+
+
+def test_integer_is_decimal_too(table: Table) -> None:
+    assert table.decimal("number") == 3
+
+
+def test_rest_of_table_can_be_taken_unchecked(table: Table) -> None:
+    inner = table.table("mixed")
+    assert inner.take_rest() == {"a": 1}
+    inner.refuse_rest()
+
+
+def test_null_counts_as_absent() -> None:
+    table = Table("file", {"text": None, "words": None, "table": None})
+    assert (table.text("text", "x"), table.words("words", ()), table.table("table").rest()) == ("x", (), [])
 
 
 @pytest.mark.parametrize(
@@ -51,14 +67,16 @@ def test_absent_key_has_default_value(table: Table) -> None:
     [
         (Table.text, "number", "number must be a str, not 3"),
         (Table.number, "text", "text must be a int, not 'x'"),
+        (Table.decimal, "text", "text must be a float, not 'x'"),
         (Table.flag, "number", "number must be a bool, not 3"),
         (Table.words, "text", "text must be a list, not 'x'"),
         (Table.words, "tables", "tables must be a list of strings"),
         (Table.strings, "text", "text must be a dict, not 'x'"),
         (Table.strings, "mixed", "mixed.a must be a str, not 1"),
         (Table.table, "text", "text must be a dict, not 'x'"),
-        (Table.tables, "number", "number: each begins with a line [[number]]"),
-        (Table.tables, "words", "words: each begins with a line [[words]]"),
+        (Table.tables, "mixed", "mixed: each begins with a line [[mixed]]"),
+        (Table.tables, "number", "number must be a list, not 3"),
+        (Table.tables, "words", "words must be a list of tables"),
         (Table.text, "no", "no is missing"),
         (Table.number, "no", "no is missing"),
         (Table.words, "no", "no is missing"),
@@ -95,17 +113,23 @@ def test_toml_file_is_read_as_utf8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "complaint"),
+    ("read", "content", "complaint"),
     [
-        ("absent.toml", "file: No such file or directory"),
-        ("", "file: Is a directory"),
-        ("latin", "file: not TOML: 'utf-8' codec"),
-        ("bad", "file: not TOML: Invalid value (at line 1, column 5)"),
+        (read_toml, None, "No such file or directory"),
+        (read_toml, b"\xff", "not TOML: 'utf-8' codec"),
+        (read_toml, b"x = = 1", "not TOML: Invalid value (at line 1, column 5)"),
+        (read_json, None, "No such file or directory"),
+        (read_json, b"\xff", "not JSON: 'utf-8' codec"),
+        (read_json, b"{", "not JSON: Expecting property name"),
+        (read_json, b"[]", "holds no table"),
     ],
+    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_unreadable_toml_file_is_named_in_error(tmp_path: Path, name: str, complaint: str) -> None:
-    (tmp_path / "latin").write_bytes(b"\xff")
-    (tmp_path / "bad").write_text("x = = 1")
+def test_unreadable_file_is_named_in_error(
+    tmp_path: Path, read: Callable[[Path, str], Table], content: bytes | None, complaint: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
     with pytest.raises(UsageError) as refusal:
-        read_toml(tmp_path / name, "file")
-    assert str(refusal.value).startswith(complaint)
+        read(tmp_path / "x", "file")
+    assert str(refusal.value).startswith(f"file: {complaint}")
