@@ -10,7 +10,6 @@ import errno
 import fcntl
 import importlib.metadata
 import importlib.util
-import json
 import os
 import select
 import signal
@@ -19,7 +18,7 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -37,10 +36,11 @@ from harness.lanes import EVENTS, GUESTS, SUITES
 from harness.plugin import (
     rundir,
 )
+from harness.report.results import read_results
 from harness.sandbox.launch import launcher_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EXIT_STATUS: Final = {UsageError: USAGE, Unavailable: COULD_NOT}
 # The descriptor of the events gets a number that no program uses which merely inherits the variable.
@@ -48,6 +48,8 @@ _EVENTS_FROM: Final = 200
 _TICK: Final = 0.25
 _PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
 _LOG_TAIL: Final = 40
+# What click makes of an option that is left to the plugin: all that were given, or the one, or none.
+_Option = tuple[str, ...] | str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -146,7 +148,7 @@ class _WithPytestArguments(click.Command):
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.pass_context
 def run(
-    context: click.Context, /, paths: tuple[str, ...], results: Path | None, suites: tuple[str, ...], **options: Any
+    context: click.Context, /, paths: tuple[str, ...], results: Path | None, suites: tuple[str, ...], **options: _Option
 ) -> int:
     """Run the tests and show who can talk to whom.
 
@@ -200,7 +202,7 @@ def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
     raise UsageError(f"no directory selftests in {start} or above it; go to a checkout, or wg-interop run PATH")
 
 
-def _pytest_options(options: dict[str, Any]) -> list[str]:
+def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
     """Our options in pytest's words; what is wrong with their values, the plugin tells."""
     named = {"expression": "-k", "workers": "-n", "markers": "-m"}
     words: list[str] = []
@@ -234,7 +236,7 @@ class _Run:
             self._follow(child, events, progress)
         fresh = _identity(self._results) != before
         if fresh:
-            self._tally.replace(json.loads(self._results.read_text())["results"])
+            self._tally.replace(read_results(self._results).results)
         return self._conclude(child.returncode, fresh, progress.seconds)
 
     @contextmanager
@@ -262,7 +264,7 @@ class _Run:
                 self._child.wait()
                 os.close(read_end)
 
-    def _open_log(self) -> Any:
+    def _open_log(self) -> IO[bytes]:
         try:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             return self._log.open("wb")
@@ -335,7 +337,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _signals_to(handler: Any) -> Iterator[None]:
+def _signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in numbers}
     try:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rich.console import RenderableType
+
+    from harness.report.results import Result
 
 
 OK, FAILED, USAGE, COULD_NOT = 0, 1, 2, 125
@@ -107,7 +109,7 @@ class Tally:
         self.outcomes[outcome.identity] = outcome
         return outcome
 
-    def replace(self, results: Iterable[dict[str, Any]]) -> None:
+    def replace(self, results: Iterable[Result]) -> None:
         """Take the results of results.json instead: they know more, such as where evidence lies.
 
         One that reads passed, and of whose end no event told, was interrupted.
@@ -124,12 +126,17 @@ class Tally:
         return ", ".join([f"{len(self.outcomes)}{total} tests", *_counted(self.counts())])
 
 
-_KEPT: Final = ("id", "state", "seconds", "message", "artifacts", "lane", "kernel")
-
-
-def _from_result(result: dict[str, Any]) -> Outcome:
-    pair = "~".join(side["impl"] for side in (result["a"], result["b"]) if side)
-    return Outcome(pair=pair, **{name: result[name] for name in _KEPT})
+def _from_result(result: Result) -> Outcome:
+    return Outcome(
+        id=result.id,
+        pair=result.pair,
+        state=result.state,
+        seconds=result.seconds,
+        message=result.message,
+        artifacts=result.artifacts,
+        lane=result.lane,
+        kernel=result.kernel,
+    )
 
 
 def _counted(counts: Counter[str]) -> list[str]:

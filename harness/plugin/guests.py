@@ -404,8 +404,9 @@ class GuestReporter:
 
 def used_driver(report: pytest.TestReport) -> bool:
     """Whether the driver was under test, and the test passed: then it has made objects."""
-    sides = (facts_of(report).get(side) or {} for side in "ab")
-    return report.when == "call" and report.passed and any(side.get("impl") == KERNEL for side in sides)
+    facts = facts_of(report)
+    names = [side.get("impl") for side in (facts.get("a"), facts.get("b")) if isinstance(side, dict)]
+    return report.when == "call" and report.passed and KERNEL in names
 
 
 def revive(config: pytest.Config, data: object) -> pytest.TestReport:

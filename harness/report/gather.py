@@ -11,13 +11,13 @@ import json
 import re
 import shlex
 from base64 import b64encode
-from dataclasses import fields
+from dataclasses import replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cache
 from hashlib import blake2s, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from harness.errors import HarnessError, UsageError
 from harness.report import expectations
@@ -38,7 +38,7 @@ from harness.report.page import (
     rank_of,
     seconds,
 )
-from harness.report.results import SCHEMA, Result
+from harness.report.results import read_results, write_in_one_step
 from harness.tables import read_toml
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
     from harness.report.expectations import Expectation
+    from harness.report.results import Result
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
@@ -64,10 +65,7 @@ def render(results: Sequence[Path], out: Path, *, root: Path | None = None, comp
     target = out if out.suffix == ".html" else out / "index.html"
     runs = [_read(path) for path in results]
     gathered = gather(runs, target.absolute().parent, root or find_catalogue(results), complaint)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_text(_draw(gathered), encoding="utf-8", errors="replace")
-    part.replace(target)
+    write_in_one_step(target, _draw(gathered))
     return target
 
 
@@ -102,39 +100,34 @@ def find_catalogue(results: Sequence[Path]) -> Path | None:
 
 def _read(path: Path) -> Run:
     """Read a file of results; raises UsageError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        if document["schema"] != SCHEMA:
-            raise UsageError(f"{path}: schema {document['schema']!r} is not known here, only {SCHEMA}")
-        return Run(
-            path=path.absolute(),
-            seed=int(document["seed"]),
-            host=dict(document["host"]),
-            results=[_result(entry) for entry in document["results"]],
-            written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
-        )
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: not the results of a run: {clean(str(error))}") from error
-
-
-def _result(entry: Mapping[str, Any]) -> Result:
-    """One entry of the file; what programs say of themselves is in it. Raises TypeError, KeyError."""
-    known = {each.name for each in fields(Result)} - {"a", "b"}
-    values: dict[str, Any] = {key: value for key, value in entry.items() if key in known}
-    for key, value in values.items():
-        values[key] = clean(value) if isinstance(value, str) else value
-    result = Result(**values)
-    texts = (result.id, result.state, result.lane, result.kernel, result.message, result.artifacts)
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{entry}: not a text")
-    result.a, result.b = (
-        {"impl": clean(side["impl"]), "version": clean(side.get("version", "unknown"))} if side else None
-        for side in (entry.get("a"), entry.get("b"))
+    found = read_results(path)
+    written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return Run(
+        path=path.absolute(),
+        seed=found.seed,
+        host=found.host,
+        results=[_clean(result) for result in found.results],
+        written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
     )
-    return result
+
+
+def _clean(result: Result) -> Result:
+    """The result with its texts made visible; what programs say of themselves is in it."""
+    return replace(
+        result,
+        id=clean(result.id),
+        a=_clean_side(result.a),
+        b=_clean_side(result.b),
+        lane=clean(result.lane),
+        kernel=clean(result.kernel),
+        state=clean(result.state),
+        message=clean(result.message),
+        artifacts=clean(result.artifacts),
+    )
+
+
+def _clean_side(side: Mapping[str, str] | None) -> dict[str, str] | None:
+    return None if side is None else {key: clean(value) for key, value in side.items()}
 
 
 def read_catalogue(root: Path | None, name: str, table: str) -> dict[str, dict[str, str]]:

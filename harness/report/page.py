@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from harness.report.results import GATING
 
@@ -35,7 +35,7 @@ class Run:
 
     path: Path
     seed: int
-    host: Mapping[str, Any]
+    host: Mapping[str, object]
     results: Sequence[Result]
     written: str
 

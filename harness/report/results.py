@@ -6,12 +6,17 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from harness.tables import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     import pytest
+
+    from harness.tables import Table
 
 SCHEMA: Final = 1
 # The user property of a report that carries what the plugin knows of the test.
@@ -70,7 +75,7 @@ class Results:
             result.message = "" if state == "passed" else message_of(report)
         return result
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """The whole, as it is written."""
         return {
             "schema": SCHEMA,
@@ -86,14 +91,61 @@ class Results:
         }
 
     def write(self, path: Path) -> None:
-        """Write the file in one step, so that a reader never sees half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.document(), indent=1) + "\n")
-        part.replace(path)
+        """Write the file, and its folder if that is not there."""
+        write_in_one_step(path, json.dumps(self.document(), indent=1) + "\n")
 
 
-def facts_of(report: pytest.TestReport) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResults:
+    """What Results.write has written, read back."""
+
+    seed: int
+    host: Mapping[str, object]
+    results: list[Result]
+
+
+def read_results(path: Path) -> RunResults:
+    """Read a file of results; raises UsageError for one that holds none, or that has another schema."""
+    document = read_json(path, str(path))
+    schema = document.take("schema")
+    if schema != SCHEMA:
+        raise document.wrong(f"schema {schema!r} is not known here, only {SCHEMA}")
+    return RunResults(
+        seed=document.number("seed"),
+        host=document.table("host").take_rest(),
+        results=[_read_result(entry) for entry in document.tables("results", "result")],
+    )
+
+
+def _read_result(entry: Table) -> Result:
+    return Result(
+        id=entry.text("id"),
+        a=_read_side(entry.table("a")),
+        b=_read_side(entry.table("b")),
+        lane=entry.text("lane", "core"),
+        kernel=entry.text("kernel", ""),
+        state=entry.text("state", ""),
+        seconds=entry.decimal("seconds", 0.0),
+        scenarios=[*entry.words("scenarios", ())],
+        requirements=[*entry.words("requirements", ())],
+        message=entry.text("message", ""),
+        artifacts=entry.text("artifacts", ""),
+    )
+
+
+def _read_side(side: Table) -> dict[str, str] | None:
+    return {"impl": side.text("impl"), "version": side.text("version", "unknown")} if side.rest() else None
+
+
+def write_in_one_step(path: Path, text: str) -> None:
+    """Write a file so that a reader never sees half of it, and make its folder if that is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", errors="replace")
+    part.replace(path)
+
+
+def facts_of(report: pytest.TestReport) -> dict[str, object]:
     """What the plugin knows of this phase of a test, wherever it ran; empty for one that has nothing to do with it."""
     facts = dict(report.user_properties).get(PROPERTY)
     return facts if isinstance(facts, dict) else {}

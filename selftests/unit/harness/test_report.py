@@ -213,6 +213,15 @@ def test_file_without_results_is_named_in_error(tmp_path: Path, text: str) -> No
         render([tmp_path / "absent.json"], tmp_path)
 
 
+def test_invisible_characters_of_result_are_made_visible(tmp_path: Path) -> None:
+    bell, seen = "x\a", "x<07>"
+    texts = dict.fromkeys(("id", "lane", "kernel", "state", "message", "artifacts"), bell)
+    side = {"impl": bell, "version": bell}
+    (result,) = read(write(tmp_path, entry(**texts, b="") | {"a": side, "b": side})).results
+    assert {name: getattr(result, name) for name in texts} == dict.fromkeys(texts, seen)
+    assert result.a == result.b == {"impl": seen, "version": seen}
+
+
 # Evidence
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness.errors import UsageError
 from harness.plugin.guests import revive
-from harness.report.results import STATES, Result, Results
+from harness.report.results import STATES, Result, Results, read_results
 from harness.sandbox.launcher import REFUSED
 
 if TYPE_CHECKING:
@@ -168,3 +169,55 @@ def test_old_results_file_is_replaced_without_leftover_files(tmp_path: Path) -> 
     path.write_text("old")
     assert written(Results(7), path)["results"] == []
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    results = Results(7)
+    bare = Result(id="bare", state="passed")
+    full = Result(
+        id="full",
+        a={"impl": "x", "version": "1"},
+        b={"impl": "y", "version": "2"},
+        lane="vm",
+        kernel="6.1",
+        state="failed",
+        seconds=1.5,
+        scenarios=["N02"],
+        requirements=["RT-11"],
+        message="why",
+        artifacts="evidence/full",
+    )
+    results.by_id = {(result.id, result.lane, result.kernel): result for result in (bare, full)}
+    results.write(tmp_path / "results.json")
+    found = read_results(tmp_path / "results.json")
+    assert (found.seed, found.host, found.results) == (7, results.document()["host"], [bare, full])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"schema": 2}, "schema 2 is not known here, only 1"),
+        ({"seed": "7"}, "seed must be a int, not '7'"),
+        ({"host": []}, "host must be a dict, not []"),
+        ({"results": 5}, "results must be a list, not 5"),
+        ({"results": [5]}, "results must be a list of tables"),
+        ({"results": [{"id": 5}]}, "result 1: id must be a str, not 5"),
+        ({"results": [{"id": "x", "a": "y"}]}, "result 1: a must be a dict, not 'y'"),
+        ({"results": [{"id": "x", "a": {"version": "1"}}]}, "result 1: a.impl is missing"),
+        ({"results": [{"id": "x", "seconds": "1"}]}, "result 1: seconds must be a float, not '1'"),
+        ({"results": [{"id": "x", "scenarios": [5]}]}, "result 1: scenarios must be a list of strings"),
+    ],
+)
+def test_mistake_in_results_file_is_named_in_error(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(Results(7).document() | changes))
+    with pytest.raises(UsageError) as refusal:
+        read_results(path)
+    assert str(refusal.value) == f"{path}: {complaint}"
+
+
+def test_unknown_key_in_results_is_ignored_and_version_optional(tmp_path: Path) -> None:
+    entry = {"id": "x", "a": {"impl": "y"}, "b": None, "moon": "full"}
+    (tmp_path / "results.json").write_text(json.dumps(Results(7).document() | {"results": [entry]}))
+    (result,) = read_results(tmp_path / "results.json").results
+    assert result == Result(id="x", a={"impl": "y", "version": "unknown"})

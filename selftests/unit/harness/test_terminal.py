@@ -6,7 +6,6 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,6 +21,7 @@ from harness.cli.terminal import (
     uncollected,
     usage_error,
 )
+from harness.report.results import Result
 
 GOOD = Outcome(id="selftests/netns/test_a.py::test_x[a~b]", pair="a~b")
 BAD = Outcome(id="selftests/t.py::test_x[b~a]", pair="b~a", state="failed", message="why", artifacts="evidence/x")
@@ -89,24 +89,15 @@ def test_incomplete_event_line_waits_for_its_rest() -> None:
 
 def test_tally_takes_pair_of_test_from_results() -> None:
     taken = Tally()
-    result: dict[str, Any] = {
-        "id": "t",
-        "a": {"impl": "x"},
-        "b": {"impl": "y"},
-        "seconds": 1,
-        "message": "",
-        "artifacts": "e",
-    }
-    result |= {"lane": "vm", "kernel": "6.1"}
-    taken.replace([result | {"state": "failed"}])
+    a, b = {"impl": "x", "version": "1"}, {"impl": "y", "version": "1"}
+    taken.replace([Result(id="t", a=a, b=b, state="failed", artifacts="e", lane="vm", kernel="6.1")])
     assert taken.outcomes["t", "vm", "6.1"].pair == "x~y"
+    assert taken.outcomes["t", "vm", "6.1"].artifacts == "e"
 
 
 def test_passed_result_without_end_event_is_not_counted() -> None:
     taken = tally(GOOD)
-    facts: dict[str, Any] = {"a": None, "b": None, "state": "passed", "seconds": 1, "message": "", "artifacts": ""}
-    facts |= {"lane": "", "kernel": ""}
-    taken.replace([facts | {"id": GOOD.id}, facts | {"id": "interrupted"}])
+    taken.replace([Result(id=name, lane="", state="passed") for name in (GOOD.id, "interrupted")])
     assert list(taken.outcomes) == [GOOD.identity]
 
 
