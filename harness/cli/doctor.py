@@ -22,7 +22,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from harness.cli import terminal
 from harness.errors import HarnessError, ProgramFailed, Unavailable
@@ -394,8 +394,9 @@ def findings() -> Generator[Finding]:
     home = str(Path(__file__).parents[2])
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
     with tempfile.TemporaryFile("w+") as said:
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": said}
-        child = subprocess.Popen(command, env=env, text=True, **streams)
+        child = subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+        )
         late = threading.Event()
 
         def end() -> None:
@@ -435,7 +436,7 @@ def examine(stream: TextIO, *, as_json: bool) -> int:
         if not as_json:
             print_finding(out, finding)
     if as_json:
-        document: dict[str, Any] = {"schema": SCHEMA, "netns": is_able(found), "findings": [asdict(f) for f in found]}
+        document = {"schema": SCHEMA, "netns": is_able(found), "findings": [asdict(f) for f in found]}
         print(json.dumps(document, indent=1), file=stream)
     else:
         print_conclusion(out, found, able=is_able(found))

@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ParamSpec
 
 from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import Key
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
     from harness.sandbox.process import Completed
+
+
+_P = ParamSpec("_P")
 
 
 class Unhealthy(HarnessError):
@@ -64,9 +67,9 @@ class Lab:
                 thread.join()
             self.captures.clear()
 
-    def undo(self, function: Callable[..., Any], *arguments: Any) -> None:
+    def undo(self, function: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> None:
         """Register what undoes the thing just made."""
-        self._undo.callback(function, *arguments)
+        self._undo.callback(function, *arguments, **keywords)
 
     def note(self, name: str, text: str) -> None:
         """Keep a text as evidence, at the end of the file `name`."""
