@@ -130,10 +130,20 @@ def test_branch_gets_owner_when_its_prefix_is_added() -> None:
     assert owner_of(allowed, "10.0.0.7") == "a"
 
 
+@pytest.mark.requirement("AIP-15")
+def test_inserted_node_is_attached_below_its_parent() -> None:
+    between = table(a="10.0.0.0/8", b="10.1.2.0/24", c="10.1.0.0/16")
+    assert nodes(between) == [(0, "10.0.0.0/8", "a"), (1, "10.1.0.0/16", "c"), (2, "10.1.2.0/24", "b")]
+    branch = table(a="10.0.0.0/8", b="10.1.2.0/24", c="10.1.3.0/24")
+    assert nodes(branch)[:2] == [(0, "10.0.0.0/8", "a"), (1, "10.1.2.0/23", None)]
+    assert nodes(branch)[2:] == [(2, "10.1.2.0/24", "b"), (2, "10.1.3.0/24", "c")]
+
+
 @pytest.mark.requirement("AIP-18")
 def test_multicast_address_matches_its_prefix() -> None:
     allowed = table(a="224.0.0.0/4", b="ff00::/8")
     assert (owner_of(allowed, "224.0.0.251"), owner_of(allowed, "ff02::1")) == ("a", "b")
+    assert (owner_of(allowed, "223.255.255.255"), owner_of(allowed, "fe80::1")) == (None, None)
 
 
 @pytest.mark.requirement("AIP-17")
