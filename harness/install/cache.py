@@ -30,6 +30,7 @@ class Area(StrEnum):
     PEERS = "peers"  # programs under test: peers/NAME/VERSION/
     TOOLCHAINS = "toolchains"  # compilers and what they keep: toolchains/go-VERSION/
     KERNELS = "kernels"  # kernels and guest images, by hash
+    ROOTS = "roots"  # bare Debian roots as archives: roots/RELEASE-WEEK-PACKAGES/
     RUNS = "runs"  # scratch of running tests; a killed run's is removed by the next
 
 

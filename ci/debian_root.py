@@ -1,0 +1,116 @@
+"""Bare Debian roots by debootstrap, from the mirrors that this machine's apt uses, kept as archives in the cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from ci.enter_root import command_line
+from ci.setup_checkout import ROOT
+from harness.errors import Unavailable
+from harness.install.cache import Area, building, directory, locked, remove
+from harness.install.debian import apt_install
+from harness.install.tools import ToolFailed, run_tool
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.install.progress import Step
+
+MIRROR: Final = "http://deb.debian.org/debian/"
+SECURITY_MIRROR: Final = "http://deb.debian.org/debian-security/"
+ARCHIVE: Final = "root.tar.gz"
+# One row for each source of apt: mirror, release, component, origin. The origin is empty before `apt-get update`.
+_TARGETS: Final = ("apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where a Debian release comes from. mirror: of the release itself. lines: all sources, for sources.list(5)."""
+
+    mirror: str
+    lines: str
+
+
+def sources(suite: str, targets: str) -> Sources:
+    """Choose the sources of a Debian release: those of this machine's apt, Debian's own where it has none.
+
+    targets: rows as `apt-get indextargets` prints them.
+    """
+    wanted = (suite, f"{suite}-updates", f"{suite}-security")
+    rows = [row.split("|") for row in targets.splitlines()]
+    found = {
+        release: mirror
+        for mirror, release, component, origin in rows
+        if release in wanted and component == "main" and origin in {"Debian", ""}
+    }
+    if suite not in found:
+        found = dict(zip(wanted, (MIRROR, MIRROR, SECURITY_MIRROR), strict=True))
+    lines = "".join(f"deb {mirror} {release} main\n" for release, mirror in found.items())
+    return Sources(mirror=found[suite], lines=lines)
+
+
+def machine_sources(suite: str) -> Sources:
+    """The sources of a Debian release on this machine."""
+    return sources(suite, run_tool([*_TARGETS, "Created-By: Packages"], lambda _: None))
+
+
+def ensure_programs(programs: Sequence[str], step: Step) -> None:
+    """Install the programs that are not there; each is called like its package."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    step.outcome = f"installed {', '.join(missing)}" if missing else "all there"
+    if not missing:
+        return
+    try:
+        apt_install(missing, step.report)
+    except ToolFailed as error:
+        raise Unavailable(
+            f"missing: {', '.join(missing)} ({error}); try: apt-get install {' '.join(missing)}"
+        ) from error
+
+
+def archive(suite: str, packages: Sequence[str], proxy: str | None, step: Step) -> Path:
+    """The archive of a minimal root with these packages, made at most once a week.
+
+    proxy: for http, None for what the environment says.
+    """
+    year, week, _ = datetime.now(UTC).isocalendar()
+    target = directory(Area.ROOTS) / f"{suite}-{year}-W{week:02}-{'+'.join(packages)}"
+    with locked(target, step.report):
+        step.outcome = f"from the cache: {target}"
+        if not (target / ARCHIVE).exists():
+            with building(target) as part:
+                _bootstrap(suite, packages, proxy, part, step)
+            for old in target.parent.glob(f"{suite}-*"):
+                if old != target:
+                    remove(old)
+            step.outcome = f"kept in {target}"
+    return target / ARCHIVE
+
+
+def _bootstrap(suite: str, packages: Sequence[str], proxy: str | None, part: Path, step: Step) -> None:
+    root = part / "root"
+    environ = os.environ | ({"http_proxy": proxy} if proxy else {})
+    options = ("--variant=minbase", f"--include={','.join(packages)}")
+    # In namespaces, so that what debootstrap mounts is gone with it.
+    command = command_line("debootstrap", *options, suite, str(root), machine_sources(suite).mirror)
+    run_tool(command, step.report, env=environ, cwd=ROOT)
+    step.report("packing the root")
+    for folder in ("var/cache/apt/archives", "var/lib/apt/lists"):
+        remove(root / folder)
+        # apt fails without these folders.
+        (root / folder / "partial").mkdir(parents=True)
+    packing = ["tar", "--create", "--numeric-owner", f"--file={part / ARCHIVE}", "--use-compress-program=gzip -1"]
+    run_tool([*packing, f"--directory={root}", "."], step.report)
+    remove(root)
+
+
+def http_proxy(apt_options: str) -> str | None:
+    """The proxy that lines of apt.conf(5) name for http."""
+    match = re.search(r'^Acquire::http::Proxy "(.+)";$', apt_options, re.MULTILINE)
+    return match[1] if match else None

@@ -1,0 +1,73 @@
+"""Collects this machine's settings of registries, proxies and certificates, for programs in another root."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLACE: Final = "/srv/machine"  # where the root sees files of this machine
+# Where Debian's update-ca-certificates(8) takes certificates of an administrator from.
+LOCAL_CERTIFICATES: Final = Path("/usr/local/share/ca-certificates")
+
+_PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+_VARIABLES: Final = re.compile(
+    r"PIP_(?:INDEX_URL|EXTRA_INDEX_URL|NO_INDEX|FIND_LINKS|CERT|CLIENT_CERT|PROXY|TRUSTED_HOST|DEFAULT_TIMEOUT|TIMEOUT|"
+    r"RETRIES)|GO(?:PROXY|SUMDB|NOSUMDB|NOPROXY|PRIVATE|INSECURE|AUTH)|CARGO_(?:HTTP|NET|REGISTRIES|SOURCE)_\w+|"
+    r"SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO"
+)
+_APT_OPTION: Final = re.compile(
+    r'^(Acquire::(?:https?::\S+|Retries|Check-Valid-Until|Check-Date|ForceIPv[46])) "(.+)";$', re.MULTILINE
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings for the programs in the root.
+
+    shares: paths of this machine that the settings name, and their places in the root. apt: lines of apt.conf(5).
+    """
+
+    variables: dict[str, str]
+    shares: dict[str, str]
+    apt: str
+
+
+def collect(environ: Mapping[str, str], pip_config: str, apt_config: str) -> Settings:
+    """Choose the settings that the root needs, with the paths that their files have there.
+
+    pip_config: what `pip config list` prints. apt_config: what `apt-config dump` prints.
+    """
+    shares: dict[str, str] = {}
+    proxies = {name: value for name, value in environ.items() if name.lower() in _PROXIES}
+    chosen = {name: value for name, value in environ.items() if _VARIABLES.fullmatch(name)}
+    variables = {name: _moved(value, shares) for name, value in (_pip_variables(pip_config) | chosen).items()}
+    options = {name: _moved(value, shares) for name, value in _APT_OPTION.findall(apt_config)}
+    options = {name: value for name, value in options.items() if not name.lower().endswith("proxy-auto-detect")}
+    # sudo removes proxy variables from the environment of apt (sudoers(5), env_reset).
+    for scheme in ("http", "https"):
+        if proxy := environ.get(f"{scheme}_proxy"):
+            options.setdefault(f"Acquire::{scheme}::Proxy", proxy)
+    apt = "".join(f'{name} "{value}";\n' for name, value in options.items())
+    return Settings(variables=variables | proxies, shares=shares, apt=apt)
+
+
+def _pip_variables(listing: str) -> dict[str, str]:
+    """The options of pip's files as variables: global.index-url='...' becomes PIP_INDEX_URL."""
+    pairs = re.findall(r"^(?:global|install)\.([\w-]+)=('.*'|\".*\")$", listing, re.MULTILINE)
+    named = {f"PIP_{key.upper().replace('-', '_')}": str(ast.literal_eval(value)) for key, value in pairs}
+    return {name: value for name, value in named.items() if _VARIABLES.fullmatch(name)}
+
+
+def _moved(value: str, shares: dict[str, str]) -> str:
+    words = []
+    for word in value.split():
+        if word.startswith("/") and Path(word).exists():
+            shares[word] = PLACE + word
+        words.append(shares.get(word, word))
+    return " ".join(words)
