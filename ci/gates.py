@@ -150,6 +150,7 @@ def all_gates() -> tuple[Gate, ...]:
         ),
         Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None, least=10),
         *(_on_other_kernel(lane, arguments, least) for lane, arguments, least in _BY_NIGHT),
+        Gate(name="vagrant box", command=("python", "-m", "ci.vagrant_box"), lane="netns", quick=None, nightly=True),
     )
 
 
@@ -192,7 +193,7 @@ def _fully_covered() -> list[str]:
 HELP: Final = """\
 Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests. With --nightly also
 what takes long: the programs in Rust, which have to be built once, protocol time with refwg and boringtun, a second
-kernel.
+kernel, and the Vagrantfile, whose provisioners are run in a fresh Debian root.
 
 A gate that fails does not keep the others from running; the table at the end names what failed, and the
 last line counts the tests. Results of the tests lie in report/junit/.

@@ -44,8 +44,8 @@ def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
     }  # fmt: skip
 
 
-def test_nightly_run_adds_rust_slow_and_second_kernel_gates() -> None:
-    others = {"vm tests 6.12", "warp tests 6.12"}
+def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
+    others = {"vm tests 6.12", "warp tests 6.12", "vagrant box"}
     assert names(nightly=True) - names() == {"rust netns tests", "slow warp tests", *others}
 
 

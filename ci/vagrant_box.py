@@ -1,0 +1,285 @@
+"""Runs the provisioners of the Vagrantfile in a fresh Debian root, which takes the place of the box.
+
+The root has the parts of the box that a minimal Debian lacks: the user vagrant, sudo, kmod, and the modules of a
+Debian kernel. It shares the running kernel of this machine, so modprobe makes a dry run with those modules. pytest
+collects all tests there and runs a few, some of them with tunnels.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TextIO
+
+from ci import debian_root
+from ci.enter_root import command_line
+from ci.junit import read_tally
+from ci.machine_settings import LOCAL_CERTIFICATES, collect
+from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT
+from ci.vagrantfile import parse
+from harness.errors import HarnessError, ProgramFailed, Unavailable
+from harness.install.cache import cache_root, remove
+from harness.install.progress import Step
+from harness.install.tools import ToolFailed, ended, exit_on_sigterm, run_tool
+from harness.plugin.rundir import RunDirectory
+from harness.vm import kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ci.machine_settings import Settings
+    from ci.vagrantfile import Box, Provisioner
+    from harness.install.progress import Report
+
+# What the provisioners use of the box and a minimal Debian lacks: modprobe, sudo, /etc/modules-load.d, the group kvm.
+# The provisioners must install all else.
+BOX_PACKAGES: Final = ("kmod", "sudo", "systemd", "udev")
+TOOLS: Final = ("debootstrap", "rsync")
+USER: Final = "vagrant"
+UID: Final = 1000
+HOME: Final = f"/home/{USER}"
+# What sshd sets; /etc/profile replaces the PATH in a login shell.
+SESSION: Final = {
+    "HOME": HOME,
+    "USER": USER,
+    "LOGNAME": USER,
+    "SHELL": "/bin/bash",
+    "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/games",
+}
+AS_USER: Final = (
+    "setpriv", f"--reuid={USER}", f"--regid={USER}", "--init-groups", "env", f"--chdir={HOME}",
+)  # fmt: skip
+SCRIPT: Final = "/tmp/vagrant-shell"  # noqa: S108 - vagrant's own path, in a root that nobody else can enter
+# The record separator begins each line of bash's trace.
+MARK: Final = "\x1e"
+PAIR: Final = "wireguard-go~refwg"
+# Quick tests: the first file needs no tunnel, the second makes one in each test.
+FILES: Final = ("test_counter.py", "test_ping_and_counters.py")
+JUNIT: Final = "report/vagrant-box.xml"
+LOG: Final = ROOT / "report" / "vagrant-box.log"
+TAIL: Final = 40  # lines of a failed provisioner's output that are printed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """The root folder that takes the place of the box."""
+
+    folder: Path
+    box: Box
+    settings: Settings
+    kernel: str  # the release of the kernel whose modules lie there
+
+    def command(self, *command: str) -> list[str]:
+        hostname, shares = self.box.hostname, self.settings.shares
+        return command_line(*command, root=self.folder, hostname=hostname, shares=shares)
+
+    def environment(self) -> dict[str, str]:
+        """The variables of a session of the user."""
+        tests = " or ".join(FILES)
+        return {
+            **SESSION,
+            **self.settings.variables,
+            "MODPROBE_OPTIONS": f"--dry-run --set-version={self.kernel}",
+            "PYTEST_ADDOPTS": f"--pair={PAIR} -k '{tests}' --junit-xml={JUNIT}",
+        }
+
+    def write(self, path: str, text: str) -> Path:
+        file = self.folder / path.lstrip("/")
+        file.write_text(text)
+        return file
+
+
+def main() -> int:
+    """Run all provisioners; 1 if one fails, 125 if there could be no root to run them in."""
+    exit_on_sigterm()
+    try:
+        if os.geteuid() != 0:
+            raise Unavailable("only root can make a Debian root with users of its own; run this as root")
+        with RunDirectory() as run, _removed(run.path / "root") as folder:
+            try_provisioners(parse((ROOT / "Vagrantfile").read_text()), folder)
+    except ProgramFailed as error:
+        print(f"ci/vagrant_box: {error}", file=sys.stderr)
+        return 1
+    except (HarnessError, ToolFailed, OSError) as error:
+        print(f"ci/vagrant_box: {error}", file=sys.stderr)
+        return EXIT_COULD_NOT
+    except KeyboardInterrupt:
+        print("ci/vagrant_box: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def try_provisioners(box: Box, folder: Path) -> None:
+    """Make a root in `folder` and run each provisioner in it, in the order of in_order()."""
+    LOG.parent.mkdir(exist_ok=True)
+    LOG.unlink(missing_ok=True)
+    root = make_root(box, folder)
+    for provisioner in in_order(box.provisioners):
+        provision(root, provisioner)
+    tally = read_tally(folder / box.folder.target.lstrip("/") / JUNIT)
+    print(f"tests in the root: {tally}", flush=True)
+    if tally.failed or not tally.passed:
+        raise ProgramFailed(f"tests in the root: {tally}, expected none that fails and one that passes")
+    if tally.skipped:
+        raise Unavailable(f"tests in the root: {tally}, expected none that is skipped")
+
+
+@contextmanager
+def _removed(folder: Path) -> Iterator[Path]:
+    try:
+        yield folder
+    finally:
+        with Step("removal of the root"):
+            remove(folder)
+
+
+def in_order(provisioners: Iterable[Provisioner]) -> list[Provisioner]:
+    """Those of `vagrant up` first, then those that a user asks for by name."""
+    return sorted(provisioners, key=lambda provisioner: provisioner.on_request)
+
+
+def make_root(box: Box, folder: Path) -> Root:
+    """Make the root as vagrant finds the box when it begins to provision."""
+    with Step("tools") as step:
+        debian_root.ensure_programs(TOOLS, step)
+    with Step("settings"):
+        settings = machine_settings()
+    with Step("kernel modules") as step:
+        kernel = kernels.find(box.suite, cache_root())
+        step.outcome = kernel.release
+    root = Root(folder=folder, box=box, settings=settings, kernel=kernel.release)
+    with Step("debootstrap") as step:
+        proxy = debian_root.http_proxy(settings.apt)
+        archive = debian_root.archive(box.suite, BOX_PACKAGES, proxy, step)
+    with Step("box") as step:
+        _unpack(root, archive, step.report)
+        _write_settings(root)
+        _add_user(root, step.report)
+        _add_modules(root, kernel, step.report)
+    with Step("synced folder") as step:
+        _sync(root, step.report)
+    return root
+
+
+def machine_settings() -> Settings:
+    """The settings of this machine's pip, apt and environment."""
+
+    def silent(_: str) -> None:
+        pass
+
+    pip_config = run_tool([sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"], silent)
+    return collect(os.environ, pip_config, run_tool(["apt-config", "dump", "Acquire"], silent))
+
+
+def _unpack(root: Root, archive: Path, report: Report) -> None:
+    root.folder.mkdir()
+    root.folder.chmod(0o755)
+    run_tool(["tar", "--extract", "--numeric-owner", f"--file={archive}", f"--directory={root.folder}"], report)
+
+
+def _write_settings(root: Root) -> None:
+    hostname = root.box.hostname
+    root.write("etc/hostname", f"{hostname}\n")
+    root.write("etc/hosts", f"{Path('/etc/hosts').read_text()}\n127.0.1.1 {hostname}\n")
+    root.write("etc/resolv.conf", Path("/etc/resolv.conf").read_text())
+    root.write("etc/apt/sources.list", debian_root.machine_sources(root.box.suite).lines)
+    root.write("etc/apt/apt.conf.d/90machine", root.settings.apt)
+    # Without this dpkg waits for the disk after each file, for a root that is removed at the end.
+    root.write("etc/dpkg/dpkg.cfg.d/unsafe-io", "force-unsafe-io\n")
+    # The package ca-certificates takes them in when a provisioner installs it.
+    if LOCAL_CERTIFICATES.is_dir():
+        shutil.copytree(LOCAL_CERTIFICATES, root.folder / LOCAL_CERTIFICATES.relative_to("/"), dirs_exist_ok=True)
+
+
+def _add_user(root: Root, report: Report) -> None:
+    useradd = ("useradd", "--create-home", f"--uid={UID}", "--user-group", "--shell=/bin/bash", USER)
+    _run_as_root(root, report, *useradd)
+    root.write(f"etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n").chmod(0o440)
+
+
+def _add_modules(root: Root, kernel: kernels.Kernel, report: Report) -> None:
+    if kernel.modules is None:
+        raise Unavailable(f"kernel {kernel.release} came without modules")
+    shutil.copytree(kernel.modules, root.folder / "lib/modules" / kernel.release, symlinks=True)
+    _run_as_root(root, report, "depmod", kernel.release)
+
+
+def _run_as_root(root: Root, report: Report, *command: str) -> None:
+    run_tool(root.command(*command), report, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, cwd=ROOT)
+
+
+def _sync(root: Root, report: Report) -> None:
+    """Copy the checkout with the options that vagrant gives to rsync (plugins/synced_folders/rsync/helper.rb)."""
+    folder = root.box.folder
+    source, target = (ROOT / folder.source).resolve(), root.folder / folder.target.lstrip("/")
+    options = ["--archive", "--delete", "--copy-links", f"--chown={UID}:{UID}"]
+    excluded = [f"--exclude={pattern}" for pattern in (".vagrant/", *folder.excluded)]
+    run_tool(["rsync", *options, *excluded, f"{source}/", str(target)], report)
+
+
+def provision(root: Root, provisioner: Provisioner) -> None:
+    """Run a provisioner's script as vagrant does, and show each of its commands as a step.
+
+    vagrant copies the script to the box and has bash run it, for a privileged one below `sudo -E -H`
+    (plugins/provisioners/shell/provisioner.rb, plugins/communicators/ssh/communicator.rb).
+    """
+    print(f"\n-- {provisioner.name}, as {'root' if provisioner.privileged else USER}", flush=True)
+    root.write(SCRIPT, traced(provisioner.script)).chmod(0o755)
+    become = ("sudo", "-E", "-H") if provisioner.privileged else ()
+    output: list[str] = []
+    try:
+        with LOG.open("a") as log:
+            follow(root.command(*AS_USER, *become, "bash", "-l", SCRIPT), root.environment(), output, log)
+    except (ProgramFailed, Unavailable) as error:
+        print(*output[-TAIL:], f"all of its output: {LOG}", sep="\n", flush=True)
+        raise type(error)(f"provisioner {provisioner.name}: {error}") from error
+
+
+def traced(script: str) -> str:
+    """The script with bash's trace of commands, whose lines begin with MARK."""
+    return f"PS4=$'\\x{ord(MARK):02x} '; set -x\n{script}"
+
+
+def follow(command: list[str], environ: dict[str, str], output: list[str], log: TextIO) -> None:
+    """Run a traced script, show each of its commands as a step, and add its output to `output` and `log`.
+
+    Raises Unavailable for the exit status 125, ProgramFailed for any other but 0.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environ,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    with process, ended(process), ExitStack() as steps:
+        assert process.stdout is not None  # noqa: S101 - stdout=PIPE gives one
+        step = None
+        for line in process.stdout:
+            log.write(line.replace(MARK, "+"))
+            text, mark, traced_command = line.rstrip().partition(MARK)
+            if text:
+                output.append(text)
+            if text and step is not None:
+                step.report(text)
+                step.outcome = " ".join(text.split())
+            if mark:
+                steps.close()
+                step = steps.enter_context(Step(traced_command.lstrip(f"{MARK} ")))
+        status = process.wait()
+        if status == EXIT_COULD_NOT:
+            raise Unavailable("could not do its work (exit status 125)")
+        if status != 0:
+            raise ProgramFailed(f"exit status {status}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
