@@ -1,4 +1,4 @@
-"""Bare Debian roots by debootstrap, from the mirrors that this machine's apt uses, kept as archives in the cache."""
+"""Make bare Debian roots by debootstrap from this machine's mirrors, cached as archives."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def machine_sources(suite: str) -> Sources:
 def ensure_programs(programs: Sequence[str], step: Step) -> None:
     """Install the programs that are not there; each is called like its package."""
     missing = [program for program in programs if shutil.which(program) is None]
-    step.outcome = f"installed {', '.join(missing)}" if missing else "all there"
+    step.note = f"installed {', '.join(missing)}" if missing else "all there"
     if not missing:
         return
     try:
-        apt_install(missing, step.report)
+        apt_install(missing, step.on_line)
     except ToolFailed as error:
         raise Unavailable(
             f"missing: {', '.join(missing)} ({error}); try: apt-get install {' '.join(missing)}"
@@ -81,15 +81,15 @@ def archive(suite: str, packages: Sequence[str], proxy: str | None, step: Step) 
     """
     year, week, _ = datetime.now(UTC).isocalendar()
     target = directory(Area.ROOTS) / f"{suite}-{year}-W{week:02}-{'+'.join(packages)}"
-    with locked(target, step.report):
-        step.outcome = f"from the cache: {target}"
+    with locked(target, step.on_line):
+        step.note = f"from the cache: {target}"
         if not (target / ARCHIVE).exists():
             with building(target) as part:
                 _bootstrap(suite, packages, proxy, part, step)
             for old in target.parent.glob(f"{suite}-*"):
                 if old != target:
                     remove(old)
-            step.outcome = f"kept in {target}"
+            step.note = f"kept in {target}"
     return target / ARCHIVE
 
 
@@ -99,14 +99,14 @@ def _bootstrap(suite: str, packages: Sequence[str], proxy: str | None, part: Pat
     options = ("--variant=minbase", f"--include={','.join(packages)}")
     # In namespaces, so that what debootstrap mounts is gone with it.
     command = command_line("debootstrap", *options, suite, str(root), machine_sources(suite).mirror)
-    run_tool(command, step.report, env=environ, cwd=ROOT)
-    step.report("packing the root")
+    run_tool(command, step.on_line, env=environ, cwd=ROOT)
+    step.on_line("packing the root")
     for folder in ("var/cache/apt/archives", "var/lib/apt/lists"):
         remove(root / folder)
         # apt fails without these folders.
         (root / folder / "partial").mkdir(parents=True)
     packing = ["tar", "--create", "--numeric-owner", f"--file={part / ARCHIVE}", "--use-compress-program=gzip -1"]
-    run_tool([*packing, f"--directory={root}", "."], step.report)
+    run_tool([*packing, f"--directory={root}", "."], step.on_line)
     remove(root)
 
 

@@ -1,4 +1,4 @@
-"""Runs a command in mount, PID, IPC and UTS namespaces of its own, on request with another folder as its root.
+"""Run a command in mount, PID, IPC and UTS namespaces of its own, in another root if asked.
 
     python -m ci.enter_root [--parent PID] [--root FOLDER] [--hostname NAME] [--share PATH=TARGET]... -- COMMAND...
 

@@ -1,4 +1,4 @@
-"""Collects this machine's settings of registries, proxies and certificates, for programs in another root."""
+"""Collect this machine's registries, proxies and certificates for programs in another root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the provisioners of the Vagrantfile in a fresh Debian root, which takes the place of the box.
+"""Run the provisioners of the Vagrantfile in a fresh Debian root, in the place of the box.
 
 The root has the parts of the box that a minimal Debian lacks: the user vagrant, sudo, kmod, and the modules of a
 Debian kernel. It shares the running kernel of this machine, so modprobe makes a dry run with those modules. pytest
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from ci import debian_root
 from ci.enter_root import command_line
-from ci.junit import read_tally
+from ci.junit import read_counts
 from ci.machine_settings import LOCAL_CERTIFICATES, collect
 from ci.setup_checkout import EXIT_COULD_NOT, EXIT_INTERRUPTED, ROOT
 from ci.vagrantfile import parse
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from ci.machine_settings import Settings
     from ci.vagrantfile import Box, Provisioner
-    from harness.install.progress import Report
+    from harness.install.progress import OnLine
 
 # What the provisioners use of the box and a minimal Debian lacks: modprobe, sudo, /etc/modules-load.d, the group kvm.
 # The provisioners must install all else.
@@ -121,12 +121,12 @@ def try_provisioners(box: Box, folder: Path) -> None:
     root = make_root(box, folder)
     for provisioner in in_order(box.provisioners):
         provision(root, provisioner)
-    tally = read_tally(folder / box.folder.target.lstrip("/") / JUNIT)
-    print(f"tests in the root: {tally}", flush=True)
-    if tally.failed or not tally.passed:
-        raise ProgramFailed(f"tests in the root: {tally}, expected none that fails and one that passes")
-    if tally.skipped:
-        raise Unavailable(f"tests in the root: {tally}, expected none that is skipped")
+    counts = read_counts(folder / box.folder.target.lstrip("/") / JUNIT)
+    print(f"tests in the root: {counts}", flush=True)
+    if counts.failed or not counts.passed:
+        raise ProgramFailed(f"tests in the root: {counts}, expected none that fails and one that passes")
+    if counts.skipped:
+        raise Unavailable(f"tests in the root: {counts}, expected none that is skipped")
 
 
 @contextmanager
@@ -151,18 +151,18 @@ def make_root(box: Box, folder: Path) -> Root:
         settings = machine_settings()
     with Step("kernel modules") as step:
         kernel = kernels.find(box.suite, cache_root())
-        step.outcome = kernel.release
+        step.note = kernel.release
     root = Root(folder=folder, box=box, settings=settings, kernel=kernel.release)
     with Step("debootstrap") as step:
         proxy = debian_root.http_proxy(settings.apt)
         archive = debian_root.archive(box.suite, BOX_PACKAGES, proxy, step)
     with Step("box") as step:
-        _unpack(root, archive, step.report)
+        _unpack(root, archive, step.on_line)
         _write_settings(root)
-        _add_user(root, step.report)
-        _add_modules(root, kernel, step.report)
+        _add_user(root, step.on_line)
+        _add_modules(root, kernel, step.on_line)
     with Step("synced folder") as step:
-        _sync(root, step.report)
+        _sync(root, step.on_line)
     return root
 
 
@@ -176,10 +176,10 @@ def machine_settings() -> Settings:
     return collect(os.environ, pip_config, run_tool(["apt-config", "dump", "Acquire"], silent))
 
 
-def _unpack(root: Root, archive: Path, report: Report) -> None:
+def _unpack(root: Root, archive: Path, on_line: OnLine) -> None:
     root.folder.mkdir()
     root.folder.chmod(0o755)
-    run_tool(["tar", "--extract", "--numeric-owner", f"--file={archive}", f"--directory={root.folder}"], report)
+    run_tool(["tar", "--extract", "--numeric-owner", f"--file={archive}", f"--directory={root.folder}"], on_line)
 
 
 def _write_settings(root: Root) -> None:
@@ -196,30 +196,30 @@ def _write_settings(root: Root) -> None:
         shutil.copytree(LOCAL_CERTIFICATES, root.folder / LOCAL_CERTIFICATES.relative_to("/"), dirs_exist_ok=True)
 
 
-def _add_user(root: Root, report: Report) -> None:
+def _add_user(root: Root, on_line: OnLine) -> None:
     useradd = ("useradd", "--create-home", f"--uid={UID}", "--user-group", "--shell=/bin/bash", USER)
-    _run_as_root(root, report, *useradd)
+    _run_as_root(root, on_line, *useradd)
     root.write(f"etc/sudoers.d/{USER}", f"{USER} ALL=(ALL) NOPASSWD: ALL\n").chmod(0o440)
 
 
-def _add_modules(root: Root, kernel: kernels.Kernel, report: Report) -> None:
+def _add_modules(root: Root, kernel: kernels.Kernel, on_line: OnLine) -> None:
     if kernel.modules is None:
         raise Unavailable(f"kernel {kernel.release} came without modules")
     shutil.copytree(kernel.modules, root.folder / "lib/modules" / kernel.release, symlinks=True)
-    _run_as_root(root, report, "depmod", kernel.release)
+    _run_as_root(root, on_line, "depmod", kernel.release)
 
 
-def _run_as_root(root: Root, report: Report, *command: str) -> None:
-    run_tool(root.command(*command), report, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, cwd=ROOT)
+def _run_as_root(root: Root, on_line: OnLine, *command: str) -> None:
+    run_tool(root.command(*command), on_line, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}, cwd=ROOT)
 
 
-def _sync(root: Root, report: Report) -> None:
+def _sync(root: Root, on_line: OnLine) -> None:
     """Copy the checkout with the options that vagrant gives to rsync (plugins/synced_folders/rsync/helper.rb)."""
     folder = root.box.folder
     source, target = (ROOT / folder.source).resolve(), root.folder / folder.target.lstrip("/")
     options = ["--archive", "--delete", "--copy-links", f"--chown={UID}:{UID}"]
     excluded = [f"--exclude={pattern}" for pattern in (".vagrant/", *folder.excluded)]
-    run_tool(["rsync", *options, *excluded, f"{source}/", str(target)], report)
+    run_tool(["rsync", *options, *excluded, f"{source}/", str(target)], on_line)
 
 
 def provision(root: Root, provisioner: Provisioner) -> None:
@@ -269,8 +269,8 @@ def follow(command: list[str], environ: dict[str, str], output: list[str], log: 
             if text:
                 output.append(text)
             if text and step is not None:
-                step.report(text)
-                step.outcome = " ".join(text.split())
+                step.on_line(text)
+                step.note = " ".join(text.split())
             if mark:
                 steps.close()
                 step = steps.enter_context(Step(traced_command.lstrip(f"{MARK} ")))

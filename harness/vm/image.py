@@ -291,7 +291,9 @@ def project_files() -> list[Path]:
     try:
         names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        return sorted(walk(PROJECT, lambda name: name.startswith(".") or name in {"__pycache__", "report"}))
+        found = walk(PROJECT, lambda name: name.startswith(".") or name == "__pycache__")
+        # Only the one at the top is a run's report; harness/report is code.
+        return sorted(path for path in found if path.relative_to(PROJECT).parts[0] != "report")
     return [path for name in names if name and (path := PROJECT / name).is_file()]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.vm import image
 from harness.vm.bytecode import compile_imports
 from harness.vm.image import Tree, closure, extra_tree
 
@@ -55,3 +56,12 @@ def test_guest_packages_include_test_but_not_developer_tools() -> None:
     found = closure("wg-interop", ("", "test"))
     assert {"wg-interop", "pyroute2", "pytest", "pluggy", "cffi"} <= found
     assert not {"mypy", "ruff", "pre-commit"} & found
+
+
+def test_project_outside_git_has_its_code_but_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("harness/report/results.py", "pyproject.toml", "report/results.json", ".venv/bin/python")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(image, "PROJECT", tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in image.project_files()] == list(names[:2])
