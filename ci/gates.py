@@ -105,7 +105,7 @@ def all_gates() -> tuple[Gate, ...]:
             lane="netns",
             quick=("--pair", PAIR),
             full=_FOUR,
-            least=1400,
+            least=1250,
             least_quick=330,
         ),
         Gate(

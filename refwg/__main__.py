@@ -142,8 +142,9 @@ def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[
     """Run the loop, as another user if one is given, and with it end the process."""
     loop.stop_when_removed(file)
     if user is not None:
-        from refwg import privileges  # noqa: PLC0415 - who stays root need not wait for it
+        from refwg import crypto, privileges  # noqa: PLC0415 - who stays root need not wait for it
 
+        crypto.load()
         privileges.at_our_end(file.remove)
         privileges.drop(user)
     loop.start()

@@ -136,6 +136,18 @@ def _extended(key: bytes, nonce: bytes) -> tuple[bytes, bytes]:
     return hchacha20(key, nonce[:_HCHACHA_NONCE_LENGTH]), bytes(4) + nonce[_HCHACHA_NONCE_LENGTH:]
 
 
+def load() -> None:
+    """Use every primitive once: `cryptography` imports its parts at their first use, which may come too late.
+
+    A process that has become another user may not be able to read them any more.
+    """
+    key = bytes(range(32))
+    dh(key, public_key_of(key))
+    xopen(key, bytes(24), xseal(key, bytes(24), b"", b""), b"")
+    mac(key, b"")
+    kdf(1, key, b"")
+
+
 def is_zero(key: bytes) -> bool:
     """Whether a configured key means "none"."""
     return same(key, ZERO_KEY)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from refwg.crypto import Aead, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
 from selftests.support.points import LOW_ORDER_POINTS
+from selftests.support.sandbox import ROOT
 
 KEY = bytes(range(32))
 
@@ -82,3 +86,28 @@ def test_same_compares_every_byte_and_length() -> None:
     for at in range(32):
         assert not same(KEY, KEY[:at] + bytes([KEY[at] ^ 1]) + KEY[at + 1 :])
     assert not same(KEY, KEY[:31])
+
+
+# Which modules a session imports beyond those that are there when refwg serves its interface.
+IMPORTS_OF_A_SESSION = """
+import sys
+from refwg import crypto, loop
+from selftests.support.pair import Pair
+
+if len(sys.argv) > 1:
+    crypto.load()
+before = set(sys.modules)
+pair = Pair()
+pair.connect()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_no_module_is_imported_after_load() -> None:
+    def late(*words: str) -> list[str]:
+        command = [sys.executable, "-c", IMPORTS_OF_A_SESSION, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert "cryptography.hazmat.backends" in late()
+    assert late("load") == []
