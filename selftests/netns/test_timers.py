@@ -81,6 +81,11 @@ def session_start(wire: Capture) -> int:
     return wire.messages(kind=INITIATION)[0].time
 
 
+def longest_retry() -> float:
+    """Return the seconds between an initiation and its retry, at most (TM-01)."""
+    return REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)
+
+
 def drop(loopback: Tunnel, condition: str) -> None:
     """Let no datagram through that meets the condition."""
     chain = f"type filter hook input priority 0\n{condition} counter drop"
@@ -89,7 +94,8 @@ def drop(loopback: Tunnel, condition: str) -> None:
 
 @pytest.mark.requirement("TM-07")
 def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire: Capture) -> None:
-    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE), "who notes that it has sent after the answer has come begins anew")
+    # wireguard-go may start the timers of 15 s and 5 s after the answer has come, and then initiates.
+    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE) + longest_retry(), "A has begun its last early session")
     start = initiations(wire, PORT_OF_A)[-1].time
     let_pass(start / SECOND + REKEY_AFTER_TIME - 5 - time.time(), "the session is not old enough")
     loopback.must_ping("ns1", V4_OF_B)
@@ -157,11 +163,11 @@ def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel
     drop(loopback, f"udp dport {PORT_OF_B}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
         udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
-        let_pass((INITIATIONS_OF_A_SERIES + 6) * (REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)), "all retries")
+        let_pass((INITIATIONS_OF_A_SERIES + 6) * longest_retry(), "all retries")
         sent = initiations(wire, PORT_OF_A)
     gaps = [(b.time - a.time) / SECOND for a, b in pairwise(sent)]
     assert min(gaps) >= REKEY_TIMEOUT
-    assert max(gaps) <= REKEY_TIMEOUT + MAX_JITTER + slack(REKEY_TIMEOUT)
+    assert max(gaps) <= longest_retry()
     last = (sent[-1].time - sent[0].time) / SECOND
     assert LAST_RETRY[0] <= last <= LAST_RETRY[1]
     if len(sent) != INITIATIONS_OF_A_SERIES:
@@ -258,10 +264,28 @@ def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: 
     assert max(b - a for a, b in pairwise(sent)) <= INTERVAL + slack(INTERVAL)
     keepalives = [m.time / SECOND for m in wire.messages(port=PORT_OF_A) if m.is_keepalive]
     assert HOUR / (INTERVAL + slack(INTERVAL)) - 1 <= len(keepalives) <= HOUR / INTERVAL * 1.5
-    sessions = len(initiations(wire, PORT_OF_A, after=session_start(wire)))
+    repeated = len(repeated_initiations(wire))
+    sessions = len(initiations(wire, PORT_OF_A, after=session_start(wire))) - repeated
     fewest, most = HOUR // (REKEY_AFTER_TIME + 2 * INTERVAL), HOUR // REKEY_AFTER_TIME
     assert fewest <= sessions <= most, f"{sessions} new sessions in an hour, not {fewest} to {most}"
     assert not initiations(wire, PORT_OF_B)
+    how = f"A repeats {repeated} answered initiations after {REKEY_TIMEOUT} s, and begins {sessions} sessions"
+    assert repeated <= sessions / 2, how
+    if repeated:
+        differs(how, by=[loopback.a.manifest.name])
+
+
+def repeated_initiations(wire: Capture) -> list[Message]:
+    """Return the initiations of A that are retries (TM-01) although B has answered the one before.
+
+    wireguard-go starts the timer of the retry after it has sent. If the answer comes before that, it stops nothing.
+    """
+    answered = {response.payload[8:12] for response in wire.messages(kind=RESPONSE, port=PORT_OF_B)}
+    return [
+        second
+        for first, second in pairwise(initiations(wire, PORT_OF_A))
+        if first.payload[4:8] in answered and REKEY_TIMEOUT <= (second.time - first.time) / SECOND <= longest_retry()
+    ]
 
 
 @pytest.mark.requirement("TM-20", "TM-21")
