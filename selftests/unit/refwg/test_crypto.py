@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from refwg import crypto
 from refwg.crypto import Aead, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
 from selftests.support.points import LOW_ORDER_POINTS
 from selftests.support.sandbox import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = bytes(range(32))
 
@@ -111,3 +116,22 @@ def test_no_module_is_imported_after_load() -> None:
 
     assert "cryptography.hazmat.backends" in late()
     assert late("load") == []
+
+
+def test_load_uses_curve_cipher_and_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"dh", "public_key_of", "xseal", "xopen", "mac", "kdf"}
+    used: set[str] = set()
+
+    def noted(name: str) -> Callable[..., object]:
+        function = getattr(crypto, name)
+
+        def call(*words: object) -> object:
+            used.add(name)
+            return function(*words)
+
+        return call
+
+    for name in names:
+        monkeypatch.setattr(crypto, name, noted(name))
+    crypto.load()
+    assert used == names
