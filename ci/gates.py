@@ -193,7 +193,7 @@ def _fully_covered() -> list[str]:
 HELP: Final = """\
 Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests. With --nightly also
 what takes long: the programs in Rust, which have to be built once, protocol time with refwg and boringtun, a second
-kernel, and the Vagrantfile, whose provisioners are run in a fresh Debian root.
+kernel, and the provisioners of the Vagrantfile in a fresh Debian root.
 
 A gate that fails does not keep the others from running; the table at the end names what failed, and the
 last line counts the tests. Results of the tests lie in report/junit/.
