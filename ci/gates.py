@@ -60,7 +60,7 @@ class Gate:
 
 # Folders whose tests need neither namespaces nor a guest.
 _UNIT: Final = ("selftests/unit", "selftests/properties", "selftests/vectors")
-_UNIT_TESTS: Final = 4200
+_UNIT_TESTS: Final = 4700
 # The scenarios of all pairs; and what the lab itself can do, which depends on neither program nor kernel.
 _SCENARIOS: Final = "selftests/netns"
 _LAB: Final = "selftests/lab"
@@ -123,7 +123,7 @@ def all_gates() -> tuple[Gate, ...]:
             command=("pytest", *_vm(VM_PAIRS, *_BY_DAY), *_results("vm")),
             lane="vm",
             quick=None,
-            least=450,
+            least=380,
         ),
         Gate(
             name="vm refwg tests",
@@ -155,7 +155,7 @@ def all_gates() -> tuple[Gate, ...]:
 
 
 _BY_NIGHT: Final = (
-    ("vm", _vm(VM_PAIRS + SLOW_PAIRS), 700),
+    ("vm", _vm(VM_PAIRS + SLOW_PAIRS), 600),
     ("warp", (*_WARP, *_pairs(WARP_PAIRS + SLOW_WARP_PAIRS)), 80),
 )
 
