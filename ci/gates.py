@@ -117,7 +117,9 @@ def all_gates() -> tuple[Gate, ...]:
             nightly=True,
             least=450,
         ),
-        Gate(name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None, least=110),
+        Gate(
+            name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None, least=110
+        ),
         Gate(
             name="vm tests",
             command=("pytest", *_vm(VM_PAIRS, *_BY_DAY), *_results("vm")),

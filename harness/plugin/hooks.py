@@ -173,7 +173,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         return []
     reason = launch.refused()
     where = f"no sandbox: {reason}" if reason else "sandbox of its own"
-    return [f"wg-interop: {where}, seed {state.seed}", *_left_out(state)]
+    return [*_left_out(state), f"wg-interop: {where}, seed {state.seed}"]
 
 
 def _left_out(state: State) -> list[str]:
@@ -181,6 +181,8 @@ def _left_out(state: State) -> list[str]:
     if state.plan.concerns_lab or state.plan.lanes or state.plan.lane_of_guest:
         return []
     parts = ["lanes vm and warp (--lane vm --lane warp)"]
+    if launch.inside() and any(m.kind == "kernel" and m.why_unavailable() for m in state.programs.alone):
+        parts.append("kernel WireGuard, which this kernel lacks (--lane vm)")
     manifests = [manifest for manifest in state.programs.alone if manifest.kind != "kernel" and manifest.install]
     if lacking := [manifest.name for manifest in manifests if manifest.why_unavailable()]:
         names = " ".join(lacking)
