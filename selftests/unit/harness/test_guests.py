@@ -38,10 +38,12 @@ pytest_plugins = ["pytester"]
 FILES = ("selftests/netns/test_a.py", "selftests/netns/test_b.py")
 # In place of QEMU: each guest is a process of this machine, and notes which files it was given.
 NO_QEMU = """
-import os, pathlib, subprocess, tempfile, types
+import os, pathlib, subprocess, sys, tempfile, types
 from harness.vm import boot
 
 def guest(kernel, command, *, environment, folder, show, **rest):
+    # In a guest `python` is this interpreter, here it may be another.
+    command = [sys.executable, *command[1:]]
     done = subprocess.run(command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE)
     show(done.stdout)
     with open(environment["WG_INTEROP_LANE"] + ".txt", "a") as note:
