@@ -1,7 +1,7 @@
 """Run and time both suites inside the guest of bench/suite, one after the other.
 
 Arguments: where the results go, and a JSON object: by name, how often a command runs at once, and the command. Each of
-several is told its shard of the tests, and has a /run of its own. Figures go to `figures.json` there.
+several runs its shard of the tests, and has a /run of its own. Figures go to `figures.json` there.
 """
 
 from __future__ import annotations

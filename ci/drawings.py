@@ -290,7 +290,7 @@ def outdated(text: str) -> list[str]:
 
 
 def redrawn(text: str) -> str:
-    """The document with every drawing made anew."""
+    """Return the document with every drawing made from the tables of today."""
     drawn_in(text)
     return _BLOCK.sub(lambda match: f"{match[1]}{DRAWINGS[match['name']]()}\n", text)
 

@@ -374,7 +374,7 @@ def install_(names: tuple[str, ...]) -> int:
     tools.exit_on_sigterm()
     for name in names:
         if installer.is_manifest(name):
-            # A mistake in any of its keys is told before a build that takes minutes.
+            # Report a mistake in any of its keys before a build that takes minutes.
             load_manifest(Path(name))
     return installer.install_each(names)
 

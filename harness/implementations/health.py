@@ -35,7 +35,7 @@ CRASH_PATTERNS: Final = (
     r"Segmentation fault|SIGSEGV",
 )
 _TERMINATION: Final = 2.0
-_ENOUGH: Final = 3  # crashes are told
+_ENOUGH: Final = 3  # crash reports are named
 _LONGEST: Final = 1 << 16  # bytes of a crash report and its reason
 
 
