@@ -1,7 +1,7 @@
-"""Try what the lab needs on this machine by using it, in a sandbox: `wg-interop doctor`.
+"""Try everything that the lab needs on this machine, in a sandbox: `wg-interop doctor`.
 
-The probes run in a child behind the launcher, `python -m harness.cli.doctor`, which writes each finding as a
-line of JSON. Where there can be no sandbox they run all the same, so that one call names everything that is missing.
+The probes run in a child process in the sandbox, `python -m harness.cli.doctor`. It prints each finding as a line of
+JSON. If no sandbox can be made, the child runs without one, so that one call still lists everything that is missing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _EMPTY_CAPTURE: Final = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1
 
 
 class Missing(HarnessError):
-    """A probe found something missing and knows the remedy."""
+    """Something that the lab needs is missing. remedy: the command that installs or enables it; empty if unknown."""
 
     def __init__(self, detail: str, remedy: str = "") -> None:
         super().__init__(detail)
@@ -70,13 +70,17 @@ class Missing(HarnessError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What a probe found. remedy: one command or one act. package: the Debian package that would bring it."""
+    """The result of one probe.
+
+    detail: one line of what was seen. needed: lane netns cannot run without it. disables: what does not run while it is
+    missing. remedy: the command that fixes it. package: the Debian package that contains it.
+    """
 
     name: str
     kind: str  # ability, program or implementation
     works: bool
     detail: str
-    needed: bool = True  # whether the netns lane cannot run without it
+    needed: bool = True
     disables: str = ""
     remedy: str = ""
     package: str = ""
@@ -84,7 +88,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One thing to try: `attempt` says how it went or raises; `disables` is what its lack costs."""
+    """One thing to try. attempt: returns one line of detail, or raises; other fields as in Finding."""
 
     name: str
     attempt: Callable[[Bench], str]
@@ -95,6 +99,7 @@ class Probe:
     needed: bool = True
 
     def run(self, bench: Bench) -> Finding:
+        """Try it; every error of the attempt becomes a Finding that does not work."""
         try:
             return self._finding(self.attempt(bench), works=True)
         except Missing as missing:
@@ -105,7 +110,7 @@ class Probe:
             return self._absent() or self._finding(str(error) or repr(error), remedy=self.remedy)
 
     def _absent(self) -> Finding | None:
-        """What to say if the reason of a failure is that the program is not there, or not on PATH."""
+        """The finding for a program that is not installed or not on PATH; None for other failures."""
         if self.kind != "program" or shutil.which(self.name):
             return None
         hidden = shutil.which(self.name, path=":".join(_SBIN))
@@ -119,7 +124,7 @@ class Probe:
             name=self.name,
             kind=self.kind,
             works=works,
-            detail=" ".join(lines[:1] + lines[1:][-1:]),  # the last line of a program's output says why it ended
+            detail=" ".join(lines[:1] + lines[1:][-1:]),  # the last line of a program's output is its error
             needed=self.needed,
             disables="" if works else self.disables,
             remedy=remedy,
@@ -128,7 +133,7 @@ class Probe:
 
 
 class Bench:
-    """Two nodes and a directory for the probes, made when first needed."""
+    """Two nodes and a directory for the probes; the nodes are made on first use."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -136,14 +141,16 @@ class Bench:
 
     @cached_property
     def node(self) -> NetNS:
+        """The node in which most probes run."""
         return self.lab.node("doctor1")
 
     @cached_property
     def other(self) -> NetNS:
+        """A second node, for the other end of a veth pair."""
         return self.lab.node("doctor2")
 
     def output(self, *argv: str, stdin: str = "") -> str:
-        """Run a program to its end, in a node if there can be one, and return what it printed."""
+        """Run a program and return its output. It runs in the node, or outside if no node can be made."""
         try:
             return self.node.run(argv, stdin=stdin).stdout
         except Unavailable:
@@ -170,8 +177,8 @@ def _fresh_proc(_: Bench) -> str:
     require_sandbox()
     seen = os.readlink("/proc/self")  # noqa: PTH115 - Path would make a path of a number
     if seen != str(os.getpid()):
-        raise Missing(f"/proc is another namespace's: it says {seen} of pid {os.getpid()}")
-    return "shows the processes of the sandbox only"
+        raise Missing(f"/proc belongs to another PID namespace: /proc/self is {seen}, expected {os.getpid()}")
+    return "shows only the processes of the sandbox"
 
 
 def _nodes(bench: Bench) -> str:
@@ -186,7 +193,7 @@ def _veth(bench: Bench) -> str:
 def _tun(bench: Bench) -> str:
     require_sandbox()
     try:
-        # A TUN device is born where its descriptor was opened.
+        # tun_chr_open: the device belongs to the network namespace in which /dev/net/tun was opened.
         device = bench.node.thread.call(os.open, TUN, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise _tun_missing(error) from error
@@ -195,7 +202,7 @@ def _tun(bench: Bench) -> str:
         bench.node.index("doctor0")
     finally:
         os.close(device)
-    return "opened, and made a TUN device"
+    return "opened it and made a TUN device"
 
 
 def _tun_missing(error: OSError) -> Missing:
@@ -204,17 +211,17 @@ def _tun_missing(error: OSError) -> Missing:
         return Missing(f"{error.strerror}, its mode is {mode:04o}", f"as root: chmod 0666 {TUN}")
     if error.errno == errno.ENOENT:
         make = f"mkdir -p {TUN.parent} && mknod -m 0666 {TUN} c 10 200"
-        return Missing("no such device file", f"as root: {make} (a container wants --device {TUN})")
+        return Missing("no such device file", f"as root: {make} (for a container: --device {TUN})")
     return Missing(str(error.strerror), "as root: modprobe tun")
 
 
 def _icmp(bench: Bench) -> str:
     must_ping(bench.node, "127.0.0.1")
-    return "an echo request from a raw socket was answered"
+    return "an echo request from a raw socket got its reply"
 
 
 def _conntrack(bench: Bench) -> str:
-    # A rule that asks for the state of connections loads the module, where that is possible.
+    # Loading a rule with `ct state` makes the kernel load nf_conntrack, where modules can be loaded.
     bench.node.nft(_COUNTING_RULES)
     bench.node.sysctl("net.netfilter.nf_conntrack_udp_timeout", 2)
     return "its timeouts can be set"
@@ -234,8 +241,8 @@ def _nft(bench: Bench) -> str:
         sender.sendto(b"", ("127.0.0.1", 9))
     counted = bench.node.nft_counters()["echo"]
     if counted == 0:
-        raise Missing("a rule that must have matched counted nothing")
-    return "a rule was loaded, and its counter read"
+        raise Missing("the counter of a rule is 0 after a packet that matches the rule")
+    return "loaded a rule and read its counter"
 
 
 def _wg(bench: Bench) -> str:
@@ -254,7 +261,7 @@ def _wg_quick(bench: Bench) -> str:
 
 def _ping(bench: Bench) -> str:
     bench.node.run(["ping", "-c1", "-W2", "127.0.0.1"])
-    return "was answered"
+    return "got its reply"
 
 
 def _iperf3(bench: Bench) -> str:
@@ -297,7 +304,7 @@ def _rust(_: Bench) -> str:
 
 
 def _recipes() -> Iterator[Recipe]:
-    """How the implementations are installed that can be."""
+    """The install recipes of all known implementations that have one."""
     return (manifest.install for manifest in Registry().known.values() if manifest.install is not None)
 
 
@@ -306,7 +313,7 @@ def _newest(versions: Iterable[str]) -> tools.Version:
 
 
 def _no_compiler(wanted: tools.Version) -> Missing:
-    return Missing(f"none of {tools.version_text(wanted)} or newer on PATH or in the cache")
+    return Missing(f"version {tools.version_text(wanted)} or newer is neither on PATH nor in the cache")
 
 
 # Implementations
@@ -314,7 +321,7 @@ def _no_compiler(wanted: tools.Version) -> Missing:
 
 def _implementation(manifest: Manifest, bench: Bench) -> str:
     if manifest.kind == "kernel":
-        # Outside, it would be this machine's network namespace that is asked, where we may make no link.
+        # Without a sandbox, the probe would make a link in this machine's own network namespace.
         require_sandbox()
     reason = manifest.why_unavailable()
     if reason is not None:
@@ -325,11 +332,11 @@ def _implementation(manifest: Manifest, bench: Bench) -> str:
         node = lab.node("doctor3")
         start = time.monotonic()
         lab.interface("wg0", manifest, node).get()
-        taken = time.monotonic() - start
+        seconds = time.monotonic() - start
     finally:
         lab.close()
     where = f"{manifest.find_program()}, " if manifest.kind == "uapi" and manifest.needs_program else ""
-    return f"{manifest.version()}, {where}up in {taken * 1000:.0f} ms"
+    return f"{manifest.version()}, {where}up in {seconds * 1000:.0f} ms"
 
 
 def _program(name: str, package: str, attempt: Callable[[Bench], str], disables: str, *, needed: bool = False) -> Probe:
@@ -343,7 +350,7 @@ _PROBES: Final = (
     Probe(name="fresh /proc", attempt=_fresh_proc, disables=_LANE),
     Probe(name="network namespaces", attempt=_nodes, disables=_LANE),
     Probe(name="veth", attempt=_veth, disables=_LANE, remedy="as root: modprobe veth"),
-    Probe(name=str(TUN), attempt=_tun, disables="every implementation that is a program", needed=False),
+    Probe(name=str(TUN), attempt=_tun, disables="every userspace implementation", needed=False),
     Probe(name="raw ICMP socket", attempt=_icmp, disables=_LANE),
     _program("ip", "iproute2", _ip, _LANE, needed=True),
     _program("nft", "nftables", _nft, _FIREWALL, needed=True),
@@ -353,12 +360,12 @@ _PROBES: Final = (
     _program("ping", "iputils-ping", _ping, "tests that start ping(8)"),
     _program("iperf3", "iperf3", _iperf3, "benchmarks and load tests"),
     _program("qemu-system-x86_64", "qemu-system-x86", _qemu, "the vm and warp lanes"),
-    _program("tshark", "tshark", _tshark, "tests that read captures as Wireshark does"),
-    Probe(name="go", attempt=_go, disables="nothing: wg-interop install fetches a Go when it needs one", needed=False),
+    _program("tshark", "tshark", _tshark, "tests that open captures in Wireshark"),
+    Probe(name="go", attempt=_go, disables="nothing: wg-interop install downloads Go if needed", needed=False),
     Probe(
         name="rust",
         attempt=_rust,
-        disables="nothing: wg-interop install fetches Debian's when it needs one",
+        disables="nothing: wg-interop install downloads Debian's Rust if needed",
         needed=False,
     ),
 )
@@ -377,7 +384,7 @@ def _probes() -> Iterator[Probe]:
 
 
 def inside() -> None:
-    """Try everything and write the findings; what the child behind the launcher does."""
+    """Run all probes and print their findings as lines of JSON; the child in the sandbox calls this."""
     with tempfile.TemporaryDirectory(prefix="wg-interop-doctor-") as scratch:
         bench = Bench(Path(scratch))
         for probe in _probes():
@@ -389,13 +396,16 @@ def inside() -> None:
 
 
 def findings() -> Generator[Finding]:
-    """Start the probes in a sandbox and hand on what they find, as they find it."""
+    """Run the probes in a sandbox and yield each finding as it arrives.
+
+    Raises HarnessError if the probes take longer than DEADLINE or end with another status than 0.
+    """
     command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", "harness.cli.doctor"]
     home = str(Path(__file__).parents[2])
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
-    with tempfile.TemporaryFile("w+") as said:
+    with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(
-            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said
+            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
         )
         late = threading.Event()
 
@@ -404,7 +414,7 @@ def findings() -> Generator[Finding]:
             child.kill()
 
         timer = threading.Timer(DEADLINE, end)
-        # Whoever ends early, by Ctrl-C or `| head -1`, is not to wait for it.
+        # After Ctrl-C or `| head -1` the process must not wait for the timer.
         timer.daemon = True
         timer.start()
         try:
@@ -414,19 +424,19 @@ def findings() -> Generator[Finding]:
             timer.cancel()
         if late.is_set():
             raise HarnessError(f"doctor: the probes took longer than {DEADLINE:g} s")
-        said.seek(0)
+        errors.seek(0)
         if child.returncode != 0:
-            last = (said.read().splitlines() or ["nothing"])[-1]
-            raise HarnessError(f"doctor: the probes ended with status {child.returncode} and said {last}")
+            last = (errors.read().splitlines() or ["nothing on stderr"])[-1]
+            raise HarnessError(f"doctor: the probes ended with status {child.returncode}: {last}")
 
 
 def is_able(found: Sequence[Finding]) -> bool:
-    """Whether the netns lane can run: all that it needs works, and at least one implementation."""
+    """Whether lane netns can run: everything that it needs works, and at least one implementation."""
     return all(f.works for f in found if f.needed) and any(f.works for f in found if f.kind == "implementation")
 
 
 def examine(stream: TextIO, *, as_json: bool) -> int:
-    """Try everything, print the findings for people or for programs; the exit status."""
+    """Run all probes and print the findings, as text or as JSON; returns the exit status."""
     out = terminal.console(stream)
     found: list[Finding] = []
     if not as_json:
@@ -443,12 +453,8 @@ def examine(stream: TextIO, *, as_json: bool) -> int:
     return terminal.OK if is_able(found) else terminal.COULD_NOT
 
 
-if __name__ == "__main__":
-    inside()
-
-
 def print_finding(out: Console, found: Finding) -> None:
-    """One finding, as soon as it is known."""
+    """Print one finding, with what it disables and the command that fixes it."""
     mark, style = ("works", "green") if found.works else ("MISSING", "bold red" if found.needed else "yellow")
     terminal.line(out, f"{mark:<8} {found.name:<20} {found.detail}", style)
     if found.disables:
@@ -458,10 +464,10 @@ def print_finding(out: Console, found: Finding) -> None:
 
 
 def print_conclusion(out: Console, found: Sequence[Finding], *, able: bool) -> None:
-    """What they come to: one command for all packages, and whether the netns lane can run."""
+    """Print one command that installs all missing packages, and whether lane netns can run."""
     packages = sorted({each.package for each in found if each.package})
     if len(packages) > 1:
-        terminal.line(out, f"all programs at once, as root: apt-get install -y {' '.join(packages)}")
+        terminal.line(out, f"to install all of them, as root: apt-get install -y {' '.join(packages)}")
     usable = [each.name for each in found if each.kind == "implementation" and each.works]
     lacking = [each.name for each in found if each.needed and not each.works]
     if able:
@@ -470,3 +476,7 @@ def print_conclusion(out: Console, found: Sequence[Finding], *, able: bool) -> N
         terminal.line(
             out, f"The netns lane cannot run without {', '.join(lacking) or 'an implementation'}.", "bold red"
         )
+
+
+if __name__ == "__main__":
+    inside()
