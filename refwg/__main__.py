@@ -26,36 +26,39 @@ if TYPE_CHECKING:
     from refwg.uapi_socket import SocketFile
 
 _HELP: Final = """\
-A WireGuard interface in userspace, written to be read: it does what the Linux driver does, one packet at a time.
+A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver, and handles one packet
+at a time, so it is slow.
 
-refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, by which wg(8) configures it as it would
-configure the driver's. Then it goes into the background. A tunnel, by hand:
+refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, and then goes into the background. wg(8)
+configures the interface like one of the driver. To make a tunnel:
 
   refwg wg0
   wg set wg0 listen-port 51820 private-key ./key peer PUBLIC_KEY allowed-ips 10.0.0.2/32 endpoint 192.0.2.1:51820
   ip address add 10.0.0.1/24 dev wg0
   ip link set wg0 up
 
-or with a configuration file: WG_QUICK_USERSPACE_IMPLEMENTATION=refwg wg-quick up wg0
+With a configuration file: WG_QUICK_USERSPACE_IMPLEMENTATION=refwg wg-quick up wg0
 
-"refwg selftest" makes no interface: it checks the parts that all else rests on, and ends with status 0 if all are well.
+"refwg selftest" makes no interface. It checks the primitives, the replay window, the rate limiter and the allowed-ips
+table, and exits with status 0 if all checks pass.
 """
 _EPILOG: Final = """\
-Once the command has come back, or in the foreground once the socket file is there, wg(8) is answered. The process ends,
-and takes interface and socket with it, on SIGTERM and SIGINT, and when the interface or the socket file is removed. An
-interface that is moved to another network namespace is followed; the UDP sockets stay where the process was started.
+The interface can be configured when the command returns, or in the foreground when the socket file exists. SIGTERM,
+SIGINT, or removing the interface or the socket file ends the process; interface and socket file are then removed.
 
---drop-privileges USER keeps of root's rights CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE: keys, peers, ports,
-marks and the link may change as before. Only to follow an interface to another namespace takes more, so do not move it.
-A helper of a few lines stays root until the end, to remove the socket file then.
+The interface may be moved to another network namespace. The UDP sockets stay in the namespace of the process.
+
+--drop-privileges USER keeps only CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. Keys, peers, ports, marks and the
+link can still be changed, but the interface must not be moved to another namespace. A small helper process stays root
+to remove the socket file at the end.
 
 environment:
   LOG_LEVEL              verbose (or debug), error (the default) or silent; logs go to standard error
-  WG_PROCESS_FOREGROUND  1: as --foreground
-  WG_TUN_FD              use this descriptor of a TUN interface (IFF_NO_PI) instead of making one
-  WG_UAPI_FD             use this descriptor of a listening socket instead of making one
+  WG_PROCESS_FOREGROUND  1: same as --foreground
+  WG_TUN_FD              descriptor of a TUN interface (IFF_NO_PI) to use instead of a new one
+  WG_UAPI_FD             descriptor of a listening socket to use instead of a new one
 
-exit status: 0 ended as it was told to, or is ready in the background; 1 could not start, or a self-test failed; 2 usage
+exit status: 0 ended on request, or is ready in the background; 1 could not start, or a self-test failed; 2 usage
 """
 _LEVELS: Final = {"verbose": 2, "debug": 2, "info": 1, "error": 1, "silent": 0}
 _MAX_NAME: Final = 15
@@ -64,6 +67,10 @@ _READY: Final = b"+"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command `refwg`; returns the exit status. arguments: None for those of the process.
+
+    The process that serves the interface does not return: `_serve` ends it.
+    """
     _occupy_standard_streams()
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -75,13 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return selftest.main()
     if not options.name or len(os.fsencode(options.name)) > _MAX_NAME or "/" in options.name:
-        parser.error(f"NAME must be that of an interface, at most {_MAX_NAME} bytes without a slash")
+        parser.error(f"NAME: expected an interface name of 1 to {_MAX_NAME} bytes without a slash")
     if options.mutant is not None:
-        _break(parser, options.mutant)
+        _apply_mutant(parser, options.mutant)
     try:
         return _run(options)
     except (OSError, OptionError, InterfaceGoneError) as error:
-        sys.stderr.write(f"refwg: {options.name}: {_explained(error)}\n")
+        sys.stderr.write(f"refwg: {options.name}: {_with_remedy(error)}\n")
         return 1
 
 
@@ -89,23 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refwg", description=_HELP, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the interface, or selftest")
-    parser.add_argument("-f", "--foreground", action="store_true", help="do not go into the background")
-    parser.add_argument("--engine", choices=["simple"], default="simple", help="how packets are moved")
-    parser.add_argument("--trace", metavar="FILE", help="append every decision, timer and drop as JSON lines")
-    parser.add_argument("--keylog", metavar="FILE", help="append the keys of all handshakes, for Wireshark: not safe")
-    parser.add_argument("--drop-privileges", metavar="USER", help="become this user, with the rights that are needed")
-    parser.add_argument("--version", action="store_true", help="print the version and end")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the interface to make, or selftest")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
+    parser.add_argument("--engine", choices=["simple"], default="simple", help="engine that processes packets")
+    parser.add_argument("--trace", metavar="FILE", help="append every event and drop to FILE, as JSON lines")
+    parser.add_argument("--keylog", metavar="FILE", help="append all secret keys to FILE, for Wireshark: unsafe")
+    parser.add_argument("--drop-privileges", metavar="USER", help="run as this user, with few capabilities; see below")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--mutant", metavar="NAME", help=argparse.SUPPRESS)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Make what can fail, and go into the background if that is wanted; the exit status, in either process."""
+    """Open files, interface and socket, which may fail, then run in the foreground or background."""
     log = _Log(options.name, _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1))
     watcher = _watcher(options, log)
     tun = _tun(options.name)
-    with _held_back(STOPPING_SIGNALS):
+    with _signals_blocked(STOPPING_SIGNALS):
         return _run_with(tun, watcher, options, log)
 
 
@@ -122,15 +129,18 @@ def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, lo
             return 0 if os.read(reader, 1) == _READY else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
         os.close(reader)
         _leave_session()
-        _serve(loop, file, options.drop_privileges, lambda: _let_go(writer, keeps_errors=log.level > 1))
+        _serve(loop, file, options.drop_privileges, lambda: _detach_and_report(writer, keep_stderr=log.level > 1))
     except BaseException:
         file.remove()
         raise
 
 
 @contextmanager
-def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Who sees the socket file may tell us to end; until the loop can heed that and remove the file, it has to wait."""
+def _signals_blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Block these signals until the loop can handle them.
+
+    A user who sees the socket file may already send SIGTERM, and only the loop removes the file then.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -138,33 +148,36 @@ def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(loop: Loop, file: SocketFile, user: str | None, tell_ready: Callable[[], None]) -> NoReturn:
-    """Run the loop, as another user if one is given, and with it end the process."""
+def _serve(loop: Loop, file: SocketFile, user: str | None, report_ready: Callable[[], None]) -> NoReturn:
+    """Run the loop, then end the process.
+
+    user: the user to change to, None: stay. report_ready: called when the loop can answer wg(8).
+    """
     loop.stop_when_removed(file)
     if user is not None:
-        from refwg import crypto, privileges  # noqa: PLC0415 - who stays root need not wait for it
+        from refwg import crypto, privileges  # noqa: PLC0415 - only needed with --drop-privileges
 
         crypto.load()
         privileges.at_our_end(file.remove)
         privileges.drop(user)
     loop.start()
-    tell_ready()
+    report_ready()
     loop.run()
     file.remove()
-    # All is written and closed; to take a large configuration apart object by object would only take time.
+    # Everything is written and closed. Freeing a large configuration object by object would only take time.
     os._exit(0)
 
 
 def _occupy_standard_streams() -> None:
-    """If we were started without one of the first three descriptors, none of our own may take its place."""
+    """Open /dev/null for each missing standard stream, so that no descriptor of ours gets its number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:  # noqa: PLR2004 - 0, 1, 2
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
+    sys.stdout, sys.stderr = sys.stdout or _devnull(), sys.stderr or _devnull()
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - as long as the process lives
+def _devnull() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - open until the process ends
 
 
 def _tun(name: str) -> Tun:
@@ -174,7 +187,7 @@ def _tun(name: str) -> Tun:
     try:
         return Tun(given)
     except InterfaceGoneError as error:
-        raise OptionError(f"WG_TUN_FD={given}: that is no TUN interface") from error
+        raise OptionError(f"WG_TUN_FD={given}: not a TUN interface") from error
 
 
 def _listener(name: str) -> tuple[socket.socket, SocketFile]:
@@ -188,54 +201,59 @@ def _descriptor(variable: str) -> int | None:
     if not text:
         return None
     if not (text.isdecimal() and text.isascii()):
-        raise OptionError(f"{variable}={text}: want the number of an open descriptor")
+        raise OptionError(f"{variable}={text}: expected the number of an open descriptor")
     return int(text)
 
 
 def _watcher(options: argparse.Namespace, log: _Log) -> Watcher | None:
     if not options.trace and not options.keylog and log.level <= 1:
         return None
-    # Imported late: whoever wants no trace need not wait for the JSON module.
+    # Imported late, because importing the JSON module takes time.
     from refwg.trace import FileWatcher  # noqa: PLC0415
 
     debug = log.debug if log.level > 1 else None
-    return FileWatcher(_appended(options.trace), _appended(options.keylog), debug, log.error)
+    return FileWatcher(_open_for_append(options.trace), _open_for_append(options.keylog), debug, log.error)
 
 
-def _appended(name: str | None) -> TextIO | None:
-    """Open a file for its owner only: there may be keys in it."""
+def _open_for_append(name: str | None) -> TextIO | None:
+    """Open a file for appending, readable by its owner only, because it may contain keys."""
     if not name:
         return None
     return open(name, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
 
 
 def _leave_session() -> None:
-    """Leave terminal and directory of whoever started us."""
+    """Detach from the terminal and the directory of the parent process."""
     os.setsid()
     os.chdir("/")
 
 
-def _let_go(writer: int, *, keeps_errors: bool) -> None:
-    """Tell whoever started us that we are ready, and hold on to none of its files."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1) if keeps_errors else (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.close(nothing)
+def _detach_and_report(writer: int, *, keep_stderr: bool) -> None:
+    """Close the parent's standard streams, and report through `writer` that the process is ready."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1) if keep_stderr else (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
     os.write(writer, _READY)
     os.close(writer)
 
 
 class _Log:
-    """Lines on standard error, as far as they are wanted; where that cannot be written, nothing is lost but they."""
+    """Log lines on standard error; a line that cannot be written is dropped.
+
+    level: 2 debug and errors, 1 errors, 0 nothing.
+    """
 
     def __init__(self, name: str, level: int) -> None:
         self.level = level
         self._name = name
 
     def debug(self, message: str) -> None:
+        """Print an event; the caller checks that the level is 2."""
         self._write("DEBUG", message)
 
     def error(self, message: str) -> None:
+        """Print an error, unless LOG_LEVEL is silent."""
         if self.level:
             self._write("ERROR", message)
 
@@ -245,17 +263,17 @@ class _Log:
             sys.stderr.flush()
 
 
-def _break(parser: argparse.ArgumentParser, name: str) -> None:
-    from refwg import mutants  # noqa: PLC0415 - out of reach unless asked for
+def _apply_mutant(parser: argparse.ArgumentParser, name: str) -> None:
+    from refwg import mutants  # noqa: PLC0415 - loaded only for --mutant
 
     variable, value = mutants.PERMISSION
     if os.environ.get(variable) != value or name not in mutants.MUTANTS:
-        parser.error(f"--mutant: needs {variable}={value} and one of: {', '.join(mutants.MUTANTS)}")
+        parser.error(f"--mutant requires {variable}={value} and one of: {', '.join(mutants.MUTANTS)}")
     mutants.apply(name)
 
 
 def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, and seldom wanted
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - slow, and rarely needed
 
     try:
         return version("wg-interop")
@@ -263,17 +281,17 @@ def _version() -> str:
         return "unknown"
 
 
-def _explained(error: Exception) -> str:
+def _with_remedy(error: Exception) -> str:
     if isinstance(error, InterfaceGoneError):
-        return str(error) or "the interface is gone"
+        return str(error) or "the interface was deleted"
     if isinstance(error, PermissionError) and error.filename == TUN_DEVICE:
-        return f"{error}: only its owner may open it; be root, or as root: chmod 0666 {TUN_DEVICE}"
+        return f"{error}: run as root, or allow others to open it, as root: chmod 0666 {TUN_DEVICE}"
     if isinstance(error, PermissionError):
-        return f"{error}; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"
+        return f"{error}: CAP_NET_ADMIN is needed: run as root, or in a user namespace of your own"
     if isinstance(error, FileNotFoundError) and error.filename == TUN_DEVICE:
-        return f"{error}: the kernel has no TUN interfaces here; modprobe tun"
+        return f"{error}: the kernel module tun is not loaded; as root: modprobe tun"
     if isinstance(error, OSError) and error.errno == errno.EBUSY:
-        return f"{error}: there is an interface of that name already"
+        return f"{error}: an interface with this name already exists"
     return str(error)
 
 

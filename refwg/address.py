@@ -1,7 +1,7 @@
 """Convert IP addresses between text and bytes by the C library.
 
-A configuration may hold a hundred thousand of them. No kernel file has this; netlink carries addresses as bytes. Of the
-module `socket` only the two functions are used that depend on nothing but their argument.
+The C library is fast enough for configurations with a hundred thousand prefixes. The driver has no such file, because
+netlink carries addresses as bytes. `inet_pton` and `inet_ntop` do no I/O, so the core may use them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from refwg.ip import IPV4_BYTES
 
 
 def parse_address(text: str) -> bytes:
-    """4 or 16 bytes; raises ValueError unless it is an address of either family, without scope."""
+    """Return the 4 or 16 bytes of an IPv4 or IPv6 address without scope id; raises ValueError."""
     try:
         return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
     except OSError as error:
-        raise ValueError(f"{text!r} is no IP address") from error
+        raise ValueError(f"{text!r} is not an IP address") from error
 
 
 def format_address(address: bytes) -> str:
+    """Return the text of a 4-byte or 16-byte address, IPv6 in the compressed form of inet_ntop(3)."""
     return inet_ntop(AF_INET if len(address) == IPV4_BYTES else AF_INET6, address)

@@ -1,8 +1,8 @@
 """Find the peer that owns an address: two compressed binary tries, for IPv4 and IPv6.
 
-Mirrors allowedips.c of the driver; section 2 of the paper. A node stands for a prefix. It has an owner, or two
-children, or both; a node that loses its owner and has fewer than two children is taken out, so that the depth never
-exceeds the number of prefixes that contain an address.
+Mirrors allowedips.c of the driver; section 2 of the paper. A node stands for a prefix. Each node has an owner, or two
+children, or both. A node that loses its owner and has fewer than two children is removed, so the trie has fewer than
+two nodes per prefix.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ Owner = TypeVar("Owner")
 
 
 class Prefix(NamedTuple):
-    """A network: the address in network order with its host bits cleared, and the length. A tuple: there are many."""
+    """A network: the address in network order, host bits cleared, and the length in bits.
+
+    A tuple, because a device may have 100 000 of them.
+    """
 
     address: bytes
     length: int
@@ -32,7 +35,7 @@ class Prefix(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Node(Generic[Owner]):
-    """A prefix in the trie. The child at 0 continues with bit 0 after the prefix, the child at 1 with bit 1."""
+    """A prefix in the trie; child 0 holds longer prefixes whose next bit is 0, child 1 those whose next bit is 1."""
 
     bits: int
     length: int
@@ -41,7 +44,7 @@ class Node(Generic[Owner]):
 
 
 class Trie(Generic[Owner]):
-    """The tree of one address family, over addresses as integers of `width` bits."""
+    """The trie of one address family; addresses are integers of `width` bits (32 or 128)."""
 
     __slots__ = ("_width", "root")
 
@@ -50,40 +53,40 @@ class Trie(Generic[Owner]):
         self.root: Node[Owner] | None = None
 
     def lookup(self, address: int) -> Owner | None:
-        """Owner of the longest prefix that contains the address."""
-        found: Owner | None = None
+        """Return the owner of the longest prefix that contains the address, None if no prefix does."""
+        owner: Owner | None = None
         node, width = self.root, self._width
         while node is not None and (address ^ node.bits) >> (width - node.length) == 0:
             if node.owner is not None:
-                found = node.owner
+                owner = node.owner
             if node.length == width:
                 break
             node = node.children[address >> (width - node.length - 1) & 1]
-        return found
+        return owner
 
     def insert(self, bits: int, length: int, owner: Owner) -> Owner | None:
-        """Give the prefix to `owner`; returns who had it before."""
+        """Give the prefix to `owner`; returns the previous owner, None if the prefix is new."""
         parent, node = self._find(bits, length)
         if node is not None and node.length == length and node.bits == bits:
             previous, node.owner = node.owner, owner
             return previous
-        fresh = Node(bits, length, owner)
+        leaf = Node(bits, length, owner)
         if node is None:
-            self._attach(parent, fresh)
+            self._attach(parent, leaf)
             return None
         common = min(length, node.length, self._common_length(bits, node.bits))
         if common == length:
-            self._attach(parent, fresh)
-            self._attach(fresh, node)
+            self._attach(parent, leaf)
+            self._attach(leaf, node)
             return None
         fork: Node[Owner] = Node(self._masked(bits, common), common)
         self._attach(parent, fork)
         self._attach(fork, node)
-        self._attach(fork, fresh)
+        self._attach(fork, leaf)
         return None
 
     def remove(self, bits: int, length: int) -> None:
-        """Take away the owner of a prefix that has one, and every node that is of no more use."""
+        """Remove the owner of a prefix that is in the trie, and every node that is no longer needed."""
         path = self._path(bits, length)
         path[-1].owner = None
         while path and path[-1].owner is None and None in path[-1].children:
@@ -95,7 +98,7 @@ class Trie(Generic[Owner]):
                 self.root = only_child
 
     def _find(self, bits: int, length: int) -> tuple[Node[Owner] | None, Node[Owner] | None]:
-        """Last node that contains the prefix and is shorter, and what is below it on the way to the prefix."""
+        """Return the longest node that contains the prefix and is shorter, and its child on the path to the prefix."""
         parent, node, width = None, self.root, self._width
         while node is not None and node.length < length and (bits ^ node.bits) >> (width - node.length) == 0:
             parent, node = node, node.children[bits >> (width - node.length - 1) & 1]
@@ -126,7 +129,7 @@ class Trie(Generic[Owner]):
 
 
 class AllowedIPs(Generic[Owner]):
-    """Both tries, and for each owner its prefixes in the order in which they were added."""
+    """Both tries, and the prefixes of each owner in insertion order."""
 
     def __init__(self) -> None:
         self._v4: Trie[Owner] = Trie(8 * IPV4_BYTES)
@@ -134,12 +137,15 @@ class AllowedIPs(Generic[Owner]):
         self._lists: dict[Owner, dict[Prefix, None]] = {}
 
     def lookup(self, address: bytes) -> Owner | None:
-        """Who owns an address of 4 or 16 bytes; the question of every packet in both directions."""
+        """Return the owner of an address of 4 or 16 bytes; called for every packet in both directions."""
         trie = self._v4 if len(address) == IPV4_BYTES else self._v6
         return trie.lookup(int.from_bytes(address))
 
     def insert(self, prefix: Prefix, owner: Owner) -> None:
-        """Give a prefix to `owner`, whoever had it; it becomes the last of the owner's list even if it was there."""
+        """Give a prefix to `owner`, also if another owner has it; moves it to the end of the owner's list.
+
+        Raises ValueError if the length exceeds the address.
+        """
         prefix = _masked(prefix)
         previous = self._trie(prefix).insert(int.from_bytes(prefix.address), prefix.length, owner)
         if previous is not None:
@@ -147,17 +153,19 @@ class AllowedIPs(Generic[Owner]):
         self._lists.setdefault(owner, {})[prefix] = None
 
     def remove(self, prefix: Prefix, owner: Owner) -> None:
-        """Take exactly this prefix from `owner`; nothing happens if it is not the owner's."""
+        """Remove exactly this prefix from `owner`; does nothing if `owner` does not have it."""
         prefix = _masked(prefix)
         if prefix in self._lists.get(owner, ()):
             del self._lists[owner][prefix]
             self._trie(prefix).remove(int.from_bytes(prefix.address), prefix.length)
 
     def remove_by_peer(self, owner: Owner) -> None:
+        """Remove all prefixes of `owner` (`wg_allowedips_remove_by_peer`)."""
         for prefix in self._lists.pop(owner, ()):
             self._trie(prefix).remove(int.from_bytes(prefix.address), prefix.length)
 
     def prefixes_of(self, owner: Owner) -> Iterator[Prefix]:
+        """Yield the prefixes of `owner` in the order of their last insertion, as `wg show` prints them."""
         yield from self._lists.get(owner, ())
 
     def _trie(self, prefix: Prefix) -> Trie[Owner]:
@@ -167,7 +175,7 @@ class AllowedIPs(Generic[Owner]):
 def _masked(prefix: Prefix) -> Prefix:
     width = len(prefix.address) * 8
     if not 0 <= prefix.length <= width:
-        raise ValueError(f"prefix length {prefix.length}: 0 to {width} is possible")
+        raise ValueError(f"prefix length {prefix.length}: expected 0 to {width}")
     host_bits = width - prefix.length
     network = int.from_bytes(prefix.address) >> host_bits << host_bits
     return Prefix(network.to_bytes(len(prefix.address)), prefix.length)

@@ -1,7 +1,7 @@
-"""Define the core's boundary: what it asks of the world, and what it wants done there.
+"""Define the core's boundary: the interfaces it calls, and the effects it returns.
 
-No kernel file has this: the driver reads clock and randomness and calls the network stack in place. Here they come in
-through `Environment` and `Sockets`, and what is to be sent or delivered goes out as an `Effect`.
+The driver has no such file: it reads the clock and random bytes and calls the network stack in place. The core gets
+both through `Environment` and `Sockets`. It returns what must be sent or delivered as an effect.
 """
 
 from __future__ import annotations
@@ -16,45 +16,50 @@ PeerT = TypeVar("PeerT")
 
 
 class Environment(Protocol):
-    """Chance and the time of day. Tests seed it, and a run with the same seed is the same byte for byte."""
+    """Random bytes and the time of day. Tests seed it: the same seed gives the same run, byte for byte."""
 
-    def random_bytes(self, length: int) -> bytes: ...
+    def random_bytes(self, length: int) -> bytes:
+        """Return `length` bytes for keys, indices, nonces and jitter; cryptographically secure outside tests."""
 
     def wall_clock(self) -> int:
-        """Nanoseconds since 1970. Only timestamps and `latest handshake` use it; all else uses `now`."""
+        """Return nanoseconds since 1970, for TAI64N timestamps and `latest handshake` only; all else uses `now`."""
 
 
 class Sockets(Protocol):
-    """The UDP sockets of a device, as far as its configuration decides about them."""
+    """The part of a device's UDP sockets that its configuration controls."""
 
     def open(self, port: int) -> int:
         """Bind both families to `port` (0: any free one) and return the port, or raise ConfigError.
 
-        Sockets that were open before stay as they are if this fails, and are closed if it succeeds.
+        Sockets that were open before are closed if this succeeds, and stay open if it fails.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close both sockets; datagrams that were not yet read are lost."""
 
     def set_fwmark(self, fwmark: int) -> None:
-        """Mark what is sent from now on, also from sockets opened later; raises ConfigError."""
+        """Mark all later datagrams (SO_MARK; 0: no mark), also those of sockets opened later; raises ConfigError."""
 
     def interface_index(self, name: str) -> int:
-        """Number of an interface where the sockets are, for the scope of a link-local address; raises ConfigError."""
+        """Return the index of an interface in the sockets' namespace: the scope id of a link-local address.
+
+        Raises ConfigError (EINVAL) if the interface does not exist.
+        """
 
 
 class Watcher(Protocol):
-    """Somebody who wants to know what is going on: a trace, a key log. It must not change anything."""
+    """Receives every event of a device, for a trace or a key log; must not change the device."""
 
     def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
-        """Something was decided about the peer with this public key (empty: about no peer)."""
+        """Record one decision. peer: the public key of the peer that it is about, empty for the device."""
 
     def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
-        """The secrets of a handshake; with them Wireshark reads the session."""
+        """Record the secrets of a handshake, 32 bytes each; with them Wireshark can decrypt the session."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalAddress:
-    """Where a datagram of a peer arrived: the address it was sent to, and for IPv4 the interface (0: not known)."""
+    """The local end of a peer's last datagram: destination address, and for IPv4 the interface index (0: not known)."""
 
     address: bytes
     interface: int = 0
@@ -62,9 +67,9 @@ class LocalAddress:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a peer's datagrams go to: address in network order, UDP port, IPv6 scope id.
+    """The destination of a peer's datagrams: address in network order, UDP port, IPv6 scope id.
 
-    source: the local address to send from, learned from what the peer has sent; None lets routing choose.
+    source: the local address to send from, learned from the peer's last datagram; None lets routing choose.
     """
 
     address: bytes
@@ -73,6 +78,7 @@ class Endpoint:
     source: LocalAddress | None = None
 
     def without_source(self) -> Self:
+        """Return this endpoint with `source` None, so that routing chooses the local address."""
         return replace(self, source=None)
 
 
@@ -80,8 +86,8 @@ class Endpoint:
 class Transmit(Generic[PeerT]):
     """Send a datagram, then call `sent` or `send_failed` of the device.
 
-    traffic_class: TOS byte or IPv6 traffic class. peer: whom it is for, None for a cookie reply.
-    carries_data: it is transport data and no keepalive.
+    traffic_class: TOS byte or IPv6 traffic class. peer: the receiver, None for a cookie reply.
+    carries_data: True for transport data that is not a keepalive.
     """
 
     datagram: bytes
@@ -93,7 +99,7 @@ class Transmit(Generic[PeerT]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Deliver(Generic[PeerT]):
-    """Give a packet to the interface's network stack."""
+    """Write a decrypted packet to the interface; peer: its sender."""
 
     packet: bytes
     peer: PeerT
@@ -101,6 +107,6 @@ class Deliver(Generic[PeerT]):
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Send an ICMP error where the interface is, to a sender whose packet nobody takes."""
+    """Send an ICMP error, in the interface's namespace, to the sender of a packet that no peer takes."""
 
     error: IcmpError

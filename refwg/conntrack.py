@@ -1,7 +1,7 @@
-"""Ask connection tracking by netlink which addresses a packet had before NAT.
+"""Query connection tracking by netlink for the source that a packet had before NAT.
 
-The driver has the packet's connection at hand when it sends an ICMP error (icmp_ndo_send); a program has to ask for it
-by the addresses in the packet, which are the translated ones. Messages: linux/netfilter/nfnetlink_conntrack.h.
+When the driver sends an ICMP error (icmp_ndo_send), the packet carries its connection. A program must look the
+connection up by the packet's addresses, which are already translated. Messages: linux/netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ _IP_SOURCE: Final = {ip.IPV4_BYTES: 1, ip.IPV6_BYTES: 3}
 _IP_DESTINATION: Final = {ip.IPV4_BYTES: 2, ip.IPV6_BYTES: 4}
 _PROTO_NUM, _PROTO_SOURCE_PORT, _PROTO_DESTINATION_PORT = 1, 2, 3
 _IPPROTO_ICMP, _IPPROTO_ICMPV6 = 1, 58
-# By protocol: attributes of identifier, type and code, and what answers an echo request.
+# By protocol: attributes of identifier, type and code, and the type of the reply to each echo request.
 _ECHO: Final = {_IPPROTO_ICMP: ((4, 5, 6), {8: 0}), _IPPROTO_ICMPV6: ((7, 8, 9), {128: 129})}
 _FIRST_OF_PAYLOAD: Final = 8
 
 
 class Conntrack(NetlinkSocket):
-    """Queries connection tracking in the network namespace in which it was made."""
+    """Queries connection tracking in the network namespace in which it was opened."""
 
     def __init__(self) -> None:
         super().__init__(_NETLINK_NETFILTER)
 
     def original_source(self, packet: bytes) -> bytes:
-        """The address that a packet came from before source NAT; its own source address if nothing is known of any."""
+        """Return the packet's source address before source NAT; its own source address if no entry is found."""
         source = ip.source(packet)
         tuple_ = _reply_tuple(packet)
         if not tuple_:
@@ -51,7 +51,7 @@ class Conntrack(NetlinkSocket):
 
 
 def _reply_tuple(packet: bytes) -> bytes:
-    """What an answer to the packet would look like, for a protocol of which connections are told by ports or an id."""
+    """Return the packet's reply tuple (addresses and ports swapped, or the echo id); empty for other protocols."""
     source, destination = ip.source(packet), ip.destination(packet)
     protocol, payload = ip.upper_layer(packet)
     if protocol is None or len(payload) < _FIRST_OF_PAYLOAD:

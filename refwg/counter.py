@@ -13,10 +13,10 @@ _WORDS: Final = COUNTER_BITS_TOTAL // COUNTER_BITS_PER_WORD
 
 
 class ReplayWindow:
-    """A ring of words with one bit per counter; words ahead of the highest counter are cleared when it gets there.
+    """A ring of 64-bit words with one bit per counter; words are cleared as the highest counter moves over them.
 
-    Two steps, because only an authentic message may move the window: ask `is_fresh` before the tag is checked
-    (it saves the work), call `accept` after.
+    Two steps, because only an authenticated message may move the window. Call `is_fresh` before the tag is checked,
+    which saves decrypting replays. Call `accept` after the tag has verified.
     """
 
     __slots__ = ("_next", "_seen")
@@ -27,20 +27,24 @@ class ReplayWindow:
 
     @property
     def is_exhausted(self) -> bool:
-        """The last counter that exists was received: nothing can follow."""
+        """True once counter REJECT_AFTER_MESSAGES - 1 was received: the session accepts nothing after it."""
+        # decrypt_packet: treated like an expired session
         return self._next >= REJECT_AFTER_MESSAGES
 
     def is_fresh(self, counter: int) -> bool:
-        """Whether this counter is neither too large, nor behind the window, nor seen before."""
+        """Return True if the counter is below the limit, not behind the window and not yet received."""
+        # 6.2: nothing at or beyond REJECT_AFTER_MESSAGES; counter_validate: nothing behind the window
         if counter >= REJECT_AFTER_MESSAGES or counter + COUNTER_WINDOW_SIZE + 1 < self._next:
             return False
         if counter >= self._next:
             return True
+        # 5.4.6: counters may arrive out of order, but each only once
         word, bit = divmod(counter, COUNTER_BITS_PER_WORD)
         return not self._seen[word % _WORDS] >> bit & 1
 
     def accept(self, counter: int) -> None:
-        """Remember a fresh counter; the caller has asked `is_fresh` and has checked the tag."""
+        """Mark a counter as received; the caller has called `is_fresh` and has verified the tag."""
+        # counter_validate: the words between the old and the new highest counter are cleared (RFC 6479)
         word, bit = divmod(counter, COUNTER_BITS_PER_WORD)
         if counter >= self._next:
             self._clear_up_to(word)

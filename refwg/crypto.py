@@ -1,7 +1,7 @@
 """Wrap the primitives of the protocol; no other file imports `cryptography`.
 
-Mirrors what the driver takes from lib/crypto; section 5.4 of the paper. BLAKE2s and HMAC come from the standard
-library; HChaCha20, which `cryptography` does not offer, is taken from the keystream of ChaCha20.
+Mirrors what the driver uses of lib/crypto; section 5.4 of the paper. BLAKE2s and HMAC come from the standard library.
+`cryptography` has no HChaCha20, so it is computed from the keystream of ChaCha20.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HCHACHA_NONCE_LENGTH: Final = 16
 
 
 def blake2s_hash(*parts: bytes) -> bytes:
-    """HASH of the paper, over the concatenation of `parts`."""
+    """HASH of the paper: the 32-byte BLAKE2s digest of the concatenation of `parts`."""
     state = blake2s()
     for part in parts:
         state.update(part)
@@ -35,7 +35,7 @@ def blake2s_hash(*parts: bytes) -> bytes:
 
 
 def mac(key: bytes, *parts: bytes) -> bytes:
-    """MAC of the paper: BLAKE2s in its own keyed mode, 16 bytes long; not HMAC, not a longer digest cut short."""
+    """MAC of the paper: keyed BLAKE2s with a 16-byte digest; neither HMAC nor a truncated 32-byte digest."""
     state = blake2s(key=key, digest_size=COOKIE_LENGTH)
     for part in parts:
         state.update(part)
@@ -43,17 +43,17 @@ def mac(key: bytes, *parts: bytes) -> bytes:
 
 
 def same(left: bytes, right: bytes) -> bool:
-    """Compare secrets in a time that does not depend on where they differ."""
+    """Return True if both are equal; the time it takes does not depend on where they differ."""
     return hmac.compare_digest(left, right)
 
 
 def hmac_blake2s(key: bytes, data: bytes) -> bytes:
-    """HMAC of the paper; used inside the key derivation and nowhere else."""
+    """HMAC of the paper: RFC 2104 over BLAKE2s, 32 bytes; only `kdf` uses it."""
     return hmac.new(key, data, blake2s).digest()
 
 
 def kdf(outputs: int, key: bytes, data: bytes) -> tuple[bytes, ...]:
-    """KDF1 to KDF3 of the paper (HKDF with `key` as salt and no info): the first `outputs` keys."""
+    """KDF1 to KDF3 of the paper, HKDF with `key` as salt and no info: the first `outputs` keys of 32 bytes."""
     secret = hmac_blake2s(key, data)
     keys: list[bytes] = []
     for number in range(1, outputs + 1):
@@ -63,7 +63,7 @@ def kdf(outputs: int, key: bytes, data: bytes) -> tuple[bytes, ...]:
 
 
 def clamp(private_key: bytes) -> bytes:
-    """Make 32 random bytes a scalar as RFC 7748 wants it."""
+    """Turn 32 random bytes into an X25519 scalar (RFC 7748, section 5)."""
     key = bytearray(private_key)
     key[0] &= 0b1111_1000
     key[31] = key[31] & 0b0111_1111 | 0b0100_0000
@@ -71,11 +71,12 @@ def clamp(private_key: bytes) -> bytes:
 
 
 def public_key_of(private_key: bytes) -> bytes:
+    """Return the X25519 public key of a private key, 32 bytes each."""
     return X25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()
 
 
 def dh(private_key: bytes, public_key: bytes) -> bytes:
-    """X25519; a result of 32 zero bytes raises LowOrderPoint, because the other side could force it."""
+    """DH of the paper: X25519, 32 bytes; raises LowOrderPoint if the result is zero (RFC 7748, section 6.1)."""
     try:
         return X25519PrivateKey.from_private_bytes(private_key).exchange(X25519PublicKey.from_public_bytes(public_key))
     except ValueError as error:
@@ -83,7 +84,10 @@ def dh(private_key: bytes, public_key: bytes) -> bytes:
 
 
 class Aead:
-    """ChaCha20-Poly1305 under one key; for all but cookies the nonce is four zero bytes and the counter."""
+    """AEAD of the paper: ChaCha20-Poly1305 (RFC 8439) with one 32-byte key.
+
+    A counter becomes the nonce: four zero bytes, then the counter as 64 bits, little-endian.
+    """
 
     __slots__ = ("_cipher",)
 
@@ -91,15 +95,19 @@ class Aead:
         self._cipher = ChaCha20Poly1305(key)
 
     def seal(self, counter: int, plaintext: bytes, associated_data: bytes | None = None) -> bytes:
+        """Encrypt; returns the ciphertext with its 16-byte tag. A counter must not be used twice with a key."""
         return self.seal_with(_NONCE.pack(0, counter), plaintext, associated_data)
 
     def open(self, counter: int, ciphertext: bytes, associated_data: bytes | None = None) -> bytes:
+        """Decrypt; ciphertext: with its tag. Raises NotAuthentic if the tag does not verify."""
         return self.open_with(_NONCE.pack(0, counter), ciphertext, associated_data)
 
     def seal_with(self, nonce: bytes, plaintext: bytes, associated_data: bytes | None) -> bytes:
+        """Encrypt with a nonce of 12 bytes instead of a counter."""
         return self._cipher.encrypt(nonce, plaintext, associated_data)
 
     def open_with(self, nonce: bytes, ciphertext: bytes, associated_data: bytes | None) -> bytes:
+        """Decrypt with a nonce of 12 bytes; raises NotAuthentic if the tag does not verify."""
         try:
             return self._cipher.decrypt(nonce, ciphertext, associated_data)
         except InvalidTag as error:
@@ -107,10 +115,10 @@ class Aead:
 
 
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
-    """Derive a subkey from a key and 16 bytes of nonce.
+    """Derive a 32-byte subkey from a key and a nonce of 16 bytes.
 
-    ChaCha20 adds its initial state to the permuted one; HChaCha20 is the permuted state without that addition, so
-    the eight words wanted are had by taking it away again: those where constants (first row) and nonce (last) stood.
+    ChaCha20 adds the initial state to the permuted state. HChaCha20 returns words of the permuted state without that
+    addition: the first row, where the constants were, and the last one, where the nonce was. So the addition is undone.
     """
     block = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(_CHACHA_STATE.size))
     words = _CHACHA_STATE.unpack(block)
@@ -120,26 +128,27 @@ def hchacha20(key: bytes, nonce: bytes) -> bytes:
 
 
 def xseal(key: bytes, nonce: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
-    """XAEAD of the paper: XChaCha20-Poly1305, whose 24 bytes of nonce may be drawn at random."""
+    """XAEAD of the paper: encrypt with XChaCha20-Poly1305, whose nonce of 24 bytes is long enough to be random."""
     subkey, inner_nonce = _extended(key, nonce)
     return Aead(subkey).seal_with(inner_nonce, plaintext, associated_data)
 
 
 def xopen(key: bytes, nonce: bytes, ciphertext: bytes, associated_data: bytes) -> bytes:
+    """Decrypt what `xseal` has encrypted; raises NotAuthentic if the tag does not verify."""
     subkey, inner_nonce = _extended(key, nonce)
     return Aead(subkey).open_with(inner_nonce, ciphertext, associated_data)
 
 
 def _extended(key: bytes, nonce: bytes) -> tuple[bytes, bytes]:
     if len(nonce) != COOKIE_NONCE_LENGTH:
-        raise ValueError(f"nonce of {len(nonce)} bytes: XChaCha20 takes {COOKIE_NONCE_LENGTH}")
+        raise ValueError(f"nonce of {len(nonce)} bytes: XChaCha20 needs {COOKIE_NONCE_LENGTH}")
     return hchacha20(key, nonce[:_HCHACHA_NONCE_LENGTH]), bytes(4) + nonce[_HCHACHA_NONCE_LENGTH:]
 
 
 def load() -> None:
-    """Use every primitive once: `cryptography` imports its parts at their first use, which may come too late.
+    """Use every primitive once, so that `cryptography` imports all of its parts now.
 
-    A process that has become another user may not be able to read them any more.
+    After the process has changed its user it may not be able to read these files.
     """
     key = bytes(range(32))
     dh(key, public_key_of(key))
@@ -149,5 +158,5 @@ def load() -> None:
 
 
 def is_zero(key: bytes) -> bool:
-    """Whether a configured key means "none"."""
+    """Return True for 32 zero bytes, which mean "no key" in a configuration."""
     return same(key, ZERO_KEY)

@@ -1,13 +1,13 @@
 """Run a WireGuard device as a sans-I/O state machine: input and time in, effects out.
 
-Mirrors device.c of the driver, and of netlink.c what changes a device. Whoever drives a device
+Mirrors device.c of the driver, and the functions of netlink.c that change a device. The caller of a device
 
-- gives it datagrams (`receive_datagram`) and packets (`send_packet`), and carries out the effects that come back;
-- reports each `Transmit` that the network stack took (`sent`) or refused (`send_failed`);
-- calls `process_handshakes` while `has_waiting_handshakes`;
-- calls `expire_timers` when `next_deadline` has come.
+- passes it datagrams (`receive_datagram`) and packets (`send_packet`), and carries out the returned effects;
+- reports each `Transmit` as taken (`sent`) or refused (`send_failed`) by the network stack;
+- calls `process_handshakes` while `has_waiting_handshakes` is True;
+- calls `expire_timers` at `next_deadline`.
 
-`now` is a number of nanoseconds that never goes back and counts time asleep.
+`now` is a time in nanoseconds that never decreases and includes the time asleep (CLOCK_BOOTTIME).
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] 
 
 
 class Device:
-    """A WireGuard interface.
+    """A WireGuard interface without its I/O.
 
-    ratelimiter: one for all devices of a network namespace. last_under_load: one for all devices of the system.
+    ratelimiter: shared by all devices of a network namespace. last_under_load: shared by all devices of the system.
     watcher: receives every event.
     """
 
@@ -77,35 +77,44 @@ class Device:
         self.listen_port = 0
         self.fwmark = 0
 
-    # What it is.
+    # State.
 
     @property
     def identity(self) -> StaticIdentity | None:
+        """The static keypair; None if no private key is configured."""
         return self._shared.identity
 
     @property
     def statistics(self) -> Statistics:
+        """Counters of the whole device, removed peers included."""
         return self._shared.statistics
 
     @property
     def peers(self) -> Iterator[Peer]:
-        """All peers, in the order in which they were added."""
+        """All peers, in the order in which they were added; peers may be removed while iterating."""
         return iter(self._shared.peers)
 
     def peer(self, public_key: bytes) -> Peer | None:
+        """Return the peer with this public key of 32 bytes, None if there is none."""
         return self._shared.peers.lookup(public_key)
 
     def allowed_ips(self, peer: Peer) -> Iterator[Prefix]:
+        """Yield the peer's prefixes in the order of their last insertion."""
         return self._shared.allowedips.prefixes_of(peer)
 
     # Packets and datagrams.
 
     def send_packet(self, packet: bytes, mtu: int, now: int) -> list[Effect]:
-        """Take a packet from the interface; mtu: of its route, or of the interface if that is all one knows."""
+        """Encrypt a packet from the interface, or stage it; mtu: of its route, in bytes, 0: no limit.
+
+        A packet without a peer or endpoint is dropped, and its sender gets an ICMP error.
+        """
         if not self.is_up:
             return self._refuse(now, DropReason.INTERFACE_DOWN)
+        # wg_xmit: not IP, no peer and no endpoint in this order; only the last two get an ICMP error
         if not ip.version(packet):
             return self._refuse(now, DropReason.NOT_IP)
+        # 2: the longest prefix that contains the destination chooses the peer
         peer = self._shared.allowedips.lookup(ip.destination(packet))
         if peer is None:
             return self._refuse(now, DropReason.NO_PEER, packet)
@@ -119,10 +128,14 @@ class Device:
         return self._done_with(peer, send.staged_packets(peer, now))
 
     def receive_datagram(self, datagram: bytes, endpoint: Endpoint, ecn: int, now: int) -> list[Effect]:
-        """Take a datagram from the network; endpoint: who sent it, and to which of our addresses."""
+        """Process a data message, or queue a handshake message.
+
+        endpoint: the sender, with the local address that received it. ecn: the two ECN bits of the outer IP header.
+        """
         if not self.is_up:
             self._shared.drop(now, DropReason.INTERFACE_DOWN)
             return []
+        # 5.1: no reply to anything that is not a message
         try:
             message = parse(datagram)
         except MalformedMessage:
@@ -130,16 +143,18 @@ class Device:
             return []
         if isinstance(message, Data):
             return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
+        # 7.2: handshakes wait in a queue of their own, data does not wait for them
         if not self._handshakes.put((message, datagram, endpoint)):
             self._shared.drop(now, DropReason.HANDSHAKE_QUEUE_FULL)
         return []
 
     @property
     def has_waiting_handshakes(self) -> bool:
+        """True if handshake messages are queued, so that `process_handshakes` must be called now."""
         return len(self._handshakes) > 0
 
     def process_handshakes(self, now: int, limit: int | None = None) -> list[Effect]:
-        """Look at handshake messages that wait, all or `limit` of them; data need not wait for these."""
+        """Process the queued handshake messages, at most `limit` of them (None: all)."""
         effects: list[Effect] = []
         while self._handshakes and (limit is None or limit > 0):
             effects += self._process_handshake(*self._handshakes.next_message(), now)
@@ -148,21 +163,25 @@ class Device:
         return effects
 
     def sent(self, transmit: Transmit[Peer], now: int) -> None:
-        """The network stack took a datagram."""
+        """Count a datagram that the network stack took, and start the timer that waits for an answer."""
         peer = transmit.peer
         if peer is None:
             return
         peer.count_sent(len(transmit.datagram))
+        # wg_packet_create_data_done: only data that was really sent, no keepalive
         if transmit.carries_data:
             peer.timers.data_sent(now, self._shared.jitter)
             self._timer_heap.schedule(peer, peer.timers.next_deadline())
 
     def drop(self, reason: DropReason, peer: Peer, now: int) -> None:
-        """Count a packet that was lost outside."""
+        """Count a packet that the caller could not deliver."""
         self._shared.drop(now, reason, peer)
 
     def send_failed(self, transmit: Transmit[Peer], now: int, error: str) -> None:
-        """The network stack refused a datagram: it is lost, and no timer waits for an answer to it."""
+        """Count a datagram that the network stack refused; no timer waits for an answer to it.
+
+        error: the name of the errno, for the trace.
+        """
         self._shared.drop(now, DropReason.SEND_FAILED, transmit.peer)
         self._shared.note(now, "send failed", transmit.peer, error=error)
 
@@ -185,7 +204,7 @@ class Device:
         return self._follow_up(outcome, now)
 
     def _follow_up(self, outcome: Consumed | Dropped, now: int) -> list[Effect]:
-        """Do what must follow on a message, send before deliver."""
+        """Turn the outcome of a received message into effects; what must be sent comes before what is delivered."""
         if isinstance(outcome, Dropped):
             self._shared.drop(now, outcome.reason, outcome.peer)
             return []
@@ -201,7 +220,7 @@ class Device:
     def _refuse(
         self, now: int, reason: DropReason, packet: bytes | None = None, peer: Peer | None = None
     ) -> list[Effect]:
-        """Drop a packet from the interface, and tell its sender if `packet` is given."""
+        """Drop a packet from the interface; packet: given if its sender must get an ICMP error."""
         self._shared.drop(now, reason, peer)
         error = None if packet is None else ip.unreachable(packet)
         return [] if error is None else [Unreachable(error)]
@@ -209,11 +228,15 @@ class Device:
     # Time.
 
     def next_deadline(self) -> int | None:
-        """When `expire_timers` must be called; it may turn out that nothing is to be done then."""
+        """Return when `expire_timers` must be called, in nanoseconds; None: never.
+
+        It may be early: `expire_timers` then returns nothing and sets a later deadline.
+        """
         deadlines = (self._timer_heap.next_deadline(), self._shared.ratelimiter.next_sweep())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire_timers(self, now: int) -> list[Effect]:
+        """Carry out what expired timers ask for, and remove stale entries of the rate limiter."""
         effects: list[Effect] = []
         while (peer := self._timer_heap.pop_due(now)) is not None:
             while (action := peer.timers.expire(now)) is not None:
@@ -224,6 +247,7 @@ class Device:
 
     def _act(self, peer: Peer, action: Action, now: int) -> list[Transmit[Peer]]:
         self._shared.note(now, "timer", peer, action=action.name)
+        # wg_expired_retransmit_handshake: after the last retry staged packets are dropped
         if action is Action.GIVE_UP:
             peer.purge_staged_packets(now)
             return []
@@ -232,24 +256,28 @@ class Device:
             return []
         if action in {Action.SEND_KEEPALIVE, Action.SEND_PERSISTENT_KEEPALIVE}:
             return send.keepalive(peer, now)
-        # The address we send from may be the cause of the silence.
+        # wg_expired_new_handshake: the source address may be why no answer arrives, so routing chooses again
         peer.clear_endpoint_source()
         return send.handshake_initiation(peer, now, is_retry=action is Action.RETRY_HANDSHAKE)
 
     def _done_with(self, peer: Peer, effects: list[Effect] | list[Transmit[Peer]]) -> list[Effect]:
-        """Schedule the peer's next deadline; every input that concerns a peer ends here."""
+        """Schedule the peer's next deadline; called at the end of every input that changes a peer's timers."""
         self._timer_heap.schedule(peer, peer.timers.next_deadline())
         return [*effects]
 
-    # Up and down.
+    # Link state.
 
     def up(self, now: int) -> list[Effect]:
-        """The interface was set up; raises ConfigError if the listen port cannot be had."""
+        """Open the sockets and start the timers; raises ConfigError if the listen port cannot be bound.
+
+        Call it when the interface was set up. Staged packets are sent, and keepalives where they are configured.
+        """
         if self.is_up:
             return []
         self.listen_port = self._sockets.open(self.listen_port)
         self.is_up = True
         self._shared.note(now, "up", None, listen_port=self.listen_port)
+        # wg_open: every peer sends its staged packets, and a keepalive if an interval is configured
         effects: list[Effect] = []
         for peer in self._shared.peers:
             peer.timers.start()
@@ -257,7 +285,10 @@ class Device:
         return effects
 
     def down(self, now: int) -> None:
-        """The interface was set down: no socket, no session, no timer, nothing staged; the configuration stays."""
+        """Close the sockets, erase sessions and timers, and drop staged packets; the configuration stays.
+
+        Call it when the interface was set down.
+        """
         for peer in self._shared.peers:
             self._stop(peer, now)
         self._handshakes.clear()
@@ -268,8 +299,8 @@ class Device:
     def clear_keys(self, now: int) -> None:
         """Erase all keys after suspend: they stayed in RAM while the machine slept.
 
-        The driver does this before suspend (`wg_pm_notification`). There is no counterpart of its
-        `wg_vm_notification`: refwg does not notice that its machine was cloned.
+        The driver does this before suspend (`wg_pm_notification`). Its `wg_vm_notification` has no counterpart here:
+        refwg cannot detect that its virtual machine was cloned.
         """
         for peer in self._shared.peers:
             peer.clear_keys()
@@ -279,13 +310,18 @@ class Device:
     # Configuration.
 
     def set_private_key(self, private_key: bytes, now: int) -> list[Effect]:
-        """Take a new identity; zero means none. Sessions are used no more, but what is under way still comes in."""
+        """Change the private key (32 zero bytes: none); sessions stop sending, but still receive.
+
+        A peer with the new public key is removed. With the first key of a device, staged packets start handshakes.
+        """
+        # wg_set_device: the same key again changes nothing
         identity = None if is_zero(private_key) else StaticIdentity.from_private(private_key)
         if identity == self._shared.identity:
             return []
-        itself = None if identity is None else self.peer(identity.public)
-        if itself is not None:
-            self.remove_peer(itself, now)
+        # wg_set_device: a device is not its own peer
+        own_peer = None if identity is None else self.peer(identity.public)
+        if own_peer is not None:
+            self.remove_peer(own_peer, now)
         is_first = self._shared.identity is None and identity is not None
         self._shared.identity = identity
         self._shared.cookie_checker.set_public_key(None if identity is None else identity.public)
@@ -299,27 +335,35 @@ class Device:
         return effects
 
     def set_listen_port(self, port: int) -> None:
-        """Change the port (0: any free one); on an interface that is up, a failure leaves the old one open."""
+        """Change the listen port (0: any free one); raises ConfigError, and the old port then stays in use."""
+        # set_port: the same port again changes nothing; a new one makes routing choose source addresses again
         if port == self.listen_port:
             return
         self.clear_endpoint_sources()
         self.listen_port = self._sockets.open(port) if self.is_up else port
 
     def set_fwmark(self, fwmark: int) -> None:
+        """Change the mark of all datagrams (SO_MARK; 0: none); raises ConfigError if that is not permitted."""
         self._sockets.set_fwmark(fwmark)
         self.fwmark = fwmark
+        # wg_set_device: the mark may change the route, so routing chooses source addresses again
         self.clear_endpoint_sources()
 
     def clear_endpoint_sources(self) -> None:
+        """Let routing choose the source address for every peer again."""
         for peer in self._shared.peers:
             peer.clear_endpoint_source()
 
     def add_peer(self, public_key: bytes, now: int) -> Peer | None:
-        """Make a new peer; the device's own key makes none, so that one configuration may serve all sides."""
+        """Add a peer with this public key; raises ConfigError (ENOMEM) beyond 2^20 peers.
+
+        Returns None for the device's own public key, so that all devices may get the same configuration.
+        """
+        # set_peer: the own key is ignored in silence
         if self._shared.identity is not None and public_key == self._shared.identity.public:
             return None
         if len(self._shared.peers) >= MAX_PEERS_PER_DEVICE:
-            raise ConfigError(f"more than {MAX_PEERS_PER_DEVICE} peers", errno.ENOMEM)
+            raise ConfigError(f"peer limit reached: a device has at most {MAX_PEERS_PER_DEVICE} peers", errno.ENOMEM)
         peer = Peer(self._shared, public_key)
         if self.is_up:
             peer.timers.start()
@@ -328,32 +372,43 @@ class Device:
         return peer
 
     def remove_peer(self, peer: Peer, now: int) -> None:
+        """Remove a peer with its sessions, timers, staged packets and prefixes (`wg_peer_remove`)."""
         self._stop(peer, now)
         self._shared.allowedips.remove_by_peer(peer)
         self._shared.peers.remove(peer.public_key)
         self._shared.note(now, "peer removed", peer)
 
     def remove_all_peers(self, now: int) -> None:
+        """Remove every peer (`wg_peer_remove_all`)."""
         for peer in self._shared.peers:
             self.remove_peer(peer, now)
 
     def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
+        """Give a prefix to a peer; a peer that had exactly this prefix loses it."""
         self._shared.allowedips.insert(prefix, peer)
 
     def remove_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
+        """Remove exactly this prefix from a peer; does nothing if the peer does not have it (Linux 6.16)."""
         self._shared.allowedips.remove(prefix, peer)
 
     def remove_allowed_ips(self, peer: Peer) -> None:
+        """Remove all prefixes of a peer; the peer stays."""
         self._shared.allowedips.remove_by_peer(peer)
 
     def set_persistent_keepalive(self, peer: Peer, seconds: int) -> bool:
-        """Change the interval; True if there was none, so that `peer_configured` has to be told of it."""
+        """Change the interval (0: off); returns True if it was off, so that a keepalive is due at once.
+
+        The caller passes that to `peer_configured` as `wants_keepalive`.
+        """
         is_turned_on = seconds > 0 and peer.timers.persistent_keepalive_interval == 0
         peer.timers.persistent_keepalive_interval = seconds
         return is_turned_on
 
     def peer_configured(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
-        """Call when all settings of a peer are made: it may have become reachable, or be waiting for a keepalive."""
+        """Send staged packets, or a keepalive, after all settings of a peer are made.
+
+        They may have given the peer its endpoint. wants_keepalive: the persistent keepalive was just turned on.
+        """
         return self._wake(peer, now, wants_keepalive=wants_keepalive) if self.is_up else []
 
     def _wake(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:

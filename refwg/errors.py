@@ -1,6 +1,6 @@
 """Define the exceptions, and the reasons for which a packet is dropped.
 
-A caller's mistake raises; what a peer or a local program sends is dropped and counted under its DropReason.
+A caller's mistake raises an error. A packet of a peer or a local program is dropped and counted under its DropReason.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from enum import Enum
 
 
 class RefwgError(Exception):
-    """Anything this package raises on purpose.
+    """Base of every error that this package raises on purpose.
 
     RefwgError
     |- ConfigError         a request that cannot be carried out, with the errno to answer
-    |- OptionError         an option or environment variable that makes no sense here
-    |- InterfaceGoneError  the interface was deleted, or is out of reach
+    |- OptionError         an option or environment variable with a value that cannot be used
+    |- InterfaceGoneError  the interface was deleted, or its namespace cannot be entered
     |- MalformedMessage    bytes that are none of the four messages
     |- NotAuthentic        a tag that does not verify
     |- LowOrderPoint       a Diffie-Hellman result of 32 zero bytes
@@ -26,7 +26,7 @@ class RefwgError(Exception):
 class ConfigError(RefwgError):
     """A configuration request that cannot be carried out.
 
-    errno: the error number (errno(3), positive) for whoever asked.
+    errno: the error number (errno(3), positive) that the answer to the request carries.
     """
 
     def __init__(self, message: str, errno: int) -> None:
@@ -35,7 +35,7 @@ class ConfigError(RefwgError):
 
 
 class OptionError(RefwgError):
-    """The program was started with something that makes no sense here; the message names it and says what is wrong."""
+    """An option or environment variable cannot be used; the message names it and the reason."""
 
 
 class InterfaceGoneError(RefwgError):
@@ -47,59 +47,59 @@ class MalformedMessage(RefwgError):
 
 
 class NotAuthentic(RefwgError):
-    """A tag does not verify: wrong key, wrong associated data, or bytes changed on the way."""
+    """A Poly1305 tag does not verify: wrong key, wrong associated data, or changed bytes."""
 
 
 class LowOrderPoint(RefwgError):
-    """The other side's point has low order, so the shared secret would be 32 zero bytes."""
+    """The public key is a point of low order, so the shared secret would be 32 zero bytes."""
 
 
 class DropReason(Enum):
-    """Why a packet went no further; the value is what logs and traces say."""
+    """Why a packet was dropped; logs and traces print the name, `Refused` has the value as its message."""
 
-    # From either side.
+    # In both directions.
     INTERFACE_DOWN = "the interface is down"
 
     # Datagrams from the network, before anything is decrypted.
     MALFORMED = "not a message: unknown type, reserved bytes set, or wrong length"
-    HANDSHAKE_QUEUE_FULL = "too many handshake messages are waiting"
-    INVALID_MAC1 = "mac1 is wrong: the sender does not know our public key"
-    COOKIE_REQUIRED = "under load, and mac2 is wrong: a cookie was sent instead"
-    RATE_LIMITED = "under load, and this source sends too many handshake messages"
+    HANDSHAKE_QUEUE_FULL = "the queue of handshake messages is full"
+    INVALID_MAC1 = "mac1 does not verify: it was not made with our public key"
+    COOKIE_REQUIRED = "under load and mac2 does not verify: a cookie reply was sent"
+    RATE_LIMITED = "under load and the source address sends too many handshake messages"
 
     # Handshake messages.
-    NO_IDENTITY = "we have no private key"
-    LOW_ORDER_POINT = "a key is a point of low order"
+    NO_IDENTITY = "the device has no private key"
+    LOW_ORDER_POINT = "a public key is a point of low order"
     INVALID_TAG = "a tag does not verify"
-    UNKNOWN_PEER = "the static key inside belongs to no peer"
-    OLD_TIMESTAMP = "the timestamp is not newer than the last one: a replay"
-    INITIATION_FLOOD = "less than 20 ms after the peer's last initiation"
-    UNKNOWN_INDEX = "the receiver index names no handshake and no session"
-    UNEXPECTED_RESPONSE = "the handshake named is not waiting for a response"
-    UNEXPECTED_COOKIE = "no mac1 of ours waits for a cookie"
+    UNKNOWN_PEER = "no peer has the static key of the initiation"
+    OLD_TIMESTAMP = "the timestamp is not greater than the last one: a replay"
+    INITIATION_FLOOD = "less than 20 ms after the last initiation of this peer"
+    UNKNOWN_INDEX = "no handshake or session has the receiver index"
+    UNEXPECTED_RESPONSE = "the handshake does not wait for a response"
+    UNEXPECTED_COOKIE = "no handshake message was sent since the last cookie"
 
     # Transport data from the network.
-    SESSION_EXPIRED = "the session is too old or has seen its last counter"
+    SESSION_EXPIRED = "the session is too old, or its last counter was received"
     COUNTER_LIMIT = "the counter is at or beyond REJECT_AFTER_MESSAGES"
-    REPLAY = "the counter was seen before or is behind the window"
-    INNER_PROTOCOL = "the packet inside is neither IPv4 nor IPv6, or too short to be one"
-    INNER_LENGTH = "the packet inside claims more bytes than there are, or fewer than its header"
-    SOURCE_NOT_ALLOWED = "the source address inside belongs to another peer or to none"
+    REPLAY = "the counter was received before, or is behind the replay window"
+    INNER_PROTOCOL = "the inner packet is not IPv4 or IPv6, or is shorter than its header"
+    INNER_LENGTH = "the length field of the inner packet is larger than the packet, or smaller than its header"
+    SOURCE_NOT_ALLOWED = "the inner source address belongs to another peer or to none"
 
-    NOT_DELIVERED = "the interface did not take the packet"
+    NOT_DELIVERED = "the interface refused the packet"
 
     # Packets from the interface.
-    NOT_IP = "a packet from the interface is neither IPv4 nor IPv6"
+    NOT_IP = "the packet from the interface is not IPv4 or IPv6"
     NO_PEER = "no peer owns the destination address"
     NO_ENDPOINT = "the peer has no endpoint"
-    ROUTING_LOOP = "our own datagram came back to us to be sent once more"
-    QUEUE_OVERFLOW = "newer packets pushed it out of the staging queue"
-    QUEUE_PURGED = "it waited for a session that did not come"
-    SEND_FAILED = "the network stack did not take the datagram"
+    ROUTING_LOOP = "the packet is our own datagram to the same peer"
+    QUEUE_OVERFLOW = "the staging queue was full: the oldest packet had to go"
+    QUEUE_PURGED = "the staging queue was emptied: no session in time, or the interface went down"
+    SEND_FAILED = "the network stack refused the datagram"
 
 
 class Refused(RefwgError):
-    """A packet must be dropped; `reason` says why."""
+    """A packet must be dropped; reason: the counter under which it is counted."""
 
     def __init__(self, reason: DropReason) -> None:
         super().__init__(reason.value)
@@ -107,4 +107,4 @@ class Refused(RefwgError):
 
 
 class CheckFailed(RefwgError):
-    """A check of `refwg selftest` got a wrong result; the message says which."""
+    """A check of `refwg selftest` got a wrong result; the message names the check, the result and the expected one."""

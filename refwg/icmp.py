@@ -1,9 +1,9 @@
-"""Send ICMP errors to senders whose packets no peer takes, as rarely as the stack does.
+"""Send ICMP errors to senders whose packets no peer takes, with the stack's rate limits.
 
-By raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: there is a limit for
-all errors together, and for each destination that is not this host a rate with a small burst. A sender whose address
-was translated on the way here gets the error by the way it came. Left out is the higher rate that IPv6 allows to
-destinations behind a short prefix.
+Uses raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: a rate limit for
+all errors together, and one with a small burst for each destination that is not this host. If the sender's address was
+translated by source NAT, the error reaches the sender at its original address. Not implemented: the higher rate that
+IPv6 allows for destinations with a short prefix.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 _ICMP_HEADER_LENGTH: Final = 8
 _LOOPBACK: Final = 1
-# How many errors a destination may get at once that has not had any for a while (net/ipv4/inetpeer.c).
+# Burst of errors to a destination that has received none for a while (XRLIM_BURST_FACTOR, net/ipv4/inetpeer.c).
 _BURST: Final = 6
 _DESTINATIONS: Final = 4096
-# Where the stack keeps its limits, and what they are if it does not show them (icmp(7)).
+# Files in /proc/sys/net with the limits of the stack, and their defaults (icmp(7)).
 _ERRORS_PER_SECOND: Final = ("ipv4/icmp_msgs_per_sec", 1000)
 _ERRORS_AT_ONCE: Final = ("ipv4/icmp_msgs_burst", 50)
 _MILLISECONDS_APART: Final = {IPV4_BYTES: ("ipv4/icmp_ratelimit", 1000), IPV6_BYTES: ("ipv6/icmp/ratelimit", 1000)}
 
 
 class Bucket:
-    """Lets one thing happen per `interval` nanoseconds, and `burst` at once after a pause; interval 0: all."""
+    """A token bucket: one event per `interval` nanoseconds, `burst` at once after a pause; interval 0: no limit."""
 
     __slots__ = ("_credit", "_interval", "_last", "_limit")
 
@@ -46,6 +46,7 @@ class Bucket:
         self._last: int | None = None
 
     def allow(self, now: int) -> bool:
+        """Return True and take a token if one is left; now: nanoseconds."""
         self._credit = min(self._limit, self._credit + now - (now if self._last is None else self._last))
         self._last = now
         if self._credit < self._interval:
@@ -55,7 +56,7 @@ class Bucket:
 
 
 class IcmpLimits:
-    """How often errors may be sent, by the sysctls of the namespace in which it was made."""
+    """Limits on ICMP errors, read from the sysctls of the network namespace in which it was made."""
 
     def __init__(self) -> None:
         self._apart = {length: _sysctl(*limit) * MILLISECOND for length, limit in _MILLISECONDS_APART.items()}
@@ -64,30 +65,30 @@ class IcmpLimits:
         self._destinations: dict[bytes, Bucket] = {}
 
     def allow_any(self, now: int) -> bool:
-        """Whether an error may be sent, to whomever."""
+        """Return True if the limit for all errors together permits one more."""
         return self._all.allow(now)
 
     def allow(self, destination: bytes, rtnetlink: RtnetlinkSocket, now: int) -> bool:
-        """Whether an error may be sent to this destination."""
+        """Return True if the limit of this destination permits one more; rtnetlink: to find out whether it is local."""
         bucket = self._destinations.get(destination)
         if bucket is None:
             if len(self._destinations) >= _DESTINATIONS:
                 self._destinations.clear()
-            # This host may hear of its own mistakes as often as it makes them.
+            # Errors to local senders have no per-destination limit.
             is_local = rtnetlink.route(destination).interface == _LOOPBACK
             bucket = Bucket(0 if is_local else self._apart[len(destination)], _BURST)
             self._destinations[destination] = bucket
         return bucket.allow(now)
 
     def routes_changed(self) -> None:
-        """Who was this host may be another now."""
+        """Forget all destinations: a local address may be remote now, and the reverse."""
         self._destinations.clear()
 
 
 class IcmpSender:
     """Sends ICMP errors in the network namespace in which it was made.
 
-    rtnetlink: a socket in the same namespace.
+    rtnetlink: a socket in the same namespace. Without the right to open raw sockets it sends nothing.
     """
 
     def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
@@ -101,27 +102,29 @@ class IcmpSender:
             self._sockets[IPV6_BYTES] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
 
     def send(self, error: IcmpError, limits: IcmpLimits, now: int) -> bool:
-        """Send it; False if its destination had too many lately, or the stack does not take it."""
-        one = self._sockets.get(len(error.destination))
-        if one is None or not limits.allow(error.destination, self._rtnetlink, now):
+        """Send an error; returns False if the limit of its destination is reached, or the stack refuses it."""
+        sock = self._sockets.get(len(error.destination))
+        if sock is None or not limits.allow(error.destination, self._rtnetlink, now):
             return False
         source = self._source_to_translated(error)
         try:
-            one.sendmsg([error.message], packet_info(source), 0, (format_address(error.destination), 0))
+            sock.sendmsg([error.message], packet_info(source), 0, (format_address(error.destination), 0))
         except OSError:
             return False
         return True
 
     def close(self) -> None:
+        """Close all sockets but `rtnetlink`, which belongs to the caller."""
         if self._conntrack is not None:
             self._conntrack.close()
-        for one in self._sockets.values():
-            one.close()
+        for sock in self._sockets.values():
+            sock.close()
 
     def _source_to_translated(self, error: IcmpError) -> LocalAddress | None:
-        """The address from which a sender behind source NAT is reached; None if there is no NAT.
+        """Return the local address on the route to a sender behind source NAT; None if there is no NAT.
 
-        The stack translates the error back as it leaves, but by then its source is chosen, for the wrong destination.
+        The stack translates the error's destination when it leaves. It chooses the source address before that, for the
+        translated destination, so it must be given.
         """
         if self._conntrack is None:
             return None
@@ -133,10 +136,10 @@ class IcmpSender:
 
 
 def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
-    # It only sends; what comes in would fill its buffer to no purpose.
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
-    return one
+    sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
+    # The socket only sends; received messages would fill its buffer.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+    return sock
 
 
 def _sysctl(name: str, default: int) -> int:

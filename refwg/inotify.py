@@ -19,7 +19,7 @@ _BUFFER: Final = 1 << 16
 
 
 class RemovalWatch:
-    """Readable when a file of the directory was removed or renamed."""
+    """Readable when a file of the directory was removed or renamed; raises OSError if inotify is not available."""
 
     def __init__(self, directory: Path) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -30,9 +30,10 @@ class RemovalWatch:
             raise OSError(number, f"inotify: {os.strerror(number)}", str(directory))
 
     def fileno(self) -> int:
+        """Return the descriptor, for a selector."""
         return self._descriptor
 
     def drain(self) -> None:
-        """Forget what has happened so far."""
+        """Read and discard all events so far; the caller looks at the directory itself."""
         with suppress(BlockingIOError):
             os.read(self._descriptor, _BUFFER)

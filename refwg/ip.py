@@ -1,6 +1,7 @@
 """Read IP packets inside the tunnel (addresses, lengths, ECN), and build ICMP errors.
 
-Mirrors what the driver takes from ip_tunnels.h, inet_ecn.h (RFC 6040) and icmp.c (RFC 1122, RFC 4443).
+Mirrors what the driver uses of ip_tunnels.h, inet_ecn.h (RFC 6040) and icmp.c (RFC 1122, RFC 4443). All functions but
+`version` expect a packet with a whole IP header.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-# Lengths of an address in network order; only the length shows the family.
+# Lengths of an address in bytes; the family of an address is known by its length.
 IPV4_BYTES: Final = 4
 IPV6_BYTES: Final = 16
 IPV4_HEADER_LENGTH: Final = 20
@@ -18,7 +19,7 @@ ECN_MASK: Final = 0b11
 ECT_1: Final = 1
 ECT_0: Final = 2
 CE: Final = 3
-# What the inner mark becomes, by outer and inner mark (RFC 6040, figure 4); every other pair changes nothing.
+# RFC 6040, figure 4: the new inner mark by outer and inner mark; every other pair leaves the inner mark as it is.
 _DECAPSULATED_ECN: Final = {(CE, ECT_0): CE, (CE, ECT_1): CE, (ECT_1, ECT_0): ECT_1}
 
 _IPV4: Final = 4
@@ -33,20 +34,20 @@ _IPPROTO_UDP: Final = 17
 _IPPROTO_FRAGMENT: Final = 44
 _IPPROTO_AH: Final = 51
 _IPPROTO_ICMPV6: Final = 58
-# Hop-by-hop options, routing, fragment, authentication, destination options: what may stand before the payload.
+# Extension headers: hop-by-hop options, routing, fragment, authentication, destination options.
 _IPV6_EXTENSIONS: Final = frozenset({0, 43, _IPPROTO_FRAGMENT, _IPPROTO_AH, 60})
-# Questions and answers: echo, timestamp, information, address mask. Every other ICMP type may be an error.
+# Requests and replies: echo, timestamp, information, address mask. Every other ICMP type may be an error.
 _ICMP_NO_ERRORS: Final = frozenset({0, 8, 13, 14, 15, 16, 17, 18})
 _ICMPV6_FIRST_NO_ERROR: Final = 128
 _ICMP_HOST_UNREACHABLE: Final = bytes([3, 1])
 _ICMPV6_ADDRESS_UNREACHABLE: Final = bytes([1, 3])
-# How much of the offending packet an error may quote: RFC 1812 (576 bytes in all), RFC 4443 (1280 in all).
+# Bytes of the offending packet that an error quotes: up to 576 in all (RFC 1812), up to 1280 in all (RFC 4443).
 _ICMP_QUOTE: Final = 576 - 20 - 8
 _ICMPV6_QUOTE: Final = 1280 - 40 - 8
 
 
 def version(packet: bytes) -> int:
-    """4 or 6 if there is at least a whole header of that version, else 0."""
+    """Return 4 or 6 if the packet has a whole header of that version, else 0."""
     first = packet[0] >> 4 if packet else 0
     if first == _IPV4 and len(packet) >= IPV4_HEADER_LENGTH:
         return _IPV4
@@ -56,37 +57,40 @@ def version(packet: bytes) -> int:
 
 
 def source(packet: bytes) -> bytes:
+    """Return the source address, 4 or 16 bytes."""
     return packet[12:16] if packet[0] >> 4 == _IPV4 else packet[8:24]
 
 
 def destination(packet: bytes) -> bytes:
+    """Return the destination address, 4 or 16 bytes."""
     return packet[16:20] if packet[0] >> 4 == _IPV4 else packet[24:40]
 
 
 def claimed_length(packet: bytes) -> int:
-    """Length of the packet by its own header; without wrapping at 16 bits, so at most 65575."""
+    """Return the length of the packet in bytes as its header states it; IPv6: payload length plus 40, up to 65575."""
     if packet[0] >> 4 == _IPV4:
         return int.from_bytes(packet[2:4])
     return int.from_bytes(packet[4:6]) + IPV6_HEADER_LENGTH
 
 
 def ecn(packet: bytes) -> int:
+    """Return the two ECN bits of the IP header (RFC 3168)."""
     return (packet[1] if packet[0] >> 4 == _IPV4 else packet[1] >> 4) & ECN_MASK
 
 
 def encapsulated_ecn(inner: int) -> int:
-    """ECN of the outer header: the inner one, but a mark made before the tunnel stays inside (RFC 3168, 9.1.1)."""
+    """Return the outer ECN bits for a packet: the inner ones, but ECT(0) instead of CE (RFC 3168, 9.1.1)."""
     return ECT_0 if inner == CE else inner
 
 
 def decapsulate_ecn(packet: bytes, outer: int) -> bytes:
-    """Carry the mark of the outer header inwards, as RFC 6040 says; what cannot be marked stays as it is."""
+    """Return the packet with the outer ECN bits carried over to its header (RFC 6040); IPv4: with a new checksum."""
     mark = _DECAPSULATED_ECN.get((outer, ecn(packet)))
     return packet if mark is None else _with_ecn(packet, mark)
 
 
 def internet_checksum(data: bytes) -> int:
-    """RFC 1071: the complement of the ones' complement sum of 16-bit words."""
+    """Return the internet checksum (RFC 1071): the complement of the ones' complement sum of 16-bit words."""
     return _folded(sum(word for (word,) in _U16.iter_unpack(data + bytes(len(data) % 2)))) ^ 0xFFFF
 
 
@@ -102,7 +106,7 @@ def _with_ecn(packet: bytes, mark: int) -> bytes:
         marked[1] = marked[1] & ~(ECN_MASK << 4) | mark << 4
         return bytes(marked)
     marked[1] = marked[1] & ~ECN_MASK | mark
-    # RFC 1624: only the changed word enters the sum, so that a header checksum that was wrong stays wrong.
+    # RFC 1624: only the change of the word is added, so that a wrong header checksum stays wrong.
     checksum = _U16.unpack_from(packet, 10)[0] ^ 0xFFFF
     total = checksum + (_U16.unpack_from(packet)[0] ^ 0xFFFF) + _U16.unpack_from(marked)[0]
     marked[10:12] = _U16.pack(_folded(total) ^ 0xFFFF)
@@ -111,7 +115,7 @@ def _with_ecn(packet: bytes, mark: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UdpAddresses:
-    """Where an inner UDP packet comes from and goes to, as far as a loop can be told by it."""
+    """Ports and destination of an inner UDP packet, by which a routing loop is detected."""
 
     source_port: int
     destination: bytes
@@ -119,7 +123,7 @@ class UdpAddresses:
 
 
 def udp_addresses(packet: bytes) -> UdpAddresses | None:
-    """The UDP ports and destination of a packet, or None if it is no UDP packet or not its first fragment."""
+    """Return ports and destination of a UDP packet or its first fragment, None for any other packet."""
     protocol, payload = upper_layer(packet)
     if protocol != _IPPROTO_UDP or len(payload) < _PORTS.size:
         return None
@@ -129,9 +133,9 @@ def udp_addresses(packet: bytes) -> UdpAddresses | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IcmpError:
-    """An ICMP or ICMPv6 message without its IP header, and the address it must go to.
+    """An ICMP or ICMPv6 message without its IP header, and the destination address.
 
-    The checksum of an ICMPv6 message is left zero: the stack fills it in, as it chooses the source address.
+    The checksum of an ICMPv6 message is zero. The stack computes it, because it also chooses the source address.
     """
 
     destination: bytes
@@ -139,10 +143,10 @@ class IcmpError:
 
 
 def unreachable(packet: bytes) -> IcmpError | None:
-    """Tell the sender of a packet that nobody is there; None if the packet must not be answered.
+    """Return the error "host unreachable" or "address unreachable" for a packet; None if it must not get one.
 
-    Never answered are errors, packets from or to more than one host, and of IPv4 all fragments but the first (RFC 1122,
-    3.2.2; RFC 4443, 2.4, which knows no such rule for fragments).
+    No error is sent for an ICMP error, for a packet from or to more than one host, and for an IPv4 fragment that is not
+    the first (RFC 1122, 3.2.2). RFC 4443, 2.4, has the same rules for IPv6, but not the one for fragments.
     """
     if _is_icmp_error(*upper_layer(packet)) or _is_later_ipv4_fragment(packet):
         return None
@@ -157,7 +161,10 @@ def unreachable(packet: bytes) -> IcmpError | None:
 
 
 def upper_layer(packet: bytes) -> tuple[int | None, bytes]:
-    """Protocol and payload behind all headers; the protocol is None if the packet does not tell."""
+    """Return protocol and payload after all IP headers; the protocol is None if the packet does not contain it.
+
+    That is so for a fragment that is not the first, and for a packet that ends within its extension headers.
+    """
     if packet[0] >> 4 == _IPV4:
         return None if _is_later_ipv4_fragment(packet) else packet[9], packet[(packet[0] & 0xF) * 4 :]
     protocol, rest = packet[6], packet[IPV6_HEADER_LENGTH:]
@@ -169,7 +176,11 @@ def upper_layer(packet: bytes) -> tuple[int | None, bytes]:
 
 
 def _extension_length(protocol: int, header: bytes) -> int:
-    """Extension headers count their length in 8 bytes without the first 8, but for two of them (RFC 4302, RFC 8200)."""
+    """Return the length of an extension header in bytes.
+
+    The length field counts units of 8 bytes after the first 8 (RFC 8200). A fragment header has no length field, and
+    the authentication header counts units of 4 bytes (RFC 4302).
+    """
     if protocol == _IPPROTO_FRAGMENT:
         return _IPV6_SHORTEST_EXTENSION
     return (header[1] + 2) * 4 if protocol == _IPPROTO_AH else (header[1] + 1) * 8

@@ -1,6 +1,6 @@
-"""Wait for interface, sockets, configuration and clock, and let the engine do the rest.
+"""Wait for interface, sockets, configuration and clock, and call the engine.
 
-Mirrors what work queues, timers and notifiers are for the driver. Only this place reads a clock, and the self-test.
+Takes the place of the driver's work queues, timers and notifiers. Only this module and the self-test read a clock.
 """
 
 from __future__ import annotations
@@ -31,30 +31,35 @@ if TYPE_CHECKING:
     Handler = Callable[[int], None]
     Log = Callable[[str], None]
 
-# Clocks that differ by this much more than before: the machine was asleep.
+# The machine was asleep if CLOCK_BOOTTIME has gained this much on CLOCK_MONOTONIC.
 _ASLEEP: Final = 500 * MILLISECOND
-# So many new objects before the first look for garbage in cycles.
+# Number of new objects that starts the first search for garbage in cycles.
 _GARBAGE: Final = 100_000
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 def boot_clock() -> int:
-    """Nanoseconds since the machine was started, time asleep included."""
+    """Return nanoseconds since boot, time asleep included (CLOCK_BOOTTIME, as in the driver)."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class SystemEnvironment:
-    """Chance and the time of day, as the system has them."""
+    """The core's `Environment`: random bytes and time of day of the system."""
 
     def random_bytes(self, length: int) -> bytes:
+        """Return `length` bytes of urandom(4)."""
         return os.urandom(length)
 
     def wall_clock(self) -> int:
+        """Return CLOCK_REALTIME in nanoseconds since 1970."""
         return time.time_ns()
 
 
 class Loop:
-    """Everything that runs between the start of the process and its end."""
+    """The event loop of one interface: sockets, device, engine and configuration.
+
+    listener: the listening UAPI socket. log_error: called with each error message.
+    """
 
     def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
         self._tun = tun
@@ -79,18 +84,18 @@ class Loop:
         self._sleep_seen = _time_asleep()
 
     def start(self) -> None:
-        """Do the last things that can fail; then whoever waits for us may go on."""
+        """Do the last steps that can fail; after it the process may report that it is ready."""
         self._watch_signals()
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
         self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
         self._selector.register(self._tun.monitor, selectors.EVENT_READ, self._link_changed)
         self._apply_link_state()
-        # Next to nothing here is garbage in a cycle, and a large configuration is long to search for it.
+        # Cycles are rare here, and searching a large configuration for them takes long.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
 
     def run(self) -> None:
-        """Work until a signal comes, or the interface or the socket file is gone."""
+        """Handle events until SIGTERM or SIGINT, or until the interface or the socket file is removed."""
         try:
             while self._is_running:
                 self._turn()
@@ -98,33 +103,34 @@ class Loop:
             if str(error):
                 self._log_error(str(error))
         self._device.down(boot_clock())
-        # The interface goes at once, however long it takes to clear up behind it.
+        # Closing it removes the interface at once, however long the rest takes.
         self._tun.close()
 
     def stop_when_removed(self, file: SocketFile) -> None:
-        """End when this file is gone: it is how a user tells us to."""
+        """End the loop when this file is removed: the way to stop a userspace WireGuard (`rm NAME.sock`)."""
         if file.path is None:
             return
-        # Imported late: it takes time, and nobody removes the file before it is there.
+        # Imported late, because the import takes time and may happen after the file is made.
         from refwg.inotify import RemovalWatch  # noqa: PLC0415
 
         watch = RemovalWatch(file.path.parent)
 
-        def look(_: int) -> None:
+        def stop_if_removed(_: int) -> None:
+            """Stop the loop if the file is gone; events of other files change nothing."""
             watch.drain()
             if not file.is_there:
                 self._stop()
 
-        self._selector.register(watch, selectors.EVENT_READ, look)
-        # Somebody may have been quicker than we.
-        look(0)
+        self._selector.register(watch, selectors.EVENT_READ, stop_if_removed)
+        # The file may have been removed before the watch began.
+        stop_if_removed(0)
 
     def _turn(self) -> None:
         self._watch_udp()
         ready = self._selector.select(self._timeout())
-        # What has woken us must neither be answered with old keys nor begin a handshake that is forgotten then.
+        # First of all: no event may be handled with the old keys, and no handshake begun that would be erased then.
         self._notice_sleep()
-        # Changes of routes and links first: what is sent next must know of them.
+        # Changes of routes and links come first, because they decide how the next datagrams are sent.
         for key, events in sorted(ready, key=_by_urgency):
             handler: Handler = key.data
             handler(events)
@@ -150,25 +156,27 @@ class Loop:
         self._wakers = (waker, sleeper)
 
     def _watch_udp(self) -> None:
-        """Listen to the sockets that are open now."""
+        """Register the UDP sockets that are open now, if they have changed."""
         if self._udp_generation == self._sockets.generation:
             return
         self._udp_generation = self._sockets.generation
-        for one in self._udp:
-            self._selector.unregister(one)
+        for sock in self._udp:
+            self._selector.unregister(sock)
         self._udp = self._sockets.sockets
-        for one in self._udp:
-            self._selector.register(one, selectors.EVENT_READ, lambda _, one=one: self._engine.datagrams_waiting(one))
+        for sock in self._udp:
+            self._selector.register(
+                sock, selectors.EVENT_READ, lambda _, sock=sock: self._engine.datagrams_waiting(sock)
+            )
 
     def _link_changed(self, _: int) -> None:
-        # Of the IPv4 routes by a link that goes down nothing else is told.
+        # The kernel sends no RTM_DELROUTE for the IPv4 routes of a link that goes down.
         self._sockets.routes_changed()
         if self._tun.refresh():
             self._device.down(boot_clock())
         self._apply_link_state()
 
     def _apply_link_state(self) -> None:
-        """Be up when the interface is; if that cannot be, the interface must not be up either."""
+        """Set the device up or down as the interface is; if it cannot be up, set the interface down."""
         if not self._tun.link.is_up:
             if self._device.is_up:
                 self._device.down(boot_clock())

@@ -1,7 +1,7 @@
 """Define the four messages, and the lengths, limits and times of the protocol.
 
-Mirrors messages.h of the driver; sections 5.4 and 6.1 of the paper. All times are nanoseconds, all integers on the
-wire little-endian.
+Mirrors messages.h of the driver; sections 5.4 and 6.1 of the paper. Times are in nanoseconds. Integers on the wire are
+little-endian.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ TIMESTAMP_LENGTH: Final = 12
 ZERO_KEY: Final = bytes(KEY_LENGTH)
 ZERO_MAC: Final = bytes(COOKIE_LENGTH)
 
-# The window is one 64-bit word smaller than the bitmap, because the newest word is cleared as a whole.
+# RFC 6479: the window is one 64-bit word smaller than the bitmap, because the newest word is cleared as a whole.
 COUNTER_BITS_TOTAL: Final = 8192
 COUNTER_BITS_PER_WORD: Final = 64
 COUNTER_WINDOW_SIZE: Final = COUNTER_BITS_TOTAL - COUNTER_BITS_PER_WORD
 
 REKEY_AFTER_MESSAGES: Final = 2**60
+# 6.1: the paper has 2^64 - 2^13 - 1; this is the driver's value on 64-bit machines, 63 more.
 REJECT_AFTER_MESSAGES: Final = 2**64 - 1 - COUNTER_WINDOW_SIZE - 1
 REKEY_TIMEOUT: Final = 5 * SECOND
 REKEY_TIMEOUT_JITTER_MAX: Final = 333 * MILLISECOND
@@ -42,7 +43,7 @@ LAST_MINUTE_REKEY: Final = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
 
 INITIATIONS_PER_SECOND: Final = 50
 INITIATION_SPACING: Final = SECOND // INITIATIONS_PER_SECOND
-# The largest power of two not above the spacing: coarser would cost initiations, finer would leak the clock.
+# tai64n_now: the largest power of two not above the spacing; a larger one would make two initiations look equal.
 TIMESTAMP_WHITENING: Final = 1 << (INITIATION_SPACING.bit_length() - 1)
 
 COOKIE_SECRET_MAX_AGE: Final = 120 * SECOND
@@ -56,12 +57,12 @@ UNDER_LOAD_MEMORY: Final = SECOND
 
 MESSAGE_PADDING_MULTIPLE: Final = 16
 DEFAULT_MTU: Final = 1420
-# AF41 with ECN 00: handshakes matter more than what they make way for.
+# DSCP AF41, ECN 00: routers may prefer handshakes to data.
 HANDSHAKE_DSCP: Final = 0x88
 
 
 class MessageType(IntEnum):
-    """The first byte of a message; three zero bytes follow it."""
+    """The type of a message: the first byte; the three reserved bytes after it are zero (5.4)."""
 
     INITIATION = 1
     RESPONSE = 2
@@ -70,28 +71,30 @@ class MessageType(IntEnum):
 
 
 class _FixedLength:
-    """Messages of which every byte has its place: behind the type stand the fields, in the order of the record."""
+    """Base of the messages of fixed length: the type word, then the fields in the order of the record."""
 
     __slots__: ClassVar[tuple[str, ...]] = ()
     TYPE: ClassVar[MessageType]
     LAYOUT: ClassVar[Struct]
 
     def to_bytes(self) -> bytes:
+        """Return the message as it is sent, with the type word in front."""
         return self.LAYOUT.pack(self.TYPE, *(getattr(self, name) for name in self.__slots__))
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self:
+        """Read a whole datagram; raises MalformedMessage if its type, reserved bytes or length are wrong."""
         if len(datagram) != cls.LAYOUT.size:
-            raise MalformedMessage(f"{cls.TYPE.name} of {len(datagram)} bytes: exactly {cls.LAYOUT.size} are needed")
+            raise MalformedMessage(f"{cls.TYPE.name} of {len(datagram)} bytes: expected {cls.LAYOUT.size}")
         kind, *values = cls.LAYOUT.unpack(datagram)
         if kind != cls.TYPE:
-            raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: not {cls.TYPE.name}")
+            raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: expected {cls.TYPE.name}")
         return cls(**dict(zip(cls.__slots__, values, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initiation(_FixedLength):
-    """First message of a handshake: "here is who I am, sealed for you, and the time"."""
+    """First message of a handshake, 148 bytes: the initiator's static key and a timestamp, both encrypted (5.4.2)."""
 
     TYPE = MessageType.INITIATION
     LAYOUT = Struct("<L L 32s 48s 28s 16s 16s")
@@ -106,7 +109,7 @@ class Initiation(_FixedLength):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response(_FixedLength):
-    """Second message of a handshake: "so it is you; here is my half of the keys"."""
+    """Second message of a handshake, 92 bytes: the responder's ephemeral key and an empty payload (5.4.3)."""
 
     TYPE = MessageType.RESPONSE
     LAYOUT = Struct("<L L L 32s 16s 16s 16s")
@@ -121,7 +124,7 @@ class Response(_FixedLength):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CookieReply(_FixedLength):
-    """Answer of a responder under load: "prove first that you receive at your address"."""
+    """Reply to a handshake message under load, 64 bytes: the encrypted cookie for the next message (5.4.7)."""
 
     TYPE = MessageType.COOKIE_REPLY
     LAYOUT = Struct("<L L 24s 32s")
@@ -133,7 +136,7 @@ class CookieReply(_FixedLength):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Transport data: a header of 16 bytes, then the sealed packet with its tag."""
+    """Transport data: a header of 16 bytes, then the encrypted packet with its 16-byte tag (5.4.6)."""
 
     TYPE: ClassVar = MessageType.DATA
     HEADER: ClassVar = Struct("<L L Q")
@@ -143,15 +146,17 @@ class Data:
     ciphertext: bytes
 
     def to_bytes(self) -> bytes:
+        """Return the message as it is sent: header, then ciphertext and tag."""
         return self.HEADER.pack(self.TYPE, self.receiver_index, self.counter) + self.ciphertext
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self:
+        """Read a whole datagram; raises MalformedMessage if its type is wrong or it is shorter than 32 bytes."""
         if len(datagram) < MINIMUM_DATA_LENGTH:
-            raise MalformedMessage(f"data message of {len(datagram)} bytes: at least {MINIMUM_DATA_LENGTH} are needed")
+            raise MalformedMessage(f"data message of {len(datagram)} bytes: expected at least {MINIMUM_DATA_LENGTH}")
         kind, receiver, counter = cls.HEADER.unpack_from(datagram)
         if kind != cls.TYPE:
-            raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: not a data message")
+            raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: expected a data message")
         return cls(receiver_index=receiver, counter=counter, ciphertext=datagram[cls.HEADER.size :])
 
 
@@ -160,7 +165,7 @@ INITIATION_LENGTH: Final = Initiation.LAYOUT.size
 RESPONSE_LENGTH: Final = Response.LAYOUT.size
 COOKIE_REPLY_LENGTH: Final = CookieReply.LAYOUT.size
 DATA_HEADER_LENGTH: Final = Data.HEADER.size
-# What a message adds to the packet inside it; also the length of a keepalive.
+# message_data_len(0) of the driver: the length of a keepalive, and what a data message adds to its packet.
 MINIMUM_DATA_LENGTH: Final = DATA_HEADER_LENGTH + TAG_LENGTH
 
 Message = Initiation | Response | CookieReply | Data
@@ -168,24 +173,26 @@ _PARSERS: Final = {kind.TYPE.value: kind.parse for kind in (Initiation, Response
 
 
 def parse(datagram: bytes) -> Message:
-    """Read a datagram as the one message it can be.
+    """Return the message in a datagram; raises MalformedMessage if there is none.
 
-    The reserved bytes need no check of their own: with one of them set the first word is no known type.
+    The reserved bytes are part of the type word, so a datagram with one of them set has an unknown type.
     """
+    # validate_header_len: type and length decide, everything else is dropped
     if len(datagram) < _TYPE_WORD.size:
-        raise MalformedMessage(f"datagram of {len(datagram)} bytes: too short for a type")
+        raise MalformedMessage(f"datagram of {len(datagram)} bytes: expected at least 4")
     (kind,) = _TYPE_WORD.unpack_from(datagram)
     parser = _PARSERS.get(kind)
     if parser is None:
-        raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: no such message")
+        raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: not a known message")
     return parser(datagram)
 
 
 def padded_length(length: int, mtu: int) -> int:
-    """How long a packet of `length` bytes is once padded with zeros to 16, but never beyond `mtu` (0: no limit).
+    """Return the length of a packet after padding to a multiple of 16 bytes, but not beyond `mtu` (0: no limit).
 
-    A packet longer than the MTU will be cut into units; only its last unit is padded.
+    A packet longer than the MTU is treated as units of MTU bytes; only the last unit is padded.
     """
+    # 5.4.6: padding must not make the datagram larger than the MTU; calculate_skb_padding
     last_unit = length % mtu if mtu and length > mtu else length
     padded = -(-last_unit // MESSAGE_PADDING_MULTIPLE) * MESSAGE_PADDING_MULTIPLE
     return length - last_unit + (min(padded, mtu) if mtu else padded)

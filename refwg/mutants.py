@@ -1,8 +1,8 @@
-"""Break refwg on purpose in one way, so that tests can show that they would notice.
+"""Break refwg on purpose in one way, to show that the tests detect it.
 
-Each mutant replaces one function of the core by a wrong one and names the requirement that it breaks. Nothing imports
-this file but the start of the program, and only if the environment says REFWG_MUTANTS=allowed: no option, no
-configuration and no packet leads here otherwise.
+Each mutant replaces one function of the core by a wrong one and names the requirement that it breaks. Only `__main__`
+imports this file, and only for `--mutant` with REFWG_MUTANTS=allowed in the environment. No other option, no
+configuration and no packet can load it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _is_source_allowed(shared: Shared, peer: Peer, address: bytes) -> bool:
 
 
 def _set_endpoint(self: Peer, endpoint: Endpoint, now: int) -> None:
-    # Only an endpoint that was configured has no source.
+    # A configured endpoint has no source; a learned one has.
     if self.endpoint is None or endpoint.source is None:
         _real_set_endpoint(self, endpoint, now)
 
@@ -56,7 +56,7 @@ def _add_macs(self: CookieJar, message: bytes, now: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`owner.name` becomes `replacement`; `requirement` is what then no longer holds."""
+    """Replaces `owner.name` by `replacement`; requirement: the id of the requirement that it breaks."""
 
     owner: Any
     name: str
@@ -77,6 +77,6 @@ MUTANTS: Final = {
 
 
 def apply(name: str) -> None:
-    """Break refwg, for as long as the process lives."""
+    """Apply the mutant with this name until the process ends; raises KeyError if there is none."""
     mutant = MUTANTS[name]
     setattr(mutant.owner, mutant.name, mutant.replacement)

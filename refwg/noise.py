@@ -1,10 +1,11 @@
 """Perform the handshake, Noise_IKpsk2, and hold the keypairs it yields.
 
-Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. The steps of a message are headed by the tokens of
-the Noise paper. Who the initiator claims to be is known only in the middle of its message, and this file knows no
-peers: `OpenedInitiation` goes to the caller, who finds the peer and lets its `Handshake` go on.
+Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. Above each step of a message stands its token from
+the Noise paper. The initiator's static key is only available halfway through its message, and this file has no table
+of peers. So `open_initiation` returns an `OpenedInitiation`; the caller looks up the peer and passes it to the peer's
+`Handshake`.
 
-Keys are bytes, which Python gives no way to wipe: dropping the last reference is all that erasing can mean here.
+Python cannot wipe the memory of bytes. Keys are erased by dropping the last reference to them.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ CONSTRUCTION: Final = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
 IDENTIFIER: Final = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 INITIAL_CHAINING_KEY: Final = blake2s_hash(CONSTRUCTION)
 INITIAL_HASH: Final = blake2s_hash(INITIAL_CHAINING_KEY, IDENTIFIER)
-# TAI runs ahead of Unix time; ten seconds are what it was at the epoch, and what everybody uses.
+# tai64n_now: TAI was 10 s ahead of Unix time in 1970; every implementation keeps that difference.
 TAI64_EPOCH: Final = 2**62 + 10
 
 
 def timestamp(wall_clock: int) -> bytes:
-    """TAI64N of nanoseconds since 1970, big-endian so that byte order is time order.
+    """Return the TAI64N timestamp of nanoseconds since 1970: 12 bytes, big-endian, so that bytes compare like times.
 
-    The last bits are cleared: they would tell how fast this machine is, and how its clock drifts.
+    The last 24 bits are cleared: they would leak how fast this machine is, and how its clock drifts.
     """
+    # 5.1: 24 bits of the nanoseconds may be cut off
     seconds, nanoseconds = divmod(wall_clock, SECOND)
     whitened = nanoseconds // TIMESTAMP_WHITENING * TIMESTAMP_WHITENING
     return (TAI64_EPOCH + seconds).to_bytes(8) + whitened.to_bytes(4)
@@ -47,64 +49,70 @@ def timestamp(wall_clock: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class StaticIdentity:
-    """The long-term keypair of a device."""
+    """The long-term X25519 keypair of a device, 32 bytes each; the private key is clamped."""
 
     private: bytes
     public: bytes
 
     @classmethod
     def from_private(cls, private: bytes) -> Self:
+        """Clamp a private key of 32 bytes and compute its public key."""
         clamped = clamp(private)
         return cls(clamped, public_key_of(clamped))
 
 
 @dataclass(slots=True)
 class Transcript:
-    """Chaining key and hash: everything said so far, and all secrets shared so far."""
+    """The symmetric state of a handshake: `hash` covers all messages so far, `chaining_key` all shared secrets."""
 
     chaining_key: bytes
     hash: bytes
 
     @classmethod
     def start(cls, responder_static: bytes) -> Self:
+        """Return the state before the first message; both sides mix in the responder's public key (5.4.2)."""
         return cls(INITIAL_CHAINING_KEY, blake2s_hash(INITIAL_HASH, responder_static))
 
     def mix_hash(self, data: bytes) -> None:
+        """Hash `data` into the transcript, so that later tags cover it."""
         self.hash = blake2s_hash(self.hash, data)
 
     def mix_ephemeral(self, public: bytes) -> None:
-        """Token e. With a preshared key in play the ephemeral goes into the chaining key as well."""
+        """Token e. Because of the preshared key the ephemeral is mixed into the chaining key as well."""
         self.mix_hash(public)
         (self.chaining_key,) = kdf(1, self.chaining_key, public)
 
     def mix_key(self, secret: bytes) -> bytes:
-        """Take in a shared secret and return a key for what follows."""
+        """Mix in a shared secret and return the key for the next encrypted field."""
         self.chaining_key, key = kdf(2, self.chaining_key, secret)
         return key
 
     def mix_dh(self, private: bytes, public: bytes) -> bytes:
-        """Tokens ee, es, se and ss."""
+        """Tokens ee, es, se and ss: mix in a Diffie-Hellman result; raises LowOrderPoint if it is zero."""
         return self.mix_key(dh(private, public))
 
     def mix_psk(self, preshared_key: bytes) -> bytes:
-        """Token psk."""
+        """Token psk: mix in the preshared key, 32 zero bytes if there is none (5.2)."""
         self.chaining_key, hashed, key = kdf(3, self.chaining_key, preshared_key)
         self.mix_hash(hashed)
         return key
 
     def seal(self, key: bytes, plaintext: bytes) -> bytes:
+        """Encrypt a field of a message, and mix the ciphertext into the hash."""
         ciphertext = Aead(key).seal(0, plaintext, self.hash)
         self.mix_hash(ciphertext)
         return ciphertext
 
     def open(self, key: bytes, ciphertext: bytes) -> bytes:
+        """Decrypt a field of a message; raises NotAuthentic and leaves the hash unchanged if the tag is wrong."""
+        # 5.4.2: the associated data is the hash of everything before the field
         plaintext = Aead(key).open(0, ciphertext, self.hash)
         self.mix_hash(ciphertext)
         return plaintext
 
 
 class HandshakeState(Enum):
-    """Named after what has happened last."""
+    """State of a handshake, named after its last step (`enum noise_handshake_state` of the driver)."""
 
     ZEROED = auto()
     CREATED_INITIATION = auto()
@@ -115,7 +123,7 @@ class HandshakeState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OpenedInitiation:
-    """An initiation of which the first half is read: `remote_static` says who claims to have sent it."""
+    """An initiation whose first half is decrypted; remote_static: the static key that the sender claims."""
 
     message: Initiation
     remote_static: bytes
@@ -123,10 +131,15 @@ class OpenedInitiation:
 
 
 def open_initiation(identity: StaticIdentity | None, message: Initiation) -> OpenedInitiation:
-    """Read an initiation as far as it can be read without knowing the peer."""
+    """Decrypt the first half of an initiation, for which the peer need not be known.
+
+    Raises Refused if the device has no private key, the ephemeral is a point of low order, or the tag is wrong.
+    """
+    # wg_noise_handshake_consume_initiation: nothing can be decrypted without a private key
     if identity is None:
         raise Refused(DropReason.NO_IDENTITY)
     transcript = Transcript.start(identity.public)
+    # 5.4.2: first message, e es s
     try:
         # e
         transcript.mix_ephemeral(message.ephemeral)
@@ -140,9 +153,13 @@ def open_initiation(identity: StaticIdentity | None, message: Initiation) -> Ope
 
 
 def static_static(identity: StaticIdentity | None, remote_static: bytes) -> bytes | None:
-    """The secret of both static keys, computed once for all handshakes; None if there can be no handshake."""
+    """Return the Diffie-Hellman result of both static keys, computed once for all handshakes.
+
+    None if no handshake is possible: the device has no private key, or the peer's key is a point of low order.
+    """
     if identity is None:
         return None
+    # wg_noise_precompute_static_static: a zero result stands for "none", and every handshake with it fails
     try:
         return dh(identity.private, remote_static)
     except LowOrderPoint:
@@ -153,7 +170,8 @@ def static_static(identity: StaticIdentity | None, remote_static: bytes) -> byte
 class Keypair:
     """A session: one key for each direction.
 
-    birthdate: when we derived it. local_index: what the other side puts into its messages; remote_index: what we put.
+    birthdate: when the keys were derived, in nanoseconds. local_index: the receiver index of messages to us;
+    remote_index: the receiver index of our messages. sending_counter: the counter of the next packet.
     """
 
     i_am_the_initiator: bool
@@ -167,15 +185,17 @@ class Keypair:
     receiving_counter: ReplayWindow = field(default_factory=ReplayWindow)
 
     def has_expired(self, age: int, now: int) -> bool:
+        """True once the session is `age` nanoseconds old (`wg_birthdate_has_expired`)."""
         return now >= self.birthdate + age
 
 
 @dataclass(slots=True)
 class Handshake:
-    """The one handshake with a peer that may be under way, in either role.
+    """The handshake with a peer, in either role; a peer has one at a time.
 
-    precomputed_static_static: None if we have no identity or the peer's key is a point of low order.
-    latest_timestamp: the greatest that was accepted; it outlives sessions, and only the peer's removal ends it.
+    precomputed_static_static: None if the device has no private key or the peer's key is a point of low order.
+    latest_timestamp: the greatest accepted one; it is kept until the peer is removed.
+    last_initiation_consumption: when an initiation was last accepted, in nanoseconds; None: never.
     """
 
     remote_static: bytes
@@ -191,7 +211,7 @@ class Handshake:
     last_initiation_consumption: int | None = None
 
     def clear(self) -> None:
-        """Forget everything that belongs to this one handshake; the caller gives the index free."""
+        """Erase the state of this handshake, but not `latest_timestamp`; the caller frees the index."""
         self.state = HandshakeState.ZEROED
         self.local_index = None
         self.remote_index = 0
@@ -201,11 +221,17 @@ class Handshake:
     def create_initiation(
         self, identity: StaticIdentity | None, *, ephemeral: bytes, timestamp: bytes, sender_index: int
     ) -> Initiation:
-        """Begin a handshake, and abandon what was under way."""
+        """Begin a handshake and return its first message; a handshake in progress is abandoned.
+
+        ephemeral: 32 random bytes. timestamp: 12 bytes, see `timestamp`. Raises Refused if the device has no private
+        key, or the peer's key is a point of low order.
+        """
+        # wg_noise_handshake_create_initiation: fails without a private key, or if the precomputed secret is zero
         if identity is None:
             raise Refused(DropReason.NO_IDENTITY)
         if self.precomputed_static_static is None:
             raise Refused(DropReason.LOW_ORDER_POINT)
+        # 5.4.2: first message, e es s ss
         transcript = Transcript.start(self.remote_static)
         # e
         ephemeral_private = clamp(ephemeral)
@@ -231,12 +257,14 @@ class Handshake:
         )
 
     def consume_initiation(self, opened: OpenedInitiation, now: int) -> None:
-        """Read the second half of an initiation; ours, if one is pending, is abandoned.
+        """Check and accept the second half of an initiation; a pending handshake of our own is abandoned.
 
-        Whatever is refused leaves no trace, so that the same bytes may come again.
+        Raises Refused. A refused message changes nothing, so the same message may be accepted later.
         """
+        # mix_precomputed_dh: a zero secret is refused
         if self.precomputed_static_static is None:
             raise Refused(DropReason.LOW_ORDER_POINT)
+        # 5.4.2: first message, ss and the timestamp
         transcript, message = opened.transcript, opened.message
         # ss
         key = transcript.mix_key(self.precomputed_static_static)
@@ -245,8 +273,10 @@ class Handshake:
             timestamp = transcript.open(key, message.encrypted_timestamp)
         except NotAuthentic as error:
             raise _refusal(error) from error
+        # 5.1: the timestamp must be greater than all before, so that a replay cannot end a session
         if timestamp <= self.latest_timestamp:
             raise Refused(DropReason.OLD_TIMESTAMP)
+        # wg_noise_handshake_consume_initiation: at most 50 initiations a second from one peer
         last = self.last_initiation_consumption
         if last is not None and now < last + INITIATION_SPACING:
             raise Refused(DropReason.INITIATION_FLOOD)
@@ -257,7 +287,11 @@ class Handshake:
         self.last_initiation_consumption = now
 
     def create_response(self, *, ephemeral: bytes, sender_index: int) -> Response:
-        """Answer the initiation that was consumed."""
+        """Return the response to the accepted initiation.
+
+        ephemeral: 32 random bytes. Raises Refused if a key of the peer is a point of low order.
+        """
+        # 5.4.3: second message, e ee se psk
         transcript = copy(self.transcript)
         # e
         ephemeral_private = clamp(ephemeral)
@@ -272,7 +306,7 @@ class Handshake:
             raise _refusal(error) from error
         # psk
         key = transcript.mix_psk(self.preshared_key)
-        # the payload is empty: only the tag counts
+        # the payload is empty, only its tag is sent
         encrypted_nothing = transcript.seal(key, b"")
 
         self.state = HandshakeState.CREATED_RESPONSE
@@ -286,11 +320,16 @@ class Handshake:
         )
 
     def consume_response(self, identity: StaticIdentity | None, message: Response) -> None:
-        """Read the answer to our initiation; one that is refused leaves the handshake waiting for a better one."""
+        """Check and accept the response to our initiation.
+
+        Raises Refused. A refused response changes nothing, so the handshake still waits for a valid one.
+        """
+        # wg_noise_handshake_consume_response: needs a private key, and an initiation of ours that is not yet answered
         if identity is None:
             raise Refused(DropReason.NO_IDENTITY)
         if self.state is not HandshakeState.CREATED_INITIATION:
             raise Refused(DropReason.UNEXPECTED_RESPONSE)
+        # 5.4.3: second message, e ee se psk
         transcript = copy(self.transcript)
         try:
             # e
@@ -301,7 +340,7 @@ class Handshake:
             transcript.mix_dh(identity.private, message.ephemeral)
             # psk
             key = transcript.mix_psk(self.preshared_key)
-            # the payload is empty: only the tag counts
+            # the payload is empty, but its tag must verify
             transcript.open(key, message.encrypted_nothing)
         except (LowOrderPoint, NotAuthentic) as error:
             raise _refusal(error) from error
@@ -311,9 +350,10 @@ class Handshake:
         self.transcript = transcript
 
     def begin_session(self, now: int) -> Keypair:
-        """Turn a finished handshake into a session, and forget the handshake; the session takes over its index."""
+        """Turn a finished handshake into a session with the same index, and erase the handshake (5.4.5)."""
         if self.local_index is None:
             raise AssertionError("a session begins only after a response")
+        # 5.4.5: the first key sends from initiator to responder, the second one back
         i_am_the_initiator = self.state is HandshakeState.CONSUMED_RESPONSE
         initiator_sends, responder_sends = kdf(2, self.transcript.chaining_key, b"")
         sending, receiving = (
@@ -333,9 +373,9 @@ class Handshake:
 
 @dataclass(slots=True)
 class Keypairs:
-    """The sessions of a peer: data goes out on `current` only and may come in on all three.
+    """The sessions of a peer: data is sent on `current` only and accepted on all three (6.3).
 
-    Each method returns the sessions that it destroyed; the caller gives their indices free.
+    Each method returns the sessions that it destroyed; the caller frees their indices.
     """
 
     previous: Keypair | None = None
@@ -343,11 +383,12 @@ class Keypairs:
     next: Keypair | None = None
 
     def add_new(self, keypair: Keypair) -> list[Keypair]:
-        """Take in a new session.
+        """Put a new session into its slot.
 
-        An initiator may use it at once: it knows that the other side has it. A responder must wait until something
-        comes in on it.
+        The initiator uses it at once, because the response shows that the responder has it. The responder must wait
+        for a packet on it.
         """
+        # 6.3: the initiator's new session becomes current, the responder's becomes next; add_new_keypair
         if not keypair.i_am_the_initiator:
             destroyed = [self.previous, self.next]
             self.previous, self.next = None, keypair
@@ -360,7 +401,11 @@ class Keypairs:
         return [session for session in destroyed if session is not None]
 
     def received_with(self, keypair: Keypair) -> tuple[bool, list[Keypair]]:
-        """Something authentic came in: if it came on `next`, that one is confirmed and becomes `current`."""
+        """Rotate the slots if this packet was the first on `next`; returns True then, and the destroyed sessions.
+
+        Call it after every authenticated data packet.
+        """
+        # 6.3: the first packet on next confirms it; wg_noise_received_with_keypair
         if keypair is not self.next:
             return False, []
         destroyed = [] if self.previous is None else [self.previous]
@@ -368,17 +413,19 @@ class Keypairs:
         return True, destroyed
 
     def forbid_sending(self) -> None:
-        """Our identity has changed: nothing goes out on these sessions any more, but what is under way may come in."""
+        """Stop sending on `current` and `next`, because the private key has changed; they still receive."""
         for keypair in (self.current, self.next):
             if keypair is not None:
                 keypair.is_valid_for_sending = False
 
     def clear(self) -> list[Keypair]:
+        """Empty all three slots (`wg_noise_keypairs_clear`)."""
         destroyed = [self.previous, self.current, self.next]
         self.previous = self.current = self.next = None
         return [session for session in destroyed if session is not None]
 
 
 def _refusal(error: LowOrderPoint | NotAuthentic) -> Refused:
+    # mix_dh: a zero result is refused; message_decrypt: so is a tag that does not verify
     is_low_order = isinstance(error, LowOrderPoint)
     return Refused(DropReason.LOW_ORDER_POINT if is_low_order else DropReason.INVALID_TAG)

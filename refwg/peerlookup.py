@@ -1,6 +1,7 @@
 """Look up a peer by public key, and a session or handshake by its 32-bit index.
 
-Mirrors peerlookup.c of the driver; section 5.4.2 of the paper. Both are generic, so they need to know no peer.
+Mirrors peerlookup.c of the driver; section 5.4.2 of the paper. Both tables are generic, so this file does not import
+`Peer`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ INDEX_LENGTH: Final = 4
 
 
 class KeyTable(Generic[T]):
-    """Entries by public key, in the order in which they were added."""
+    """Entries by public key; iteration is in insertion order."""
 
     def __init__(self) -> None:
         self._entries: dict[bytes, T] = {}
@@ -25,21 +26,24 @@ class KeyTable(Generic[T]):
         return len(self._entries)
 
     def __iter__(self) -> Iterator[T]:
-        """Go over a copy, because whoever walks the table may well remove from it."""
+        """Iterate over a copy, so that the caller may remove entries."""
         return iter(list(self._entries.values()))
 
     def add(self, public_key: bytes, entry: T) -> None:
+        """Add an entry under a public key of 32 bytes; replaces an entry with the same key."""
         self._entries[public_key] = entry
 
     def lookup(self, public_key: bytes) -> T | None:
+        """Return the entry with this public key, None if there is none."""
         return self._entries.get(public_key)
 
     def remove(self, public_key: bytes) -> None:
+        """Remove the entry with this public key; raises KeyError if there is none."""
         del self._entries[public_key]
 
 
 class IndexTable(Generic[T]):
-    """Entries by index. Indices are random, so that they tell nothing, and unique among those in use."""
+    """Entries by 32-bit index; indices are unique, and random so that they leak nothing about the device."""
 
     def __init__(self) -> None:
         self._entries: dict[int, T] = {}
@@ -48,7 +52,8 @@ class IndexTable(Generic[T]):
         return len(self._entries)
 
     def insert(self, entry: T, random_bytes: Callable[[int], bytes]) -> int:
-        """Enter something under a new random index and return the index."""
+        """Add an entry under a new random index and return the index; random_bytes: the source of the index."""
+        # wg_index_hashtable_insert: an index in use is drawn again
         index = int.from_bytes(random_bytes(INDEX_LENGTH), "little")
         while index in self._entries:
             index = int.from_bytes(random_bytes(INDEX_LENGTH), "little")
@@ -56,12 +61,13 @@ class IndexTable(Generic[T]):
         return index
 
     def replace(self, index: int, entry: T) -> None:
-        """What the index named becomes something else: a handshake turns into its session."""
+        """Replace the entry of an index: a handshake's index becomes that of its session (5.4.2)."""
         self._entries[index] = entry
 
     def lookup(self, index: int) -> T | None:
+        """Return the entry with this index, None if the index is not in use."""
         return self._entries.get(index)
 
     def remove(self, index: int) -> None:
-        """Forget an index; one that is not in use is no error."""
+        """Free an index; does nothing if it is not in use."""
         self._entries.pop(index, None)

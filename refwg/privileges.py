@@ -1,7 +1,7 @@
-"""Give up root: another user, and only the capabilities that a running interface needs.
+"""Drop root's privileges: another user, and only the capabilities that refwg needs.
 
-No kernel file has this; the driver is the kernel. By prctl(2), capset(2) and capabilities(7), for which the standard
-library has no functions.
+The driver has no such file. The standard library lacks prctl(2) and capset(2), so they are called through ctypes. See
+capabilities(7).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from refwg.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# For ports below 1024; for fwmark, and setting the interface down; for ICMP errors where the interface is.
+# For listen ports below 1024; for fwmark and setting the interface down; for ICMP errors by raw sockets.
 _CAP_NET_BIND_SERVICE: Final = 10
 _CAP_NET_ADMIN: Final = 12
 _CAP_NET_RAW: Final = 13
@@ -39,11 +39,14 @@ _LOWER: Final = 0xFFFFFFFF
 
 
 def drop(user: str) -> None:
-    """Become this user, for good; raises OSError, or OptionError if there is no such user."""
+    """Change to this user and keep only `KEPT`, which cannot be undone.
+
+    Raises OptionError if the user does not exist, and OSError if the system refuses a step.
+    """
     try:
         entry = pwd.getpwnam(user)
     except KeyError as error:
-        raise OptionError(f"--drop-privileges {user}: there is no such user") from error
+        raise OptionError(f"--drop-privileges {user}: this user does not exist") from error
     libc = ctypes.CDLL(None, use_errno=True)
     kept = KEPT & _permitted()
     for capability in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
@@ -61,17 +64,20 @@ def drop(user: str) -> None:
 
 
 def at_our_end(task: Callable[[], None]) -> None:
-    """Let `task` be done, with the rights of now, when this process ends, however it ends."""
+    """Call `task` with the present privileges when this process ends, also if it is killed.
+
+    A forked helper waits for the end of the process; call it before `drop`.
+    """
     reader, _ = os.pipe()
     if os.fork():
-        # The other end stays open until the kernel closes it.
+        # The write end stays open until the kernel closes it at the end of this process.
         os.close(reader)
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.setsid()
     os.chdir("/")
-    # What is open here would stay open when the interface is to go.
+    # An open TUN descriptor here would keep the interface alive after the process has ended.
     os.closerange(0, reader)
     os.closerange(reader + 1, os.sysconf("SC_OPEN_MAX"))
     try:
@@ -86,7 +92,7 @@ def _change_groups(user: str, group: int) -> None:
     try:
         os.initgroups(user, group)
     except PermissionError:
-        # In a user namespace of an ordinary user groups cannot be changed at all.
+        # Groups cannot be changed in a user namespace that an ordinary user has made (user_namespaces(7)).
         if Path("/proc/self/setgroups").read_text().strip() != "deny":
             raise
 

@@ -1,6 +1,6 @@
-"""Bound the queues: packets that wait for a session, handshake messages for their turn.
+"""Bound the queues: staged packets of a peer, and handshake messages of a device.
 
-Mirrors queueing.c of the driver, and from device.c and receive.c what bounds the queues and calls them too long.
+Mirrors queueing.c of the driver, and the limits on both queues in its device.c (`wg_xmit`) and receive.c.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class StagedQueue(Generic[T]):
-    """Packets of one peer that wait for a session; new ones push out old ones."""
+    """Packets of one peer that wait for a session; when it is full, the oldest packets are dropped."""
 
     def __init__(self) -> None:
         self._packets: deque[T] = deque()
@@ -31,11 +31,12 @@ class StagedQueue(Generic[T]):
         return len(self._packets)
 
     def stage(self, packets: Iterable[T]) -> int:
-        """Append, and return how many old packets had to go.
+        """Append packets and return how many old ones were dropped.
 
-        Room is made before, not after, so that the segments of one large packet are not cut short: a single
-        packet makes 129, and a batch may exceed the bound by its whole length.
+        Old packets are dropped before, not after, so that all segments of one large packet stay. So single packets fill
+        the queue up to 129, and a batch may exceed the limit of 128 by its whole length.
         """
+        # wg_xmit: the oldest packets go first, and before the new ones are added
         dropped = max(0, len(self._packets) - MAX_STAGED_PACKETS)
         for _ in range(dropped):
             self._packets.popleft()
@@ -49,16 +50,16 @@ class StagedQueue(Generic[T]):
         return packets
 
     def restage(self, packets: Iterable[T]) -> None:
-        """Put packets back where `take` had them: before everything that came since."""
+        """Put packets that `take` returned back at the head of the queue."""
         later = self.take()
         self._packets.extend(packets)
         self._packets.extend(later)
 
 
 class LastUnderLoad:
-    """When a device was last under load; None: never.
+    """The time at which a device was last under load, in nanoseconds; None: never.
 
-    All devices share one, as in the driver (`last_under_load` in receive.c): a flood of one concerns them all.
+    All devices share one object, as in the driver (`last_under_load` in receive.c), because they share the CPU.
     """
 
     __slots__ = ("time",)
@@ -68,7 +69,7 @@ class LastUnderLoad:
 
 
 class HandshakeQueue(Generic[T]):
-    """Handshake messages not yet looked at; its length says whether the device is under load."""
+    """Handshake messages not yet processed; the length decides whether the device is under load (5.3)."""
 
     def __init__(self, last_under_load: LastUnderLoad) -> None:
         self._messages: deque[T] = deque()
@@ -78,24 +79,28 @@ class HandshakeQueue(Generic[T]):
         return len(self._messages)
 
     def put(self, message: T) -> bool:
-        """Append a message if there is room."""
+        """Append a message; returns False if the queue is full and the message must be dropped."""
+        # wg_packet_receive: 4096 messages
         if len(self._messages) >= MAX_QUEUED_INCOMING_HANDSHAKES:
             return False
         self._messages.append(message)
         return True
 
     def next_message(self) -> T:
-        """The message to look at now. It still counts as waiting until `done` is called, as in the driver."""
+        """Return the oldest message, which stays in the queue until `done` is called, as in the driver."""
         return self._messages[0]
 
     def done(self) -> None:
+        """Remove the message that `next_message` returned."""
         self._messages.popleft()
 
     def clear(self) -> None:
+        """Drop all messages, without counting them; the interface goes down (`wg_stop`)."""
         self._messages.clear()
 
     def is_under_load(self, now: int) -> bool:
         """True while this queue is an eighth full, and for one second after any device's queue was."""
+        # wg_receive_handshake_packet: 512 of 4096 messages, and one second after
         last = self._last_under_load
         if len(self._messages) >= UNDER_LOAD_THRESHOLD:
             last.time = now

@@ -13,7 +13,7 @@ from refwg.messages import SECOND
 
 PACKETS_PER_SECOND: Final = 20
 PACKETS_BURSTABLE: Final = 5
-# A token is a time: whoever waited this long may send one more message.
+# Tokens are nanoseconds: one message costs 50 ms, and a source earns 1 ns per ns.
 PACKET_COST: Final = SECOND // PACKETS_PER_SECOND
 TOKEN_MAX: Final = PACKET_COST * PACKETS_BURSTABLE
 MAX_ENTRIES: Final = 65536
@@ -23,16 +23,16 @@ _IPV6_PREFIX_BYTES: Final = 8
 
 @dataclass(slots=True)
 class _Bucket:
-    """What an address has left, and when that was reckoned."""
+    """The tokens of one source address, in nanoseconds, and the time at which they were computed."""
 
     tokens: int
     last_time: int
 
 
 class RateLimiter:
-    """One table for all devices of a network namespace: give the same object to each of them.
+    """Token buckets by source address; all devices of a network namespace share one object.
 
-    Who uses it calls `sweep` when `next_sweep` has come, so that nothing is kept of a flood that is over.
+    Call `sweep` at `next_sweep`, so that the entries of a flood do not stay after it.
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
@@ -44,13 +44,14 @@ class RateLimiter:
         return len(self._buckets)
 
     def allow(self, source: bytes, now: int) -> bool:
-        """Whether a message from this address (4 or 16 bytes) may pass; if so, it has paid."""
+        """Return True and take a token if a message from this address (4 or 16 bytes) may be processed."""
         self.sweep(now)
-        # Only the first 64 bits of IPv6 count: a /64 is one household.
+        # wg_ratelimiter_allow: only the first 64 bits of IPv6 count, because one subscriber has a whole /64
         key = source if len(source) == IPV4_BYTES else source[:_IPV6_PREFIX_BYTES]
         bucket = self._buckets.get(key)
         if bucket is None:
             return self._admit(key, now)
+        # wg_ratelimiter_allow: 20 messages a second, and 5 at once
         bucket.tokens = min(TOKEN_MAX, bucket.tokens + now - bucket.last_time)
         bucket.last_time = now
         if bucket.tokens < PACKET_COST:
@@ -59,17 +60,22 @@ class RateLimiter:
         return True
 
     def _admit(self, key: bytes, now: int) -> bool:
+        # wg_ratelimiter_allow: a full table refuses new sources, so its memory is bounded
         if len(self._buckets) >= self._max_entries:
             return False
         self._buckets[key] = _Bucket(TOKEN_MAX - PACKET_COST, now)
         return True
 
     def next_sweep(self) -> int | None:
-        """When there may be something to forget; None: nobody is known."""
+        """Return when `sweep` must be called, in nanoseconds; None: the table is empty."""
         return self._last_sweep + SECOND if self._buckets else None
 
     def sweep(self, now: int) -> None:
-        """Once a second, forget who was quiet for more than a second: the bucket is full again anyway."""
+        """Remove the addresses that sent nothing for more than a second; does nothing if called within a second.
+
+        Such a bucket is full again, so nothing is lost.
+        """
+        # wg_ratelimiter_gc_entries: once a second
         if now - self._last_sweep < SECOND:
             return
         self._last_sweep = now

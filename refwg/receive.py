@@ -1,7 +1,7 @@
 """Check and decrypt received datagrams; return packets, follow-ups or the reason to drop.
 
-Mirrors receive.c of the driver; sections 5.3 and 5.4.6 of the paper. Nothing is sent from here: `Consumed` tells the
-device what must follow.
+Mirrors receive.c of the driver; sections 5.3 and 5.4.6 of the paper. This module sends nothing. It returns `Consumed`,
+which names the message that the device must send next.
 """
 
 from __future__ import annotations
@@ -36,17 +36,20 @@ if TYPE_CHECKING:
 
 
 class FollowUp(Enum):
-    """What must be sent because of what was received."""
+    """The message that must be sent because of a received one."""
 
     RESPONSE = "answer the initiation"
-    CONFIRMATION = "use the new session at once, so that the responder may use it too"
-    STAGED_PACKETS = "our new session is confirmed: send what was waiting for it"
-    INITIATION = "the session gets old: ask for a new one"
+    CONFIRMATION = "send on the new session at once, so that the responder may use it too"
+    STAGED_PACKETS = "the new session is confirmed: send the staged packets"
+    INITIATION = "the session is nearly too old: send an initiation"
 
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
-    """Something authentic was received from `peer`; packet: what to deliver; dropped: why there is nothing."""
+    """The message was authenticated and has changed the state of `peer`.
+
+    packet: the inner packet to deliver. dropped: the reason if the inner packet must be dropped instead.
+    """
 
     peer: Peer
     follow_up: FollowUp | None = None
@@ -56,14 +59,17 @@ class Consumed:
 
 @dataclass(frozen=True, slots=True)
 class CookieRequired:
-    """A handshake message came under load without a valid mac2: its sender gets a cookie."""
+    """The message was received under load without a valid mac2; its sender gets a cookie reply.
+
+    sender_index: the index in the message, which becomes the receiver index of the reply.
+    """
 
     sender_index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Nothing has changed, and nothing is sent; peer: whom the message named, if it got as far as that."""
+    """The message was dropped without side effects; peer: the peer that it belongs to, if known by then."""
 
     reason: DropReason
     peer: Peer | None = None
@@ -84,7 +90,12 @@ def handshake_message(
     now: int,
     is_under_load: bool,
 ) -> Consumed | CookieRequired | Dropped:
-    """Check the macs, cheapest first, then let the handshake go on."""
+    """Check both macs, the cheap one first, then process the initiation or response.
+
+    datagram: the bytes of `message`, which the macs cover. endpoint: the sender. A Refused of the handshake is returned
+    as Dropped.
+    """
+    # wg_receive_handshake_packet: mac2 and the rate limit count only under load
     mac_state = shared.cookie_checker.validate(
         datagram,
         endpoint.address,
@@ -92,8 +103,10 @@ def handshake_message(
         now=now,
         allow=shared.ratelimiter.allow if is_under_load else None,
     )
+    # 5.3: an invalid mac1 gets no reply; wg_cookie_validate_packet: neither does a source over its rate
     if mac_state in _REFUSED_MACS:
         return Dropped(_REFUSED_MACS[mac_state])
+    # 5.4.7: valid mac1, invalid mac2, under load: a cookie reply
     if is_under_load and mac_state is MacState.VALID_MAC_BUT_NO_COOKIE:
         return CookieRequired(message.sender_index)
     try:
@@ -105,10 +118,12 @@ def handshake_message(
 
 
 def cookie_reply(shared: Shared, message: CookieReply, now: int) -> Consumed | Dropped:
-    """Keep a cookie for the next handshake message; it changes neither endpoint nor timers nor counters."""
+    """Store a cookie for the next handshake message to this peer; endpoint, timers and counters stay as they are."""
+    # wg_cookie_message_consume: the index of a handshake or of a session names the peer
     entry = shared.indices.lookup(message.receiver_index)
     if entry is None:
         return Dropped(DropReason.UNKNOWN_INDEX)
+    # 5.4.7: the reply must be bound to the last mac1 that we sent to this peer
     try:
         entry.peer.cookie.consume_reply(message, now)
     except Refused as refusal:
@@ -117,7 +132,12 @@ def cookie_reply(shared: Shared, message: CookieReply, now: int) -> Consumed | D
 
 
 def data(shared: Shared, message: Data, endpoint: Endpoint, outer_ecn: int, now: int) -> Consumed | Dropped:
-    """Open a data message and see what is in it."""
+    """Decrypt a data message, update the session and the timers, and check the inner packet.
+
+    endpoint: the sender, which becomes the peer's endpoint if the tag verifies. outer_ecn: the two ECN bits of the
+    outer IP header.
+    """
+    # wg_packet_consume_data: the receiver index must name a session, not a handshake
     entry = shared.indices.lookup(message.receiver_index)
     if entry is None or entry.keypair is None:
         return Dropped(DropReason.UNKNOWN_INDEX)
@@ -126,10 +146,13 @@ def data(shared: Shared, message: Data, endpoint: Endpoint, outer_ecn: int, now:
         plaintext = open_data(entry.keypair, message, now)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
+    # 3: endpoint, timers and slots change only now that the packet is authenticated
     follow_up = _authenticated(peer, entry.keypair, endpoint, now)
+    # 6.5: an empty packet is a keepalive, and needs no answer
     if not plaintext:
         peer.count_received(MINIMUM_DATA_LENGTH)
         return Consumed(peer, follow_up)
+    # wg_packet_consume_data_done: timers are set even if the inner packet is dropped, but its bytes are not counted
     peer.timers.data_received(now)
     try:
         packet = inner_packet(shared, peer, plaintext, outer_ecn)
@@ -140,39 +163,53 @@ def data(shared: Shared, message: Data, endpoint: Endpoint, outer_ecn: int, now:
 
 
 def open_data(keypair: Keypair, message: Data, now: int) -> bytes:
-    """Decrypt, and only then remember the counter: a forged message must not move the window."""
+    """Return the plaintext of a data message with its padding; raises Refused if the message must be dropped.
+
+    Only an authenticated message moves the replay window.
+    """
+    # 6.2: nothing is received on a session that is too old, or whose last counter was received; decrypt_packet
     if keypair.has_expired(REJECT_AFTER_TIME, now) or keypair.receiving_counter.is_exhausted:
         raise Refused(DropReason.SESSION_EXPIRED)
+    # 5.4.6: each counter is accepted once; checked before the tag too, which saves decrypting a replay
     if not keypair.receiving_counter.is_fresh(message.counter):
         is_too_large = message.counter >= REJECT_AFTER_MESSAGES
         raise Refused(DropReason.COUNTER_LIMIT if is_too_large else DropReason.REPLAY)
+    # 5.4.6: the counter is the nonce, and there is no associated data
     try:
         plaintext = keypair.receiving.open(message.counter, message.ciphertext)
     except NotAuthentic as error:
         raise Refused(DropReason.INVALID_TAG) from error
+    # 5.4.6: the window moves only after the tag verifies
     keypair.receiving_counter.accept(message.counter)
     return plaintext
 
 
 def inner_packet(shared: Shared, peer: Peer, plaintext: bytes, outer_ecn: int) -> bytes:
-    """Take the packet out of its padding, if it is one that this peer may send."""
-    version = ip.version(plaintext)
-    if not version:
+    """Return the inner packet without its padding; raises Refused if this peer must not send it.
+
+    outer_ecn: the two ECN bits of the outer IP header, which are carried over to the inner one (RFC 6040).
+    """
+    # 3: a plaintext that is not an IP packet is dropped
+    if not ip.version(plaintext):
         raise Refused(DropReason.INNER_PROTOCOL)
+    # 5.4.6: the inner header holds the length, padding follows; wg_packet_consume_data_done checks it
     length = ip.claimed_length(plaintext)
     if length < ip.IPV4_HEADER_LENGTH or length > len(plaintext):
         raise Refused(DropReason.INNER_LENGTH)
+    # 3: the inner source address must belong to this peer (cryptokey routing)
     if not is_source_allowed(shared, peer, ip.source(plaintext)):
         raise Refused(DropReason.SOURCE_NOT_ALLOWED)
     return ip.decapsulate_ecn(plaintext[:length], outer_ecn)
 
 
 def is_source_allowed(shared: Shared, peer: Peer, address: bytes) -> bool:
-    """Whether the longest prefix that contains the address, of all peers, is one of this peer."""
+    """Return True if this peer owns the longest prefix, of all peers' prefixes, that contains the address."""
+    # wg_allowedips_lookup_src: the same table as for sending
     return shared.allowedips.lookup(address) is peer
 
 
 def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: int) -> Consumed | Dropped:
+    # 5.4.2: the static key inside must be that of a configured peer
     opened = open_initiation(shared.identity, message)
     peer = shared.peers.lookup(opened.remote_static)
     if peer is None:
@@ -181,6 +218,7 @@ def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: in
         peer.handshake.consume_initiation(opened, now)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
+    # 2.1: the sender of an authenticated message becomes the endpoint
     peer.set_endpoint(endpoint, now)
     peer.count_received(INITIATION_LENGTH)
     peer.any_authenticated_packet_received(now)
@@ -188,6 +226,7 @@ def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: in
 
 
 def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -> Consumed | Dropped:
+    # wg_noise_handshake_consume_response: the receiver index must name a handshake, not a session
     entry = shared.indices.lookup(message.receiver_index)
     if entry is None or entry.keypair is not None:
         return Dropped(DropReason.UNKNOWN_INDEX)
@@ -196,18 +235,22 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
         peer.handshake.consume_response(shared.identity, message)
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
+    # 6.1: the session begins when the response is processed
     peer.set_endpoint(endpoint, now)
     peer.begin_session(now)
     peer.handshake_complete(now)
     peer.count_received(RESPONSE_LENGTH)
     peer.any_authenticated_packet_received(now)
+    # 5: the responder may send only after a first packet from the initiator
     return Consumed(peer, FollowUp.CONFIRMATION)
 
 
 def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> FollowUp | None:
-    """What every authentic data message does, whatever is in it."""
+    """Update endpoint, slots and timers after an authenticated data packet, keepalives included."""
     follow_up = None
+    # 2.1: the outer source address becomes the endpoint
     peer.set_endpoint(endpoint, now)
+    # 6.3: the first packet on next completes the responder's handshake
     if peer.received_with(keypair):
         peer.handshake_complete(now)
         follow_up = FollowUp.STAGED_PACKETS
@@ -219,7 +262,11 @@ def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -
 
 
 def _is_last_minute(peer: Peer, now: int) -> bool:
-    """Who mostly receives has no other moment to notice that its session runs out; once per session is enough."""
+    """Return True if the initiator must renew its session from the receive path, once per session.
+
+    A peer that only receives would otherwise not notice that the session expires.
+    """
+    # 6.2: REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, initiator only; keep_key_fresh
     keypair = peer.keypairs.current
     return (
         not peer.timers.sent_lastminute_handshake

@@ -1,7 +1,7 @@
 """Query routes and links, and receive their changes, by rtnetlink(7).
 
-The driver asks the network stack directly (socket.c, device.c); a program has to ask. The few messages that
-are needed are packed by hand.
+The driver calls the network stack in place (socket.c, device.c). A program must query it by netlink. Only few messages
+are needed, so they are packed by hand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEADER: Final = Struct("=LHHLL")
 _LINK: Final = Struct("=BxHlLL")
 _ROUTE: Final = Struct("=8BL")
 _ATTRIBUTE: Final = Struct("=HH")
-# Above it are flags: nested, in network order.
+# The two highest bits are flags: nested, and network byte order.
 _TYPE_MASK: Final = 0x3FFF
 _U32: Final = Struct("=L")
 _ERRNO: Final = Struct("=l")
@@ -52,7 +52,7 @@ _RTA_MARK: Final = 16
 _RTAX_MTU: Final = 2
 _IFF_UP: Final = 1
 _GROUP_LINK: Final = 0x1
-# Addresses, routes and rules of IPv4, then of IPv6: what decides where a datagram leaves, and from which address.
+# RTMGRP_* of addresses, routes and rules of IPv4, then IPv6: all that decides on route and source address.
 _GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 _ANSWER_WITHIN: Final = 2.0
 _BUFFER: Final = 1 << 16
@@ -60,7 +60,7 @@ _BUFFER: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface."""
+    """A network interface; mtu: in bytes, is_up: administratively (IFF_UP)."""
 
     index: int
     name: str
@@ -70,10 +70,10 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where packets to some address leave, and how long they may be (0: as long as the interface says).
+    """The result of a route lookup.
 
-    source: the address from which they leave, unless something else is asked for.
-    error: why there is no such route (errno(3)); 0 if there is one.
+    interface: index of the outgoing interface. mtu: of the route, in bytes, 0: that of the interface. source: the
+    address that the stack would choose as source. error: the errno(3) if there is no route, else 0.
     """
 
     interface: int = 0
@@ -83,7 +83,7 @@ class Route:
 
 
 class NetlinkSocket:
-    """Sends one request at a time to the network namespace in which it was made."""
+    """Sends one request at a time, in the network namespace in which it was opened."""
 
     def __init__(self, protocol: int) -> None:
         self._socket = open_socket(0, protocol)
@@ -91,10 +91,14 @@ class NetlinkSocket:
         self._sequence = 0
 
     def close(self) -> None:
+        """Close the socket; its namespace can be deleted only then."""
         self._socket.close()
 
     def request(self, kind: int, body: bytes, flags: int = 0) -> tuple[int, bytes]:
-        """Send one request; returns 0 and the body of the answer, or the errno with which the stack refuses it."""
+        """Send one request; returns 0 and the body of the answer, or an errno and nothing.
+
+        The errno is that of the answer, or ETIMEDOUT after 2 s without one.
+        """
         self._sequence += 1
         header = _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, self._sequence, 0)
         try:
@@ -114,25 +118,25 @@ class RtnetlinkSocket(NetlinkSocket):
         super().__init__(socket.NETLINK_ROUTE)
 
     def link(self, name: str) -> Link | None:
-        """An interface by name; None if there is none."""
+        """Return the interface with this name, None if there is none."""
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
         failure, answer = self.request(_RTM_GETLINK, body)
         return None if failure else _read_link(answer)
 
     def namespace_id(self, namespace: int) -> int | None:
-        """The number by which our namespace knows another one, given as a descriptor; it gets one if it has none."""
+        """Return the id (nsid) of another namespace in ours, and assign one if needed; namespace: a descriptor."""
         body = bytes(4) + attribute(_NETNSA_FD, _U32.pack(namespace))
         self.request(_RTM_NEWNSID, body + attribute(_NETNSA_NSID, _ERRNO.pack(_NSID_ANY)), _NLM_F_ACK)
         failure, answer = self.request(_RTM_GETNSID, body)
-        found = attributes(answer[4:]).get(_NETNSA_NSID)
-        return None if failure or found is None else int(_ERRNO.unpack(found)[0])
+        nsid = attributes(answer[4:]).get(_NETNSA_NSID)
+        return None if failure or nsid is None else int(_ERRNO.unpack(nsid)[0])
 
     def set_down(self, link: Link) -> None:
-        """Take an interface down."""
+        """Set an interface down (`ip link set NAME down`); a refusal is ignored."""
         self.request(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
 
     def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
-        """Route to an address, perhaps from an address, by an interface, or with a mark."""
+        """Look up the route to an address of 4 or 16 bytes; the other arguments narrow the lookup if given."""
         is_ipv4 = len(destination) == IPV4_BYTES
         family = socket.AF_INET if is_ipv4 else socket.AF_INET6
         body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
@@ -145,29 +149,32 @@ class RtnetlinkSocket(NetlinkSocket):
 
 
 class Monitor:
-    """Is readable when something has changed in the network namespace in which it was made.
+    """Readable when links or routes have changed in the network namespace in which it was opened.
 
-    everywhere: or in any other that has an id here (`RtnetlinkSocket.namespace_id`), without keeping it alive.
+    everywhere: also in all namespaces that have an id here (`RtnetlinkSocket.namespace_id`). It does not keep them
+    alive.
     """
 
     def __init__(self, *, links: bool = False, routes: bool = False, everywhere: bool = False) -> None:
         self._socket = open_socket((_GROUP_LINK if links else 0) | (_GROUPS_ROUTES if routes else 0))
         self._socket.setblocking(False)
         if everywhere:
-            # Without the right to listen there is no right to move an interface either.
+            # A process without the right to listen cannot move interfaces to other namespaces either.
             with suppress(PermissionError):
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
 
     def fileno(self) -> int:
+        """Return the descriptor, for a selector."""
         return self._socket.fileno()
 
     def close(self) -> None:
+        """Close the socket; events that were not read are lost."""
         self._socket.close()
 
     def drain(self) -> list[tuple[int | None, Link]]:
-        """Forget what has come, and return what links were like meanwhile: one may have gone down and up again.
+        """Read all events; return the state of links in them, each with the id of its namespace (None: ours).
 
-        Each comes with the number of its namespace, None for ours.
+        A link may have gone down and up since the last call; then it is listed twice.
         """
         links: list[tuple[int | None, Link]] = []
         while True:
@@ -176,27 +183,29 @@ class Monitor:
             except BlockingIOError:
                 return links
             except OSError as error:
-                # Messages were lost because too many came at once; whoever asks now learns what has become of it.
+                # ENOBUFS: messages were lost. Callers query the current state after drain(), so nothing is missed.
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
             namespace = next((int(_ERRNO.unpack(number)[0]) for _, _, number in ancillary), None)
-            seen = [_read_link(body) for kind, _, body in messages(data) if kind == _RTM_NEWLINK]
-            links += [(namespace, link) for link in seen if link is not None]
+            states = [_read_link(body) for kind, _, body in messages(data) if kind == _RTM_NEWLINK]
+            links += [(namespace, link) for link in states if link is not None]
 
 
 def open_socket(groups: int, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """Open a netlink socket; groups: bits of the multicast groups to join, 0: none (netlink(7))."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     sock.bind((0, groups))
     return sock
 
 
 def _refusal(body: bytes) -> int:
-    """The errno in an error message; 0 in one that says that all is well."""
+    """Return the errno in the body of NLMSG_ERROR; 0: the message is an acknowledgement."""
     return -int(_ERRNO.unpack_from(body)[0])
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
+    """Return one attribute, padded to 4 bytes (NLA_ALIGN); nested attributes are its payload."""
     length = _ATTRIBUTE.size + len(payload)
     return (_ATTRIBUTE.pack(length, kind) + payload).ljust(_aligned(length), b"\0")
 
@@ -206,6 +215,7 @@ def _aligned(length: int) -> int:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Yield type, sequence number and body of each message in a datagram; stops at one with a wrong length."""
     while len(data) >= _HEADER.size:
         length, kind, _, sequence, _ = _HEADER.unpack_from(data)
         if length < _HEADER.size:
@@ -215,29 +225,30 @@ def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
+    """Return the payload of each attribute by its type without flags; stops at one with a wrong length."""
+    payloads: dict[int, bytes] = {}
     while len(data) >= _ATTRIBUTE.size:
         length, kind = _ATTRIBUTE.unpack_from(data)
         if length < _ATTRIBUTE.size:
             break
-        found[kind & _TYPE_MASK] = data[_ATTRIBUTE.size : length]
+        payloads[kind & _TYPE_MASK] = data[_ATTRIBUTE.size : length]
         data = data[_aligned(length) :]
-    return found
+    return payloads
 
 
 def _read_link(body: bytes) -> Link | None:
-    """What a message says of a link; None if it says too little, as news of a wireless network (wext-core.c) do."""
+    """Return the link in RTM_NEWLINK; None without name or MTU, as in wireless events (wext-core.c)."""
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    found = attributes(body[_LINK.size :])
-    name, mtu = found.get(_IFLA_IFNAME), found.get(_IFLA_MTU)
+    details = attributes(body[_LINK.size :])
+    name, mtu = details.get(_IFLA_IFNAME), details.get(_IFLA_MTU)
     if name is None or mtu is None:
         return None
     return Link(index, os.fsdecode(name.rstrip(b"\0")), _U32.unpack(mtu)[0], bool(flags & _IFF_UP))
 
 
 def _read_route(body: bytes) -> Route:
-    found = attributes(body[_ROUTE.size :])
-    metrics = attributes(found.get(_RTA_METRICS, b""))
-    interface = _U32.unpack(found.get(_RTA_OIF, bytes(4)))[0]
+    details = attributes(body[_ROUTE.size :])
+    metrics = attributes(details.get(_RTA_METRICS, b""))
+    interface = _U32.unpack(details.get(_RTA_OIF, bytes(4)))[0]
     mtu = _U32.unpack(metrics.get(_RTAX_MTU, bytes(4)))[0]
-    return Route(interface, mtu, found.get(_RTA_PREFSRC, b""))
+    return Route(interface, mtu, details.get(_RTA_PREFSRC, b""))

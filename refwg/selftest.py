@@ -1,8 +1,8 @@
-"""Check what all else rests on, as the driver does at load: `refwg selftest`.
+"""Check allowed-ips, replay window, rate limiter and primitives: `refwg selftest`.
 
-Mirrors selftest/allowedips.c, selftest/counter.c and selftest/ratelimiter.c, which debug builds of the driver run, and
-the known answers of lib/crypto; their sources are named beside them. They need no network, no privilege and
-no test suite.
+Mirrors selftest/allowedips.c, selftest/counter.c and selftest/ratelimiter.c, which debug builds of the driver run when
+it is loaded, and the known answers of lib/crypto. The source of each answer is named beside it. The checks need no
+network, no privilege and no test suite.
 """
 
 from __future__ import annotations
@@ -28,54 +28,54 @@ _LOOKUPS: Final = 4000
 
 
 def main() -> int:
-    """Run all checks and print what became of each; the exit status."""
+    """Run all checks and print the result and time of each; returns the exit status, 1 if a check failed."""
     failed = 0
     for name, check in CHECKS.items():
         started = time.perf_counter()
         try:
             check()
-            verdict = "ok"
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong, the checks after it are to be run
-            verdict = f"FAILED: {type(error).__name__}: {error}"
+            result = "ok"
+        except Exception as error:  # noqa: BLE001 - after any failure the other checks are run too
+            result = f"FAILED: {type(error).__name__}: {error}"
             failed += 1
-        sys.stdout.write(f"{name:<44} {time.perf_counter() - started:6.3f} s  {verdict}\n")
+        sys.stdout.write(f"{name:<44} {time.perf_counter() - started:6.3f} s  {result}\n")
     sys.stdout.write(f"{len(CHECKS) - failed} of {len(CHECKS)} checks passed\n")
     return 1 if failed else 0
 
 
-def _expect(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise CheckFailed(f"{what}: {found!r} instead of {wanted!r}")
+def _expect(what: str, actual: object, expected: object) -> None:
+    if actual != expected:
+        raise CheckFailed(f"{what}: {actual!r}, expected {expected!r}")
 
 
-# allowedips: the trie against a list that is searched from end to end.
+# allowedips: the trie against a list that is searched from one end to the other.
 
 
 def _trie_agrees_with_a_list(width: int) -> None:
-    chance = random.Random(width)  # noqa: S311 - the same prefixes in every run
+    rng = random.Random(width)  # noqa: S311 - the same prefixes in every run
     table: AllowedIPs[int] = AllowedIPs()
     listed: dict[tuple[int, int], int] = {}
     for number in range(_PREFIXES):
-        length = chance.randint(0, width)
-        # Few distinct beginnings, so that prefixes contain one another.
-        bits = (chance.getrandbits(6) << width - 6 | chance.getrandbits(width - 6)) >> width - length << width - length
+        length = rng.randint(0, width)
+        # Only 64 different beginnings, so that prefixes contain each other.
+        bits = (rng.getrandbits(6) << width - 6 | rng.getrandbits(width - 6)) >> width - length << width - length
         table.insert(Prefix(bits.to_bytes(width // 8), length), number % 7)
         listed[bits, length] = number % 7
         if number % 5 == 0:
-            gone = chance.choice(list(listed))
-            table.remove(Prefix(gone[0].to_bytes(width // 8), gone[1]), listed.pop(gone))
+            removed = rng.choice(list(listed))
+            table.remove(Prefix(removed[0].to_bytes(width // 8), removed[1]), listed.pop(removed))
     for _ in range(_LOOKUPS):
-        address = chance.choice(list(listed))[0] ^ chance.getrandbits(width) >> chance.randint(0, width - 1)
+        address = rng.choice(list(listed))[0] ^ rng.getrandbits(width) >> rng.randint(0, width - 1)
         owners = [(length, owner) for (bits, length), owner in listed.items() if _is_in(address, bits, length, width)]
-        wanted = max(owners, default=(0, None))[1]
-        _expect(f"owner of {address:#x}", table.lookup(address.to_bytes(width // 8)), wanted)
+        expected = max(owners, default=(0, None))[1]
+        _expect(f"owner of {address:#x}", table.lookup(address.to_bytes(width // 8)), expected)
 
 
 def _is_in(address: int, bits: int, length: int, width: int) -> bool:
     return (address ^ bits) >> width - length == 0
 
 
-# counter: input and verdict, one after the other on one window.
+# counter: counters in order of arrival on one window, and whether each is accepted.
 
 _WINDOW: Final = 8192 - 64
 _COUNTERS: Final = (
@@ -93,14 +93,14 @@ _COUNTERS: Final = (
 
 def _replay_window() -> None:
     counter = ReplayWindow()
-    for step, (number, wanted) in enumerate(_COUNTERS):
-        found = counter.is_fresh(number)
-        _expect(f"step {step}, counter {number}", found, wanted)
-        if found:
+    for step, (number, expected) in enumerate(_COUNTERS):
+        is_fresh = counter.is_fresh(number)
+        _expect(f"step {step}, counter {number}", is_fresh, expected)
+        if is_fresh:
             counter.accept(number)
 
 
-# ratelimiter: how long after the one before, and whether it may pass.
+# ratelimiter: milliseconds since the message before, and whether this one may pass.
 
 _ARRIVALS: Final = (
     (0, True), (0, True), (0, True), (0, True), (0, True), (0, False), (50, True), (25, False), (25, True), (100, True),
@@ -110,14 +110,14 @@ _ARRIVALS: Final = (
 
 def _rate_limiter() -> None:
     limiter, now = RateLimiter(), SECOND
-    for step, (milliseconds, wanted) in enumerate(_ARRIVALS):
+    for step, (milliseconds, expected) in enumerate(_ARRIVALS):
         now += milliseconds * SECOND // 1000
         for source in (bytes([10, 0, 0, 1]), bytes(15) + b"\1"):
-            _expect(f"step {step} of {len(source)} bytes", limiter.allow(source, now), wanted)
+            _expect(f"step {step}, address of {len(source)} bytes", limiter.allow(source, now), expected)
 
 
-# crypto: known answers, of RFC 7748 (5.2), RFC 7693 (appendix B) and of a handshake with fixed keys that the driver and
-# wireguard-go agree about (selftests/vectors/wireguard.json).
+# crypto: known answers of RFC 7748 (5.2), of RFC 7693 (appendix B), and of a handshake with fixed keys in which the
+# driver and wireguard-go give the same bytes (selftests/vectors/wireguard.json).
 
 _SCALAR: Final = "a546e36bf0527c9d3b16154b82465edd62144c0ac1fc5a18506a2244ba449ac4"
 _POINT: Final = "e6db6867583030db3594c1a424b15f7c726624ec26b3353b10a903a6d0ab1c4c"
@@ -143,7 +143,7 @@ def _x25519() -> None:
         crypto.dh(bytes.fromhex(_SCALAR), bytes(32))
     except LowOrderPoint:
         return
-    raise CheckFailed("a point of low order was taken")
+    raise CheckFailed("a point of low order was accepted")
 
 
 def _blake2s() -> None:
@@ -160,8 +160,8 @@ def _keyed_blake2s() -> None:
 
 def _aead() -> None:
     cipher = crypto.Aead(bytes.fromhex(_SESSION_KEY))
-    _expect("keepalive", cipher.seal(0, b"").hex(), _SEALED_NOTHING)
-    _expect("its content", cipher.open(0, bytes.fromhex(_SEALED_NOTHING)), b"")
+    _expect("sealed keepalive", cipher.seal(0, b"").hex(), _SEALED_NOTHING)
+    _expect("plaintext of the keepalive", cipher.open(0, bytes.fromhex(_SEALED_NOTHING)), b"")
     for counter, change in ((1, 0), (0, 1)):
         forged = bytearray.fromhex(_SEALED_NOTHING)
         forged[0] ^= change
@@ -169,7 +169,7 @@ def _aead() -> None:
             cipher.open(counter, bytes(forged))
         except NotAuthentic:
             continue
-        raise CheckFailed("a forged message was taken")
+        raise CheckFailed("a forged message was accepted")
 
 
 def _xaead() -> None:

@@ -1,6 +1,7 @@
 """Build datagrams: handshake messages, keepalives, and data with padding and counters.
 
-Mirrors send.c of the driver; sections 5.4.6 and 6.2 of the paper. Every function returns what is to be transmitted.
+Mirrors send.c of the driver; sections 5.4.6 and 6.2 of the paper. Every function returns `Transmit` effects and sends
+nothing.
 """
 
 from __future__ import annotations
@@ -37,17 +38,19 @@ if TYPE_CHECKING:
 MessageT = TypeVar("MessageT", Initiation, Response)
 
 _UDP_HEADER_LENGTH: Final = 8
-# Of data the receiver's index follows, of the first two messages the sender's.
+# The type word, then the receiver index (data) or the sender index (initiation, response).
 _TYPE_AND_INDEX: Final = Struct("<L L")
 
 
 def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> list[Transmit[Peer]]:
-    """Ask for a new session, but not more often than every five seconds, whoever wants it.
+    """Send an initiation, unless a handshake message was sent to the peer in the last five seconds.
 
-    A series of retries ends after twenty; anything but a retry starts a new one.
+    is_retry: the retransmission timer asks for it. Every other call starts the count of attempts again.
     """
+    # 6.4: a new packet starts the count of attempts again; wg_packet_send_queued_handshake_initiation
     if not is_retry:
         peer.timers.handshake_attempts = 0
+    # 6.1: never more than one initiation in REKEY_TIMEOUT
     if not peer.may_initiate(now):
         return []
     peer.last_sent_handshake = now
@@ -64,6 +67,7 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
     )
     if message is None:
         return []
+    # 5.4.4: mac1 always, mac2 if there is a fresh cookie
     datagram = peer.cookie.add_macs(message.to_bytes(), now)
     _any_authenticated_packet_sent(peer, now)
     peer.timers.handshake_initiated(now, shared.jitter)
@@ -72,7 +76,8 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
 
 
 def handshake_response(peer: Peer, now: int) -> list[Transmit[Peer]]:
-    """Answer the initiation that was consumed; the session may be used once something comes in on it."""
+    """Send the response to an accepted initiation; its session waits in `next` for a first packet."""
+    # wg_packet_send_handshake_response: a response, too, holds back initiations for REKEY_TIMEOUT
     peer.last_sent_handshake = now
     random_bytes = peer.shared.environment.random_bytes
     message = _create(
@@ -82,6 +87,7 @@ def handshake_response(peer: Peer, now: int) -> list[Transmit[Peer]]:
     )
     if message is None:
         return []
+    # 5.4.5: the keys are derived when the response is made, before it is sent
     datagram = peer.cookie.add_macs(message.to_bytes(), now)
     peer.begin_session(now)
     _any_authenticated_packet_sent(peer, now)
@@ -92,33 +98,43 @@ def handshake_response(peer: Peer, now: int) -> list[Transmit[Peer]]:
 def cookie_reply(
     shared: Shared, message: bytes, sender_index: int, endpoint: Endpoint, now: int
 ) -> list[Transmit[Peer]]:
-    """Answer a handshake message by a cookie; the reply uses the addresses of the message and concerns no peer."""
+    """Reply to a handshake message with a cookie.
+
+    The reply goes back between the two addresses of the message. No peer and no timer is touched, because the sender is
+    not authenticated.
+    """
+    # 5.4.7: the receiver index is the sender index of the message
     reply = shared.cookie_checker.create_reply(message, sender_index, endpoint.address, endpoint.port, now)
     shared.note(now, "cookie reply", None, endpoint=endpoint)
     return [Transmit(reply.to_bytes(), endpoint, 0, None)]
 
 
 def keepalive(peer: Peer, now: int) -> list[Transmit[Peer]]:
-    """Send an empty packet, unless packets are waiting: those will do as well."""
+    """Send an empty packet; if packets are staged, send those instead."""
+    # 6.5: a keepalive is a data message with an empty packet
+    # wg_packet_send_keepalive: it is staged like data, so without a session it starts a handshake
     if not peer.staged:
         peer.staged.stage([StagedPacket(b"", 0)])
     return staged_packets(peer, now)
 
 
 def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
-    """Send everything that is staged, or keep it and ask for a session if there is none to send it on."""
+    """Send all staged packets on `current`; without a usable session keep them and send an initiation."""
     packets = peer.staged.take()
     if not packets:
         return []
+    # 6.4: without a session the packets stay staged, and a handshake begins
     keypair = peer.keypairs.current
     if keypair is None or not _can_send(keypair, len(packets), now):
         peer.staged.restage(packets)
         return handshake_initiation(peer, now)
+    # 5.4.6: consecutive counters, none is used twice
     first = keypair.sending_counter
     keypair.sending_counter += len(packets)
     _any_authenticated_packet_sent(peer, now)
     effects: list[Transmit[Peer]] = []
     for counter, staged in enumerate(packets, first):
+        # wg_packet_send_staged_packets: of the inner traffic class only ECN is copied to the outer header
         inner = staged.packet
         traffic_class = ip.encapsulated_ecn(ip.ecn(inner)) if inner else 0
         effects += _to_peer(peer, seal(keypair, counter, staged), traffic_class, carries_data=bool(inner))
@@ -126,7 +142,8 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
 
 
 def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
-    """Make a data message of a packet."""
+    """Return the data message for a packet: header, then the padded and encrypted packet with its tag."""
+    # 5.4.6: zeros up to a multiple of 16 bytes, but not beyond the MTU; calculate_skb_padding
     length = len(staged.packet)
     plaintext = staged.packet + bytes(padded_length(length, staged.mtu) - length)
     header = Data.HEADER.pack(MessageType.DATA, keypair.remote_index, counter)
@@ -134,10 +151,12 @@ def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
 
 
 def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
-    """Whether a packet for `peer` is a datagram of ours to the endpoint of the same peer, so that it would loop.
+    """Return True if a packet for `peer` is our own datagram to the endpoint of the same peer: a routing loop.
 
-    Behind us others may use the same ports to speak to the same host: ours is only what we have made for this peer.
+    Addresses and ports are not enough: a host that we route for may use the same ports to reach the same host. So the
+    payload must begin like a message that was made for this peer.
     """
+    # 7.5: a route to the endpoint through the tunnel is a loop; since Linux 5.7 the driver has no such check
     if peer.endpoint is None:
         return False
     addresses = ip.udp_addresses(packet)
@@ -151,7 +170,8 @@ def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
 
 
 def _is_message_to(peer: Peer, datagram: bytes) -> bool:
-    """Whether it begins like a message to the peer on one of its sessions, or of a handshake that it knows."""
+    """Return True if a payload has the type and index of a message on one of the peer's sessions or handshakes."""
+    # 5.4: the type word, then the index: receiver in data, sender in an initiation or response
     if len(datagram) < _TYPE_AND_INDEX.size:
         return False
     kind, index = _TYPE_AND_INDEX.unpack_from(datagram)
@@ -163,6 +183,8 @@ def _is_message_to(peer: Peer, datagram: bytes) -> bool:
 
 
 def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
+    # 6.2: no sending at REJECT_AFTER_TIME or beyond REJECT_AFTER_MESSAGES
+    # wg_packet_send_staged_packets: a session that cannot number all packets is invalid from then on
     if not keypair.is_valid_for_sending:
         return False
     if keypair.has_expired(REJECT_AFTER_TIME, now) or keypair.sending_counter + packets > REJECT_AFTER_MESSAGES:
@@ -171,7 +193,11 @@ def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
 
 
 def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Peer]]:
-    """After sending: time for a new session? By count either side asks for it, by age only who began this one."""
+    """Send an initiation after data if the session is due for renewal.
+
+    After REKEY_AFTER_MESSAGES packets on either side, after REKEY_AFTER_TIME on the initiator only.
+    """
+    # 6.2: only the initiator renews by age, so that both sides do not start at once; keep_key_fresh
     is_worn = keypair.sending_counter > REKEY_AFTER_MESSAGES
     if is_worn or (keypair.i_am_the_initiator and keypair.has_expired(REKEY_AFTER_TIME, now)):
         return handshake_initiation(peer, now)
@@ -179,7 +205,11 @@ def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Pee
 
 
 def _create(peer: Peer, now: int, create: Callable[[int], MessageT]) -> MessageT | None:
-    """Create a handshake message under a new index; the index of what was under way before is given free."""
+    """Create a handshake message with a new random index, and free the index of the handshake before it.
+
+    create: takes the new index and returns the message, or raises Refused. None if it was refused.
+    """
+    # 5.4.2: a new random sender index for each message; wg_index_hashtable_insert
     indices, old_index = peer.shared.indices, peer.handshake.local_index
     index = indices.insert(IndexEntry(peer), peer.shared.environment.random_bytes)
     try:
@@ -208,7 +238,11 @@ def _any_authenticated_packet_sent(peer: Peer, now: int) -> None:
 
 
 def _to_peer(peer: Peer, datagram: bytes, traffic_class: int, *, carries_data: bool = False) -> list[Transmit[Peer]]:
-    """A peer without an endpoint gets nothing, however its timers fire."""
+    """Address a datagram to a peer; nothing is sent if the peer has no endpoint.
+
+    carries_data: True for transport data that is not a keepalive.
+    """
+    # wg_socket_send_skb_to_peer: without an endpoint the datagram is dropped
     if peer.endpoint is None:
         return []
     return [Transmit(datagram, peer.endpoint, traffic_class, peer, carries_data)]

@@ -1,8 +1,8 @@
 """Open UDP sockets for both families on one port; keep local address, ECN and fwmark.
 
-Mirrors socket.c of the driver. A datagram leaves from the address at which its peer's last one arrived, as long as that
-is one of ours and, for IPv4, the route still uses the interface it came by. As in the driver both are looked at when
-something is to be sent, and once only until a route or an address changes.
+Mirrors socket.c of the driver. A datagram is sent from the address at which the peer's last one arrived. It must still
+be a local address, and for IPv4 the route must still use the interface of that datagram. As in the driver both are
+checked when a datagram is sent, and again only after a route or an address has changed.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _SO_RCVBUFFORCE: Final = 33
 _PKTINFO4: Final = Struct("=i4s4s")
 _PKTINFO6: Final = Struct("=16si")
 _INT: Final = Struct("=i")
-# A mark, which may be greater than the integers that setsockopt takes by themselves.
+# SO_MARK is unsigned: marks above 2^31 - 1 do not fit the int of setsockopt().
 _MARK: Final = Struct("=I")
 _LARGEST_DATAGRAM: Final = 65535
 _ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
 _PORT_ATTEMPTS: Final = 100
-# Room for what arrives while a large configuration is being read, or others have the CPU.
+# 4 MiB: room for datagrams that arrive while a large configuration is read, or while the process waits for the CPU.
 _RECEIVE_BUFFER: Final = 1 << 22
-# Senders, and routes to them, of which no more than this is kept in mind: anybody may send.
+# Limit on cached senders and routes, because anyone may send datagrams.
 _REMEMBERED: Final = 4096
 _FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
-# What the stack says if the source address is not ours; it says some of it of destinations, too.
+# Errors of sendmsg(2) if the source address is no longer local; some of them may concern the destination instead.
 _SOURCE_AT_FAULT: Final = frozenset(
     {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH}
 )
@@ -53,8 +53,11 @@ _TOS: Final = (socket.IPPROTO_IP, socket.IP_TOS)
 _TRAFFIC_CLASS: Final = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
 
 
-class _Way(NamedTuple):
-    """How datagrams to an endpoint are sent: by which socket, to which address, from where, and how they are marked."""
+class _SendPlan(NamedTuple):
+    """The arguments of sendmsg(2) that all datagrams to an endpoint share.
+
+    packet_info: the source address. traffic_class: level and type of the control message for TOS or traffic class.
+    """
 
     socket: socket.socket
     to: tuple[str, int] | tuple[str, int, int, int]
@@ -63,104 +66,113 @@ class _Way(NamedTuple):
 
 
 class UdpSockets:
-    """Both sockets of a device. Either family may be missing on this machine, but not both."""
+    """Both UDP sockets of a device: the core's `Sockets`. One of the two families may be missing, but not both."""
 
     def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
-        """Take a socket for route queries in the namespace where the UDP sockets will be."""
+        """Open nothing yet; rtnetlink: for route lookups, in the namespace where the UDP sockets will be."""
         self._rtnetlink = rtnetlink
-        # Forgotten whenever something changes that may lead elsewhere.
-        self._ways: dict[Endpoint, _Way] = {}
+        # Cleared whenever a change of routes, addresses or marks may lead elsewhere.
+        self._plans: dict[Endpoint, _SendPlan] = {}
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
-        # By sender and ancillary data: the endpoint and the ECN that they say.
+        # Endpoint and ECN bits by sender and control messages.
         self._origins: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
-        # Replaced whenever sockets are opened or closed, so that a loop can see that it must look again.
+        # Increased whenever sockets are opened or closed, so that the loop registers them again.
         self.generation = 0
 
     @property
     def sockets(self) -> list[socket.socket]:
+        """The sockets that are open now, IPv4 first; valid until `generation` changes."""
         return list(self._sockets.values())
 
     def open(self, port: int) -> int:
-        """Bind both families to `port` (0: any free one); what was open is closed only if that succeeds."""
+        """Bind both families to `port` (0: any free one) and return the port; raises ConfigError.
+
+        Sockets that were open before are closed only if this succeeds.
+        """
         opened = self._open_both(port)
         self.close()
         self._sockets = opened
         return int(next(iter(opened.values())).getsockname()[1])
 
     def close(self) -> None:
-        for one in self._sockets.values():
-            one.close()
+        """Close both sockets and forget all senders; the mark stays for sockets opened later."""
+        for sock in self._sockets.values():
+            sock.close()
         self._sockets = {}
         self._origins.clear()
-        self._ways.clear()
+        self._plans.clear()
         self.generation += 1
 
     def set_fwmark(self, fwmark: int) -> None:
+        """Set SO_MARK of both sockets, now and when they are opened again; raises ConfigError without the right to."""
         try:
-            for one in self._sockets.values():
-                one.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(fwmark))
+            for sock in self._sockets.values():
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(fwmark))
         except OSError as error:
             raise ConfigError(f"fwmark {fwmark}: {error.strerror}", error.errno or errno.EIO) from error
         self._fwmark = fwmark
-        self._ways.clear()
+        self._plans.clear()
 
     def routes_changed(self) -> None:
-        """Routes, rules or addresses have changed; what follows from that is found out when something is sent."""
-        self._ways.clear()
+        """Forget all routes; call it when routes, rules or addresses have changed."""
+        self._plans.clear()
 
     def interface_index(self, name: str) -> int:
+        """Return the index of an interface, if_nametoindex(3); raises ConfigError (EINVAL) if there is none."""
         try:
             return socket.if_nametoindex(name)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"interface {name!r}: there is none of that name", errno.EINVAL) from error
+            raise ConfigError(f"interface {name!r} does not exist", errno.EINVAL) from error
 
-    def receive(self, one: socket.socket) -> Received | None:
-        """Next datagram of a socket, who sent it to which of our addresses, and its ECN; None if none is there."""
+    def receive(self, sock: socket.socket) -> Received | None:
+        """Return the next datagram, its sender with our local address, and its ECN bits; None: no datagram."""
         try:
-            datagram, ancillary, _, sender = one.recvmsg(_LARGEST_DATAGRAM, _ANCILLARY_ROOM)
+            datagram, ancillary, _, sender = sock.recvmsg(_LARGEST_DATAGRAM, _ANCILLARY_ROOM)
         except OSError:
-            # None waits, or an ICMP error about something sent before, which proves nothing and changes nothing. What
-            # waits behind it keeps the socket readable.
+            # The queue is empty, or this is an ICMP error about a datagram sent before. Such errors can be forged, so
+            # they change nothing. Datagrams behind the error keep the socket readable.
             return None
         key = (sender, *(data for _, _, data in ancillary))
-        origin = self._origins.get(key) or self._remember(key, one.family, sender, ancillary)
+        origin = self._origins.get(key) or self._remember(key, sock.family, sender, ancillary)
         return datagram, *origin
 
     def send(self, transmit: Transmit[Peer]) -> str:
-        """Send a datagram; returns what went wrong, or nothing.
+        """Send a datagram; returns the name of the errno, empty if the stack took the datagram.
 
-        If the local address to send from is gone, it is forgotten, and routing decides.
+        A source address that is no longer local is forgotten, and routing chooses another one.
         """
         endpoint = transmit.endpoint
-        way = self._ways.get(endpoint)
-        if way is None:
+        plan = self._plans.get(endpoint)
+        if plan is None:
             if self._is_detoured(endpoint):
                 endpoint = _forget_source(transmit)
-            way = self._find_way(endpoint)
-        why = _send(transmit, way)
+            plan = self._find_plan(endpoint)
+        failure = _send(transmit, plan)
         source = endpoint.source
-        if why in _SOURCE_AT_FAULT and source is not None and (why == errno.EINVAL or not _is_ours(source)):
-            why = _send(transmit, self._find_way(_forget_source(transmit)))
-        return errno.errorcode.get(why, str(why)) if why else ""
+        if failure in _SOURCE_AT_FAULT and source is not None and (failure == errno.EINVAL or not _is_local(source)):
+            failure = _send(transmit, self._find_plan(_forget_source(transmit)))
+        return errno.errorcode.get(failure, str(failure)) if failure else ""
 
-    def _find_way(self, endpoint: Endpoint) -> _Way | None:
-        """Prepare everything that datagrams to this endpoint have in common; None if we lack the family."""
+    def _find_plan(self, endpoint: Endpoint) -> _SendPlan | None:
+        """Return what datagrams to this endpoint have in common; None if there is no socket of its family."""
         is_ipv4 = len(endpoint.address) == IPV4_BYTES
-        one = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
-        if one is None:
+        sock = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
+        if sock is None:
             return None
         host = format_address(endpoint.address)
         to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
-        if len(self._ways) >= _REMEMBERED:
-            self._ways.clear()
-        way = self._ways[endpoint] = _Way(one, to, packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
-        return way
+        if len(self._plans) >= _REMEMBERED:
+            self._plans.clear()
+        plan = _SendPlan(sock, to, packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
+        self._plans[endpoint] = plan
+        return plan
 
     def _is_detoured(self, endpoint: Endpoint) -> bool:
-        """Whether the route from a remembered address leaves by another interface than the one it was learned at.
+        """Return True if the route from the learned address uses another interface than the learned one (`send4`).
 
-        Only IPv4 remembers the interface. No route at all is no reason to forget anything: there may be one again.
+        Only IPv4 endpoints hold an interface. If there is no route now, the address is kept, because the route may
+        return.
         """
         source = endpoint.source
         if source is None or not source.interface:
@@ -174,63 +186,63 @@ class UdpSockets:
             try:
                 chosen = port
                 for family in (socket.AF_INET, socket.AF_INET6):
-                    one = self._open(family, chosen)
-                    if one is not None:
-                        opened[family] = one
-                        chosen = one.getsockname()[1]
+                    sock = self._open(family, chosen)
+                    if sock is not None:
+                        opened[family] = sock
+                        chosen = sock.getsockname()[1]
             except OSError as error:
-                for one in opened.values():
-                    one.close()
-                # A free port of one family may be taken in the other.
+                for sock in opened.values():
+                    sock.close()
+                # A port that is free in one family may be taken in the other; wg_socket_init tries 100 times, too.
                 if port == 0 and error.errno == errno.EADDRINUSE and attempt < _PORT_ATTEMPTS - 1:
                     continue
                 raise ConfigError(f"port {port}: {error.strerror}", error.errno or errno.EIO) from error
             if opened:
                 return opened
             break
-        raise ConfigError("neither IPv4 nor IPv6 is to be had here", errno.EAFNOSUPPORT)
+        raise ConfigError("the kernel has neither IPv4 nor IPv6", errno.EAFNOSUPPORT)
 
     def _open(self, family: socket.AddressFamily, port: int) -> socket.socket | None:
-        """One socket, bound; None if the machine lacks the family."""
+        """Return a bound socket; None if the kernel does not have the family."""
         try:
-            one = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         except OSError as error:
             if error.errno in _FAMILY_MISSING:
                 return None
             raise
         try:
-            self._prepare(one)
-            one.bind(("", port))
+            self._prepare(sock)
+            sock.bind(("", port))
         except OSError as error:
-            one.close()
+            sock.close()
             if family == socket.AF_INET6 and error.errno in _FAMILY_MISSING:
                 return None
             raise
-        return one
+        return sock
 
-    def _prepare(self, one: socket.socket) -> None:
-        if one.family == socket.AF_INET:
-            one.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            one.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
-            # Routers may cut our datagrams: what is inside has its own idea of the path's MTU.
-            one.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+    def _prepare(self, sock: socket.socket) -> None:
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
+            # DF stays clear, as in the driver: routers may fragment datagrams, so the inner MTU need not fit the path.
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
         else:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
-            one.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
         try:
-            one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         except PermissionError:
-            # Root of a user namespace gets no more than the system allows to everybody.
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            # Root in a user namespace gets no more than rmem_max.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         if self._fwmark:
-            one.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(self._fwmark))
+            sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(self._fwmark))
 
     def _remember(
         self, key: tuple[object, ...], family: int, sender: tuple[object, ...], ancillary: list[Ancillary]
     ) -> tuple[Endpoint, int]:
-        """Make the endpoint of a sender, and read its ECN; the next such datagram from there is spared the work."""
+        """Return endpoint and ECN bits of a datagram, and cache them for the next one from the same sender."""
         if len(self._origins) >= _REMEMBERED:
             self._origins.clear()
         host, port, *rest = sender
@@ -241,34 +253,34 @@ class UdpSockets:
         return origin
 
 
-def _send(transmit: Transmit[Peer], way: _Way | None) -> int:
-    """Hand a datagram to the stack; returns the errno, 0 if it was taken."""
-    if way is None:
+def _send(transmit: Transmit[Peer], plan: _SendPlan | None) -> int:
+    """Pass a datagram to the stack; returns the errno, 0 if it was taken."""
+    if plan is None:
         return errno.EAFNOSUPPORT
-    ancillary = way.packet_info
+    ancillary = plan.packet_info
     if transmit.traffic_class:
-        ancillary = [*ancillary, (*way.traffic_class, _INT.pack(transmit.traffic_class))]
+        ancillary = [*ancillary, (*plan.traffic_class, _INT.pack(transmit.traffic_class))]
     try:
-        way.socket.sendmsg([transmit.datagram], ancillary, 0, way.to)
+        plan.socket.sendmsg([transmit.datagram], ancillary, 0, plan.to)
     except OSError as error:
         return error.errno or errno.EIO
     return 0
 
 
 def _forget_source(transmit: Transmit[Peer]) -> Endpoint:
-    """Let routing choose the source, for this datagram and all that follow."""
+    """Return the endpoint without a source address, and clear the peer's source address as well."""
     if transmit.peer is not None:
         transmit.peer.clear_endpoint_source()
     return transmit.endpoint.without_source()
 
 
-def _is_ours(source: LocalAddress) -> bool:
+def _is_local(source: LocalAddress) -> bool:
     family = socket.AF_INET if len(source.address) == IPV4_BYTES else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             probe.bind((format_address(source.address), 0))
     except OSError as error:
-        # Anything else, such as too many open files, says nothing about the address.
+        # Any other error, such as too many open files, does not concern the address.
         return error.errno != errno.EADDRNOTAVAIL
     return True
 
@@ -291,7 +303,7 @@ def _ecn(ancillary: list[Ancillary]) -> int:
 
 
 def packet_info(source: LocalAddress | None) -> list[Ancillary]:
-    """The control message that lets a datagram leave from an address (ip(7), ipv6(7))."""
+    """Return the control message that sets the source address of a datagram (ip(7), ipv6(7)); None: no message."""
     if source is None:
         return []
     if len(source.address) == IPV4_BYTES:

@@ -1,6 +1,6 @@
-"""Write what a device decides as JSON lines, and the keys in Wireshark's format.
+"""Write each event of a device as a JSON line, and the keys in Wireshark's format.
 
-No kernel file has this; the driver's counterpart are its debug messages.
+Takes the place of the driver's debug messages. Wireshark reads the keys with its preference `wg.keylog_file`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _KEY_NAMES: Final = (
 
 
 class FileWatcher:
-    """A watcher that writes to files and to the log; each line is out before the next thing happens."""
+    """A `Watcher` that writes to files and to the log, and flushes each line at once.
+
+    debug: receives each event as a line of text. complain: receives an error message.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class FileWatcher:
         self._debug = debug
 
     def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
+        """Write an event: keys `time` (nanoseconds since boot), `event`, `peer` (base64 or null), and the details."""
         name = b64encode(peer).decode()
         values = {key: _plain(value) for key, value in details.items()}
         if self._trace is not None:
@@ -51,6 +55,7 @@ class FileWatcher:
             self._debug(f"{event}{f' peer={name}' if name else ''}{f' {rest}' if rest else ''}")
 
     def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
+        """Append four lines to the key log, in the order that Wireshark expects."""
         if self._keylog is None:
             return
         secrets = (static_private, remote_static, ephemeral_private, preshared)
@@ -58,12 +63,12 @@ class FileWatcher:
         self._keylog = self._append(self._keylog, "".join(lines))
 
     def _append(self, file: TextIO, text: str) -> TextIO | None:
-        """Write to a file; one that cannot be written, because the disk is full perhaps, is given up."""
+        """Write to a file and return it; None if that fails, for example because the disk is full."""
         try:
             file.write(text)
             file.flush()
         except OSError as error:
-            self._complain(f"{file.name}: {error.strerror}; nothing more is written there")
+            self._complain(f"{file.name}: {error.strerror}; no more is written to this file")
             return None
         return file
 

@@ -1,7 +1,7 @@
 """Make the network interface by /dev/net/tun, and follow it into other namespaces.
 
-Mirrors the net_device part of device.c. The UDP sockets stay in the namespace where the process was started; MTU,
-routes, link state and ICMP errors belong where the interface is now.
+Mirrors the net_device part of device.c. The UDP sockets stay in the namespace where the process was started. MTU,
+routes, link state and ICMP errors belong to the namespace in which the interface is now.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SIOCSIFMTU: Final = 0x8922
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _CLONE_NEWNET: Final = 0x40000000
-# A kernel before 5.10, or no right to look: then the interface had better stay where it was made.
+# Errors of TUNGETDEVNETNS on a kernel before 5.10, or without the right to use it: the interface cannot be followed.
 _CANNOT_LOOK: Final = frozenset({errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
@@ -46,29 +46,33 @@ _CACHED_ROUTES: Final = 4096
 
 
 class Tun:
-    """An interface, and a view of the network namespace that it is in."""
+    """A TUN interface, and the network namespace that it is in.
+
+    link: its state at the last `refresh`. monitor: readable when `refresh` must be called.
+    """
 
     def __init__(self, descriptor: int) -> None:
+        """Take over the descriptor of an interface (IFF_NO_PI); raises InterfaceGoneError if it is not one."""
         os.set_blocking(descriptor, False)
         self._descriptor = descriptor
         self._place: _Place | None = None
         self._home = RtnetlinkSocket()
         self._mtus: dict[bytes, int] = {}
-        # Readable when links or routes have changed, where the interface is among other places; see `refresh`.
+        # It also receives events of other namespaces, which `refresh` skips.
         self.monitor = Monitor(links=True, routes=True, everywhere=True)
-        self._number: int | None = None
+        self._nsid: int | None = None
         self._limits: IcmpLimits | None = None
         self.link = self._look_up()
 
     @classmethod
     def create(cls, name: str) -> Tun:
-        """Make a new interface, down, with the MTU that fits into most paths."""
+        """Make a new interface, down, with MTU 1420; raises OSError if /dev/net/tun refuses."""
         descriptor = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
             request = _INTERFACE_REQUEST.pack(os.fsencode(name), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(descriptor, _TUNSETIFF, request)
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as one:
-                fcntl.ioctl(one, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(os.fsencode(name), DEFAULT_MTU))
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+                fcntl.ioctl(sock, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(os.fsencode(name), DEFAULT_MTU))
             _quieten(name)
             return cls(descriptor)
         except BaseException:
@@ -76,9 +80,11 @@ class Tun:
             raise
 
     def fileno(self) -> int:
+        """Return the descriptor, readable when `read` has a packet."""
         return self._descriptor
 
     def close(self) -> None:
+        """Close all sockets and the descriptor; the kernel then removes an interface that `create` has made."""
         if self._place is not None:
             self._place.close()
         self._home.close()
@@ -86,30 +92,33 @@ class Tun:
         os.close(self._descriptor)
 
     def refresh(self) -> bool:
-        """Look again at the interface, wherever it is now; True if it was down meanwhile, or has moved."""
-        number, was_down = self._number, False
+        """Read the state of the interface again; True if it was down since the last call, or has moved.
+
+        Raises InterfaceGoneError.
+        """
+        nsid, was_down = self._nsid, False
         self._mtus.clear()
         while True:
-            seen = [link for where, link in self.monitor.drain() if where == number and link.index == self.link.index]
-            was_down |= any(not link.is_up for link in seen)
+            events = [link for where, link in self.monitor.drain() if where == nsid and link.index == self.link.index]
+            was_down |= any(not link.is_up for link in events)
             self._leave()
             self.link = self._look_up()
-            if not seen or self._number != number:
+            if not events or self._nsid != nsid:
                 break
-            # What was told while we looked would look like news the next time.
+            # Repeat until no event arrives during the look-up. An event that is left over would look like a new change.
         self._where().limits.routes_changed()
         if not self.link.is_up:
-            # The kernel makes the settings anew after a move, and after an MTU that is too small for IPv6.
+            # The kernel resets these settings after a move, and after an MTU that is too small for IPv6.
             self._call_there(lambda _: _quieten(self.link.name))
-        return was_down or self._number != number
+        return was_down or self._nsid != nsid
 
     def rest(self) -> None:
-        """Nothing is to be done for now: hold on to no other namespace than ours, or it could not be deleted."""
-        if self._number is not None:
+        """Close sockets in another namespace, which would keep it from being deleted; call it before waiting."""
+        if self._nsid is not None:
             self._leave()
 
     def read(self) -> bytes | None:
-        """Next packet from the interface's network stack; None if none is there."""
+        """Return the next packet from the network stack, None if there is none; raises InterfaceGoneError."""
         try:
             return os.read(self._descriptor, _LARGEST_PACKET)
         except BlockingIOError:
@@ -121,7 +130,7 @@ class Tun:
             raise InterfaceGoneError from error
 
     def write(self, packet: bytes) -> bool:
-        """Give a packet to the interface's network stack; False if it did not take it."""
+        """Pass a packet to the network stack; returns False if the stack refused it."""
         try:
             os.write(self._descriptor, packet)
         except OSError:
@@ -129,7 +138,7 @@ class Tun:
         return True
 
     def mtu_to(self, destination: bytes) -> int:
-        """MTU of the route by which a packet came here; of the interface if the route has none of its own."""
+        """Return the MTU of the route to a destination, in bytes, or that of the interface if it is smaller."""
         mtu = self._mtus.get(destination)
         if mtu is None:
             if len(self._mtus) >= _CACHED_ROUTES:
@@ -140,17 +149,19 @@ class Tun:
         return mtu
 
     def set_down(self) -> None:
+        """Set the interface down, because the device could not be set up."""
         self._where().rtnetlink.set_down(self.link)
 
     def send_icmp(self, error: IcmpError, now: int) -> bool:
-        """Send an ICMP error to an address where the interface is; False if that failed, or there were too many."""
+        """Send an ICMP error in the interface's namespace; False if it failed or a limit is reached."""
         if self._limits is None or not self._limits.allow_any(now):
             return False
         place = self._where()
         return place.icmp.send(error, place.limits, now)
 
     def _look_up(self) -> Link:
-        """Find the interface by the name it has now, in the namespace it is in now."""
+        """Return the state of the interface, by its present name and namespace; raises InterfaceGoneError."""
+        # Both may change between two steps, so try again.
         for _ in range(3):
             link = self._where().rtnetlink.link(self._name())
             if link is not None:
@@ -168,7 +179,7 @@ class Tun:
     def _where(self) -> _Place:
         if self._place is None:
             self._place = self._enter()
-            self._number, self._limits = self._place.number, self._place.limits
+            self._nsid, self._limits = self._place.nsid, self._place.limits
         return self._place
 
     def _leave(self) -> None:
@@ -177,53 +188,54 @@ class Tun:
         self._place = None
 
     def _enter(self) -> _Place:
-        """Make sockets where the interface is; what was sent so far counts as long as it stays where it is."""
-        return self._call_there(lambda number: _Place(number, self._limits if number == self._number else None))
+        """Open sockets in the interface's namespace; the ICMP limits stay the same until the interface moves."""
+        return self._call_there(lambda nsid: _Place(nsid, self._limits if nsid == self._nsid else None))
 
     def _call_there(self, make: Callable[[int | None], T]) -> T:
-        """Call a function where the interface is: at once if that is our own namespace, else in a thread that goes.
+        """Call a function in the interface's namespace: directly if that is our own, else in a thread that enters it.
 
-        It is told the number by which our own namespace knows that one, None if it is the same.
+        make: takes the id (nsid) of that namespace in our own, None if it is our own. Raises InterfaceGoneError.
         """
         try:
             namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
         except OSError as error:
             if error.errno in _CANNOT_LOOK:
                 return make(None)
-            why = "" if error.errno in {errno.EBADFD, errno.EBADF} else f"no network namespace: {error.strerror}"
-            raise InterfaceGoneError(why) from error
+            message = "" if error.errno in {errno.EBADFD, errno.EBADF} else f"no network namespace: {error.strerror}"
+            raise InterfaceGoneError(message) from error
         try:
             there, here = os.fstat(namespace), Path("/proc/thread-self/ns/net").stat()
             is_home = (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
             if is_home:
                 return make(None)
-            number = self._home.namespace_id(namespace)
-            return _call_in(namespace, lambda: make(number))
+            nsid = self._home.namespace_id(namespace)
+            return _call_in(namespace, lambda: make(nsid))
         except OSError as error:
-            raise InterfaceGoneError(f"its network namespace cannot be entered: {error.strerror}") from error
+            raise InterfaceGoneError(f"cannot enter the interface's network namespace: {error.strerror}") from error
         finally:
             os.close(namespace)
 
 
 class _Place:
-    """Sockets in the namespace of the interface. They keep belonging to it, whoever uses them, and keep it alive.
+    """Sockets in the namespace of the interface; any thread may use them, and they keep the namespace alive.
 
-    number: by which our own namespace knows it, None if it is the same.
+    nsid: the id of that namespace in our own, None if it is our own.
     """
 
-    def __init__(self, number: int | None, limits: IcmpLimits | None) -> None:
-        self.number = number
+    def __init__(self, nsid: int | None, limits: IcmpLimits | None) -> None:
+        self.nsid = nsid
         self.limits = limits or IcmpLimits()
         self.rtnetlink = RtnetlinkSocket()
         self.icmp = IcmpSender(self.rtnetlink)
 
     def close(self) -> None:
+        """Close the sockets, so that the namespace may be deleted."""
         self.rtnetlink.close()
         self.icmp.close()
 
 
 def _quieten(name: str) -> None:
-    """No link-local address and no redirects, as the driver has it; where that cannot be set, nothing is lost."""
+    """Turn off link-local addresses and ICMP redirects (`wg_open`); a setting that cannot be written is skipped."""
     for setting, value in (
         (f"ipv6/conf/{name}/addr_gen_mode", "1"),
         (f"ipv4/conf/{name}/send_redirects", "0"),
@@ -234,15 +246,19 @@ def _quieten(name: str) -> None:
 
 
 def _call_in(namespace: int, make: Callable[[], T]) -> T:
-    """Call a function in another network namespace. A thread goes there, because nobody can be sure to get back."""
-    # Imported late: an interface that stays where it was made does not need it.
+    """Call a function in another network namespace, in a new thread, because returning to ours might fail.
+
+    namespace: a descriptor. Raises OSError.
+    """
+    # Imported late, because only an interface that was moved needs it.
     import ctypes  # noqa: PLC0415
 
     libc = ctypes.CDLL(None, use_errno=True)
     results: list[T] = []
     failures: list[OSError] = []
 
-    def go() -> None:
+    def enter_and_call() -> None:
+        """Enter the namespace, which changes this thread only, and keep the result or the error."""
         if libc.setns(namespace, _CLONE_NEWNET):
             failures.append(OSError(ctypes.get_errno(), "setns"))
             return
@@ -251,7 +267,7 @@ def _call_in(namespace: int, make: Callable[[], T]) -> T:
         except OSError as error:
             failures.append(error)
 
-    thread = threading.Thread(target=go)
+    thread = threading.Thread(target=enter_and_call)
     thread.start()
     thread.join()
     if failures:

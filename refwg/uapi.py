@@ -1,7 +1,7 @@
 """Parse and answer requests of the UAPI text protocol, as a function over a device.
 
-Mirrors netlink.c of the driver in what it does, and https://www.wireguard.com/xplatform/ in how it is said. Lines take
-effect one by one; the first that fails ends the request, and what was done before stays.
+Does what netlink.c of the driver does, in the format of https://www.wireguard.com/xplatform/. Each line takes effect at
+once. The first line that fails ends the request, and the lines before it keep their effect.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PROTOCOL_VERSION: Final = "1"
 _MAX_U16: Final = 2**16 - 1
 _MAX_U32: Final = 2**32 - 1
 _MAX_DIGITS: Final = 20
-# No setting is as long; who sends more without an end of line is not talking to us.
+# Longer than any valid line: a client that sends more without a newline is not speaking UAPI.
 _MAX_LINE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What to write back, what to carry out, and whether to close the connection then."""
+    """Reply to the client, effects for the caller to carry out, and whether the connection must be closed then."""
 
     reply: bytes = b""
     effects: tuple[Effect, ...] = ()
@@ -43,9 +43,9 @@ class Answer:
 
 
 class Conversation:
-    """One connection: bytes go in as they come, requests are answered once they are whole.
+    """One connection: takes bytes as they arrive, and answers each request when it is complete.
 
-    A request is carried out in one go, so that no other connection sees half of it.
+    A request is carried out as a whole, so no other connection sees a part of it.
     """
 
     def __init__(self, device: Device, sockets: Sockets) -> None:
@@ -56,7 +56,7 @@ class Conversation:
         self._lines: list[str] = []
 
     def feed(self, data: bytes, now: int) -> Answer:
-        """Take what came in; several requests may follow one another."""
+        """Process received bytes, which may be part of a request or several requests; now: nanoseconds."""
         *lines, self._rest = (self._rest + data.decode("latin-1")).split("\n")
         reply = b""
         effects: list[Effect] = []
@@ -71,7 +71,7 @@ class Conversation:
                 return Answer(reply, tuple(effects), is_over=True)
         if len(self._rest) <= _MAX_LINE and not (self._operation == "get=1" and self._rest):
             return Answer(reply, tuple(effects))
-        # An operation that has begun is answered, even if what follows makes no sense.
+        # An operation that has begun gets an answer, even if the lines after it are invalid.
         return Answer(reply + (_status(errno.EINVAL) if self._operation else b""), tuple(effects), is_over=True)
 
     def _line(self, line: str, now: int) -> Answer:
@@ -87,14 +87,14 @@ class Conversation:
 
 
 def get(device: Device) -> bytes:
-    """Everything about a device, as lines."""
+    """Return the answer to `get=1` without its errno: device, peers and prefixes as `key=value` lines."""
     return "".join(f"{key}={value}\n" for key, value in _description(device)).encode()
 
 
 class Request:
-    """A set request being carried out, line by line.
+    """Carries out one `set=1` request, line by line.
 
-    effects: what is to be sent because of it, also if it fails.
+    effects: what the caller must send, also if the request fails.
     """
 
     def __init__(self, device: Device, sockets: Sockets, now: int) -> None:
@@ -102,24 +102,24 @@ class Request:
         self._device = device
         self._sockets = sockets
         self._now = now
-        # The peer that the lines are about; None: the device, or a peer whose section is passed over.
+        # The peer of the present section; None: the device, or a peer whose section has no effect.
         self._peer: Peer | None = None
         self._is_new = False
         self._wants_keepalive = False
         self._handle_line = self._device_line
 
     def carry_out(self, lines: list[str]) -> int:
-        """Do what the lines say; returns the errno, 0 if all is done."""
-        number = 0
+        """Apply the lines in order; returns the errno of the first that failed, else 0."""
+        failure = 0
         try:
             for line in lines:
                 self._handle_line(*_setting(line))
         except ConfigError as error:
-            number = error.errno
-        # What was done before a mistake stays, and so has its consequences.
+            failure = error.errno
+        # Lines before the failed one keep their effect, so their section is ended as usual.
         self._end_section()
         self.effects = [effect for effect in self.effects if not self._is_to_removed_peer(effect)]
-        return number
+        return failure
 
     def _device_line(self, key: str, value: str) -> None:
         device, now = self._device, self._now
@@ -136,7 +136,7 @@ class Request:
             case "public_key":
                 self._begin_section(_key(value))
             case _:
-                raise _invalid(f"{key}: no such setting of a device")
+                raise _invalid(f"{key}: unknown device key")
 
     def _begin_section(self, public_key: bytes) -> None:
         self._handle_line = self._peer_line
@@ -146,14 +146,14 @@ class Request:
             self._peer = self._device.add_peer(public_key, self._now)
 
     def _end_section(self) -> None:
-        """Only now it is known where the peer is, in whatever order the lines came."""
+        """Send what waits for the peer, now that its endpoint is known whatever the order of its lines."""
         peer, self._peer = self._peer, None
         wants_keepalive, self._wants_keepalive = self._wants_keepalive, False
         if peer is not None:
             self.effects += self._device.peer_configured(peer, self._now, wants_keepalive=wants_keepalive)
 
     def _is_to_removed_peer(self, effect: Effect) -> bool:
-        """Whether a later line has removed the peer; wg(8) gives the private key before it has the peers replaced."""
+        """Return True if a later line has removed the peer: wg(8) sends `private_key` before `replace_peers`."""
         peer = effect.peer if isinstance(effect, Transmit) else None
         return peer is not None and self._device.peer(peer.public_key) is not peer
 
@@ -164,7 +164,7 @@ class Request:
             return
         setting = self._PEER_SETTINGS.get(key)
         if setting is None:
-            raise _invalid(f"{key}: no such setting of a peer")
+            raise _invalid(f"{key}: unknown peer key")
         setting(self, value)
 
     def _remove(self, value: str) -> None:
@@ -180,7 +180,7 @@ class Request:
 
     def _protocol_version(self, value: str) -> None:
         if value != PROTOCOL_VERSION:
-            raise _invalid(f"protocol_version={value}: only {PROTOCOL_VERSION} is spoken here")
+            raise _invalid(f"protocol_version={value}: expected {PROTOCOL_VERSION}")
 
     def _preshared_key(self, value: str) -> None:
         key = _key(value)
@@ -253,6 +253,7 @@ def _peer_description(device: Device, peer: Peer) -> Iterator[tuple[str, object]
 
 
 def format_endpoint(endpoint: Endpoint) -> str:
+    """Return `ADDRESS:PORT`, or `[ADDRESS]:PORT` for IPv6, there with a scope id if it is not 0."""
     host = format_address(endpoint.address)
     if len(endpoint.address) == IPV4_BYTES:
         return f"{host}:{endpoint.port}"
@@ -267,9 +268,9 @@ def _parse_endpoint(text: str, sockets: Sockets) -> Endpoint:
     try:
         packed = parse_address(address)
     except ValueError as error:
-        raise _invalid(f"endpoint {text}: want ADDRESS:PORT or [ADDRESS]:PORT") from error
+        raise _invalid(f"endpoint {text}: expected ADDRESS:PORT or [ADDRESS]:PORT") from error
     if is_ipv6 is (len(packed) == IPV4_BYTES):
-        raise _invalid(f"endpoint {text}: brackets are for IPv6, and for nothing else")
+        raise _invalid(f"endpoint {text}: an IPv6 address needs brackets, an IPv4 address must not have them")
     return Endpoint(packed, _number(port, _MAX_U16), _scope_id(scope, sockets) if percent else 0)
 
 
@@ -282,14 +283,14 @@ def _parse_prefix(text: str) -> Prefix:
     try:
         packed = parse_address(address)
     except ValueError as error:
-        raise _invalid(f"allowed ip {text}: want ADDRESS/LENGTH") from error
+        raise _invalid(f"allowed ip {text}: expected ADDRESS/LENGTH") from error
     return Prefix(packed, _number(length, len(packed) * 8))
 
 
 def _setting(line: str) -> tuple[str, str]:
     key, equals, value = line.partition("=")
     if not equals:
-        raise ConfigError(f"line {line!r}: no '=' in it", errno.EPROTO)
+        raise ConfigError(f"line {line!r}: expected KEY=VALUE", errno.EPROTO)
     return key, value
 
 
@@ -299,19 +300,19 @@ def _key(text: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != KEY_LENGTH or len(text) != 2 * KEY_LENGTH:
-        raise _invalid("a key is 64 hexadecimal digits")
+        raise _invalid("key: expected 64 hexadecimal digits")
     return key
 
 
 def _number(text: str, maximum: int) -> int:
     if not (text.isdecimal() and text.isascii() and len(text) <= _MAX_DIGITS) or int(text) > maximum:
-        raise _invalid(f"{text!r}: want a decimal number up to {maximum}")
+        raise _invalid(f"{text!r}: expected a decimal number up to {maximum}")
     return int(text)
 
 
 def _true(text: str) -> None:
     if text != "true":
-        raise _invalid(f"{text!r}: only 'true' makes sense")
+        raise _invalid(f"{text!r}: expected 'true'")
 
 
 def _invalid(message: str) -> ConfigError:
@@ -319,5 +320,5 @@ def _invalid(message: str) -> ConfigError:
 
 
 def _status(number: int) -> bytes:
-    """The last lines of every answer. The number is negative, as in the kernel; wg(8) turns it round again."""
+    """Return the last two lines of an answer. The errno is negative, as in the driver; wg(8) negates it."""
     return f"errno={-number}\n\n".encode()

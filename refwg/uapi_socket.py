@@ -1,6 +1,6 @@
 """Serve the UAPI socket: the file in /var/run/wireguard, and its connections.
 
-No kernel file has this; netlink does it for the driver. What is said on the socket is the business of uapi.py.
+The driver has no such file, because it uses netlink. The text protocol itself is in uapi.py.
 """
 
 from __future__ import annotations
@@ -28,41 +28,49 @@ _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def socket_path(name: str) -> Path:
+    """Return the path at which wg(8) expects the socket of this interface."""
     return DIRECTORY / f"{name}.sock"
 
 
 class SocketFile:
-    """The file of a listening socket, as long as it is that and not another one of the same name."""
+    """The file of a listening socket, identified by its inode, because a later file may have the same path.
+
+    path: None for a socket that has no file.
+    """
 
     def __init__(self, listener: socket.socket) -> None:
         name = listener.getsockname()
-        # A socket that was given to us may have no name, or none in the file system.
+        # A socket from WG_UAPI_FD may have no name, or an abstract one.
         self.path = Path(name) if isinstance(name, str) and name.startswith("/") else None
         self._identity = self._look()
 
     @property
     def is_there(self) -> bool:
+        """True while the path still leads to the file of this socket."""
         return self._identity is not None and self._look() == self._identity
 
     def remove(self) -> None:
-        """Remove it, unless somebody has made another one meanwhile."""
+        """Remove the file, unless another process has replaced it."""
         if self.path is not None and self.is_there:
             with suppress(OSError):
                 self.path.unlink()
 
     def _look(self) -> tuple[int, int] | None:
         try:
-            found = None if self.path is None else self.path.stat()
+            status = None if self.path is None else self.path.stat()
         except OSError:
             return None
-        return None if found is None else (found.st_dev, found.st_ino)
+        return None if status is None else (status.st_dev, status.st_ino)
 
 
 def listen(name: str) -> socket.socket:
-    """Make the socket of an interface, for its owner only; one that a dead process has left behind is replaced."""
+    """Open the listening socket of an interface, for its owner only, and replace the file of a dead process.
+
+    Raises OSError, with EADDRINUSE if a live process serves the file.
+    """
     with suppress(FileExistsError):
         DIRECTORY.mkdir(parents=True)
-        # Others may look for interfaces, whatever umask we were started with.
+        # Other users may list the interfaces, whatever the umask is.
         DIRECTORY.chmod(0o755)
     path = socket_path(name)
     if _is_answered(path):
@@ -79,7 +87,7 @@ def listen(name: str) -> socket.socket:
 
 
 def _is_answered(path: Path) -> bool:
-    """Whether a process serves this socket, and goes on doing so: one whose interface was just deleted hangs up."""
+    """Return True if a live process serves this socket; one whose interface was just deleted closes the connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_HANGS_UP_WITHIN)
         try:
@@ -93,7 +101,10 @@ def _is_answered(path: Path) -> bool:
 
 
 class Control:
-    """Accepts connections and lets each have its conversation; slow readers hold up nobody."""
+    """Accepts UAPI connections and serves them without blocking.
+
+    clock: returns `now` in nanoseconds. carry_out: called with the effects of each request.
+    """
 
     def __init__(
         self,
@@ -126,7 +137,10 @@ class Control:
         _Connection(self, connection)
 
     def _turn_away(self) -> None:
-        """Too many files are open: one kept in reserve allows to hang up, where the caller would be heard for ever."""
+        """Close a connection for which no descriptor is left, by means of a reserved one.
+
+        Otherwise it would stay in the backlog and the listening socket would stay readable, which is a busy loop.
+        """
         if self._reserve is not None:
             os.close(self._reserve)
             self._reserve = None
@@ -136,22 +150,24 @@ class Control:
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def serve(self, connection: socket.socket, handler: Callable[[int], None], events: int) -> None:
-        """Call `handler` when a connection is ready."""
+        """Call `handler` when a connection is ready for `events` (selectors.EVENT_READ, EVENT_WRITE)."""
         try:
             self._selector.modify(connection, events, handler)
         except KeyError:
             self._selector.register(connection, events, handler)
 
     def leave(self, connection: socket.socket) -> None:
+        """Close a connection and stop watching it."""
         with suppress(KeyError):
             self._selector.unregister(connection)
         connection.close()
 
     def converse(self) -> Conversation:
+        """Return the protocol state for a new connection."""
         return Conversation(self._device, self._sockets)
 
     def feed(self, conversation: Conversation, data: bytes) -> tuple[bytes, bool]:
-        """Carry on a conversation; returns what to write, and whether it is over then."""
+        """Process received bytes and carry out their effects; returns the reply, and whether to close after it."""
         answer = conversation.feed(data, self._clock())
         self._carry_out(answer.effects)
         return answer.reply, answer.is_over
@@ -191,5 +207,5 @@ class _Connection:
         if not self._unsent and self._is_over:
             self._control.leave(self._socket)
             return
-        # Whoever does not read its answers is not listened to either.
+        # While a client does not read its replies, its requests are not read either.
         self._control.serve(self._socket, self._ready, selectors.EVENT_WRITE if self._unsent else selectors.EVENT_READ)

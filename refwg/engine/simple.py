@@ -1,6 +1,6 @@
 """Move one packet at a time: slow, and the specification of all other engines.
 
-Mirrors what the driver's workers do in send.c and receive.c, without the workers.
+Does what the driver's workers do in send.c and receive.c, in one thread.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from refwg.socket import UdpSockets
     from refwg.tun import Tun
 
-# How much is taken from one source before the others get their turn.
+# Packets of the interface, and datagrams of a socket, that are handled before the other sources get their turn.
 _PACKETS_IN_TURN: Final = 64
 _DATAGRAMS_IN_TURN: Final = 256
-# Handshakes are dear, forged ones are not: so many of either as fit into this time, that data need not wait long.
+# Bounds the time spent on queued handshakes per turn, so that data is not delayed. A time, not a count, because a
+# forged message takes far less time than a real one.
 _TIME_FOR_HANDSHAKES: Final = 5 * MILLISECOND
 _HANDSHAKES_AT_ONCE: Final = 8
 
 
 class SimpleEngine:
-    """Carries packets in both directions; clock: the same that the device is told."""
+    """Moves packets in both directions; clock: returns `now` for the device, in nanoseconds."""
 
     def __init__(self, device: Device, sockets: UdpSockets, tun: Tun, clock: Callable[[], int]) -> None:
         self._device = device
@@ -38,7 +39,7 @@ class SimpleEngine:
         self._clock = clock
 
     def packets_waiting(self) -> None:
-        """The interface has packets for us."""
+        """Read and encrypt packets of the interface, up to 64; call it when the interface is readable."""
         for _ in range(_PACKETS_IN_TURN):
             packet = self._tun.read()
             if packet is None:
@@ -47,16 +48,16 @@ class SimpleEngine:
                 mtu = self._mtu_for(packet)
                 self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
 
-    def datagrams_waiting(self, one: socket.socket) -> None:
-        """A socket has datagrams for us."""
+    def datagrams_waiting(self, sock: socket.socket) -> None:
+        """Read and process datagrams of a socket, up to 256; call it when the socket is readable."""
         for _ in range(_DATAGRAMS_IN_TURN):
-            received = self._sockets.receive(one)
+            received = self._sockets.receive(sock)
             if received is None:
                 return
             self.carry_out(self._device.receive_datagram(*received, self._clock()))
 
     def time_passed(self) -> None:
-        """Do what is due; call it after everything else, and when `next_deadline` has come."""
+        """Process queued handshakes and expired timers; call it after all other events, and at `next_deadline`."""
         now = self._clock()
         end = now + _TIME_FOR_HANDSHAKES
         while self._device.has_waiting_handshakes and now < end:
@@ -65,10 +66,11 @@ class SimpleEngine:
         self.carry_out(self._device.expire_timers(now))
 
     def next_deadline(self) -> int | None:
-        """When there is something to do even if nothing comes in; None: never."""
+        """Return when `time_passed` must be called even without an event, in nanoseconds; None: never."""
         return 0 if self._device.has_waiting_handshakes else self._device.next_deadline()
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
+        """Send and deliver what the core has returned, and report to it what failed."""
         for effect in effects:
             if isinstance(effect, Transmit):
                 error = self._sockets.send(effect)

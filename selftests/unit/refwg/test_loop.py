@@ -90,7 +90,7 @@ def test_cached_routes_are_dropped_when_link_goes_down() -> None:
                 running._turn()
         running.start(); running._sockets.open(7); settle()
         running._sockets.send(Transmit(b"x", Endpoint(bytes([10, 0, 1, 9]), 5), 0, None))
-        print(len(running._sockets._ways)); ip("link set v1 down"); settle()
-        print(len(running._sockets._ways))
+        print(len(running._sockets._plans)); ip("link set v1 down"); settle()
+        print(len(running._sockets._plans))
     """
     assert run_in_sandbox("", code) == "1\n0\n"

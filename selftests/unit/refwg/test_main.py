@@ -132,10 +132,10 @@ def test_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> 
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ("WG_TUN_FD='none'", "WG_TUN_FD=none: want the number of an open descriptor"),
-        ("WG_TUN_FD='1'", "WG_TUN_FD=1: that is no TUN interface"),
+        ("WG_TUN_FD='none'", "WG_TUN_FD=none: expected the number of an open descriptor"),
+        ("WG_TUN_FD='1'", "WG_TUN_FD=1: not a TUN interface"),
         ("WG_TUN_FD='99'", "Bad file descriptor"),
-        ("WG_UAPI_FD='-1'", "WG_UAPI_FD=-1: want the number of an open descriptor"),
+        ("WG_UAPI_FD='-1'", "WG_UAPI_FD=-1: expected the number of an open descriptor"),
         ("WG_UAPI_FD='1'", "Socket operation on non-socket"),
     ],
 )
@@ -154,16 +154,16 @@ def test_interface_name_in_use_is_reported() -> None:
         done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
         print(done.returncode, done.stderr, end="")
     """
-    words = "refwg: wg0: [Errno 16] Device or resource busy: there is an interface of that name already\n"
+    words = "refwg: wg0: [Errno 16] Device or resource busy: an interface with this name already exists\n"
     assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
 
 
 @pytest.mark.parametrize(
     ("number", "file", "remedy"),
     [
-        (errno.EACCES, "/dev/net/tun", ": only its owner may open it; be root, or as root: chmod 0666 /dev/net/tun"),
-        (errno.EPERM, None, "; CAP_NET_ADMIN is needed: be root, or in a user namespace of your own"),
-        (errno.ENOENT, "/dev/net/tun", ": the kernel has no TUN interfaces here; modprobe tun"),
+        (errno.EACCES, "/dev/net/tun", ": run as root, or allow others to open it, as root: chmod 0666 /dev/net/tun"),
+        (errno.EPERM, None, ": CAP_NET_ADMIN is needed: run as root, or in a user namespace of your own"),
+        (errno.ENOENT, "/dev/net/tun", ": the kernel module tun is not loaded; as root: modprobe tun"),
     ],
 )
 def test_remedy_is_printed_when_interface_cannot_be_created(
@@ -211,7 +211,7 @@ def test_trace_is_given_up_when_disk_is_full() -> None:
         ip("link set wg0 down"); wait_for(lambda: is_free(7)); process.terminate()
         print(process.wait(5), Path("/run/errors").read_text(), end="")
     """
-    words = "ERROR: (wg0) /dev/full: No space left on device; nothing more is written there\n"
+    words = "ERROR: (wg0) /dev/full: No space left on device; no more is written to this file\n"
     assert run_in_sandbox(START, code) == f"0 {words}"
 
 
@@ -265,7 +265,7 @@ def test_unknown_user_for_privilege_drop_is_reported() -> None:
                               capture_output=True, text=True)
         print(done.returncode, done.stderr, path.exists(), ip("link show wg0").returncode)
     """
-    words = "refwg: wg0: --drop-privileges nobody-at-all: there is no such user"
+    words = "refwg: wg0: --drop-privileges nobody-at-all: this user does not exist"
     assert run_in_sandbox(START, code) == f"1 {words}\n False 1\n"
 
 
