@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
+from refwg.errors import InvalidArgument
 from refwg.ip import IPV4_BYTES
 
 
 def parse_address(text: str) -> bytes:
-    """Return the 4 or 16 bytes of an IPv4 or IPv6 address without scope id; raises ValueError."""
+    """Return the 4 or 16 bytes of an IPv4 or IPv6 address without scope id; raises InvalidArgument."""
     try:
         return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
-    except OSError as error:
-        raise ValueError(f"{text!r} is not an IP address") from error
+    except (OSError, ValueError) as error:  # ValueError: the text contains a zero byte
+        raise InvalidArgument(f"{text!r} is not an IP address") from error
 
 
 def format_address(address: bytes) -> str:

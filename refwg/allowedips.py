@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
+from refwg.errors import InvalidArgument
 from refwg.ip import IPV4_BYTES, IPV6_BYTES
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class AllowedIPs(Generic[Owner]):
     def insert(self, prefix: Prefix, owner: Owner) -> None:
         """Give a prefix to `owner`, also if another owner has it; moves it to the end of the owner's list.
 
-        Raises ValueError if the length exceeds the address.
+        Raises InvalidArgument if the length is negative or exceeds the address.
         """
         prefix = _masked(prefix)
         previous = self._trie(prefix).insert(int.from_bytes(prefix.address), prefix.length, owner)
@@ -175,7 +176,7 @@ class AllowedIPs(Generic[Owner]):
 def _masked(prefix: Prefix) -> Prefix:
     width = len(prefix.address) * 8
     if not 0 <= prefix.length <= width:
-        raise ValueError(f"prefix length {prefix.length}: expected 0 to {width}")
+        raise InvalidArgument(f"prefix length {prefix.length}: expected 0 to {width}")
     host_bits = width - prefix.length
     network = int.from_bytes(prefix.address) >> host_bits << host_bits
     return Prefix(network.to_bytes(len(prefix.address)), prefix.length)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
-from refwg.errors import LowOrderPoint, NotAuthentic
+from refwg.errors import InvalidArgument, LowOrderPoint, NotAuthentic
 from refwg.messages import COOKIE_LENGTH, COOKIE_NONCE_LENGTH, ZERO_KEY
 
 _NONCE: Final = Struct("<LQ")
@@ -141,7 +141,7 @@ def xopen(key: bytes, nonce: bytes, ciphertext: bytes, associated_data: bytes) -
 
 def _extended(key: bytes, nonce: bytes) -> tuple[bytes, bytes]:
     if len(nonce) != COOKIE_NONCE_LENGTH:
-        raise ValueError(f"nonce of {len(nonce)} bytes: XChaCha20 needs {COOKIE_NONCE_LENGTH}")
+        raise InvalidArgument(f"nonce of {len(nonce)} bytes: XChaCha20 needs {COOKIE_NONCE_LENGTH}")
     return hchacha20(key, nonce[:_HCHACHA_NONCE_LENGTH]), bytes(4) + nonce[_HCHACHA_NONCE_LENGTH:]
 
 

@@ -9,12 +9,13 @@ from enum import Enum
 
 
 class RefwgError(Exception):
-    """Base of every error that this package raises on purpose.
+    """Base of every error that this package raises on purpose; failed system calls raise OSError.
 
     RefwgError
     |- ConfigError         a request that cannot be carried out, with the errno to answer
     |- OptionError         an option or environment variable with a value that cannot be used
     |- InterfaceGoneError  the interface was deleted, or its namespace cannot be entered
+    |- InvalidArgument     an argument that no caller may pass; also a ValueError
     |- MalformedMessage    bytes that are none of the four messages
     |- NotAuthentic        a tag that does not verify
     |- LowOrderPoint       a Diffie-Hellman result of 32 zero bytes
@@ -40,6 +41,10 @@ class OptionError(RefwgError):
 
 class InterfaceGoneError(RefwgError):
     """The interface or its namespace was deleted (no message), or its namespace cannot be entered (with a message)."""
+
+
+class InvalidArgument(RefwgError, ValueError):
+    """An argument has a wrong form or length: text that is not an address, a prefix length, a nonce."""
 
 
 class MalformedMessage(RefwgError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from refwg.address import format_address, parse_address
 from refwg.allowedips import Prefix
 from refwg.boundary import Endpoint, Transmit
-from refwg.errors import ConfigError
+from refwg.errors import ConfigError, InvalidArgument
 from refwg.ip import IPV4_BYTES
 from refwg.messages import KEY_LENGTH, SECOND
 
@@ -267,7 +267,7 @@ def _parse_endpoint(text: str, sockets: Sockets) -> Endpoint:
     address, percent, scope = host[1:-1].partition("%") if is_ipv6 else (host, "", "")
     try:
         packed = parse_address(address)
-    except ValueError as error:
+    except InvalidArgument as error:
         raise _invalid(f"endpoint {text}: expected ADDRESS:PORT or [ADDRESS]:PORT") from error
     if is_ipv6 is (len(packed) == IPV4_BYTES):
         raise _invalid(f"endpoint {text}: an IPv6 address needs brackets, an IPv4 address must not have them")
@@ -282,7 +282,7 @@ def _parse_prefix(text: str) -> Prefix:
     address, _, length = text.partition("/")
     try:
         packed = parse_address(address)
-    except ValueError as error:
+    except InvalidArgument as error:
         raise _invalid(f"allowed ip {text}: expected ADDRESS/LENGTH") from error
     return Prefix(packed, _number(length, len(packed) * 8))
 
