@@ -1,7 +1,7 @@
 """Find and set up the devices of one network namespace by ioctls, netdevice(7).
 
-What a test does most often, finding a device and setting it up, costs microseconds this way, and ten times as long by
-netlink (rtnetlink.py).
+Tests look up devices and set them up more often than anything else. An ioctl takes some microseconds; the same request
+by netlink (rtnetlink.py) takes ten times as long.
 """
 
 from __future__ import annotations
@@ -26,16 +26,20 @@ _NAMES: Final = Struct("=16s16s8x")
 
 
 class Devices:
-    """The devices of the namespace that a socket lives in; every method raises OSError as the kernel does."""
+    """The devices of one network namespace: the namespace of `control`, a socket of any family.
+
+    Every method raises OSError with the kernel's errno, ENODEV for an unknown name.
+    """
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
 
     def close(self) -> None:
+        """Close the control socket."""
         self._control.close()
 
     def index(self, name: str) -> int | None:
-        """The interface index; None if there is no device of that name."""
+        """Return the interface index of a device; None, and no error, if there is no device of that name."""
         try:
             answer = fcntl.ioctl(self._control, _SIOCGIFINDEX, _NUMBER.pack(name.encode(), 0))
         except OSError as error:
@@ -45,16 +49,20 @@ class Devices:
         return int(_NUMBER.unpack(answer)[1])
 
     def is_up(self, name: str) -> bool:
+        """Return whether the device is set up (IFF_UP); it may have no carrier even so."""
         return bool(self._flags(name) & _IFF_UP)
 
     def set_up(self, name: str, up: bool) -> None:
+        """Set a device up or down, and keep its other flags."""
         flags = self._flags(name) & ~_IFF_UP | (_IFF_UP if up else 0)
         fcntl.ioctl(self._control, _SIOCSIFFLAGS, _FLAGS.pack(name.encode(), flags))
 
     def set_mtu(self, name: str, mtu: int) -> None:
+        """Set the MTU in bytes; EINVAL if the device does not allow this one."""
         fcntl.ioctl(self._control, _SIOCSIFMTU, _NUMBER.pack(name.encode(), mtu))
 
     def rename(self, name: str, new: str) -> None:
+        """Rename a device; an older kernel refuses this with EBUSY while the device is up."""
         fcntl.ioctl(self._control, _SIOCSIFNAME, _NAMES.pack(name.encode(), new.encode()))
 
     def _flags(self, name: str) -> int:

@@ -1,9 +1,9 @@
 """Give a node pyroute2's IPRoute, for what rtnetlink.py lacks: bridges, tunnels, tc.
 
-An IPRoute opens a socket and an event loop in each thread that uses it, in that thread's network namespace, and closes
-the event loop of one thread only. `IPRoute(netns=...)` opens each socket in the right namespace, but forks this process
-to do so, which takes 10 ms, and leaves the event loops of other threads open all the same. So an IPRoute here lives in
-the node's thread, and its methods run there.
+Here an IPRoute belongs to the node's thread, and all its methods run there. The reason: an IPRoute opens a socket and
+an event loop in each thread that uses it, in that thread's network namespace, but closes the event loop of one thread
+only. `IPRoute(netns=...)` opens each socket in the right namespace, but forks this process for that (10 ms), and it
+also leaves the event loops of other threads open.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
     from harness.sandbox.namespace import NamespaceThread
 
-# These wait for broadcasts or by the clock, and nothing else could run in the node's thread until they return.
-_WAITING: Final = frozenset({"bind", "ensure", "get", "poll", "recv"})
+# These methods wait for notifications or sleep. Until they returned, nothing else could run in the node's thread.
+_BLOCKING_METHODS: Final = frozenset({"bind", "ensure", "get", "poll", "recv"})
 
 
 class NodeIPRoute:
-    """An IPRoute of one node, with the same methods; they may be called from any thread.
+    """An IPRoute of one node, with the same methods; any thread may call them.
 
-    They raise what pyroute2 raises (NetlinkError for a refusal), with a note that names the node and the call. Use it
-    as a context manager or call `close`; otherwise the node closes it.
+    A method raises pyroute2's own error (NetlinkError for a refused request), with a note that names the node and the
+    call. Use this as a context manager or call `close`; otherwise the node closes it.
     """
 
     def __init__(self, node: str, thread: NamespaceThread) -> None:
-        from pyroute2 import IPRoute  # noqa: PLC0415 - 0.1 s and 200 modules, for its users only
+        from pyroute2 import IPRoute  # noqa: PLC0415 - takes 0.1 s and loads 200 modules: import it on first use
 
         self._node = node
         self._thread = thread
-        # With ext_ack a refusal carries the kernel's own words.
+        # With ext_ack a refusal carries the kernel's error text (NETLINK_EXT_ACK, netlink(7)).
         self._iproute = thread.call(IPRoute, ext_ack=True)
         self._is_open = True
 
@@ -46,7 +46,7 @@ class NodeIPRoute:
         self.close()
 
     def close(self) -> None:
-        """Close its socket and event loop, unless that was done."""
+        """Close the socket and the event loop; a second call does nothing."""
         if self._is_open:
             self._is_open = False
             self._thread.call(self._iproute.close)
@@ -55,21 +55,21 @@ class NodeIPRoute:
         """Return a method of pyroute2's IPRoute that runs in the node's thread."""
         if name.startswith("_"):
             raise AttributeError(name)
-        if name in _WAITING:
+        if name in _BLOCKING_METHODS:
             raise AttributeError(f"{self._node}: iproute has no {name}, which waits: use wait_for with an event")
         self._check_open()
-        # In the node's thread, for some attributes open a socket.
+        # Look the name up in the node's thread, because some attributes open a socket.
         method = self._thread.call(getattr, self._iproute, name, None)
         if callable(method):
             return partial(self._call, name, method)
         raise AttributeError(f"{self._node}: iproute has no method {name}")
 
-    def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **words: Any) -> Any:
+    def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
         self._check_open()
         try:
-            return self._thread.call(_answer, method, *arguments, **words)
+            return self._thread.call(_answer, method, *arguments, **keywords)
         except Exception as error:
-            text = ", ".join([*map(repr, arguments), *(f"{word}={value!r}" for word, value in words.items())])
+            text = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in keywords.items())])
             error.add_note(f"node {self._node}: {name}({text})")
             raise
 
@@ -78,7 +78,7 @@ class NodeIPRoute:
             raise UsageError(f"{self._node}: this iproute is closed; ask the node for another one")
 
 
-def _answer(method: Callable[..., Any], /, *arguments: Any, **words: Any) -> Any:
-    """Call a method and read its answer to the end: a generator would run in the thread that reads it."""
-    answer = method(*arguments, **words)
+def _answer(method: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
+    """Call a method, and read a generator to its end: it would otherwise run in the thread that reads it."""
+    answer = method(*arguments, **keywords)
     return tuple(answer) if isinstance(answer, Iterator) else answer

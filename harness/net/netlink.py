@@ -1,6 +1,6 @@
 """Encode and decode netlink messages and attributes, and exchange them with the kernel.
 
-Generic netlink, rtnetlink and nfnetlink share it: the layouts of nlmsghdr, nlattr and nlmsgerr stand here only.
+Generic netlink, rtnetlink and nfnetlink use this module; it alone defines the layouts of nlmsghdr, nlattr and nlmsgerr.
 Source: include/uapi/linux/netlink.h and genetlink.h. Integers are in the machine's byte order.
 """
 
@@ -41,7 +41,7 @@ _CTRL: Final = 16
 _CTRL_GETFAMILY: Final = 3
 _CTRL_FAMILY_ID, _CTRL_FAMILY_NAME = 1, 2
 
-# The kernel fills at most 32 KiB into one read, but an error answer may repeat a request of 64 KiB.
+# The kernel puts at most 32 KiB of a dump into one read (netlink_recvmsg), but an error may repeat a request of 64 KiB.
 _RECEIVE_SIZE: Final = 1 << 17
 _SOCKET_BUFFER: Final = 4 << 20
 
@@ -57,11 +57,14 @@ _ERROR_TEXT: Final = 1  # NLMSGERR_ATTR_MSG
 
 
 class DumpInterrupted(ControlError):
-    """Something changed while it was read (NLM_F_DUMP_INTR): what was read may never have been so."""
+    """The state changed during a dump (NLM_F_DUMP_INTR, netlink(7)): the answer may mix old and new. Ask again."""
 
 
 class Message(NamedTuple):
-    """One netlink message without its header; `body` of a generic one begins with the header of 4 bytes."""
+    """One netlink message without its nlmsghdr.
+
+    kind: nlmsg_type. body: for generic netlink it begins with the genlmsghdr of 4 bytes.
+    """
 
     kind: int
     flags: int
@@ -70,25 +73,26 @@ class Message(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether the answer ends with this message; a dump without NLMSG_ERROR ends with NLMSG_DONE."""
+        """True if the answer ends here: NLMSG_ERROR (an error, or the ACK), or NLMSG_DONE after a dump."""
         return self.kind in {NLMSG_ERROR, NLMSG_DONE}
 
     @property
     def payload(self) -> bytes:
-        """The attributes of a generic netlink message."""
+        """The attributes of a generic netlink message: the body after the genlmsghdr."""
         return self.body[_GENERIC.size :]
 
     def to_bytes(self) -> bytes:
+        """Encode the message with its nlmsghdr; the port id is 0, which addresses the kernel."""
         return _MESSAGE.pack(_MESSAGE.size + len(self.body), self.kind, self.flags, self.sequence, 0) + self.body
 
 
 def generic(family_id: int, command: int, flags: int, payload: bytes, *, version: int = 1) -> bytes:
-    """Make a generic netlink request; `GenericSocket.exchange` gives it its sequence number."""
+    """Encode a generic netlink request; `GenericSocket.exchange` fills in the sequence number."""
     return Message(family_id, flags, 0, _GENERIC.pack(command, version) + payload).to_bytes()
 
 
 def parse_messages(datagram: bytes) -> list[Message]:
-    """Split what one read returned; ValueError if a length in it cannot be."""
+    """Split the data of one read into messages; ValueError if a length does not fit the data."""
     messages, at = [], 0
     while at < len(datagram):
         rest = len(datagram) - at
@@ -103,7 +107,7 @@ def parse_messages(datagram: bytes) -> list[Message]:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Make one attribute, padded to the next multiple of 4."""
+    """Encode one attribute, padded to a multiple of 4 bytes; UsageError if it is longer than 65535 bytes."""
     length = _ATTRIBUTE.size + len(payload)
     if length > _MAX_ATTRIBUTE:
         raise UsageError(f"netlink attribute {kind & NLA_TYPE_MASK}: {length} bytes do not fit its 16-bit length")
@@ -111,12 +115,15 @@ def attribute(kind: int, payload: bytes) -> bytes:
 
 
 def nest(kind: int, *parts: bytes) -> bytes:
-    """Make an attribute of attributes. The flag is not optional: strict policies refuse a nest without it."""
+    """Encode an attribute that contains attributes.
+
+    NLA_F_NESTED is not optional: strict validation refuses a nest without it (NL_VALIDATE_NESTED).
+    """
     return attribute(kind | NLA_F_NESTED, b"".join(parts))
 
 
 def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
-    """Walk over the attributes of a payload: type without flag bits, and value; ValueError if a length cannot be."""
+    """Yield (type without flag bits, value) of each attribute; ValueError if a length does not fit the payload."""
     at, end = 0, len(payload)
     while at < end:
         if end - at < _ATTRIBUTE.size:
@@ -129,7 +136,10 @@ def attributes(payload: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def error_of(message: Message) -> tuple[int, str]:
-    """Read an NLMSG_ERROR or NLMSG_DONE: the positive errno, 0 for success, and the kernel's own words or ''."""
+    """Decode NLMSG_ERROR or NLMSG_DONE: (errno, text).
+
+    errno: positive, 0 for success. text: the kernel's explanation (NLMSGERR_ATTR_MSG), empty if there is none.
+    """
     if not message.body:
         return 0, ""
     number = -_S32.unpack_from(message.body)[0]
@@ -140,26 +150,30 @@ def error_of(message: Message) -> tuple[int, str]:
 
 
 def check(messages: Sequence[Message], where: str, action: str) -> None:
-    """Raise what the last message says, if it says no; ValueError if the answer has no end."""
+    """Raise ControlError if the last message reports an error; ValueError if the answer has no end.
+
+    where, action: begin the error's message, `where: ERRNO: action: reason`. Raises DumpInterrupted for a dump during
+    which the state changed.
+    """
     if not messages or not messages[-1].is_last:
         raise ValueError(f"{len(messages)} messages and no end")
     number, text = error_of(messages[-1])
     if number:
         raise refusal(where, action, number, text)
     if any(message.flags & NLM_F_DUMP_INTR for message in messages):
-        reason = "something changed meanwhile"
+        reason = "the state changed during the dump"
         raise DumpInterrupted(f"{where}: {action}: {reason}", errno.EINTR, reason)
 
 
 def _explanation(message: Message) -> int:
-    """Where the attributes of an error answer begin; without the flag there are none."""
+    """Return where in the body the attributes of an error begin; without NLM_F_ACK_TLVS there are none."""
     if not message.flags & NLM_F_ACK_TLVS:
         return len(message.body)
     if message.kind == NLMSG_DONE:
         return _S32.size
-    # An error answer repeats the request: the whole of it, or capped to its header.
-    echoed = _MESSAGE.unpack_from(message.body, _S32.size)[0]
-    return _S32.size + (_MESSAGE.size if message.flags & NLM_F_CAPPED else _aligned(echoed))
+    # NLMSG_ERROR repeats the request: all of it, or with NLM_F_CAPPED its header only.
+    request_length = _MESSAGE.unpack_from(message.body, _S32.size)[0]
+    return _S32.size + (_MESSAGE.size if message.flags & NLM_F_CAPPED else _aligned(request_length))
 
 
 def _aligned(length: int) -> int:
@@ -167,29 +181,36 @@ def _aligned(length: int) -> int:
 
 
 class GenericSocket:
-    """Requests and answers over an open generic netlink socket, one at a time, each under a deadline."""
+    """Sends requests over an open netlink socket, and receives their answers: one at a time, each with a deadline."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._sequence = 0
         for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK):
-            # A comfort: without them, errors carry the whole request and no words.
+            # Both are optional. Without them an error repeats the whole request and has no text (netlink(7)).
             with contextlib.suppress(OSError):
                 sock.setsockopt(SOL_NETLINK, option, 1)
-        # Where the system's defaults are small, a request might not fit.
+        # The system's default buffers may be smaller than one request.
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
 
     def resolve_family(self, name: str, deadline: Deadline) -> int:
-        """Ask the controller for a family's number; ControlError with ENOENT if this kernel has no such family."""
+        """Look up the id of a generic netlink family (CTRL_CMD_GETFAMILY).
+
+        Raises ControlError with ENOENT if this kernel does not have the family.
+        """
         payload = attribute(_CTRL_FAMILY_NAME, name.encode() + b"\0")
         request = generic(_CTRL, _CTRL_GETFAMILY, NLM_F_REQUEST | NLM_F_ACK, payload)
         answer = self.exchange(request, "genl", f"look up family {name}", deadline)
-        number: int = struct.unpack("=H", dict(attributes(answer[0].payload))[_CTRL_FAMILY_ID])[0]
-        return number
+        family_id: int = struct.unpack("=H", dict(attributes(answer[0].payload))[_CTRL_FAMILY_ID])[0]
+        return family_id
 
     def exchange(self, request: bytes, where: str, action: str, deadline: Deadline) -> list[Message]:
-        """Send one request, return its answer; an error in it is raised as `where` could not do `action`."""
+        """Send one request and return all messages of its answer.
+
+        where, action: begin an error's message, `where: ERRNO: action: reason`. Raises ControlError for a refusal or an
+        unreadable answer, DeadlineExceeded if the answer is late.
+        """
         self._sequence += 1
         numbered = request[:_SEQUENCE_AT] + _U32.pack(self._sequence) + request[_SEQUENCE_AT + _U32.size :]
         answer: list[Message] = []
@@ -212,5 +233,5 @@ class GenericSocket:
         data, _, flags, _ = self._socket.recvmsg(_RECEIVE_SIZE)
         if flags & socket.MSG_TRUNC:
             raise ValueError(f"cut off after {len(data)} bytes")
-        # What bears another number is left over from a request that was given up.
+        # A message with another sequence number is a late answer to an earlier request, which missed its deadline.
         return [message for message in parse_messages(data) if message.sequence == self._sequence]

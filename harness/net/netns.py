@@ -1,7 +1,8 @@
 """Make a node: a network namespace with addresses, routes, firewall, programs, sockets.
 
-A node has a name below /run/netns, so that `ip netns` knows it, and a thread that lives in it: programs are started and
-sockets made there, among them those by which links, addresses, routes and rules are changed.
+A node has a file below /run/netns, so that `ip netns` lists it, and a thread of this process that stays in the
+namespace. That thread starts the node's programs and opens its sockets, also those that change links, addresses, routes
+and rules.
 """
 
 from __future__ import annotations
@@ -34,27 +35,28 @@ T = TypeVar("T")
 
 HANDLES: Final = Path("/run/netns")
 _SO_RCVBUFFORCE: Final = 33
-# Skips the short time in which the kernel holds a new IPv6 address back.
+# Without duplicate address detection: that would delay the use of a new IPv6 address (RFC 4862, 5.4).
 _IFA_F_NODAD: Final = 2
+# Seconds.
 _IPV6_READY: Final = 5.0
 _NETLINK_NETFILTER: Final = 12
 _RTF_LOCAL: Final = 0x80000000
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
-# Every kernel has it, anyone may choose it, and it goes by losses alone. The machine's own may be BBR, which paces a
-# stream that was starved for a while at some packets a second, for tens of seconds.
+# Every kernel has Reno, no privilege is needed to select it (tcp(7)), and it reacts to losses only. The machine's
+# default may be BBR: after a pause it can send a stream at a few packets a second, for tens of seconds.
 _CONGESTION_CONTROL: Final = "reno"
 
 
 class NetNS:
-    """A network namespace, made at once; use it as a context manager or call `close`."""
+    """A network namespace, created by the constructor; use it as a context manager or call `close`."""
 
     def __init__(
         self, name: str, *, commands: Callable[[str, Sequence[str]], None] = lambda _node, _argv: None
     ) -> None:
-        """Make the namespace with its loopback interface up and TCP's congestion control the same on every machine.
+        """Create the namespace, set its loopback interface up, and select the same TCP congestion control everywhere.
 
-        commands: told of every program run here, for the evidence. Raises Unavailable outside a sandbox, UsageError for
-        a name that is taken.
+        commands: called with the node's name and the argv of each program that starts here, for the evidence. Raises
+        Unavailable outside a sandbox, UsageError if a node of this name exists.
         """
         require_sandbox()
         self.name = name
@@ -63,7 +65,7 @@ class NetNS:
         self._is_open = True
         self._iproutes: list[NodeIPRoute] = []
         if self.handle.exists():
-            raise UsageError(f"node {name}: there is one of that name already")
+            raise UsageError(f"node {name!r} already exists")
         self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
         self._devices = Devices(self.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._netlink = Rtnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
@@ -78,11 +80,14 @@ class NetNS:
 
     @property
     def is_open(self) -> bool:
-        """Whether it was not given up yet."""
+        """True until `close`."""
         return self._is_open
 
     def close(self) -> None:
-        """Give up the namespace, unless that was done; the kernel removes it when no process or socket is in it."""
+        """Leave the namespace and remove its file; a second call does nothing.
+
+        The kernel destroys the namespace when no process and no socket is left in it (network_namespaces(7)).
+        """
         if not self._is_open:
             return
         self._is_open = False
@@ -100,12 +105,12 @@ class NetNS:
     # Programs and sockets
 
     def run(self, argv: Sequence[str], *, deadline: float = 10.0, stdin: str = "", check: bool = True) -> Completed:
-        """Run a program here to its end; see harness.sandbox.process.run."""
+        """Run a program here and wait for its end; arguments and errors: see harness.sandbox.process.run."""
         self._commands(self.name, argv)
         return run(self.thread, argv, deadline=deadline, stdin=stdin, check=check)
 
     def run_json(self, argv: Sequence[str]) -> Any:
-        """Run a program here that prints JSON, such as `ip -j` or `nft -j`, and return what it printed."""
+        """Run a program here that prints JSON, such as `ip -j` or `nft -j`, and return the parsed output."""
         return json.loads(self.run(argv).stdout)
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
@@ -114,42 +119,47 @@ class NetNS:
         return Process(self.thread, argv, log=log, env=env)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """Make a socket that lives here; it may be used from any thread."""
+        """Open a socket in this namespace; any thread may use it."""
         return self.thread.call(socket.socket, family, kind, protocol)
 
     def monitor(self, group: int) -> Monitor:
-        """Make a monitor of one multicast group here; group: RTNLGRP_* of rtnetlink.py."""
+        """Subscribe to one multicast group of rtnetlink in this namespace; group: RTNLGRP_* of rtnetlink.py."""
         sock = self.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
         return Monitor(sock, group)
 
     def udp_ports(self) -> set[int]:
-        """The UDP ports that sockets of this node are bound to, of both families (proc(5), /proc/net/udp)."""
+        """Return the UDP ports to which sockets of this node are bound, IPv4 and IPv6 (/proc/net/udp, proc(5))."""
         rows = [row for name in ("udp", "udp6") for row in self._table(name)[1:]]
         return {int(row[1].rpartition(":")[2], 16) for row in rows}
 
     def _table(self, name: str) -> list[list[str]]:
-        """The rows of a file in /proc/net, split into words."""
+        """Read a file of this node's /proc/net as rows of words."""
         text = self.thread.call(Path(f"/proc/thread-self/net/{name}").read_text)
         return [row.split() for row in text.splitlines()]
 
     # Links
 
     def index(self, device: str) -> int:
-        """The interface index of a device; raises UsageError if there is none of that name."""
-        found = self._devices.index(device)
-        if found is None:
+        """Return the interface index of a device; UsageError lists the devices if there is none of that name."""
+        index = self._devices.index(device)
+        if index is None:
             raise UsageError(f"{self.name}: no device {device}; there are: {', '.join(self.links()) or 'none'}")
-        return found
+        return index
 
     def has_link(self, device: str) -> bool:
+        """Return whether this node has a device of that name; unlike `index`, this does not raise."""
         return self._devices.index(device) is not None
 
     def links(self) -> dict[str, LinkFacts]:
-        """All devices by name."""
+        """Return the properties of all devices, by device name."""
         return self._ask("link show", self._netlink.links)
 
     def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
-        """Change a device: `up`, `mtu`, `name`; None leaves it as it is."""
+        """Change a device; None leaves a property as it is.
+
+        up: set it up, and wait until IPv6 addresses added by `add_address` are usable; or set it down. mtu: bytes.
+        name: its new name. Raises UsageError if there is no such device, HarnessError if the kernel refuses.
+        """
         index = self.index(device)
         try:
             if up is False:
@@ -166,14 +176,18 @@ class NetNS:
             self._await_ipv6(index)
 
     def add_link(self, device: str, *, kind: str, peer: VethPeer | None = None) -> None:
-        """Make a device of a kind the kernel knows (`veth`, `dummy`, `wireguard`); peer: see Rtnetlink.add_link."""
+        """Create a device. kind: as in `ip link add type` (`veth`, `dummy`, ...); peer: see Rtnetlink.add_link."""
         self._ask(f"link add {device} type {kind}", self._netlink.add_link, device, kind, peer)
 
     def delete_link(self, device: str) -> None:
+        """Delete a device; of a veth pair both ends are deleted."""
         self._ask(f"link del {device}", self._netlink.delete_link, self.index(device))
 
     def move_link(self, device: str, place: NetNS) -> None:
-        """Move a device to another node, as `ip link set DEVICE netns PLACE` does."""
+        """Move a device to the node `place`, as `ip link set DEVICE netns PLACE` does.
+
+        The device is down afterwards, without addresses and routes (dev_change_net_namespace).
+        """
         descriptor = os.open(place.handle, os.O_RDONLY | os.O_CLOEXEC)
         try:
             what = f"link set {device} netns {place.name}"
@@ -182,7 +196,7 @@ class NetNS:
             os.close(descriptor)
 
     def set_nsid(self, node: NetNS, nsid: int) -> None:
-        """Give another node an id that is valid here, as `ip netns set NODE NSID` does."""
+        """Assign another node an id that is valid in this namespace, as `ip netns set NODE NSID` does."""
         descriptor = os.open(node.handle, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._ask(f"netns set {node.name} {nsid}", self._netlink.set_nsid, descriptor, nsid)
@@ -192,7 +206,10 @@ class NetNS:
     # Addresses, routes, rules
 
     def add_address(self, device: str, *addresses: str) -> None:
-        """Give a device addresses, each as ADDRESS/LENGTH, usable at once: IPv6 without duplicate address detection."""
+        """Add addresses (ADDRESS/LENGTH) to a device, IPv6 without duplicate address detection.
+
+        They are usable on return. Raises UsageError for a malformed address, HarnessError if the kernel refuses.
+        """
         index = self.index(device)
         for address in addresses:
             host, length = self._parse(address)
@@ -202,6 +219,7 @@ class NetNS:
             self._await_ipv6(index)
 
     def delete_address(self, device: str, *addresses: str) -> None:
+        """Delete addresses (ADDRESS/LENGTH) from a device; HarnessError if it does not have one of them."""
         index = self.index(device)
         for address in addresses:
             host, length = self._parse(address)
@@ -214,9 +232,12 @@ class NetNS:
         return host, int(length)
 
     def _await_ipv6(self, index: int) -> None:
-        """Wait until our IPv6 addresses of a device are in use: a kernel thread adds their routes a little later."""
-        # Address, interface index, prefix length, scope, flags and device, all but the last in hexadecimal. Those
-        # without the flag are the kernel's own link-local ones, in the midst of duplicate address detection.
+        """Wait until the IPv6 addresses we added to a device have a local route.
+
+        The kernel adds the route from a workqueue, after it has answered the request (addrconf_dad_work).
+        """
+        # Columns: address, interface index, prefix length, scope, flags (all hexadecimal), device. An address without
+        # the flag is the kernel's own link-local one; its duplicate address detection may still run.
         ours = [
             row[0] for row in self._table("if_inet6") if int(row[1], 16) == index and int(row[4], 16) & _IFA_F_NODAD
         ]
@@ -225,10 +246,10 @@ class NetNS:
             with self.monitor(RTNLGRP_IPV6_ROUTE) as monitor:
                 for address in missing:
                     event = _IsLocal(monitor, partial(self._is_local, address), address)
-                    wait_for(event, _IPV6_READY, f"{self.name} to take {address} for its own")
+                    wait_for(event, _IPV6_READY, f"{self.name} to add the local route of {address}")
 
     def _is_local(self, address: str) -> bool:
-        """Whether there is a local route to an IPv6 address, given in 32 hexadecimal digits."""
+        """Return whether an IPv6 address has a local route; address: 32 hexadecimal digits, as in /proc/net."""
         rows = self._table("ipv6_route")
         return any(row[0] == address and row[1] == "80" and int(row[8], 16) & _RTF_LOCAL for row in rows)
 
@@ -243,21 +264,27 @@ class NetNS:
         table: str | int | None = None,
         mtu: int | None = None,
     ) -> None:
-        """Add a route in the words of `ip route`; destination `default` needs `via` or an IPv4 meaning."""
+        """Add a route; the arguments are those of `ip route add`.
+
+        destination: ADDRESS[/LENGTH] or `default`, which is IPv4's default route unless `via` is an IPv6 address.
+        table: a number, or `local`, `main`, `default`. mtu: bytes.
+        """
         number = _TABLES[table] if isinstance(table, str) else table
         index = None if dev is None else self.index(dev)
         words: RouteWords = {"via": via, "index": index, "src": src, "metric": metric, "table": number, "mtu": mtu}
         self._ask(f"route add {destination}", self._netlink.add_route, destination, **words)
 
     def delete_route(self, destination: str, *, via: str | None = None, dev: str | None = None) -> None:
+        """Delete the first route of table main that matches; HarnessError if none does."""
         index = None if dev is None else self.index(dev)
         self._ask(f"route del {destination}", self._netlink.delete_route, destination, via=via, index=index)
 
     def add_rule(self, family: int, **arguments: int) -> None:
-        """Add a policy rule of AF_INET or AF_INET6, in the words of Rtnetlink.add_rule."""
+        """Add a policy rule; family: AF_INET or AF_INET6, arguments: see Rtnetlink.add_rule."""
         self._ask(f"rule add {arguments}", self._netlink.add_rule, family, **arguments)
 
     def delete_rule(self, family: int, **arguments: int) -> None:
+        """Delete the first policy rule with these properties; HarnessError if there is none."""
         self._ask(f"rule del {arguments}", self._netlink.delete_rule, family, **arguments)
 
     def _ask(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -269,22 +296,22 @@ class NetNS:
     # The rest of rtnetlink(7)
 
     def iproute(self) -> NodeIPRoute:
-        """Make pyroute2's IPRoute in this node, for bridges, tunnels, tc, neighbours: `with node.iproute() as ip:`.
+        """Open pyroute2's IPRoute in this node, for bridges, tunnels, tc, neighbours: `with node.iproute() as ip:`.
 
-        It may be used from any thread, and is closed with the node at the latest.
+        Any thread may use it; the node closes it at the latest. Raises UsageError if the node is closed.
         """
         if not self._is_open:
             raise UsageError(f"node {self.name}: is closed")
-        made = NodeIPRoute(self.name, self.thread)
-        self._iproutes.append(made)
-        return made
+        iproute = NodeIPRoute(self.name, self.thread)
+        self._iproutes.append(iproute)
+        return iproute
 
     # Sysctls and firewall
 
     def sysctl(self, name: str, value: int | str | None = None) -> str:
-        """Read a sysctl of this namespace, after setting it if a value is given: `net.ipv4.ip_forward`.
+        """Set a sysctl of this namespace if a value is given, then read it: `net.ipv4.ip_forward`.
 
-        A device's dots are written as slashes, as sysctl(8) wants them.
+        A dot in a device's name is written as a slash, as for sysctl(8). Raises HarnessError if the kernel refuses.
         """
         path = Path("/proc/sys") / name.translate(str.maketrans("./", "/."))
         try:
@@ -293,24 +320,24 @@ class NetNS:
             raise HarnessError(f"{self.name}: sysctl {name}: {error.strerror}") from error
 
     def nft(self, ruleset: str) -> None:
-        """Load rules in nft(8)'s language, all or none of them."""
+        """Load a ruleset in nft(8)'s language in one transaction: all of it or, with ProgramFailed, nothing."""
         self.run(["nft", "-f", "-"], stdin=ruleset)
 
     def nft_counters(self) -> dict[str, int]:
-        """Packets counted by each rule that has a counter and a comment, by comment, and by each named counter."""
+        """Return packet counts: of named counters by name, of rules with a counter and a comment by comment."""
         answer = self.run_json(["nft", "-j", "list", "ruleset"])
-        counted: dict[str, int] = {}
+        packets: dict[str, int] = {}
         for item in answer["nftables"]:
             if "counter" in item:
-                counted[item["counter"]["name"]] = item["counter"]["packets"]
+                packets[item["counter"]["name"]] = item["counter"]["packets"]
             for expression in item.get("rule", {}).get("expr", ()):
-                # Where a rule counts with a named counter, that is only the name.
+                # In a rule that uses a named counter, the expression holds only the counter's name.
                 if isinstance(expression.get("counter"), dict) and "comment" in item["rule"]:
-                    counted[item["rule"]["comment"]] = expression["counter"]["packets"]
-        return counted
+                    packets[item["rule"]["comment"]] = expression["counter"]["packets"]
+        return packets
 
     def forget_connections(self) -> None:
-        """Empty the table of tracked connections: a NAT forgets every mapping it has."""
+        """Flush connection tracking, as `conntrack -F` does: a NAT loses all its mappings."""
         with closing(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)) as netfilter:
             self._ask("conntrack flush", flush_connections, netfilter)
 
@@ -322,7 +349,7 @@ def _read_setting(path: Path, value: int | str | None) -> str:
 
 
 class _IsLocal:
-    """A node takes an IPv6 address for its own: True."""
+    """Event: the kernel has added the local route of an IPv6 address; its value is True."""
 
     def __init__(self, monitor: Monitor, look: Callable[[], bool], address: str) -> None:
         self._monitor = monitor
@@ -341,15 +368,16 @@ class _IsLocal:
 
 
 def leftover_nodes() -> list[str]:
-    """Names of the nodes that exist now; empty when every undo did its work."""
+    """Return the names of all nodes of this sandbox; empty after a test whose clean-up is complete."""
     with suppress(FileNotFoundError):
         return sorted(entry.name for entry in HANDLES.iterdir())
     return []
 
 
-def enlarge_receive_buffer(one: socket.socket, size: int) -> None:
-    """Make room for so many bytes in a socket; root of a user namespace gets no more than everybody may have."""
+def enlarge_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Set a socket's receive buffer to `size` bytes, or to net.core.rmem_max if we may not exceed that."""
     try:
-        one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
     except PermissionError:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        # SO_RCVBUFFORCE needs CAP_NET_ADMIN in the initial user namespace (socket(7)); a sandbox of a user lacks it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)

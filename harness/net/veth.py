@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 _SIOCETHTOOL: Final = 0x8946
 _ETHTOOL_GET_LINK: Final = 0x0A
-_CARRIER: Final = 5.0
-# The commands that switch one offload each; those without a row of their own are not needed here.
+# Seconds.
+_CARRIER_TIMEOUT: Final = 5.0
+# ETHTOOL_S* and ETHTOOL_G*: each command sets or reads one offload. Offloads that no caller needs are left out.
 _ETHTOOL_SET: Final = {"tx": 0x17, "tso": 0x1F, "gso": 0x24, "gro": 0x2C}
 _ETHTOOL_GET: Final = {"tx": 0x16, "sg": 0x18, "tso": 0x1E, "gso": 0x23, "gro": 0x2B}
 
@@ -36,14 +37,14 @@ class Veth:
     b: tuple[NetNS, str]
 
     def close(self) -> None:
-        """Delete the pair, unless its end has gone already with its namespace."""
+        """Delete the pair, unless the kernel did so already when a namespace of an end was destroyed."""
         node, device = self.a
         if node.has_link(device):
             node.delete_link(device)
 
 
 def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | None = None) -> Veth:
-    """Connect two nodes by a veth pair with both ends up."""
+    """Connect two nodes by a veth pair, both ends up and with carrier. mtu: bytes, of both ends; None: the kernel's."""
     descriptor = os.open(b.handle, os.O_RDONLY | os.O_CLOEXEC)
     try:
         a.add_link(a_device, kind="veth", peer={"ifname": b_device, "net_ns_fd": descriptor})
@@ -56,17 +57,18 @@ def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | Non
 
 
 def _await_carrier(node: NetNS, device: str) -> None:
-    """Wait until the end that came up first works: the kernel notices its carrier a little later, and drops till then.
+    """Wait until the end that was set up first is operational.
 
-    Since Linux 6.8 it does so at once when it is asked.
+    The kernel handles its new carrier in a workqueue (linkwatch_event), and drops the end's packets until then. Since
+    Linux 6.8 the request ETHTOOL_GLINK makes it do so at once (linkwatch_sync_dev).
     """
     with node.monitor(RTNLGRP_LINK) as monitor:
         _ethtool(node, device, _ETHTOOL_GET_LINK)
-        wait_for(_Operational(monitor, node, device), _CARRIER, f"{device} of {node.name} to work")
+        wait_for(_Operational(monitor, node, device), _CARRIER_TIMEOUT, f"{device} of {node.name} to be operational")
 
 
 class _Operational:
-    """A device is operational in the sense of RFC 2863: True."""
+    """Event: a device is operational in the sense of RFC 2863; its value is True."""
 
     def __init__(self, monitor: Monitor, node: NetNS, device: str) -> None:
         self._monitor = monitor
@@ -87,20 +89,20 @@ class _Operational:
 def set_offloads(node: NetNS, device: str, **switches: bool) -> None:
     """Turn offloads of a device on or off: tx (checksums), tso, gso, gro; names as in ethtool(8).
 
-    A wire or a capture wants them off: with tx on, checksums in it are partial, and UDP that leaves the kernel through
-    a raw socket is lost.
+    A wire turns them off. With tx on, the kernel leaves the checksum of a frame unfinished (CHECKSUM_PARTIAL). When a
+    packet socket sends a copy of such a frame, its checksum is wrong, and the receiver drops it.
     """
     for name, on in switches.items():
         _ethtool(node, device, _ETHTOOL_SET[name], on)
 
 
 def offloads(node: NetNS, device: str) -> dict[str, bool]:
-    """The offloads of a device by their names, as for `set_offloads`, and sg: whether they are on."""
+    """Return whether each offload of a device is on: those of `set_offloads`, and sg (scatter-gather)."""
     return {name: bool(_ethtool(node, device, command)) for name, command in _ETHTOOL_GET.items()}
 
 
 def _ethtool(node: NetNS, device: str, command: int, value: int = 0) -> int:
-    """Give one command; returns the value that it is answered with."""
+    """Issue one ETHTOOL_* command (struct ethtool_value) and return its value."""
     with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = array.array("B", struct.pack("II", command, value))
         address, _ = request.buffer_info()

@@ -214,7 +214,7 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
         ),
         (lambda node: node.sysctl("net.no.such"), HarnessError, "left: sysctl net.no.such: No such file or directory"),
         (lambda node: node.nft("nonsense"), ProgramFailed, "left: nft -f -: status 1: "),
-        (lambda node: type(node)("left"), UsageError, "node left: there is one of that name already"),
+        (lambda node: type(node)("left"), UsageError, "node 'left' already exists"),
     ],
 )  # fmt: skip
 def test_error_message_names_node_and_object(

@@ -357,5 +357,5 @@ def test_error_in_last_message_of_dump_is_raised() -> None:
 def test_dump_interrupted_in_any_message_is_refused(interrupted: int) -> None:
     answer = [dumped(nla(6, b"12")), DONE]
     answer[interrupted] = answer[interrupted]._replace(flags=2 | NLM_F_DUMP_INTR)
-    with pytest.raises(DumpInterrupted, match=r"^genl: get: something changed meanwhile$"):
+    with pytest.raises(DumpInterrupted, match=r"^genl: get: the state changed during the dump$"):
         decode_dump(answer)
