@@ -1,4 +1,4 @@
-"""Read the errors that a sender gets: from send(2), and by ICMP from its error queue.
+"""Send a datagram and return its errors: from send(2), and from ICMP by the socket's error queue.
 
 Sources: IP_RECVERR in ip(7), struct sock_extended_err of include/uapi/linux/errqueue.h.
 """
@@ -14,18 +14,22 @@ from harness.wait import wait_for
 if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
-# Before a retry of a handshake (5 s) could have to do with it, and later than a busy machine forwards a packet.
+# Seconds: less than REKEY_TIMEOUT (5 s), so that a handshake retry cannot cause the error; enough for a loaded machine.
 AT_ONCE: Final = 3.0
-DISCARD: Final = 9
+DISCARD: Final = 9  # the UDP port of RFC 863
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _PMTUDISC_DO: Final = 2
 _IP_RECVERR, _IPV6_RECVERR = 11, 25
-# errno, origin, ICMP type and code, information, and the family of the offender's address.
+# struct sock_extended_err: errno, origin, ICMP type, ICMP code, ee_info; then the family of the offender's sockaddr.
 _EXTENDED_ERROR: Final = Struct("=I3BxI4xH")
 
 
 class Error(NamedTuple):
-    """An entry of the error queue: errno, ICMP type and code, who sent the ICMP error, and its information (an MTU)."""
+    """An entry of a socket's error queue.
+
+    icmp: (type, code). offender: the address that sent the ICMP error, "" if it did not come from the network.
+    information: ee_info, for EMSGSIZE the path MTU in bytes.
+    """
 
     errno: int
     icmp: tuple[int, int]
@@ -34,15 +38,20 @@ class Error(NamedTuple):
 
 
 class QueuedError:
-    """The error queue of a socket has an entry; as an event it is the Error."""
+    """Event: the error queue of a socket has an entry; its value is the Error.
+
+    sender: a socket with IP_RECVERR or IPV6_RECVERR turned on.
+    """
 
     def __init__(self, sender: socket.socket) -> None:
         self._sender = sender
 
     def fileno(self) -> int:
+        """Return the socket: poll(2) reports POLLERR while its error queue has an entry."""
         return self._sender.fileno()
 
     def look(self) -> Error | None:
+        """Remove and return the oldest entry; None if the queue is empty."""
         try:
             _, ((_, _, data),), _, _ = self._sender.recvmsg(0, 512, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -52,6 +61,7 @@ class QueuedError:
         return Error(number, (kind, code), socket.inet_ntop(family, address) if family else "", information)
 
     def seen(self) -> str:
+        """Return the text for a missed deadline."""
         return "no error"
 
 
@@ -64,9 +74,11 @@ def error_for(
     size: int = 16,
     within: float = AT_ONCE,
 ) -> tuple[int, Error]:
-    """Send a datagram that must not be fragmented; returns the errno of send(2), 0 for none, and the error that came.
+    """Send a UDP datagram that must not be fragmented, and wait for the ICMP error about it.
 
-    size: bytes of UDP payload. Raises DeadlineExceeded if there is no error within so many seconds.
+    source: address to send from, "" for the kernel's choice. hops: TTL or hop limit. size: bytes of UDP payload.
+    within: seconds to wait, scaled. Returns the errno of send(2), 0 for success, and the error. Raises DeadlineExceeded
+    if no error comes.
     """
     is_v6 = ":" in address
     with node.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM) as sender:
@@ -77,9 +89,9 @@ def error_for(
         if source:
             sender.bind((source, 0))
         sender.connect((address, DISCARD))
-        said = 0
+        send_errno = 0
         try:
             sender.send(bytes(size))
         except OSError as error:
-            said = error.errno or 0
-        return said, wait_for(QueuedError(sender), within, f"an ICMP error about a datagram to {address}")
+            send_errno = error.errno or 0
+        return send_errno, wait_for(QueuedError(sender), within, f"an ICMP error about a datagram to {address}")

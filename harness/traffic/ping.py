@@ -1,4 +1,4 @@
-"""Ping from sockets of our own process, so that most tests start no program."""
+"""Send ICMP echo requests from sockets of this process, so that most tests start no program."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from harness.wait import Datagram, let_pass, wait_for
 if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
-# Less than REKEY_TIMEOUT (5 s): a lost initiation shows as a lost ping and is not hidden by its retry.
+# Seconds: less than REKEY_TIMEOUT (5 s). So a lost initiation shows as a lost ping; its retry comes too late to hide
+# it.
 PING_TIMEOUT: Final = 4.0
-# After a loss the rest of the requests goes out quickly, as `ping -f` sends them.
+# Seconds to wait for a reply once a request is lost, so that the rest of the requests does not take long.
 PING_INTERVAL: Final = 0.2
 _SO_BINDTODEVICE: Final = 25
 
 
 @dataclass(frozen=True, slots=True)
 class _Echo:
-    """What differs between ICMP echo over IPv4 (RFC 792) and IPv6 (RFC 4443)."""
+    """Numbers that differ between ICMP echo over IPv4 (RFC 792) and IPv6 (RFC 4443); request, reply: ICMP types."""
 
     family: int
     protocol: int
@@ -44,7 +45,7 @@ _ECHO: Final = {
 
 @dataclass(slots=True)
 class Pings:
-    """The outcome of a ping: how many requests, and the round-trip time in seconds of each answered one by sequence."""
+    """Result of a ping. sent: number of requests; answered: sequence number -> round-trip time in seconds."""
 
     destination: str
     sent: int = 0
@@ -52,6 +53,7 @@ class Pings:
 
     @property
     def lost(self) -> int:
+        """Number of requests without a reply in time."""
         return self.sent - len(self.answered)
 
     def __str__(self) -> str:
@@ -72,8 +74,8 @@ def ping(
 ) -> Pings:
     """Send echo requests one by one, each as soon as the one before is answered or lost.
 
-    size: data bytes of a request. timeout: seconds to wait for an answer, scaled; after the first loss
-    PING_INTERVAL is enough. device: bind to this one.
+    size: data bytes of a request. timeout: seconds to wait for a reply, scaled; after the first loss at most
+    PING_INTERVAL. device: send by this device only (SO_BINDTODEVICE). Raises OSError if a request cannot be sent.
     """
     echo = _ECHO[ipaddress.ip_address(destination).version]
     outcome = Pings(destination)
@@ -95,7 +97,10 @@ def ping(
 
 
 def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: int = 56) -> Pings:
-    """Send echo requests all at once, let so much time pass, and see which were answered; refused ones are not."""
+    """Send echo requests all at once, let `seconds` pass (not scaled), and return which were answered.
+
+    A request that the kernel refuses to send counts as lost. The round-trip times in the result are not measured.
+    """
     echo = _ECHO[ipaddress.ip_address(destination).version]
     outcome = Pings(destination)
     with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
@@ -103,10 +108,10 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
         identifier = os.urandom(2)
         for sequence in range(count):
             outcome.sent += 1
-            # ENOBUFS where a queue is full, as in a loop of the driver's.
+            # ENOBUFS if a queue is full, as in a routing loop of the kernel's driver.
             with suppress(OSError):
                 raw.send(_echo_request(echo, identifier, sequence, size))
-        let_pass(seconds, "what the requests set off is what is looked at")
+        let_pass(seconds, "the test observes what the requests cause in this time")
         for sequence in range(count):
             expected = partial(_is_reply, echo, _echo_request(echo, identifier, sequence, size))
             if Datagram(raw, expected).look() is not None:
@@ -115,7 +120,7 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
 
 
 def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, device: str | None = None) -> None:
-    """Ping, and raise HarnessError unless every request was answered."""
+    """Send echo requests as `ping` does; HarnessError lists the lost ones if any request is not answered."""
     outcome = ping(node, destination, count=count, size=size, device=device)
     if outcome.lost:
         raise HarnessError(f"{node.name}: ping {outcome}")
@@ -123,13 +128,13 @@ def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, 
 
 def _echo_request(echo: _Echo, identifier: bytes, sequence: int, size: int) -> bytes:
     body = identifier + struct.pack(">H", sequence) + bytes(index & 0xFF for index in range(size))
-    # The kernel fills in the checksum of ICMPv6 only, because it covers the addresses.
+    # For ICMPv6 the kernel fills in the checksum, because it covers the addresses too (raw(7), RFC 3542 3.1).
     value = checksum(bytes([echo.request, 0, 0, 0]) + body) if echo.family == socket.AF_INET else 0
     return struct.pack(">BBH", echo.request, 0, value) + body
 
 
 def _is_reply(echo: _Echo, request: bytes, data: bytes) -> bool:
-    """Whether it is the answer to this request: with its identifier and sequence number, and all that it carried."""
-    # An IPv4 raw socket hands out the IP header too.
+    """Return whether `data` is the reply to this request: same identifier, sequence number and data bytes."""
+    # An IPv4 raw socket also returns the IP header (raw(7)).
     message = data[(data[0] & 15) * 4 :] if echo.family == socket.AF_INET else data
     return message[0] == echo.reply and message[4:] == request[4:]

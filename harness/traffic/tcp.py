@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
 
+# Bytes per system call.
 _CHUNK: Final = 1 << 16
-# By how many bytes a stream begins later than the one before.
+# Bytes between the starts of two streams in the payload.
 _STRIDE: Final = 4099
-# How long streams may take: seconds, and bytes per second of a slow program on a busy machine.
-_PATIENCE: Final = 20.0
-_SLOWEST: Final = 600_000
-# struct tcp_info (linux/tcp.h) up to snd_cwnd, of which these are backoff, rto in microseconds, and snd_cwnd.
+# The default deadline: 20 seconds, and time for all bytes at the rate of a slow program on a loaded machine.
+_BASE_DEADLINE: Final = 20.0
+_SLOWEST_RATE: Final = 600_000  # bytes per second
+# struct tcp_info (linux/tcp.h) up to snd_cwnd; the positions of backoff, rto (in microseconds) and snd_cwnd.
 _TCP_INFO: Final = struct.Struct("=8B19I")
 _BACKOFF, _RTO, _WINDOW = 4, 8, 26
 
@@ -32,7 +33,7 @@ _BACKOFF, _RTO, _WINDOW = 4, 8, 26
 def tcp_stream(
     sender: NetNS, receiver: NetNS, address: str, *, size: int = 1 << 20, deadline: float | None = None
 ) -> float:
-    """Send `size` random bytes over one TCP connection; see `tcp_streams`."""
+    """Send `size` random bytes over one TCP connection; result and errors are those of `tcp_streams`."""
     return tcp_streams(sender, receiver, address, count=1, size=size, deadline=deadline)
 
 
@@ -47,11 +48,12 @@ def tcp_streams(
 ) -> float:
     """Send `size` random bytes by sendfile(2) over each of `count` TCP connections at once, and compare what arrives.
 
-    address: of the receiver, where each connection has a port of its own. deadline: seconds, scaled; by default as many
-    as a slow program on a busy machine may need. Returns bytes per second, of all together. Raises DeadlineExceeded, or
-    HarnessError that says what arrived.
+    address: of the receiver, which listens on one port per connection. deadline: seconds, scaled; the default is
+    enough for a slow program on a loaded machine. Returns bytes per second, all connections together. Raises
+    DeadlineExceeded with the state of an incomplete connection, HarnessError if a connection fails or wrong bytes
+    arrive.
     """
-    deadline = scaled(deadline or _PATIENCE + count * size / _SLOWEST)
+    deadline = scaled(deadline or _BASE_DEADLINE + count * size / _SLOWEST_RATE)
     with ExitStack() as stack:
         transfer = _Transfer(sender, receiver, address, size, stack)
         started = time.monotonic()
@@ -62,20 +64,20 @@ def tcp_streams(
                 key.data()
             if left <= 0:
                 done, arrived = sum(stream.is_complete for stream in streams), sum(stream.arrived for stream in streams)
-                what = f"{done} of {count} streams and {arrived} of {count * size} bytes"
-                left_behind = next(stream for stream in streams if not stream.is_complete)
-                raise DeadlineExceeded(f"{transfer}: {what} arrived within {deadline:g} s; {left_behind}")
+                progress = f"{done} of {count} streams and {arrived} of {count * size} bytes"
+                incomplete = next(stream for stream in streams if not stream.is_complete)
+                raise DeadlineExceeded(f"{transfer}: {progress} arrived within {deadline:g} s; {incomplete}")
         return count * size / (time.monotonic() - started)
 
 
 class _Transfer:
-    """What the streams of one call have in common: the ends, the bytes, and who waits for events."""
+    """State shared by the streams of one call: endpoints, payload, selector."""
 
     def __init__(self, sender: NetNS, receiver: NetNS, address: str, size: int, stack: ExitStack) -> None:
         self.sender, self.receiver, self.address, self.size = sender, receiver, address, size
         self.stack = stack
         self.selector = stack.enter_context(selectors.DefaultSelector())
-        # Twice the same, so that a stream may begin anywhere.
+        # The same bytes twice, so that a stream of `size` bytes can start anywhere in the first half.
         self.payload = memoryview(os.urandom(size) * 2)
         self.file = stack.enter_context(os.fdopen(os.memfd_create("payload"), "wb", buffering=0))
         self.file.write(self.payload)
@@ -84,16 +86,21 @@ class _Transfer:
         return f"tcp {self.sender.name} to {self.receiver.name} {self.address}"
 
     def socket(self, node: NetNS) -> socket.socket:
-        made = self.stack.enter_context(node.socket(family_of(self.address), socket.SOCK_STREAM))
-        made.setblocking(False)
-        return made
+        """Open a non-blocking TCP socket in a node; the transfer's stack closes it."""
+        sock = self.stack.enter_context(node.socket(family_of(self.address), socket.SOCK_STREAM))
+        sock.setblocking(False)
+        return sock
 
 
 class _Stream:
-    """One TCP connection, which the events of its transfer's selector move on."""
+    """One TCP connection, driven by callbacks that it registers with the transfer's selector."""
 
     def __init__(self, transfer: _Transfer, number: int) -> None:
-        """Listen, and connect. number: each stream is another stretch of the bytes; none can stand in for another."""
+        """Listen and connect.
+
+        number: selects where in the payload this stream starts. Streams differ, so that bytes of one that arrive on
+        another are noticed.
+        """
         self._transfer = transfer
         self._number = number
         self._start = number * _STRIDE % transfer.size
@@ -108,10 +115,10 @@ class _Stream:
         transfer.selector.register(self._client, selectors.EVENT_WRITE, self._send)
 
     def __str__(self) -> str:
-        """How far it has come, and why it may be no further."""
+        """How many bytes have arrived, and the sender's TCP state (TCP_INFO), which may explain why no more have."""
         info = _TCP_INFO.unpack(self._client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-        why = f"{info[_BACKOFF]} times in vain since the last answer, a window of {info[_WINDOW]} segments"
-        return f"stream {self._number}: {self.arrived} bytes, retransmits after {info[_RTO] / 1000:.0f} ms, {why}"
+        timer = f"retransmission timeout {info[_RTO] / 1000:.0f} ms after {info[_BACKOFF]} unanswered retransmissions"
+        return f"stream {self._number}: {self.arrived} bytes; {timer}, congestion window {info[_WINDOW]} segments"
 
     def _accept(self) -> None:
         self._server = self._transfer.stack.enter_context(self._listener.accept()[0])
@@ -145,7 +152,8 @@ class _Stream:
             self.is_complete = True
 
     def _difference(self, chunk: bytes, expected: memoryview) -> str:
-        for index, (is_, should_be) in enumerate(zip(chunk, expected, strict=False)):
-            if is_ != should_be:
-                return f"byte {self.arrived + index} arrived as 0x{is_:02x}, not 0x{should_be:02x}"
+        """Name the first byte that differs; `expected` ends where the stream should end."""
+        for index, (actual, wanted) in enumerate(zip(chunk, expected, strict=False)):
+            if actual != wanted:
+                return f"byte {self.arrived + index} arrived as 0x{actual:02x}, not 0x{wanted:02x}"
         return f"more than {self._transfer.size} bytes arrived"

@@ -1,6 +1,6 @@
 """Send numbered UDP datagrams, and report which arrive, in which order and how often.
 
-Nothing here waits for the clock: who sends decides when, and who receives says how many are to come.
+Nothing here waits by the clock: the caller decides when to send, and names how many datagrams to wait for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ _NUMBER: Final = struct.Struct(">Q")
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What has arrived of a stream. numbers: of whole datagrams, in the order of their arrival; broken: of others."""
+    """Datagrams of a stream that have arrived.
+
+    sent: how many were sent. numbers: of the intact ones, in order of arrival, 0 first sent. broken: how many arrived
+    changed.
+    """
 
     sent: int
     numbers: tuple[int, ...]
@@ -33,20 +37,22 @@ class Arrivals:
 
     @property
     def distinct(self) -> int:
+        """How many different datagrams arrived intact."""
         return len(set(self.numbers))
 
     @property
     def lost(self) -> int:
+        """How many datagrams have not arrived intact so far; one that arrived broken is lost too."""
         return self.sent - self.distinct
 
     @property
     def duplicated(self) -> int:
-        """How many came although they had come before."""
+        """How many arrivals were copies of a datagram that had arrived before."""
         return len(self.numbers) - self.distinct
 
     @property
     def reordered(self) -> int:
-        """How many came after one that was sent later."""
+        """How many arrived after a datagram that was sent later."""
         latest, count = -1, 0
         for number in self.numbers:
             count += number < latest
@@ -61,14 +67,15 @@ class Arrivals:
 
 
 class UdpStream:
-    """Datagrams of one size from one node to an address of another, as a context manager.
+    """Numbered UDP datagrams of one size, from one node to an address of another; a context manager.
 
-    Each carries its number and bytes that follow from it, so that a changed one is known.
+    Each datagram carries its number and bytes computed from it, so that a changed one is recognized.
     """
 
     def __init__(self, sender: NetNS, receiver: NetNS, address: str, *, size: int = 256) -> None:
+        """Open both sockets. address: of the receiver. size: bytes of UDP payload; UsageError if too few."""
         if size < _NUMBER.size:
-            raise UsageError(f"a stream of datagrams of {size} bytes: want at least {_NUMBER.size}, for the number")
+            raise UsageError(f"udp stream: datagrams of {size} bytes are too small; want at least {_NUMBER.size} bytes")
         self._size = size
         self._sent = 0
         self._broken = 0
@@ -88,21 +95,25 @@ class UdpStream:
         self._close()
 
     def send(self, count: int = 1) -> None:
-        """Send so many more, one directly after the other."""
+        """Send `count` more datagrams, without a pause between them."""
         for number in range(self._sent, self._sent + count):
             self._sender.send(self._datagram(number))
             self._sent += 1
 
     def arrivals(self) -> Arrivals:
-        """What has arrived so far."""
+        """Return what has arrived so far, without waiting."""
         self._drain()
         return Arrivals(self._sent, tuple(self._numbers), self._broken)
 
     def wait_for(self, distinct: int, deadline: float = 5.0) -> Arrivals:
-        """Wait until so many different ones have arrived; DeadlineExceeded says what has."""
+        """Wait until `distinct` different datagrams have arrived; DeadlineExceeded lists what has arrived.
+
+        deadline: seconds, scaled.
+        """
         return wait_for(_Enough(self, distinct), deadline, f"{distinct} of {self._sent} datagrams to arrive")
 
     def fileno(self) -> int:
+        """Return the receiving socket."""
         return self._receiver.fileno()
 
     def _drain(self) -> None:
@@ -123,32 +134,35 @@ class UdpStream:
 
 
 class _Enough:
-    """So many datagrams have arrived: what has."""
+    """Event: `distinct` different datagrams of a stream have arrived; its value is the Arrivals."""
 
     def __init__(self, stream: UdpStream, distinct: int) -> None:
         self._stream = stream
         self._distinct = distinct
 
     def fileno(self) -> int:
+        """Return the receiving socket."""
         return self._stream.fileno()
 
     def look(self) -> Arrivals | None:
+        """Return the Arrivals once enough datagrams have arrived."""
         arrivals = self._stream.arrivals()
         return arrivals if arrivals.distinct >= self._distinct else None
 
     def seen(self) -> str:
+        """Count what has arrived, lost and duplicated ones too."""
         return str(self._stream.arrivals())
 
 
 def udp_receiver(node: NetNS, address: str, port: int) -> socket.socket:
-    """A UDP socket of the node, bound and ready to receive; the caller closes it."""
+    """Open a UDP socket in the node, bound to address and port (0: a free one); the caller closes it."""
     receiver = node.socket(family_of(address), socket.SOCK_DGRAM)
     receiver.bind((address, port))
     return receiver
 
 
 def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: str | None = None) -> None:
-    """Send one UDP datagram from the node; source: from this one of its addresses."""
+    """Send one UDP datagram from the node; source: the node's address to send from, None for the kernel's choice."""
     with node.socket(family_of(address), socket.SOCK_DGRAM) as sender:
         if source is not None:
             sender.bind((source, 0))
@@ -156,4 +170,5 @@ def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: st
 
 
 def family_of(address: str) -> int:
+    """Return AF_INET6 for an address with a colon, else AF_INET."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
