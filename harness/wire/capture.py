@@ -1,7 +1,7 @@
 """Record the frames that pass a device, and find WireGuard's messages among them.
 
-Each frame has the kernel's time stamp. Until someone asks, the frames lie in the kernel, so that a capture costs next
-to nothing where nobody looks. Sources: packet(7), SO_TIMESTAMPNS in socket(7).
+Each frame has the kernel's time stamp. Frames stay in the kernel's socket buffer until a method needs them, so an
+unused capture costs very little. Sources: packet(7), SO_TIMESTAMPNS in socket(7).
 """
 
 from __future__ import annotations
@@ -35,34 +35,43 @@ __all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "
 _ETH_P_ALL: Final = 3
 _PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
+# Bytes.
 _BUFFER: Final = 8 << 20
-# For evidence: handshakes, pings and the beginning of a stream. What does not fit is counted, and costs little.
+# For evidence: room for handshakes, pings and the beginning of a stream. The kernel counts and drops what does not fit.
 EVIDENCE_BUFFER: Final = 1 << 20
 _ANCILLARY: Final = 128
 _FRAME: Final = 1 << 17
 
 
 def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
-    """A packet socket that hears all frames of a device, with their time stamps."""
-    # With a protocol from the start it would hear all devices, and binding it would have to wait for the kernel.
-    made = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-    made.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
-    enlarge_receive_buffer(made, buffer)
-    made.bind((device, _ETH_P_ALL))
-    made.setblocking(False)
-    return made
+    """Open a non-blocking packet socket that receives all frames of a device, in both directions, with time stamps.
+
+    buffer: bytes of the socket's receive buffer.
+    """
+    # Opened without a protocol: with one it would receive from all devices until bind(2), and bind(2) would have to
+    # wait for all CPUs (synchronize_net in packet_do_bind).
+    sock = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    sock.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
+    enlarge_receive_buffer(sock, buffer)
+    sock.bind((device, _ETH_P_ALL))
+    sock.setblocking(False)
+    return sock
 
 
 def receive(tapped: socket.socket) -> tuple[bytes, int, bool] | None:
-    """The next frame as it would be on a cable, its time in ns, and whether it left the node; None if there is none."""
+    """Take the next frame from a socket of `tap`: (frame, time, is_outbound); None if the buffer is empty.
+
+    frame: as on a cable, with checksum and VLAN tag filled in. time: ns of wall time. is_outbound: the node sent it.
+    """
     while True:
         try:
             data, ancillary, _, address = tapped.recvmsg(_FRAME, _ANCILLARY)
         except BlockingIOError:
             return None
         except OSError as error:
-            # Told once, when the device was set down or deleted; what came before is still there.
+            # The socket reports ENETDOWN once when its device is set down or deleted (packet_notifier); frames received
+            # before that are still in the buffer.
             if error.errno != errno.ENETDOWN:
                 raise
         else:
@@ -71,19 +80,20 @@ def receive(tapped: socket.socket) -> tuple[bytes, int, bool] | None:
 
 
 def missed(tapped: socket.socket) -> int:
-    """How many frames did not fit the buffer since this was last asked."""
+    """Return how many frames did not fit the buffer since the last call: reading resets the count (packet(7))."""
     answer = tapped.getsockopt(frames.SOL_PACKET, _PACKET_STATISTICS, 8)
     return int(struct.unpack("II", answer)[1])
 
 
 class Capture:
-    """Takes what passes by a device, from the moment it is made; as a context manager.
+    """Records the frames of a device from its construction to `close`; a context manager.
 
-    As messages it gives those that leave: on the loopback device each packet passes twice, once in each direction.
-    buffer: bytes of the kernel's memory, frames and what it keeps beside them, until someone looks.
+    It has frames of both directions, but its messages are the UDP datagrams that leave the node. On the loopback device
+    each packet passes twice; there it keeps outbound frames only.
     """
 
     def __init__(self, node: NetNS, device: str, *, buffer: int = _BUFFER) -> None:
+        """Start to record. buffer: bytes of the socket's buffer, frames and the kernel's overhead for each."""
         self.name = f"{node.name}-{device}"
         self._is_loopback = device == "lo"
         self._messages: list[Message] = []
@@ -98,22 +108,30 @@ class Capture:
         self.close()
 
     def close(self) -> None:
+        """Stop to record. Frames that no method has read from the kernel by then are lost."""
         self._socket.close()
 
     def fileno(self) -> int:
+        """Return the packet socket, which is readable while unread frames are in its buffer."""
         return self._socket.fileno()
 
     def messages(self, *, kind: int | None = None, port: int | None = None) -> list[Message]:
-        """What has left so far, oldest first: of one type, from one source port."""
+        """Return the datagrams that have left so far, oldest first.
+
+        kind: only of this message type (INITIATION, ...). port: only from this source port.
+        """
         self._drain()
         return [m for m in self._messages if kind in {None, m.kind} and port in {None, m.source[1]}]
 
     def wait_for(self, accept: Callable[[Message], bool], deadline: float, what: str) -> Message:
-        """Wait for a message that `accept` takes, among those already seen too."""
+        """Wait for a message that `accept` returns True for; one that has already passed counts too.
+
+        deadline: seconds, scaled. what: completes "waited for ...". Raises DeadlineExceeded.
+        """
         return wait_for(_Seen(self, accept), deadline, what)
 
     def save(self, path: Path, *, keys: str = "") -> None:
-        """Write what has passed so far as pcapng, with the keys (`harness.implementations.keylog`) inside."""
+        """Write the frames so far as pcapng; keys: text of `harness.implementations.keylog`, stored in the file."""
         self._drain()
         self._missed += missed(self._socket)
         pcapng.save(path, [pcapng.End(self.name, missed=self._missed)], self._packets, keys=keys)
@@ -131,19 +149,22 @@ class Capture:
 
 
 class _Seen:
-    """A capture has a message of a certain sort: the first one."""
+    """Event: a capture has a message that `accept` takes; its value is the first one."""
 
     def __init__(self, capture: Capture, accept: Callable[[Message], bool]) -> None:
         self._capture = capture
         self._accept = accept
 
     def fileno(self) -> int:
+        """Return the capture's packet socket."""
         return self._capture.fileno()
 
     def look(self) -> Message | None:
+        """Return the first accepted message, None if there is none yet."""
         return next((message for message in self._capture.messages() if self._accept(message)), None)
 
     def seen(self) -> str:
+        """List the last five messages."""
         return "; ".join(str(message) for message in self._capture.messages()[-5:]) or "no datagram"
 
 

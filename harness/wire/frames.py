@@ -1,6 +1,6 @@
 """Find the UDP datagram in an Ethernet frame, and change it with correct checksums.
 
-Sources: RFC 791, RFC 8200, RFC 768, RFC 1071; packet(7) for what the kernel keeps beside a frame (PACKET_AUXDATA).
+Sources: RFC 791, RFC 8200, RFC 768, RFC 1071; PACKET_AUXDATA in packet(7) for checksum state and VLAN tag of a frame.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
 _MORE_FRAGMENTS_OR_OFFSET: Final = 0x3FFF
 _16_BITS: Final = 0xFFFF
-# Where the checksum stands in the header of the transport protocols that have one over a pseudo-header.
+# Offset of the checksum in the header of each protocol whose checksum covers a pseudo-header.
 _CHECKSUMS: Final = {socket.IPPROTO_UDP: 6, socket.IPPROTO_TCP: 16, socket.IPPROTO_ICMPV6: 2}
 
 SOL_PACKET: Final = 263
@@ -39,30 +39,35 @@ _VLAN_TPID_VALID: Final = 1 << 6
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Where the transport header of a frame's IP packet is: which protocol, from where, up to which byte."""
+    """The place of the transport header in a frame.
+
+    protocol: IP protocol number. network, start, end: offsets in the frame of the IP header, of the transport header
+    and of the end of the IP packet. addresses: source and destination from the IP header, 4 or 16 bytes each.
+    """
 
     protocol: int
     network: int
     start: int
     end: int
     addresses: bytes
-    """Source and destination, 4 or 16 bytes each."""
 
     def source(self, frame: bytes) -> tuple[str, int]:
+        """Read source address and port from the frame."""
         half = len(self.addresses) // 2
         return _address(self.addresses[:half]), int.from_bytes(frame[self.start : self.start + 2])
 
     def destination(self, frame: bytes) -> tuple[str, int]:
+        """Read destination address and port from the frame."""
         half = len(self.addresses) // 2
         return _address(self.addresses[half:]), int.from_bytes(frame[self.start + 2 : self.start + 4])
 
     def payload(self, frame: bytes) -> bytes:
-        """What a UDP datagram carries."""
+        """Return the payload of a UDP datagram."""
         return frame[self.start + _UDP_HEADER : self.end]
 
 
 def transport(frame: bytes) -> Transport | None:
-    """Find the transport header; None where there is none, in ARP or in a fragment."""
+    """Find the transport header of an IP packet, also behind VLAN tags; None for fragments and all but IP."""
     start = _ETHERTYPE
     while (kind := int.from_bytes(frame[start : start + 2])) in _VLANS:
         start += _VLAN_TAG
@@ -72,26 +77,29 @@ def transport(frame: bytes) -> Transport | None:
         if fragment & _MORE_FRAGMENTS_OR_OFFSET:
             return None
         header = start + (frame[start] & 15) * 4
-        return _whole(frame, Transport(frame[start + 9], start, header, start + length, frame[start + 12 : start + 20]))
+        return _checked(
+            frame, Transport(frame[start + 9], start, header, start + length, frame[start + 12 : start + 20])
+        )
     if kind == _IPV6 and len(frame) >= start + _IPV6_HEADER:
         header = start + _IPV6_HEADER
         end = header + int.from_bytes(frame[start + 4 : start + 6])
-        return _whole(frame, Transport(frame[start + 6], start, header, end, frame[start + 8 : header]))
+        return _checked(frame, Transport(frame[start + 6], start, header, end, frame[start + 8 : header]))
     return None
 
 
-def _whole(frame: bytes, found: Transport) -> Transport | None:
-    return found if found.start + _UDP_HEADER <= found.end <= len(frame) else None
+def _checked(frame: bytes, place: Transport) -> Transport | None:
+    """Return `place` if its lengths fit the frame, with room for a header of 8 bytes."""
+    return place if place.start + _UDP_HEADER <= place.end <= len(frame) else None
 
 
 def udp(frame: bytes) -> Transport | None:
-    """Find the UDP datagram of a frame, whole and not a fragment."""
-    found = transport(frame)
-    return found if found is not None and found.protocol == socket.IPPROTO_UDP else None
+    """Find the UDP datagram of a frame; None for a fragment and for anything else."""
+    place = transport(frame)
+    return place if place is not None and place.protocol == socket.IPPROTO_UDP else None
 
 
 def message(frame: bytes, datagram: Transport, time: int) -> Message:
-    """The datagram of a frame as a message."""
+    """Return the datagram of a frame as a message; time: ns of wall time."""
     return Message(
         time=time,
         source=datagram.source(frame),
@@ -105,7 +113,7 @@ def _address(packed: bytes) -> str:
 
 
 def changed(frame: bytes, datagram: Transport, payload: bytes, *, port: int | None = None) -> bytes:
-    """The same frame with another UDP payload of the same length, and from another port, with the right checksum."""
+    """Return the frame with another UDP payload of the same length, and the right checksum; port: new source port."""
     new = bytearray(frame)
     new[datagram.start + _UDP_HEADER : datagram.end] = payload
     if port is not None:
@@ -114,7 +122,7 @@ def changed(frame: bytes, datagram: Transport, payload: bytes, *, port: int | No
 
 
 def reflected(frame: bytes, datagram: Transport) -> bytes:
-    """The same frame on its way back: both ends of each layer are exchanged, and no checksum notices."""
+    """Return the frame with source and destination exchanged in Ethernet, IP and UDP; all checksums stay correct."""
     new = bytearray(frame)
     new[:6], new[6:12] = new[6:12], new[:6]
     half = len(datagram.addresses) // 2
@@ -126,12 +134,15 @@ def reflected(frame: bytes, datagram: Transport) -> bytes:
 
 
 def finished(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
-    """The frame as it would be on a cable: with its VLAN tag and its checksum, which the kernel may keep beside it."""
+    """Return the frame as on a cable: with the checksum and the VLAN tag that the kernel left out (PACKET_AUXDATA).
+
+    ancillary: from recvmsg(2).
+    """
     for level, kind, data in ancillary:
         if level == SOL_PACKET and kind == PACKET_AUXDATA:
             status, _, _, _, _, tci, tpid = _AUXDATA.unpack_from(data)
-            if status & _CHECKSUM_NOT_READY and (found := transport(frame)) and found.protocol in _CHECKSUMS:
-                frame = _summed(bytearray(frame), found)
+            if status & _CHECKSUM_NOT_READY and (place := transport(frame)) and place.protocol in _CHECKSUMS:
+                frame = _summed(bytearray(frame), place)
             if status & _VLAN_VALID:
                 tag = struct.pack(">HH", tpid if status & _VLAN_TPID_VALID else _VLANS[0], tci)
                 frame = frame[:_ETHERTYPE] + tag + frame[_ETHERTYPE:]
@@ -139,7 +150,7 @@ def finished(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
 
 
 def segments(frame: bytes) -> list[bytes]:
-    """The frames that a card would make of one whose datagram was sent by UDP_SEGMENT; else the frame itself."""
+    """Split a frame with a UDP_SEGMENT payload into frames as a network card does; other frames stay as they are."""
     datagram = udp(frame)
     parts = split(datagram.payload(frame)) if datagram is not None else []
     if datagram is None or len(parts) < 2:  # noqa: PLR2004 - more than one
@@ -161,14 +172,15 @@ def _segment(frame: bytes, datagram: Transport, part: bytes) -> bytes:
     return _summed(new, replace(datagram, end=len(new)))
 
 
-def _summed(frame: bytearray, found: Transport) -> bytes:
-    place = found.start + _CHECKSUMS[found.protocol]
-    frame[place : place + 2] = bytes(2)
-    segment = bytes(frame[found.start : found.end])
-    pseudo = found.addresses + struct.pack(">II", len(segment), found.protocol)
+def _summed(frame: bytearray, place: Transport) -> bytes:
+    """Fill in the transport checksum."""
+    at = place.start + _CHECKSUMS[place.protocol]
+    frame[at : at + 2] = bytes(2)
+    segment = bytes(frame[place.start : place.end])
+    pseudo = place.addresses + struct.pack(">II", len(segment), place.protocol)
     value = checksum(pseudo + segment)
-    # Of UDP a zero would say that there is none.
-    if value == 0 and found.protocol == socket.IPPROTO_UDP:
+    # RFC 768: a UDP checksum of 0 means "no checksum"; a computed 0 is sent as all ones.
+    if value == 0 and place.protocol == socket.IPPROTO_UDP:
         value = _16_BITS
-    frame[place : place + 2] = value.to_bytes(2)
+    frame[at : at + 2] = value.to_bytes(2)
     return bytes(frame)

@@ -1,4 +1,4 @@
-"""Read WireGuard's messages from outside: their types and where their fields lie.
+"""Read WireGuard's messages from outside: their types and the offsets of their fields.
 
 Source: the whitepaper, section 5.4. Nothing here decrypts.
 """
@@ -18,7 +18,7 @@ NANOSECONDS: Final = 1_000_000_000
 
 _TRANSPORT_HEADER: Final = 16
 _MAC: Final = 16
-# First and last byte (not included) of each field; a negative one counts from the end of the message.
+# (start, end) of each field in bytes, end not included; a negative number counts from the end of the message.
 FIELDS: Final[dict[int, dict[str, tuple[int, int | None]]]] = {
     INITIATION: {
         "sender": (4, 8), "ephemeral": (8, 40), "static": (40, 88), "timestamp": (88, 116), "mac1": (116, 132),
@@ -34,7 +34,7 @@ FIELDS: Final[dict[int, dict[str, tuple[int, int | None]]]] = {
 
 
 def kind_of(payload: bytes) -> int:
-    """The type of message that a UDP payload is by its first bytes and its length; 0 if it is none."""
+    """Return the message type of a UDP payload, by its type word and its length; 0 if it is not a WireGuard message."""
     if payload[1:4] != bytes(3):
         return 0
     kind = payload[0]
@@ -44,15 +44,16 @@ def kind_of(payload: bytes) -> int:
 
 
 def counter_of(payload: bytes) -> int:
-    """The counter of a transport message."""
+    """Return the counter of a transport message (5.4.6); the payload must be one."""
     (counter,) = struct.unpack_from("<Q", payload, 8)
     return int(counter)
 
 
 def with_mac1(payload: bytes, recipient: bytes) -> bytes:
-    """The same with the right mac1 before its last 16 bytes, as in both handshake messages, whatever else it may be.
+    """Return the payload with a correct mac1 in place of the 16 bytes before its last 16 (5.4.4).
 
-    Anyone can make it who knows the recipient's public key.
+    That is where an initiation and a response have it; nothing else of the payload is checked. recipient: the public
+    key of the receiver, which is all that mac1 needs.
     """
     covered, mac2 = payload[: -2 * _MAC], payload[-_MAC:]
     key = hashlib.blake2s(b"mac1----" + recipient).digest()
@@ -60,10 +61,10 @@ def with_mac1(payload: bytes, recipient: bytes) -> bytes:
 
 
 def split(payload: bytes) -> list[bytes]:
-    """The datagrams of a payload that a program has sent at once by UDP_SEGMENT, if it is one of transport messages.
+    """Split a payload of transport messages that a program sent in one call by UDP_SEGMENT (udp(7)).
 
-    How long a segment is stands nowhere in the frame. But the second one begins as the first does, with a counter that
-    is one higher.
+    A frame does not contain the segment size. It is found by the start of the second message: type and receiver index
+    of the first, and the next counter. Any other payload is returned as one part.
     """
     if kind_of(payload) != DATA:
         return [payload]
@@ -76,7 +77,7 @@ def split(payload: bytes) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One datagram: when it left (ns of wall time), from and to which address and port, and its UDP payload."""
+    """One UDP datagram. time: when it passed, ns of wall time. source, destination: (address, port)."""
 
     time: int
     source: tuple[str, int]
@@ -85,21 +86,23 @@ class Message:
 
     @property
     def kind(self) -> int:
-        """Its message type; 0 if it is no WireGuard message."""
+        """The message type; 0 if it is not a WireGuard message."""
         return kind_of(self.payload)
 
     @property
     def is_keepalive(self) -> bool:
+        """True for a transport message with an empty packet, recognized by its length."""
         return self.kind == DATA and len(self.payload) == KEEPALIVE_SIZE
 
     @property
     def counter(self) -> int | None:
-        """The counter of a transport message."""
+        """The counter of a transport message; None for any other."""
         return counter_of(self.payload) if self.kind == DATA else None
 
     @property
     def name(self) -> str:
-        return "keepalive" if self.is_keepalive else NAMES.get(self.kind, "no message of WireGuard's")
+        """The kind in words, for logs and packet comments."""
+        return "keepalive" if self.is_keepalive else NAMES.get(self.kind, "not a WireGuard message")
 
     def __str__(self) -> str:
         seconds = self.time / NANOSECONDS

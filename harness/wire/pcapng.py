@@ -1,7 +1,7 @@
 """Write captures as pcapng files, with comments, and with the keys for Wireshark inside.
 
-An interface block for each end, times in nanoseconds. Source: draft-ietf-opsawg-pcapng, sections 4.1 (section header),
-4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7 (decryption secrets).
+Each end has an interface block; times are in nanoseconds. Source: draft-ietf-opsawg-pcapng, sections 4.1 (section
+header), 4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7 (decryption secrets).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ _MAGIC: Final = 0x1A2B3C4D
 _ETHERNET: Final = 1
 _WIREGUARD_KEY_LOG: Final = 0x57474B4C  # WGKL
 _WHOLE_SECTION: Final = 0xFFFF_FFFF_FFFF_FFFF
-# Options: of all blocks, of the section, of an interface, of a packet, of statistics.
-_END, _COMMENT = 0, 1
-_APPLICATION: Final = 4
-_NAME, _DESCRIPTION, _RESOLUTION = 2, 3, 9
-_FLAGS: Final = 2
-_MISSED: Final = 5
+# Option codes; a code has another meaning in another block.
+_END, _COMMENT = 0, 1  # all blocks
+_APPLICATION: Final = 4  # section: shb_userappl
+_NAME, _DESCRIPTION, _RESOLUTION = 2, 3, 9  # interface: if_name, if_description, if_tsresol
+_FLAGS: Final = 2  # packet: epb_flags
+_MISSED: Final = 5  # statistics: isb_ifdrop
 _NANOSECONDS: Final = 9
 _INBOUND, _OUTBOUND = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """An interface that was captured. missed: frames that did not fit the buffer."""
+    """An interface that was captured. missed: number of frames that the capture lost."""
 
     name: str
     description: str = ""
@@ -40,7 +40,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A frame as an end has seen it: `end` by its place in the list, `time` in ns of wall time."""
+    """A frame that passed an end. end: index in the list of ends; time: ns of wall time; comment: for Wireshark."""
 
     end: int
     time: int
@@ -50,7 +50,11 @@ class Packet:
 
 
 def save(path: Path, ends: Sequence[End], packets: Iterable[Packet], *, keys: str = "", comment: str = "") -> None:
-    """Write a file. keys: in Wireshark's key log format for WireGuard; they go before the packets that need them."""
+    """Write a pcapng file.
+
+    keys: text in Wireshark's key log format for WireGuard; it is stored before the packets, where Wireshark needs it.
+    comment: of the whole file. Raises OSError.
+    """
     latest = 0
     with path.open("wb") as file:
         file.write(_section(comment))
@@ -94,10 +98,10 @@ def _statistics(number: int, end: End, time: int) -> bytes:
 
 
 def _block(kind: int, body: bytes, options: Sequence[tuple[int, bytes]]) -> bytes:
-    # A name, a description or a comment that is empty is left out.
-    told = [(code, value) for code, value in options if value]
-    body += b"".join(struct.pack("<HH", code, len(value)) + _padded(value) for code, value in told)
-    if told:
+    # Empty options are left out.
+    used = [(code, value) for code, value in options if value]
+    body += b"".join(struct.pack("<HH", code, len(value)) + _padded(value) for code, value in used)
+    if used:
         body += struct.pack("<HH", _END, 0)
     size = struct.pack("<I", len(body) + 12)
     return struct.pack("<I", kind) + size + body + size

@@ -1,7 +1,7 @@
 """Apply a fault script to frames, without I/O; the time is passed in.
 
-Frames go in with the end they come from, deliveries come out: frames to be sent now towards the other end. Each has a
-text for the capture: which rule did what to it.
+The caller passes in each frame with the end it came from, and gets deliveries: frames to send now to the other end. A
+delivery has a comment for the capture, which names the rule and what it did.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENDS: Final = (0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A frame that leaves the wire now by the end that is not `side`; comment: what was done to it, if anything."""
+    """A frame to send now. side: the end it came from; it leaves by the other. comment: what a rule did to it."""
 
     frame: bytes
     side: int
@@ -35,9 +35,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of a frame when it came: the message in it, if it is one, and the rule that took it, by number.
+    """What the script decided about a frame on its arrival.
 
-    did: `passed`, `dropped`, `held`, `delayed`, `duplicated`, `replayed` or `flipped`.
+    message: the UDP datagram in it, None if there is none. did: `passed`, `dropped`, `held`, `delayed`, `duplicated`,
+    `replayed` or `flipped`. rule: number of the rule that took it, 1 for the first; None if no rule did.
     """
 
     message: Message | None
@@ -48,7 +49,11 @@ class Decision:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A frame that is held: until so many others have passed, so many are gathered, or it is let go."""
+    """A frame that is held.
+
+    rule: number of its rule. what: the message in words. behind: how many messages must still pass in its direction.
+    word: `released`, `delayed` or `replayed`, for the comment.
+    """
 
     frame: bytes
     side: int
@@ -60,9 +65,9 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _RuleState:
-    """A rule at work: how many messages met its conditions, and its own source of chance for each end.
+    """Run-time state of one rule: its match count (`seen`), and a random generator per direction (`chance`).
 
-    With one source for both ends, the decisions on one direction would depend on how the two interleave.
+    With one generator for both directions, the decisions would depend on how the two directions interleave.
     """
 
     rule: Rule
@@ -76,6 +81,7 @@ class _RuleState:
         self.counters = ranges("counters", self.rule.counters)
 
     def takes(self, message: Message, sender: str, side: int) -> bool:
+        """Decide whether the rule takes this message, and count it if it meets the conditions before `nth`."""
         rule = self.rule
         if not is_a(message, rule.message) or rule.sender not in {None, sender}:
             return False
@@ -92,25 +98,31 @@ def _within(number: int, spans: tuple[tuple[int, int | None], ...]) -> bool:
 
 
 class Rules:
-    """One script at work on one wire. nodes: the names of the nodes at both ends."""
+    """Run-time state of one script on one wire. All times are ns of one monotonic clock, passed in as `now`."""
 
     def __init__(self, script: Script, nodes: tuple[str, str], *, seed: int) -> None:
-        """Raise UsageError for a rule whose sender is at neither end."""
+        """Start the script.
+
+        nodes: names of the nodes at the two ends. seed: used if the script has none. Raises UsageError for a rule whose
+        sender is not one of the nodes.
+        """
         seed = seed if script.seed is None else script.seed
         for number, rule in enumerate(script.rules, 1):
             if rule.sender not in {None, *nodes}:
-                here = " and ".join(nodes)
-                raise UsageError(f"rule {number} ({rule}): sender: no node {rule.sender} here; {here} are")
+                names = " and ".join(nodes)
+                raise UsageError(
+                    f"rule {number} ({rule}): sender: this wire has no node {rule.sender}; it connects {names}"
+                )
         self._nodes = nodes
         self._states = [_rule_state(rule, seed, number) for number, rule in enumerate(script.rules, 1)]
-        # By the order in which they came.
+        # Held frames by order of arrival; the keys of those that wait for others to pass; and a heap of (time, key).
         self._held: dict[int, _Waiting] = {}
         self._behind: set[int] = set()
         self._timed: list[tuple[int, int]] = []
         self._order = count()
 
     def arrive(self, frame: bytes, side: int, now: int, time: int = 0) -> tuple[Decision, list[Delivery]]:
-        """Take a frame that comes from this end; time: its time stamp, for the record."""
+        """Decide about a frame that has arrived from end `side`; time: its time stamp, for the record."""
         datagram = frames.udp(frame)
         if datagram is None:
             return _NO_MESSAGE, [Delivery(frame, side)]
@@ -141,8 +153,8 @@ class Rules:
                 out = [Delivery(frame, side), *[copy] * rule.copies, *self._passed(side)]
             case Delay():
                 did = "delayed"
-                late = rule.seconds + rule.jitter * state.chance[side].random()
-                self._wait(taken, "delayed", None, late, now)
+                delay = rule.seconds + rule.jitter * state.chance[side].random()
+                self._wait(taken, "delayed", None, delay, now)
             case Replay():
                 did = "replayed"
                 out = [Delivery(frame, side), *self._passed(side)]
@@ -153,8 +165,8 @@ class Rules:
                 did = "held"
                 self._wait(taken, "released", rule.behind, rule.seconds, now)
                 if rule.gather is not None:
-                    mine = [key for key, waiting in self._held.items() if waiting.rule == taken.rule]
-                    out = self._let_go(mine) if len(mine) >= rule.gather else []
+                    gathered = [key for key, waiting in self._held.items() if waiting.rule == taken.rule]
+                    out = self._let_go(gathered) if len(gathered) >= rule.gather else []
         return Decision(message, did, taken.rule, f"{did}: {taken.what}"), out
 
     def _wait(self, waiting: _Waiting, word: str, behind: int | None, seconds: float | None, now: int) -> None:
@@ -167,7 +179,7 @@ class Rules:
             heapq.heappush(self._timed, (now + int(seconds * NANOSECONDS), key))
 
     def _passed(self, side: int) -> list[Delivery]:
-        """A message has passed in this direction: let go what was to come behind it."""
+        """Count a message that has passed from end `side`, and release the frames that waited for it."""
         ready = []
         for key in sorted(self._behind):
             waiting = self._held[key]
@@ -183,22 +195,22 @@ class Rules:
         return [Delivery(waiting.frame, waiting.side, f"{waiting.word}: {waiting.what}") for waiting in ready]
 
     def release(self) -> list[Delivery]:
-        """Let all go that waits."""
+        """Release all held frames, oldest first."""
         return self._let_go(list(self._held))
 
     @property
     def holds(self) -> int:
-        """How many frames wait here."""
+        """Number of held frames."""
         return len(self._held)
 
     def next_deadline(self) -> int | None:
-        """When `due` must be called."""
+        """Return when `due` must be called next; None if no frame waits for a time."""
         while self._timed and self._timed[0][1] not in self._held:
             heapq.heappop(self._timed)
         return self._timed[0][0] if self._timed else None
 
     def due(self, now: int) -> list[Delivery]:
-        """Let those go whose time has come."""
+        """Release the frames whose time has come."""
         ready = []
         while (deadline := self.next_deadline()) is not None and deadline <= now:
             ready += self._let_go([heapq.heappop(self._timed)[1]])

@@ -1,8 +1,8 @@
 """Parse fault scripts: which WireGuard messages a wire loses, delays or changes.
 
-A script is a list of rules, as records or as a TOML file of the same words. The first rule that takes a message decides
-what becomes of it; a message that no rule takes passes. Choices by chance come from the script's seed: equal messages
-in equal order meet with equal faults.
+A script is a list of rules: records, or a TOML file with the same keys. The first rule that takes a message decides
+what happens to it; a message that no rule takes passes. Random choices come from the script's seed: the same messages
+in the same order get the same faults.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from harness.wire.messages import Message
 
-# Which messages a word stands for: their types, and for transport messages whether they carry a packet.
+# The words that select messages: by type, and for transport messages by whether they carry a packet (`is_a`).
 MESSAGES: Final = (
     "any", "handshake", "initiation", "response", "cookie-reply", "transport", "data", "keepalive",
 )  # fmt: skip
@@ -29,7 +29,7 @@ Numbers = int | str | tuple[int | str, ...]
 
 
 def is_a(message: Message, word: str) -> bool:
-    """Whether a message is one of those that a word of MESSAGES stands for."""
+    """Return whether a word of MESSAGES selects this message."""
     kind = message.kind
     if word == "any":
         return kind != 0
@@ -42,11 +42,12 @@ def is_a(message: Message, word: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """What all rules have in common: which messages they take.
+    """The conditions under which a rule takes a message; all rules have them.
 
-    message: a word of MESSAGES. sender: the node it comes from; None for both. nth: of the messages that meet all other
-    conditions so far, the first is 1: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`. counters: of transport messages, written the
-    same way. share: of the messages that meet all else, so many are taken by chance, 0.1 for one in ten.
+    message: a word of MESSAGES. sender: name of the node that sent it; None: either. nth: numbers among the messages
+    that meet `message`, `sender` and `counters`, the first is 1: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`. counters: of
+    transport messages, written the same way. share: probability with which a message that meets the other conditions is
+    taken.
     """
 
     do: ClassVar[str] = ""
@@ -71,15 +72,15 @@ class Rule:
         self._check()
 
     def _check(self) -> None:
-        """Check what this sort of rule has beside."""
+        """Check the keys that only this kind of rule has; UsageError for a wrong value."""
 
     def __str__(self) -> str:
-        said = [self.do]
+        words = [self.do]
         for key in fields(self):
             value = getattr(self, key.name)
             if value != key.default:
-                said.append(f"{key.name}={value}")
-        return " ".join(said)
+                words.append(f"{key.name}={value}")
+        return " ".join(words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +92,10 @@ class Drop(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold(Rule):
-    """The message waits, and goes on in the order in which it came.
+    """The message is held until one of the conditions is met; messages released together keep their order.
 
-    behind: until so many others have passed in its direction. gather: until this rule holds so many. seconds: not
-    longer than that. Without any of them: until the test calls `Wire.release`.
+    behind: this many other messages have passed in its direction. gather: this rule holds this many messages. seconds:
+    this time has passed. Without any of them: until the test calls `Wire.release`.
     """
 
     do: ClassVar[str] = "hold"
@@ -111,7 +112,7 @@ class Hold(Rule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delay(Rule):
-    """The message arrives later: by `seconds`, and up to `jitter` more by chance, which may change the order."""
+    """The message arrives `seconds` later, plus a random part of `jitter` seconds, which may change the order."""
 
     do: ClassVar[str] = "delay"
 
@@ -124,12 +125,12 @@ class Delay(Rule):
             if not _is_number(value) or value < 0:
                 raise UsageError(f"{key}: want a number of seconds, not {value!r}")
         if not self.seconds and not self.jitter:
-            raise UsageError("seconds: is missing; by how much is the message to be late? seconds = 0.3")
+            raise UsageError("seconds: is missing; give the delay, for example seconds = 0.3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duplicate(Rule):
-    """The message arrives, and directly after it so many copies."""
+    """The message arrives, and `copies` copies of it directly after it."""
 
     do: ClassVar[str] = "duplicate"
 
@@ -156,16 +157,16 @@ class Replay(Rule):
         _positive("behind", self.behind, int)
         _positive("seconds", self.seconds, float)
         if self.behind is None and self.seconds is None:
-            raise UsageError("behind: is missing; when is the copy to come? behind = 1, or seconds = 0.1")
+            raise UsageError("behind: is missing; say when the copy comes: behind = 1, or seconds = 0.1")
         if self.port is not None and (not isinstance(self.port, int) or not 0 < self.port < 1 << 16):
             raise UsageError(f"port: want a number from 1 to 65535, not {self.port!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flip(Rule):
-    """One bit of the message arrives changed; the UDP checksum is made to fit.
+    """The message arrives with one bit changed, and with a correct UDP checksum.
 
-    field: one of messages.FIELDS. bit: of the field, 0 is the lowest bit of its first byte.
+    field: one of messages.FIELDS. bit: number in the field, 0 is the lowest bit of its first byte.
     """
 
     do: ClassVar[str] = "flip"
@@ -178,18 +179,18 @@ class Flip(Rule):
         if self.message in {"transport", "data", "keepalive"}:
             kinds = [DATA]
         if not kinds:
-            raise UsageError("message: flip needs one sort of message, so that its fields are known: initiation, ...")
+            raise UsageError("message: flip needs one kind of message, whose fields it knows: initiation, ...")
         _one_of("field", self.field, tuple(FIELDS[kinds[0]]))
         if self.message != "data" and self.field == "packet":
-            raise UsageError("field: a keepalive carries no packet; there is the tag")
+            raise UsageError('field: a keepalive carries no packet; use field = "tag", or message = "data"')
         start, end = FIELDS[kinds[0]][self.field]
-        # How long a packet is, is seen when it comes; its first byte is always there.
+        # The length of a packet is not known here; it has at least one byte.
         bits = 8 if self.field == "packet" else 8 * ((0 if end is None else end) - start)
         if not isinstance(self.bit, int) or not 0 <= self.bit < bits:
             raise UsageError(f"bit: {self.field} has the bits 0 to {bits - 1}, not {self.bit!r}")
 
     def apply(self, payload: bytes) -> bytes:
-        """The message with the bit changed."""
+        """Return the message with the bit changed."""
         start, _ = FIELDS[payload[0]][self.field]
         place = (start if start >= 0 else len(payload) + start) + self.bit // 8
         return payload[:place] + bytes([payload[place] ^ 1 << self.bit % 8]) + payload[place + 1 :]
@@ -200,20 +201,20 @@ RULES: Final[dict[str, type[Rule]]] = {rule.do: rule for rule in (Drop, Hold, De
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Rules in the order in which they are asked. seed: of all that is left to chance; None: the lab's."""
+    """Rules in the order in which they are tried. seed: of the random choices; None: the seed of the lab (`--seed`)."""
 
     rules: tuple[Rule, ...] = ()
     seed: int | None = None
 
 
 def load_script(path: Path | str) -> Script:
-    """Read a script; every mistake in it is a UsageError that names the file, the rule and the key."""
+    """Read a script from a TOML file; UsageError for a mistake names the file, the rule and the key."""
     path = Path(path)
     return _script(read_toml(path, f"fault script {path}"))
 
 
 def parse_script(data: Mapping[str, object], name: str = "fault script") -> Script:
-    """Make a script of what a TOML file holds: `[[rule]]` tables and perhaps a seed."""
+    """Make a script from parsed TOML: `[[rule]]` tables and an optional `seed`. name: begins error messages."""
     return _script(Table(name, data))
 
 
@@ -229,12 +230,12 @@ def _script(table: Table) -> Script:
 def _rule(table: Table) -> Rule:
     do = table.take("do")
     if not isinstance(do, str) or do not in RULES:
-        said = "do: is missing" if do is None else f"do: no fault {do!r}"
-        raise table.wrong(f"{said}; there are: {', '.join(RULES)}")
+        problem = "do: is missing" if do is None else f"do: unknown fault {do!r}"
+        raise table.wrong(f"{problem}; there are: {', '.join(RULES)}")
     known = [field.name for field in fields(RULES[do])]
     if unknown := sorted({*table.rest()} - {*known}):
         raise UsageError(f"{table.name} ({do}): unknown key {unknown[0]}; there are: {', '.join(known)}")
-    # Values of any type: each rule checks its own.
+    # Values may have any type here: each rule checks its own.
     make: Callable[..., Rule] = RULES[do]
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in table.take_rest().items()}
     try:
@@ -244,7 +245,10 @@ def _rule(table: Table) -> Rule:
 
 
 def ranges(key: str, value: Numbers | None) -> tuple[tuple[int, int | None], ...] | None:
-    """First and last number of each range, None for an open end: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`."""
+    """Parse `2`, `"5-9"`, `"3-"` or `(1, "4-6")` into (first, last) of each range; last: None if the end is open.
+
+    key: begins the message of the UsageError for a malformed value.
+    """
     if value is None:
         return None
     parts: Sequence[object] = value if isinstance(value, tuple) else (value,)
@@ -265,7 +269,8 @@ def _range(key: str, part: object) -> tuple[int, int | None]:
 
 def _one_of(key: str, value: object, words: Sequence[str]) -> None:
     if value not in words:
-        raise UsageError(f"{key}: {f'no {value!r}' if value else 'is missing'}; there are: {', '.join(words)}")
+        problem = f"unknown {value!r}" if value else "is missing"
+        raise UsageError(f"{key}: {problem}; there are: {', '.join(words)}")
 
 
 def _positive(key: str, value: object, kind: type[float]) -> None:

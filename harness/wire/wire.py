@@ -1,8 +1,8 @@
 """Connect two nodes by a link that loses, delays, replays or changes messages by a script.
 
-Each end is a veth pair from a node into a network namespace of the wire's own, where a thread carries frames from one
-to the other through packet sockets (packet(7)). What is not WireGuard's passes. The thread sleeps until a frame comes
-or one that waits is due.
+A wire has a network namespace of its own, and a veth pair from each node into it. There a thread carries frames from
+one end to the other through packet sockets (packet(7)). Other traffic than WireGuard's passes unchanged. The thread
+sleeps until a frame arrives or a held frame is due.
 """
 
 from __future__ import annotations
@@ -34,18 +34,22 @@ if TYPE_CHECKING:
     from harness.wire.rules import Delivery
     from harness.wire.script import Rule
 
-# The ends in the wire's namespace let through whatever a node sends: its own MTU is what counts.
+# Of the ends in the wire's namespace: large enough for every frame, so that only the nodes' own MTU limits them.
 _MTU: Final = 65535
 _PACKET_IGNORE_OUTGOING: Final = 23
-# What is kept for the capture, in bytes; a flood goes on unrecorded.
-_KEPT: Final = 64 << 20
+# Bytes of frames kept for the capture; later frames are carried, but not recorded.
+_MAX_RECORDED: Final = 64 << 20
+# Frames taken from one end before the other gets its turn.
 _BATCH: Final = 64
 _FULL: Final = {errno.ENOBUFS, errno.EAGAIN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """A message that has come onto the wire: which, from which node, and what the script did (`rules.Decision`)."""
+    """A WireGuard message that has arrived on the wire, before the script changed anything.
+
+    sender: name of the node it came from. did, rule: the script's decision, see `rules.Decision`.
+    """
 
     message: Message
     sender: str
@@ -54,7 +58,7 @@ class Sighting:
     frame: bytes
 
     def is_a(self, word: str) -> bool:
-        """Whether it is one of those that a word of `faults.MESSAGES` stands for."""
+        """Return whether a word of `script.MESSAGES` selects this message."""
         return is_a(self.message, word)
 
     def __str__(self) -> str:
@@ -62,13 +66,14 @@ class Sighting:
 
 
 class Wire:
-    """A wire between two nodes, carrying frames from the moment it is made; `close` ends it.
-
-    a, b: each end as (node, device); the devices are made. middle: a node of the wire's own. seed: of what the script
-    leaves to chance.
-    """
+    """A wire between two nodes. It carries frames from its construction to `close`."""
 
     def __init__(self, a: tuple[NetNS, str], b: tuple[NetNS, str], middle: NetNS, *, seed: int, script: Script) -> None:
+        """Create the devices of both ends, and start the thread.
+
+        a, b: each end as (node, device name). middle: the wire's own node. seed: of the random choices of scripts that
+        have no seed. Raises UsageError for a rule whose sender is at neither end.
+        """
         self._ends = (a, b)
         self._nodes = (a[0].name, b[0].name)
         self.name = "-".join(self._nodes)
@@ -97,13 +102,13 @@ class Wire:
         self.close()
 
     def close(self) -> None:
-        """End the thread and delete the devices, once; raises HarnessError if the thread had broken."""
+        """Stop the thread and delete the devices; a second call does nothing. HarnessError if the thread had failed."""
         if self._is_closing:
             return
         self._is_closing = True
         os.eventfd_write(self._bell, 1)
         self._thread.join()
-        # The kernel takes some milliseconds for each.
+        # The kernel takes some milliseconds to close a packet socket (synchronize_net in packet_release).
         closing = [threading.Thread(target=tapped.close) for tapped in self._sockets]
         for thread in closing:
             thread.start()
@@ -118,9 +123,10 @@ class Wire:
     # What a test does with it
 
     def apply(self, *rules: Rule | Script) -> None:
-        """Replace the script: numbers (`nth`) and the list of sightings begin anew.
+        """Replace the script; `nth` counts from 1 again, and the list of sightings is cleared.
 
-        Raises UsageError while messages are held.
+        rules: the rules of the new script, or one Script; nothing for a wire without faults. Raises UsageError while
+        messages are held.
         """
         script = rules[0] if rules and isinstance(rules[0], Script) else Script(tuple(_only_rules(rules)))
         with self._lock:
@@ -130,64 +136,73 @@ class Wire:
             self._sightings.clear()
 
     def release(self) -> None:
-        """Let all messages go on that wait, in the order in which they came."""
+        """Deliver all held messages, in the order in which they arrived."""
         with self._lock:
             self._send(self._rules.release())
 
     def replay(self, sighting: Sighting, *, port: int | None = None, payload: bytes | None = None) -> None:
-        """Send a message again, as it came, towards where it went.
+        """Send a message again to its destination.
 
-        port: from this source port of the same address. payload: with this inside, of the same length.
+        port: source port, None for the message's own. payload: replaces the message's, UsageError unless it has the
+        same length.
         """
         datagram = frames.udp(sighting.frame)
         original = sighting.message.payload
         if datagram is None or len(payload or original) != len(original):
-            raise UsageError(f"{sighting}: want a payload of {len(original)} bytes, as it had")
+            raise UsageError(f"{sighting}: want a payload of {len(original)} bytes, the length of the original")
         frame = frames.changed(sighting.frame, datagram, payload or original, port=port)
-        said = "forged" if payload else "replayed"
-        self.inject(frame, sender=sighting.sender, comment=f"{said}: {sighting.message.name}")
+        action = "forged" if payload else "replayed"
+        self.inject(frame, sender=sighting.sender, comment=f"{action}: {sighting.message.name}")
 
     def reflect(self, sighting: Sighting, *, port: int | None = None) -> None:
-        """Send a message back to its own sender, as if it came from where it went; port: from this one."""
+        """Send a message back to its own sender, with its destination as the source; port: another source port."""
         datagram = frames.udp(sighting.frame)
         if datagram is None:
-            raise UsageError(f"{sighting}: no datagram to be reflected")
-        (back,) = {*self._nodes} - {sighting.sender}
+            raise UsageError(f"{sighting}: its frame has no UDP datagram to reflect")
+        (receiver,) = {*self._nodes} - {sighting.sender}
         frame = frames.reflected(sighting.frame, datagram)
         if port is not None:
             frame = frames.changed(frame, datagram, sighting.message.payload, port=port)
-        self.inject(frame, sender=back, comment=f"reflected: {sighting.message.name}")
+        self.inject(frame, sender=receiver, comment=f"reflected: {sighting.message.name}")
 
     def inject(self, frame: bytes, *, sender: str, comment: str = "injected") -> None:
-        """Send a frame that comes from no one, as if this node had sent it; no rule looks at it."""
+        """Send a frame as if the node `sender` had sent it; no rule is applied. comment: for the capture."""
         side = self._side(sender)
         with self._lock:
             self._deliver(frame, side, comment)
 
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
-        """Messages that came onto the wire under this script: of one sort, from one node, with one decision."""
+        """Return the messages that have arrived since the last `apply`, oldest first.
+
+        word: of `script.MESSAGES`, which messages. sender: only from this node. did: only with this decision. Raises
+        UsageError for an unknown word, HarnessError if the wire's thread has failed.
+        """
         return [s for s in self._seen_since(0, word, sender)[1] if did in {None, s.did}]
 
     def wait_for(
         self, word: str, what: str, *, sender: str | None = None, nth: int = 1, deadline: float = 5.0
     ) -> Sighting:
-        """Wait until the nth such message under this script has come onto the wire."""
+        """Wait for the nth message of a kind since the last `apply`; one that has already arrived counts too.
+
+        word, sender: as for `sightings`. what: completes "waited for ...". deadline: seconds, scaled. Raises
+        DeadlineExceeded.
+        """
         position = 0
-        found: list[Sighting] = []
+        matches: list[Sighting] = []
 
         def look() -> Sighting | None:
-            # Each is looked at once: there may be thousands.
+            """Look at the new sightings only: there may be thousands."""
             nonlocal position
             position, new = self._seen_since(position, word, sender)
-            found.extend(new)
-            return found[nth - 1] if len(found) >= nth else None
+            matches.extend(new)
+            return matches[nth - 1] if len(matches) >= nth else None
 
         return wait_for(_Look(self, look), deadline, what)
 
     def _seen_since(self, position: int, word: str, sender: str | None) -> tuple[int, list[Sighting]]:
-        """How many sightings there are now, and which of those from this position on are meant."""
+        """Return the number of sightings, and those from `position` on that `word` and `sender` select."""
         if word not in MESSAGES:
-            raise UsageError(f"no messages are called {word!r}; there are: {', '.join(MESSAGES)}")
+            raise UsageError(f"unknown kind of message {word!r}; there are: {', '.join(MESSAGES)}")
         self._raise_failure()
         with self._lock:
             new = self._sightings[position:]
@@ -195,13 +210,16 @@ class Wire:
 
     @property
     def lost_by_itself(self) -> int:
-        """Frames that no rule took and that are lost all the same, because the buffers were full."""
+        """Number of frames lost without a rule, because a buffer was full; a test of lossy wires wants 0."""
         with self._lock:
             self._count_missed()
             return sum(self._missed)
 
     def save(self, path: Path, *, keys: str = "") -> None:
-        """Write what has passed as pcapng: an interface for each end, decisions as comments, keys inside."""
+        """Write the frames of both ends as pcapng, with an interface per end and decisions as packet comments.
+
+        keys: text of `harness.implementations.keylog`, stored in the file.
+        """
         with self._lock:
             self._count_missed()
             ends = [
@@ -212,10 +230,11 @@ class Wire:
             pcapng.save(path, ends, packets, keys=keys, comment=f"wire {self.name}, seed {self._seed}")
 
     def fileno(self) -> int:
+        """Return an eventfd that is readable after new sightings or a failure, until `drain`."""
         return self._news
 
     def drain(self) -> None:
-        """Take note that there was news."""
+        """Reset the eventfd of `fileno`; callers look at the sightings afterwards."""
         try:
             os.eventfd_read(self._news)
         except BlockingIOError:
@@ -231,7 +250,7 @@ class Wire:
                 selector.register(self._bell, selectors.EVENT_READ, None)
                 while not self._is_closing:
                     self._turn(selector)
-        except Exception as error:  # noqa: BLE001 - told by whoever asks next
+        except Exception as error:  # noqa: BLE001 - raised in the test's thread, by _raise_failure
             self._failure = error
             os.eventfd_write(self._news, 1)
 
@@ -248,7 +267,7 @@ class Wire:
             self._send(self._rules.due(time.monotonic_ns()))
 
     def _carry(self, side: int) -> None:
-        """Take frames from one end; not without end, so that the other has its turn."""
+        """Take at most _BATCH frames from one end, and deliver them as the rules decide."""
         seen = False
         for _ in range(_BATCH):
             received = capture.receive(self._sockets[side])
@@ -274,18 +293,18 @@ class Wire:
             self._deliver(delivery.frame, delivery.side, delivery.comment)
 
     def _deliver(self, frame: bytes, side: int, comment: str) -> None:
-        """Let a frame leave by the end that is not `side`."""
+        """Send a frame by the other end than `side`."""
         other = 1 - side
         try:
             self._sockets[other].send(frame)
         except OSError as error:
-            # The node may have set its device down or deleted it: a cable would not tell either.
+            # Not an error: the node may have set its device down or deleted it, and a cable would not report that.
             self._missed[other] += error.errno in _FULL
             comment = f"{comment}; " * bool(comment) + f"not delivered: {error.strerror}"
         self._keep(pcapng.Packet(other, time.time_ns(), frame, is_outbound=False, comment=comment))
 
     def _keep(self, packet: pcapng.Packet) -> None:
-        if self._kept > _KEPT:
+        if self._kept > _MAX_RECORDED:
             self._unrecorded[packet.end] += 1
             return
         self._kept += len(packet.frame)
@@ -297,29 +316,32 @@ class Wire:
 
     def _side(self, node: str) -> int:
         if node not in self._nodes:
-            raise UsageError(f"wire {self.name}: no node {node} here; {' and '.join(self._nodes)} are")
+            raise UsageError(f"wire {self.name} has no node {node}; it connects {' and '.join(self._nodes)}")
         return self._nodes.index(node)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            raise HarnessError(f"wire {self.name} broke: {self._failure!r}") from self._failure
+            raise HarnessError(f"wire {self.name}: its thread failed: {self._failure!r}") from self._failure
 
 
 class _Look:
-    """A wire has seen something: what the function finds."""
+    """Event: `look` finds a sighting on a wire; its value is that sighting."""
 
     def __init__(self, wire: Wire, look: Callable[[], Sighting | None]) -> None:
         self._wire = wire
         self._look = look
 
     def fileno(self) -> int:
+        """Return the wire's eventfd."""
         return self._wire.fileno()
 
     def look(self) -> Sighting | None:
+        """Return the sighting, None if it has not arrived yet."""
         self._wire.drain()
         return self._look()
 
     def seen(self) -> str:
+        """List the last six messages."""
         return "; ".join(str(sighting) for sighting in self._wire.sightings()[-6:]) or "no message"
 
 
@@ -330,15 +352,15 @@ def _only_rules(rules: tuple[Rule | Script, ...]) -> list[Rule]:
 
 
 def _plug(node: NetNS, device: str, middle: NetNS, end: str) -> Veth:
-    """Connect a node with the wire's namespace. Frames must be whole: checksums filled in, none bigger than the MTU."""
-    made = add_veth(node, device, middle, end)
+    """Connect a node with the wire's namespace, without offloads: frames have checksums and fit the node's MTU."""
+    veth = add_veth(node, device, middle, end)
     middle.set_link(end, mtu=_MTU)
     for place, name in ((node, device), (middle, end)):
         set_offloads(place, name, tx=False, tso=False, gso=False, gro=False)
-    return made
+    return veth
 
 
 def _socket(middle: NetNS, device: str) -> socket.socket:
-    made = capture.tap(middle, device)
-    made.setsockopt(frames.SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-    return made
+    sock = capture.tap(middle, device)
+    sock.setsockopt(frames.SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    return sock

@@ -231,9 +231,9 @@ def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
 def test_broken_wire_raises_in_wait_for_and_close(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rules, "arrive", lambda *_: 1 / 0)
     v4.send(DATA)
-    with pytest.raises(HarnessError, match="wire ns1-ns2 broke: ZeroDivisionError"):
+    with pytest.raises(HarnessError, match="wire ns1-ns2: its thread failed: ZeroDivisionError"):
         v4.wire.wait_for("data", "a message")
-    with pytest.raises(HarnessError, match="wire ns1-ns2 broke"):
+    with pytest.raises(HarnessError, match="wire ns1-ns2: its thread failed"):
         v4.wire.close()
 
 
@@ -246,9 +246,9 @@ def test_capture_survives_deletion_of_its_device(v4: Ends) -> None:
 
 
 def test_error_for_unknown_message_or_node_lists_valid_ones(v4: Ends) -> None:
-    with pytest.raises(UsageError, match="no messages are called 'datum'; there are: any, handshake, "):
+    with pytest.raises(UsageError, match="unknown kind of message 'datum'; there are: any, handshake, "):
         v4.wire.sightings("datum")
-    with pytest.raises(UsageError, match="wire ns1-ns2: no node ns3 here; ns1 and ns2 are"):
+    with pytest.raises(UsageError, match="wire ns1-ns2 has no node ns3; it connects ns1 and ns2"):
         v4.wire.inject(b"", sender="ns3")
-    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here"):
+    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: this wire has no node ns3"):
         v4.wire.apply(Drop(sender="ns3"))

@@ -139,7 +139,7 @@ def test_message_kind_is_found_by_type_and_length(payload: bytes, kind: int) -> 
         (KEEPALIVE, "keepalive 7740398493674204011 (32)"),
         (data(5), "data 5 (48)"),
         (b"\3\0\0\0".ljust(64), "cookie reply (64)"),
-        (b"hello", "no message of WireGuard's (5)"),
+        (b"hello", "not a WireGuard message (5)"),
     ],
 )
 def test_message_is_printed_with_its_kind_and_length(payload: bytes, told: str) -> None:

@@ -77,7 +77,9 @@ def test_nth_counts_only_messages_that_meet_other_conditions(nth: Numbers, expec
 def test_sender_selects_direction_and_unknown_node_is_refused() -> None:
     assert decisions(Drop(sender="ns1"), "d", side=0) == "d"
     assert decisions(Drop(sender="ns1"), "d", side=1) == "p"
-    with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: no node ns3 here; ns1 and ns2 are"):
+    with pytest.raises(
+        UsageError, match=r"rule 1 \(drop sender=ns3\): sender: this wire has no node ns3; it connects ns1 and ns2"
+    ):
         rules(Drop(sender="ns3"))
 
 
