@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-# On this kernel: without namespaces, and in them.
+# Lanes on this kernel: `core` without namespaces, `netns` with them.
 HERE: Final = ("core", "netns")
-# In a guest with a kernel of one's choice; `warp` with a clock that skips idle time.
+# Lanes in a guest with another kernel; in `warp` the guest's clock skips idle time.
 GUESTS: Final = ("vm", "warp")
-# What `--suite` takes: tests of two implementations, of one, and of the lab itself (those in a folder `lab`).
+# Values of `--suite`: tests of two implementations, of one, and of the lab itself (those in a folder `lab`).
 SUITES: Final = ("pairs", "alone", "lab")
-# Set in a guest: the lane that its results belong to.
+# Environment variable of a guest: the lane of its results.
 LANE: Final = "WG_INTEROP_LANE"
-# Set in a guest that has a shard of the tests only, as `0/2`: the first of two.
+# Environment variable of a guest that runs only a shard of the tests: `0/2` is the first of two.
 SHARD: Final = "WG_INTEROP_SHARD"
-# Where each finished result is written as a line of JSON, for `wg-interop run`: the descriptor of a pipe. In a guest it
-# is `stdout`, every report is written whole, and each line begins with a record separator (RFC 7464).
+# Environment variable: where to write each finished result as a line of JSON, for `wg-interop run`. Its value is the
+# descriptor of a pipe. In a guest it is `stdout`; then every report is written completely, and each line begins with a
+# record separator (RFC 7464).
 EVENTS: Final = "WG_INTEROP_EVENTS"

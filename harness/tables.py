@@ -1,6 +1,6 @@
 """Read TOML and JSON files, and check the type of each value.
 
-Every mistake is a UsageError of one line that names the file and the key.
+A mistake in a file raises UsageError, one line that names the file and the key.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _T = TypeVar("_T")
 
 
 def read_toml(path: Path, name: str) -> Table:
-    """Read a TOML file. name: what errors call the file, `manifest mine.toml`."""
+    """Read a TOML file. name: begins each error, `manifest mine.toml`."""
     return _read(path, name, tomllib.loads, "TOML")
 
 
 def read_json(path: Path, name: str) -> Table:
-    """Read a JSON file that holds an object. name: what errors call the file."""
+    """Read a JSON file that contains an object. name: begins each error."""
     return _read(path, name, json.loads, "JSON")
 
 
@@ -41,10 +41,11 @@ def _read(path: Path, name: str, parse: Callable[[str], object], language: str) 
 
 
 class Table:
-    """A table of a TOML or JSON file. Each getter takes the key out and checks the type of its value.
+    """A table of a TOML or JSON file. Each getter removes its key and checks the type of the value.
 
-    A getter returns the default if the key is absent or null; without a default it raises UsageError.
-    name: the beginning of each error. title: the table's own name with a dot, `program.`; empty for the top table.
+    A getter returns the default if the key is absent or null; without a default it raises UsageError, as for a value of
+    the wrong type. name: begins each error. title: the table's own name with a dot, `program.`; empty for the top
+    table.
     """
 
     def __init__(self, name: str, values: Mapping[str, object], title: str = "") -> None:
@@ -56,45 +57,45 @@ class Table:
         return self._values.get(key) is not None
 
     def rest(self) -> list[str]:
-        """The keys that no getter has taken yet, in the order of the file."""
+        """Return the keys that no getter has removed yet, in the order of the file."""
         return list(self._values)
 
     def take_rest(self) -> dict[str, object]:
-        """What no getter has taken yet, unchecked."""
+        """Remove and return all keys that are left, with unchecked values."""
         values, self._values = self._values, {}
         return values
 
     def refuse_rest(self) -> None:
-        """Raise UsageError if a key is left that no getter has taken."""
+        """Raise UsageError for the first key that is left: nobody reads it, so it is probably misspelt."""
         for key in self._values:
             raise self.wrong(f"unknown key {self.title}{key}")
 
     def wrong(self, what: str) -> UsageError:
-        """Make the error of a mistake in this file."""
+        """Return the error for a mistake in this file; the caller raises it."""
         return UsageError(f"{self.name}: {what}")
 
     def take(self, key: str) -> object:
-        """The value of a key, unchecked; None if it is absent."""
+        """Take a value of any type; None if the key is absent."""
         return self._values.pop(key, None)
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A string."""
+        """Take a string."""
         return self._checked(key, str, default)
 
     def number(self, key: str, default: int | None = None) -> int:
-        """An integer."""
+        """Take an integer."""
         return self._checked(key, int, default)
 
     def decimal(self, key: str, default: float | None = None) -> float:
-        """A number with or without a fraction."""
+        """Take a number with or without a fraction."""
         return self.number(key) if isinstance(self._values.get(key), int) else self._checked(key, float, default)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
+        """Take true or false."""
         return self._checked(key, bool, default)
 
     def words(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
-        """A list of strings."""
+        """Take a list of strings."""
         if default is not None and key not in self:
             return default
         values: list[object] = self._checked(key, list, None)
@@ -104,7 +105,7 @@ class Table:
         return words
 
     def strings(self, key: str, default: Mapping[str, str] | None = None) -> dict[str, str]:
-        """A table that holds only strings."""
+        """Take a table of strings."""
         if default is not None and key not in self:
             return dict(default)
         values: dict[str, object] = self._checked(key, dict, None)
@@ -116,11 +117,14 @@ class Table:
         return strings
 
     def table(self, key: str) -> Table:
-        """A table in this one; empty if it is absent."""
+        """Take a table inside this one; an empty one if the key is absent."""
         return Table(self.name, self._checked(key, dict, {}), f"{self.title}{key}.")
 
     def tables(self, key: str, each: str | None = None) -> list[Table]:
-        """The tables `[[key]]`; none if they are absent. Their errors say `each 1`, `each 2`, by default `key 1`."""
+        """Take the tables `[[key]]`; an empty list if the key is absent.
+
+        each: the word with which errors number them, `each 1`, `each 2`; by default the key.
+        """
         if isinstance(self._values.get(key), dict):
             raise self.wrong(f"{key}: each begins with a line [[{key}]]")
         values: list[object] = self._checked(key, list, [])

@@ -14,22 +14,28 @@ LAUNCHER: Final = Path(__file__).with_name("launcher.py")
 
 
 def inside() -> bool:
-    """Whether this process runs in a sandbox of its own; a value inherited from elsewhere does not count."""
+    """Return whether this process runs in a sandbox.
+
+    The variable names the PID namespace it is valid in, so one inherited from another sandbox does not count.
+    """
     return os.environ.get(INSIDE) == str(os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 - called for every node
 
 
 def require_sandbox() -> None:
-    """Raise Unavailable, with the reason, unless this process runs in a sandbox of its own."""
+    """Raise Unavailable, with reason and remedy, unless this process runs in a sandbox."""
     if not inside():
-        reason = refused() or "start pytest with this plugin, or wg-interop run, which make one"
+        reason = refused() or "start pytest with the plugin of wg-interop, or `wg-interop run`; both create one"
         raise Unavailable(f"no sandbox: {reason}")
 
 
 def refused() -> str | None:
-    """Why there is no sandbox, if one was tried in vain."""
+    """Return why the launcher could not create a sandbox; None in a sandbox, and if it did not try."""
     return None if inside() else os.environ.get(REFUSED)
 
 
 def launcher_command(*options: str) -> list[str]:
-    """The command line of the launcher up to the command that it is to run."""
+    """Return the launcher's command line up to and with the Python that it starts; the caller adds the arguments.
+
+    options: of launcher.py.
+    """
     return [sys.executable, "-ISE", str(LAUNCHER), *options, "--", sys.executable]

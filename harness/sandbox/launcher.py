@@ -2,11 +2,14 @@
 
     python -I -S launcher.py [--die-with PID] [--or-without|--without] -- COMMAND...
 
+--die-with PID: be killed when the parent PID ends. --or-without: run COMMAND without a sandbox if none can be created.
+--without: run COMMAND without a sandbox. Exit status: that of COMMAND; 125: no sandbox; 2: wrong usage.
+
 Processes, seen from outside: launcher (the pid the caller knows) > init (pid 1 of the sandbox) > COMMAND.
 
-It is a program of its own, with the standard library only, because unsharing a user namespace fails in a process
-with threads and because a new PID namespace holds only children. The kernel does the cleaning: init dies with
-the launcher (PR_SET_PDEATHSIG), and with init go all processes of the sandbox, its interfaces, mounts and sockets.
+The launcher is a program of its own and uses only the standard library, for two reasons: a process with threads cannot
+unshare its user namespace, and a new PID namespace contains only children. The kernel cleans up: when the launcher
+dies, init is killed (PR_SET_PDEATHSIG), and with init all processes of the sandbox, its interfaces, mounts and sockets.
 Sources: unshare(2), pid_namespaces(7), user_namespaces(7), mount_namespaces(7), prctl(2).
 """
 
@@ -38,7 +41,7 @@ PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
-# What a caller may send to the launcher and means for the command.
+# Signals that the launcher and init pass on to the command.
 FORWARDED: Final = {
     signal.SIGINT,
     signal.SIGTERM,
@@ -52,16 +55,16 @@ WATCHED: Final = FORWARDED | {signal.SIGCHLD}
 COULD_NOT_TEST: Final = 125
 USAGE: Final = 2
 
-# Set for the command: the inode of its PID namespace, so that a value inherited from elsewhere does not count.
+# Set for a command in a sandbox: the inode of its PID namespace, so that a value from another sandbox does not count.
 INSIDE: Final = "WG_INTEROP_SANDBOX"
-# Set instead, with --or-without, when there could be no sandbox: the reason and the remedy.
+# Set instead for a command that runs without one after --or-without: the reason and the remedy.
 REFUSED: Final = "WG_INTEROP_NO_SANDBOX"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Refused(Exception):
-    """The system does not let us make a sandbox; the message says what to do about it."""
+    """The system does not allow a sandbox; the message gives reason and remedy."""
 
 
 def _check(result: int, what: str) -> None:
@@ -71,10 +74,13 @@ def _check(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
+    """Call unshare(2) for the calling thread; flags: CLONE_NEW*. Raises OSError."""
     _check(_libc.unshare(flags), f"unshare(0x{flags:x})")
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    """Call mount(2). kind: filesystem type; flags: MS_*; data: options of the filesystem. Raises OSError."""
+
     def text(value: str | None) -> bytes | None:
         return None if value is None else os.fsencode(value)
 
@@ -83,13 +89,16 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
 
 
 def die_with_parent(parent_is_alive: bool) -> None:
-    """Be killed when our parent is; `parent_is_alive` is asked after, because it may have died just before."""
+    """Let the kernel kill this process when its parent ends (PR_SET_PDEATHSIG); exit if the parent is already gone.
+
+    parent_is_alive: must be looked up after the parent was chosen; the kernel sends no signal for an earlier death.
+    """
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL), "prctl(PR_SET_PDEATHSIG)")
     if not parent_is_alive:
         os._exit(COULD_NOT_TEST)
 
 
-# Switches that forbid what a sandbox needs: the file, the value that forbids, the name that sysctl(8) knows it by.
+# Sysctls that can forbid a sandbox: (file, the value that forbids it, the setting that allows it, for sysctl(8)).
 _KINDS: Final = ("user", "mnt", "pid", "net", "ipc", "uts")
 SWITCHES: Final = (
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
@@ -99,7 +108,7 @@ SWITCHES: Final = (
 
 
 def remedy() -> str:
-    """Find the switch that forbids namespaces, and say how to turn it."""
+    """Return what the user can do to allow namespaces: the sysctl that forbids them, or general advice."""
     for path, forbids, setting in SWITCHES:
         try:
             with open(path, encoding="ascii") as file:
@@ -111,14 +120,17 @@ def remedy() -> str:
 
 
 def enter_namespaces() -> None:
-    """Unshare all namespaces of the sandbox, with a user namespace of our own only where it takes one."""
+    """Unshare all namespaces of the sandbox, and a user namespace too if we lack the privilege without one.
+
+    Raises Refused.
+    """
     try:
         try:
             unshare(SANDBOX)
         except PermissionError:
             _enter_user_namespace()
     except OSError as error:
-        raise Refused(f"no namespaces here ({error.strerror}): {remedy()}") from error
+        raise Refused(f"cannot create namespaces ({error.strerror}): {remedy()}") from error
 
 
 def _enter_user_namespace() -> None:
@@ -135,24 +147,27 @@ def _write(path: str, text: str) -> None:
 
 
 def private_mounts() -> None:
-    """Give the sandbox its own /proc, /sys, /run/netns and /run/wireguard; all else stays as the user sees it."""
+    """Mount the sandbox's own /proc, /sys, /run/netns and /run/wireguard; all other files stay the user's.
+
+    Raises Refused if the container forbids a new /proc, OSError for anything else.
+    """
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     try:
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except OSError as error:
-        raise Refused(f"no fresh /proc here ({error}): in a container, start it with --privileged") from error
+        raise Refused(f"cannot mount a new /proc ({error}): start the container with --privileged") from error
     try:
         mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except OSError as error:
-        # The outer /sys stays; it shows the outer network devices, which nobody here asks for.
+        # Keep the outer /sys. It shows the network devices outside the sandbox; nothing in the sandbox reads those.
         if error.errno not in {errno.EPERM, errno.EBUSY}:
             raise
     _private_run()
 
 
 def _private_run() -> None:
-    """Cover /run, where an ordinary user could make no directory, and show its former entries again."""
-    kept = {
+    """Mount a tmpfs on /run, where a user could not create a directory, and bind the former directories into it."""
+    descriptors = {
         entry.name: os.open(entry.path, os.O_PATH | os.O_CLOEXEC)
         for entry in os.scandir("/run")
         if entry.name not in {"netns", "wireguard"} and entry.is_dir(follow_symlinks=False)
@@ -160,17 +175,18 @@ def _private_run() -> None:
     mount("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755")
     for name in ["netns", "wireguard"]:
         os.mkdir(f"/run/{name}", 0o755)
-    for name, descriptor in kept.items():
+    for name, descriptor in descriptors.items():
         os.mkdir(f"/run/{name}")
         try:
             mount(f"/proc/self/fd/{descriptor}", f"/run/{name}", None, MS_BIND | MS_REC)
         except OSError:
-            # An entry that may not be shown again, such as another user's: it was not ours to use.
+            # A directory that we may not bind, such as another user's; the command could not use it before either.
             os.rmdir(f"/run/{name}")
         os.close(descriptor)
 
 
 def loopback_up() -> None:
+    """Set the loopback interface of the new network namespace up; it starts down."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         request = struct.pack("16sh22x", b"lo", 0)
         flags = struct.unpack("16xh22x", fcntl.ioctl(control, SIOCGIFFLAGS, request))[0]
@@ -178,10 +194,10 @@ def loopback_up() -> None:
 
 
 def serve(child: int) -> int:
-    """Forward signals to the child and reap until it has ended; return its wait status.
+    """Forward signals to `child` and reap all children until it has ended; return its wait status (waitpid(2)).
 
-    What the terminal sends (si_code SI_KERNEL) reaches the whole foreground group by itself; forwarding it would turn
-    one Ctrl-C into two.
+    A signal from the terminal (si_code SI_KERNEL) is not forwarded: the kernel sends it to the whole foreground process
+    group, and forwarding would turn one Ctrl-C into two.
     """
     while True:
         info = signal.sigwaitinfo(WATCHED)
@@ -194,20 +210,24 @@ def serve(child: int) -> int:
 
 
 def _reap(child: int) -> int | None:
-    found = None
+    """Reap every child that has ended; return the wait status of `child` if it is one of them."""
+    child_status = None
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return found
+            return child_status
         if pid == 0:
-            return found
+            return child_status
         if pid == child:
-            found = status
+            child_status = status
 
 
 def middle(command: list[str], lifeline: int, answer: int) -> NoReturn:
-    """Enter the namespaces, leave init behind in them and go, so that the launcher itself stays where it was."""
+    """Enter the namespaces, fork init in them, and exit, so that the launcher itself stays outside.
+
+    lifeline, answer: for `init`.
+    """
     try:
         enter_namespaces()
     except Refused as error:
@@ -221,11 +241,12 @@ def middle(command: list[str], lifeline: int, answer: int) -> NoReturn:
 
 
 def init(command: list[str], lifeline: int, answer: int) -> NoReturn:
-    """Pid 1 of the sandbox: set the scene, start the command, report how it ended.
+    """Run as pid 1 of the sandbox: mount, start the command, report how it ended.
 
-    lifeline: a pipe whose other end only the launcher holds. answer: where errors and the status go.
+    lifeline: the reading end of a pipe that only the launcher can write to. answer: a pipe to the launcher, for lines
+    that begin with `init`, `refused`, `ready` or `ended`.
     """
-    # One byte comes when the launcher has become our parent; the end of the file, if it is no more.
+    # The launcher writes one byte when it has become our parent. The pipe ends without it if the launcher is gone.
     die_with_parent(parent_is_alive=os.read(lifeline, 1) != b"")
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(COULD_NOT_TEST)
@@ -241,13 +262,14 @@ def init(command: list[str], lifeline: int, answer: int) -> NoReturn:
     if child == 0:
         run(command)
     os.write(answer, b"ended %d\n" % serve(child))
-    # With pid 1 the kernel ends all that is left in the sandbox.
+    # When pid 1 exits, the kernel kills all other processes of its PID namespace (pid_namespaces(7)).
     os._exit(0)
 
 
 def run(command: list[str]) -> NoReturn:
+    """Execute the command in this process with default signal handling; exit with 127 if it cannot be executed."""
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    # Python ignores these two for itself; the command expects the defaults.
+    # Python ignores these two signals, and execve(2) keeps that; the command expects the defaults.
     for number in [signal.SIGPIPE, signal.SIGXFSZ]:
         signal.signal(number, signal.SIG_DFL)
     try:
@@ -258,7 +280,7 @@ def run(command: list[str]) -> NoReturn:
 
 
 def end_like(status: int) -> NoReturn:
-    """End as the command did, by signal too, so that a shell or a parent sees no difference."""
+    """End this process with the same wait status as the command: by exit status, or by the same signal."""
     if os.WIFEXITED(status):
         os._exit(os.WEXITSTATUS(status))
     number = os.WTERMSIG(status)
@@ -271,15 +293,15 @@ def end_like(status: int) -> NoReturn:
 
 
 def launch(command: list[str]) -> NoReturn:
-    """Run the command in a sandbox; raises Refused, with nothing changed, where there can be none."""
-    lifeline, held = os.pipe()
+    """Run the command in a sandbox, and end as it does; Refused, without side effects, if none can be created."""
+    lifeline, lifeline_writer = os.pipe()
     answers, answer = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-    # A subreaper inherits init from the process between, and with it the power to die for it.
+    # As a subreaper we become init's parent when the process between us ends; so init can be killed when we die.
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1), "prctl(PR_SET_CHILD_SUBREAPER)")
     between = os.fork()
     if between == 0:
-        os.close(held)
+        os.close(lifeline_writer)
         os.close(answers)
         middle(command, lifeline, answer)
     os.close(lifeline)
@@ -287,7 +309,7 @@ def launch(command: list[str]) -> NoReturn:
     with os.fdopen(answers) as lines:
         child = int(_expect("init", lines.readline()))
         os.waitpid(between, 0)
-        os.write(held, b"!")
+        os.write(lifeline_writer, b"!")
         _expect("ready", lines.readline())
         status = serve(child)
         _, _, reported = lines.readline().partition(" ")
@@ -295,8 +317,9 @@ def launch(command: list[str]) -> NoReturn:
 
 
 def _expect(word: str, line: str) -> str:
-    said, _, rest = line.strip().partition(" ")
-    if said != word:
+    """Return the rest of an answer that begins with `word`; Refused, after all children have ended, for any other."""
+    keyword, _, rest = line.strip().partition(" ")
+    if keyword != word:
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
@@ -306,6 +329,7 @@ def _expect(word: str, line: str) -> str:
 
 
 def main(arguments: list[str]) -> NoReturn:
+    """Read the options and run the command; see the module's docstring."""
     or_without, without, parent = False, False, None
     while arguments and arguments[0] != "--":
         option = arguments.pop(0)

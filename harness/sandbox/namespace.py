@@ -1,7 +1,7 @@
-"""Run calls in threads that live in other network and mount namespaces.
+"""Run calls in threads that are in other network and mount namespaces.
 
-Network and mount namespaces belong to a thread, not to a process (setns(2), unshare(2)): sockets made, files opened and
-programs started by a thread belong where that thread is, and may be used from anywhere afterwards.
+A thread, not a process, is in a network and a mount namespace (setns(2), unshare(2)). A socket, file or program that a
+thread opens or starts belongs to that thread's namespaces; any other thread may use it afterwards.
 """
 
 from __future__ import annotations
@@ -24,32 +24,40 @@ T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _MNT_DETACH = 2
-_CALL_DEADLINE = 20.0
+_CALL_DEADLINE = 20.0  # seconds
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """Move the calling thread into the namespace behind a descriptor; os.setns exists from Python 3.12 only."""
+    """Move the calling thread into another namespace (setns(2)); Python has os.setns only since 3.12.
+
+    descriptor: of a file of that namespace. kind: CLONE_NEW*. Raises OSError.
+    """
     if _libc.setns(descriptor, kind) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"setns: {os.strerror(number)}")
 
 
 def unmount(path: Path) -> None:
+    """Detach a mount at once, even if it is in use (MNT_DETACH of umount2(2)). Raises OSError."""
     if _libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"umount: {os.strerror(number)}", str(path))
 
 
 class NamespaceThread:
-    """One thread in namespaces of its own; `call` runs a function there and returns what it returns."""
+    """One thread that runs functions in namespaces of its own."""
 
     def __init__(self, name: str, enter: Callable[[], None]) -> None:
+        """Start the thread. name: for messages; enter: called first in the thread, to enter its namespaces."""
         self.name = name
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self.call(enter)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run the function in the thread; it should be short, because calls of one thread wait for each other."""
+        """Run a function in the thread and return its result, or raise its error.
+
+        Keep it short: calls of one thread wait for each other. Raises DeadlineExceeded after 20 seconds, scaled.
+        """
         future = self._pool.submit(function, *args, **kwargs)
         try:
             return future.result(scaled(_CALL_DEADLINE))
@@ -59,19 +67,22 @@ class NamespaceThread:
             ) from error
 
     def close(self) -> None:
-        """End the thread; namespaces that nothing else holds go with it."""
+        """End the thread; the kernel destroys its namespaces if nothing else uses them."""
         self._pool.shutdown(wait=True)
 
 
 def enter_new_network(handle: Path) -> None:
-    """Make a network namespace for the calling thread and bind it to a path, as `ip netns add` does."""
+    """Create a network namespace, move the calling thread into it and bind it to a path, as `ip netns add` does.
+
+    Raises OSError.
+    """
     unshare(CLONE_NEWNET)
     handle.touch(0o444, exist_ok=False)
     mount("/proc/thread-self/ns/net", str(handle), None, 0x1000)
 
 
 def enter_network(handle: Path) -> None:
-    """Move the calling thread into a network namespace that has a path."""
+    """Move the calling thread into the network namespace that is bound to a path. Raises OSError."""
     descriptor = os.open(handle, os.O_RDONLY | os.O_CLOEXEC)
     try:
         setns(descriptor, CLONE_NEWNET)
@@ -80,7 +91,7 @@ def enter_network(handle: Path) -> None:
 
 
 def enter_new_mounts(private: Path) -> None:
-    """Give the calling thread a mount namespace of its own with an empty `private` directory in it."""
+    """Move the calling thread into a new mount namespace in which the directory `private` is empty. Raises OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, 0x4000 | 0x40000)
     mount("tmpfs", str(private), "tmpfs", 0x2 | 0x4, "mode=0755")
