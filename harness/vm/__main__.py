@@ -18,62 +18,108 @@ from harness.vm.boot import DEFAULT_DEADLINE, Ending, boot, explain, find, kvm_w
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `action` of the result is the function of the subcommand. Wrong usage exits with 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.vm", description="Run a command under a kernel of your choice."
+        prog="python -m harness.vm",
+        description="Run a command in a QEMU guest under a kernel of your choice.",
+        epilog="Exit status of `run`: that of COMMAND; 1 if the guest or its kernel failed; 2 for wrong usage; "
+        "125 if something must be installed first.",
     )
     commands = parser.add_subparsers(required=True)
     prepare_options = commands.add_parser(
-        "prepare", help="fetch and build what `run` needs, so that it needs no network"
+        "prepare", help="download the kernel and build the guest's files, so that `run` needs no network"
     )
-    run_options = commands.add_parser("run", help="boot, run one command, exit with its status")
+    run_options = commands.add_parser("run", help="boot the kernel, run one command, exit with its status")
     for options, action in ((prepare_options, prepare_command), (run_options, run_command)):
         options.set_defaults(action=action)
         options.add_argument(
             "--kernel",
             default=kernels.CATALOGUE.default,
-            help="name, version, bzImage or build tree (default: %(default)s)",
+            help="a name of kernels.toml, a version that apt knows, a bzImage or a kernel build tree "
+            "(default: %(default)s)",
         )
     add_run_options(run_options)
     return parser.parse_args(arguments)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that only `run` has."""
     add = parser.add_argument
-    add("--warp", action="store_true", help="one CPU, and a clock that skips idle time")
-    add("--cpus", type=int, default=2, help="default: %(default)s")
-    add("--memory", default="2G", help="as QEMU takes it (default: %(default)s)")
-    add("--deadline", type=float, default=DEFAULT_DEADLINE, metavar="SECONDS", help="default: %(default)s")
-    add("--accelerator", choices=["auto", "kvm", "tcg"], default="auto", help="auto: KVM if a guest came up under it")
-    add("--debug", action="store_true", help="dynamic debug of the WireGuard module, into kernel.log")
-    add("--file", type=file_argument, action="append", default=[], metavar="PATH[:PATH IN GUEST]", help="take it along")
-    add("--collect", action="append", default=[], metavar="PATH", help="a folder of the guest to bring back")
-    add("--env", type=environment_argument, action="append", default=[], metavar="NAME=VALUE", help="set in the guest")
-    add("--results", type=Path, metavar="DIR", help="copy there what is brought back, and kernel.log")
-    add("--durations", action="store_true", help="print where the time went")
-    add("command", nargs="+", metavar="COMMAND", help="after --")
+    add("--warp", action="store_true", help="use one CPU and a clock that skips idle time")
+    add("--cpus", type=int, default=2, help="number of CPUs (default: %(default)s)")
+    add("--memory", default="2G", help="RAM, as QEMU's option -m (default: %(default)s)")
+    add(
+        "--deadline",
+        type=float,
+        default=DEFAULT_DEADLINE,
+        metavar="SECONDS",
+        help="stop the guest after this time (default: %(default)s)",
+    )
+    add(
+        "--accelerator",
+        choices=["auto", "kvm", "tcg"],
+        default="auto",
+        help="tcg emulates; auto: kvm if a test guest boots under it, else tcg (default: %(default)s)",
+    )
+    add("--debug", action="store_true", help="turn on dynamic debug of the WireGuard module; read it in kernel.log")
+    add(
+        "--file",
+        type=file_argument,
+        action="append",
+        default=[],
+        metavar="PATH[:GUESTPATH]",
+        help="copy a file or folder into the guest; may be repeated",
+    )
+    add(
+        "--collect",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="copy this folder of the guest into --results; may be repeated",
+    )
+    add(
+        "--env",
+        type=environment_argument,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set an environment variable for COMMAND; may be repeated",
+    )
+    add(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="folder here for kernel.log, the files in the guest's $LAB_RESULTS, and those of --collect",
+    )
+    add("--durations", action="store_true", help="print how long each step took")
+    add("command", nargs="+", metavar="COMMAND", help="command to run in the guest; write it after --")
 
 
 def file_argument(text: str) -> tuple[Path, str]:
-    here, _, there = text.partition(":")
-    path = Path(here).absolute()
+    """Parse PATH[:GUESTPATH] into (absolute path here, path in the guest); by default both are the same."""
+    host, _, guest = text.partition(":")
+    path = Path(host).absolute()
     if not path.exists():
-        raise argparse.ArgumentTypeError(f"{here}: no such file or folder")
-    return path, there or str(path)
+        raise argparse.ArgumentTypeError(f"{host}: no such file or folder")
+    return path, guest or str(path)
 
 
 def environment_argument(text: str) -> tuple[str, str]:
+    """Parse NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text}: not NAME=VALUE")
+        raise argparse.ArgumentTypeError(f"{text}: expected NAME=VALUE")
     return name, value
 
 
 def show(data: bytes) -> None:
+    """Print a part of the command's output at once."""
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand and return the exit status; 130 after Ctrl-C."""
     options = parse_arguments(arguments)
     try:
         status: int = options.action(options)
@@ -89,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_command(options: argparse.Namespace) -> int:
+    """Run `prepare`: fetch and build all that a boot needs, and try KVM."""
     kernel = find(options.kernel)
     hardware = qemu.Hardware(cpus=2, memory="1G")
     print(f"vm: {kernel.release} is ready to boot under {'KVM' if kvm_works(kernel, hardware) else 'TCG'}")
@@ -96,6 +143,7 @@ def prepare_command(options: argparse.Namespace) -> int:
 
 
 def run_command(options: argparse.Namespace) -> int:
+    """Run `run`, and return the exit status for the shell."""
     result = boot(
         options.kernel,
         options.command,

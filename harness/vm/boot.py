@@ -2,8 +2,9 @@
 
     python ci/vm.py run [--kernel 6.12] [--warp] -- python -m pytest selftests/ --lane netns
 
-`boot` is the same for programs. A guest is green only if its verdict came over a port of its own and carried the nonce
-of this run, before the deadline, and if the kernel's log holds no complaint. Nothing is installed, no privilege used.
+`boot` does the same from Python. A run has EXITED only if the guest sent its verdict in time, over a port that nothing
+else uses and with the nonce of this run, and if the kernel log contains no complaint. Nothing is installed on the host,
+and no privilege is needed.
 """
 
 from __future__ import annotations
@@ -39,59 +40,64 @@ if TYPE_CHECKING:
 NOISE_TABLE: Final = image.HERE / "kernels.toml"
 RESULTS_IN_GUEST: Final = "/lab/results"
 DEFAULT_DEADLINE: Final = 300.0
+# Seconds: how long the canary sleeps in lane warp, and by how much that may be too long.
 CANARY_SECONDS: Final = 10.0
 MAX_DRIFT: Final = 1.0
-# Of the message that all is ready a few come late: up to 12 were seen on a busy machine, and the clock was right.
+# Virtio interrupts of the `ready` record may fall into the measurement: up to 12 seen on a loaded host, without drift.
 MAX_INTERRUPTS: Final = 32
-KVM_PROBE_DEADLINE: Final = 10.0
+KVM_PROBE_DEADLINE: Final = 10.0  # seconds
 KEPT_RUNS: Final = 30
-SHOWN_LINES: Final = 15
+SHOWN_LINES: Final = 15  # of the console, after a failed run
 
 
+# Held while a root is put together: guests may start at the same time in several threads.
 _ROOTS: Final = threading.Lock()
 
 
 class Ending(Enum):
-    """How a run ended; only after EXITED does the command's own exit status count."""
+    """How a run ended. The exit status of the command counts only after EXITED."""
 
-    EXITED = "the command ended, and the kernel had nothing to complain of"
-    OVERDUE = "the command overstayed its deadline"
-    COMPLAINED = "the kernel complained"
+    EXITED = "the command ended, and the kernel log contains no complaint"
+    OVERDUE = "the command exceeded its deadline"
+    COMPLAINED = "the kernel log contains complaints"
     PANICKED = "the kernel panicked"
-    DRIFTED = "the guest's clock ran off"
+    DRIFTED = "the guest's clock drifted"
     HUNG = "the guest hung"
     LOST = "the guest ended without a verdict"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmResult:
-    """All that a run left."""
+    """Result of a run."""
 
     ending: Ending
     status: int | None
-    """The command's own, negative for a signal; None if nobody knows it."""
+    """Exit status of the command, negative for a signal; None if it did not end in time or its guest sent none."""
     message: str
-    """One line that names the reason; empty after EXITED."""
+    """One line with the reason; empty after EXITED."""
     kernel: str
-    """Its release."""
+    """Release, as `uname -r` prints it."""
     accelerator: str
     directory: Path
-    """Holds console.log, output.log and qemu.log."""
+    """The folder with console.log, output.log and qemu.log."""
     durations: Mapping[str, float]
-    """Seconds by step: `wall ...` on our clock, `guest ...` on the guest's, `cpu ...` computed: the same under load."""
+    """Seconds per step: `wall ...` on our clock, `guest ...` on the guest's; `cpu ...`: CPU time, which load does not
+    change."""
     complaints: tuple[str, ...] = ()
+    """Lines of the kernel log that report a fault."""
 
     @property
     def console(self) -> Path:
+        """The log of the guest's serial console."""
         return self.directory / "console.log"
 
     @property
     def results(self) -> Path:
-        """What the command left in /lab/results, and kernel.log."""
+        """The folder with the files that the command left in /lab/results, and kernel.log."""
         return self.directory / "results"
 
     def exit_status(self) -> int:
-        """For a shell: the command's where it counts, else 1."""
+        """Return the status for a shell: that of the command after EXITED (128 + N for signal N), else 1."""
         if self.ending is not Ending.EXITED or self.status is None:
             return 1
         return self.status if self.status >= 0 else 128 - self.status
@@ -99,7 +105,7 @@ class VmResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRun:
-    """What is to run in a guest."""
+    """What to run in a guest; the fields are the arguments of `boot`. nonce: proves that a verdict is of this run."""
 
     command: tuple[str, ...]
     deadline: float
@@ -112,7 +118,11 @@ class GuestRun:
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def job(self, hardware: Hardware) -> Job:
-        """As the guest gets it: its own deadline comes a little sooner, so that it can tell what it was waiting for."""
+        """Return the job for the guest's init.
+
+        Its deadline is up to 10 s shorter than ours, so that the guest can still log where the command hangs. In warp
+        it has none: the guest's clock runs too fast.
+        """
         return {
             "command": list(self.command),
             "folder": str(self.folder),
@@ -148,22 +158,24 @@ def boot(
 ) -> VmResult:
     """Run `command` under `kernel` (kernels.find: a name, a version, a path) and wait for its end.
 
-    warp: one CPU, and a clock that skips idle time; what the command prints comes when it has ended.
-    deadline: seconds from the start of QEMU; the guest ends the command a little earlier, with stacks in its log.
-    debug: the WireGuard module logs what it does (dynamic debug); read it in results/kernel.log.
-    files: (path here, path in the guest), folders with all that is in them; the project is there anyway.
-    collect: folders of the guest to bring back, as results/NAME, beside what the command leaves in $LAB_RESULTS.
-    folder: where the command starts.
+    warp: use one CPU and a clock that skips idle time; the command's output comes only when it has ended.
+    deadline: seconds from the start of QEMU; the guest stops the command a little earlier, with stacks in its log.
+    debug: turn on dynamic debug of the WireGuard module; read it in results/kernel.log.
+    files: (path here, path in the guest) of files and folders to copy; the project is always in the guest.
+    collect: folders of the guest to bring back, as results/NAME; the files in $LAB_RESULTS always come back.
+    environment: variables for the command, besides those of `guest_environment`.
+    folder: the command's working directory.
     accelerator: `auto`, `kvm` or `tcg`.
-    show: takes what the command prints, as it comes; output.log has it too.
-    modules: of the kernel, to be loaded beside those of kernels.toml.
-    stop: a descriptor; when it becomes readable, the guest is ended and Stopped raised.
+    directory: an empty folder for logs and results; None: a new one in the cache.
+    show: called with each part of the command's output as it comes; output.log has it too.
+    modules: of the kernel, to load besides those of kernels.toml.
+    stop: a descriptor; when it becomes readable, the guest is killed and Stopped raised.
 
-    UsageError: there is no such kernel. Unavailable: something must be installed first.
+    Raises UsageError if there is no such kernel, Unavailable if something must be installed first.
     """
     begun = time.monotonic()
-    chosen = find(kernel)
-    wanted = GuestRun(
+    guest_kernel = find(kernel)
+    guest_run = GuestRun(
         command=tuple(command),
         folder=folder,
         environment=environment or {},
@@ -174,29 +186,35 @@ def boot(
         modules=tuple(modules),
     )
     hardware = qemu.Hardware(cpus=cpus, memory=memory, warp=warp)
-    if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(chosen, hardware))):
+    if not warp and (accelerator == "kvm" or (accelerator == "auto" and kvm_works(guest_kernel, hardware))):
         hardware = replace(hardware, kvm=True)
-    return run(wanted, chosen, hardware, begun=begun, directory=directory or new_directory(), show=show, stop=stop)
+    logs = directory or new_directory()
+    return run(guest_run, guest_kernel, hardware, begun=begun, directory=logs, show=show, stop=stop)
 
 
 def find(kernel: str) -> Kernel:
-    """The kernel and all else that a boot needs, fetched and built if it is not there: what takes a network."""
+    """Find a kernel, and fetch and build all that a boot needs: the part that may need a network.
+
+    kernel: see kernels.find. Raises UsageError if there is no such kernel, Unavailable if a program is missing.
+    """
     qemu.find_qemu()
     cache = cache_root()
-    chosen = kernels.find(kernel, cache)
+    guest_kernel = kernels.find(kernel, cache)
     image.base(cache / "vm")
-    modules.archive(chosen, cache / "vm")
-    return chosen
+    modules.archive(guest_kernel, cache / "vm")
+    return guest_kernel
 
 
 def require_in_guest(folder: Path) -> None:
-    """Raise UsageError if a guest would not have this folder, because it lies outside the checkout."""
+    """Raise UsageError for a folder outside the checkout, which a guest does not have."""
     if not folder.is_relative_to(image.PROJECT):
-        raise UsageError(f"lanes vm and warp need a checkout of wg-interop, which {folder} is not; go to one")
+        raise UsageError(
+            f"lanes vm and warp run in a checkout of wg-interop, and {folder} is outside {image.PROJECT}; go there"
+        )
 
 
 def run(
-    wanted: GuestRun,
+    guest_run: GuestRun,
     kernel: Kernel,
     hardware: Hardware,
     *,
@@ -205,30 +223,33 @@ def run(
     show: Callable[[bytes], object],
     stop: int | None = None,
 ) -> VmResult:
-    """Boot, watch, judge. begun: when the caller was asked, by the monotonic clock."""
+    """Boot a guest, wait for its end, and decide how it ended.
+
+    begun: start of the whole call, by the monotonic clock. directory, show, stop: see `boot`. Raises Stopped.
+    """
     console = directory / "console.log"
     with (
-        root(wanted.job(hardware), wanted.files, kernel, wanted.modules) as initrd,
+        root(guest_run.job(hardware), guest_run.files, kernel, guest_run.modules) as initrd,
         (directory / "output.log").open("wb") as output,
     ):
 
-        def both(data: bytes) -> None:
+        def log_and_show(data: bytes) -> None:
             output.write(data)
             show(data)
 
         image_done, cpu = time.monotonic(), cpu_of_children()
-        append = kernel_arguments(debug=wanted.debug)
+        append = kernel_arguments(debug=guest_run.debug)
         with qemu.start(
-            hardware, image=kernel.image, append=append, initrd=initrd, console=console, nonce=wanted.nonce
+            hardware, image=kernel.image, append=append, initrd=initrd, console=console, nonce=guest_run.nonce
         ) as machine:
-            in_time = machine.watch(machine.started + wanted.deadline, both, stop)
+            in_time = machine.watch(machine.started + guest_run.deadline, log_and_show, stop)
     received = machine.received
     received.save(directory / "results")
     log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
-    found = tuple(kernel_log.complaints(log, kernel_log.load_noise(NOISE_TABLE)))
-    ending, message = ending_of(received, found, in_time=in_time, warp=hardware.warp)
+    complaints = tuple(kernel_log.complaints(log, kernel_log.load_noise(NOISE_TABLE)))
+    ending, message = ending_of(received, complaints, in_time=in_time, warp=hardware.warp)
     if ending in {Ending.HUNG, Ending.OVERDUE}:
-        message += f" (deadline: {wanted.deadline:g} s)"
+        message += f" (deadline: {guest_run.deadline:g} s)"
     if ending is Ending.LOST and received.ready is None:
         message += "".join(f"; {line}" for line in kernel_log.excerpt(read_log(directory / "qemu.log"), (), 1))
     return VmResult(
@@ -239,23 +260,26 @@ def run(
         accelerator=hardware.name(),
         directory=directory,
         durations=durations(received, log, begun=begun, started=image_done, cpu=cpu, warp=hardware.warp),
-        complaints=found,
+        complaints=complaints,
     )
 
 
-def ending_of(received: Received, found: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Ending, str]:
-    """What a run comes to, and the line that says why; the worst reason wins."""
-    panic = next((line for line in found if kernel_log.PANIC in line), None)
+def ending_of(received: Received, complaints: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Ending, str]:
+    """Decide how a run ended, and say why in one line, empty for EXITED; the worst reason wins.
+
+    in_time: the guest sent all or ended before the deadline.
+    """
+    panic = next((line for line in complaints if kernel_log.PANIC in line), None)
     if panic:
         return Ending.PANICKED, f"{Ending.PANICKED.value}: {panic}"
     if received.verdict is None or not received.complete():
         ending = Ending.LOST if in_time else Ending.HUNG
         stage = "before it ran the command" if received.ready is None else "after it had started the command"
-        return ending, "; ".join((f"{ending.value}, {stage}", *found[:1]))
+        return ending, "; ".join((f"{ending.value}, {stage}", *complaints[:1]))
     if received.verdict["status"] is None:
         return Ending.OVERDUE, Ending.OVERDUE.value
-    if found:
-        return Ending.COMPLAINED, f"{Ending.COMPLAINED.value} {len(found)} times, first: {found[0]}"
+    if complaints:
+        return Ending.COMPLAINED, f"{Ending.COMPLAINED.value} ({len(complaints)}), first: {complaints[0]}"
     drift, interrupts = max(received.verdict["drifts"], key=abs), received.verdict["interrupts"]
     if warp and (abs(drift) > MAX_DRIFT or interrupts > MAX_INTERRUPTS):
         return Ending.DRIFTED, f"{Ending.DRIFTED.value}: by {drift:+.3f} s, {interrupts} interrupts from the host"
@@ -265,7 +289,10 @@ def ending_of(received: Received, found: Sequence[str], *, in_time: bool, warp: 
 def durations(
     received: Received, log: str, *, begun: float, started: float, cpu: float, warp: bool
 ) -> dict[str, float]:
-    """Where the time went, as far as the run came."""
+    """Return the seconds per step (VmResult.durations) of the steps that the run reached.
+
+    begun: see `run`. started: when QEMU started. cpu: `cpu_of_children` at that time.
+    """
     steps = {"wall image": started - begun}
     if received.ready:
         steps["wall boot"] = received.ready_at - started
@@ -286,19 +313,23 @@ def durations(
 
 
 def cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    """Return the CPU seconds of all children of this process that have ended so far."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @contextmanager
 def root(
     job: Job, files: Sequence[tuple[Path, str]], kernel: Kernel, more_modules: Sequence[str] = ()
 ) -> Iterator[int]:
-    """The guest's root as one archive in memory, so that no killed runner leaves it behind: a file descriptor."""
+    """Build the guest's root, an initramfs, in memory; the context is its file descriptor.
+
+    A memfd, not a file: nothing is left behind if the runner is killed. more_modules: see `boot`.
+    """
     cache = cache_root()
     memory = os.memfd_create("guest-root")
     try:
-        # Guests may start side by side; what the first has compiled for its root, the next finds.
+        # Guests may start at the same time. The first one compiles, the next ones find the compiled files.
         with _ROOTS, os.fdopen(os.dup(memory), "wb") as out:
             parts = [image.base(cache / "vm"), modules.archive(kernel, cache / "vm", more_modules)]
             for part in parts:
@@ -316,9 +347,13 @@ def root(
 
 
 def kernel_arguments(*, debug: bool) -> str:
+    """Return the kernel's command line: log, checks and speed; then Python as init, with init.py's compiled form.
+
+    debug: the WireGuard module logs what it does. Source: Documentation/admin-guide/kernel-parameters.txt.
+    """
     arguments = [
         "console=ttyS0",
-        # Warnings and worse, for each line costs; the whole log comes with the results.
+        # Only warnings and worse, because each line takes time on the serial port; kernel.log has all.
         "loglevel=5",
         "printk.devkmsg=on",
         f"log_buf_len={'16M' if debug else '2M'}",
@@ -328,17 +363,17 @@ def kernel_arguments(*, debug: bool) -> str:
         "softlockup_panic=1",
         "sysctl.kernel.hung_task_panic=1",
         "sysctl.kernel.hung_task_timeout_secs=60",
-        # A busy machine may not run a virtual CPU for many seconds: no fault of the kernel's.
+        # A loaded host may not run a virtual CPU for many seconds; that is not a fault of the guest's kernel.
         "watchdog_thresh=60",
         "rcupdate.rcu_cpu_stall_timeout=120",
-        # Return trampolines and self-tests of ciphers cost a second under emulation and tell nothing here.
+        # Return trampolines and self-tests of ciphers take a second under emulation, and no test needs them.
         "mitigations=off",
         "cryptomgr.notests",
         "random.trust_cpu=on",
         "nokaslr",
-        # Making and deleting interfaces and namespaces waits for RCU: a third less under emulation.
+        # Creating and deleting interfaces and namespaces waits for RCU; expedited it takes a third less time under TCG.
         "rcupdate.rcu_expedited=1",
-        # Without its usual limit on the rate, or lines would be missing.
+        # message_cost=0: the driver's lines are not rate-limited (net_ratelimit), so none is missing.
         *(["wireguard.dyndbg=+p", "sysctl.net.core.message_cost=0"] if debug else []),
         f"rdinit={os.path.realpath(sys.executable)}",
         "--",
@@ -349,9 +384,10 @@ def kernel_arguments(*, debug: bool) -> str:
 
 
 def guest_environment() -> dict[str, str]:
+    """Return the environment variables that every command in a guest has."""
     return {
         "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        # The cache lies below it, and with it the programs under test.
+        # The cache with the programs under test is below HOME or XDG_CACHE_HOME, in the guest as here.
         "HOME": str(Path.home()),
         **{name: value for name in ("XDG_CACHE_HOME",) if (value := os.environ.get(name))},
         "LANG": "C.UTF-8",
@@ -360,24 +396,27 @@ def guest_environment() -> dict[str, str]:
 
 
 def kvm_works(kernel: Kernel, hardware: Hardware) -> bool:
-    """Whether a guest came up under KVM on this boot of this machine; /dev/kvm alone proves nothing in a VM."""
+    """Return whether a guest boots under KVM: boot one, and remember the result until this machine reboots.
+
+    In a virtual machine KVM may not work although /dev/kvm can be opened.
+    """
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     program = Path(qemu.find_qemu()).stat()
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
     key = hashlib.sha256(f"{kernel.identity()} {program.st_size} {program.st_mtime_ns} {boot_id}".encode()).hexdigest()
-    note = cache_root() / "vm" / "kvm" / key[:24]
-    if not note.exists():
+    probe_result = cache_root() / "vm" / "kvm" / key[:24]
+    if not probe_result.exists():
         kvm = replace(hardware, kvm=True)
-        wanted = GuestRun(command=("true",), deadline=KVM_PROBE_DEADLINE)
-        result = run(wanted, kernel, kvm, begun=time.monotonic(), directory=new_directory(), show=lambda _: None)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{result.ending.name} {result.message}\n")
-    return note.read_text().startswith(Ending.EXITED.name)
+        probe = GuestRun(command=("true",), deadline=KVM_PROBE_DEADLINE)
+        result = run(probe, kernel, kvm, begun=time.monotonic(), directory=new_directory(), show=lambda _: None)
+        probe_result.parent.mkdir(parents=True, exist_ok=True)
+        probe_result.write_text(f"{result.ending.name} {result.message}\n")
+    return probe_result.read_text().startswith(Ending.EXITED.name)
 
 
 def new_directory() -> Path:
-    """A fresh directory for a run's logs; of the older ones the last few are kept."""
+    """Create an empty directory in the cache for a run's logs, and delete all but the newest KEPT_RUNS."""
     runs = cache_root() / "vm" / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for old in sorted(runs.iterdir())[: -KEPT_RUNS + 1]:
@@ -388,11 +427,12 @@ def new_directory() -> Path:
 
 
 def read_log(path: Path) -> str:
+    """Return a log's text; empty if there is no such file."""
     return path.read_text(errors="replace") if path.exists() else ""
 
 
 def explain(result: VmResult) -> str:
-    """For a person: why the run is red, and where to look."""
+    """Return lines for the user: why the run failed, the path of the console log, and its part that matters."""
     lines = [f"vm: {result.message}", f"vm: console log: {result.console}"]
     lines += [f"vm: complaint: {line}" for line in result.complaints]
     lines += [f"  | {line}" for line in kernel_log.excerpt(read_log(result.console), result.complaints, SHOWN_LINES)]

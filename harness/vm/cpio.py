@@ -1,7 +1,7 @@
 """Write cpio archives (format newc), which the guest's kernel unpacks into its RAM.
 
-The format is the kernel's own (Documentation/driver-api/early-userspace/buffer-format.rst).
-An initramfs may be several archives one after another, which is how the parts of the guest's root are put together.
+Source of the format: Documentation/driver-api/early-userspace/buffer-format.rst.
+An initramfs may consist of several archives one after another; so the parts of the guest's root are concatenated.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ ALIGNMENT = 4
 
 
 class Archive:
-    """Writes one archive; directories on the way to a member come by themselves.
+    """Writes one archive; a context manager that writes the trailer at its end.
 
-    Everything belongs to root. Times of files are kept, since compiled Python is valid for one mtime of its source.
+    Parent directories of a member are added as needed. Everything belongs to root. Copied files keep their mtime,
+    because compiled Python is valid for one mtime of its source.
     """
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._made: set[PurePosixPath] = {PurePosixPath("/")}
+        self._directories: set[PurePosixPath] = {PurePosixPath("/")}
 
     def __enter__(self) -> Self:
         return self
@@ -36,30 +37,33 @@ class Archive:
         self._header(TRAILER, mode=0)
 
     def directory(self, path: str, permissions: int = 0o755) -> None:
-        where = PurePosixPath("/", path)
-        if where in self._made:
+        """Add a directory, unless the archive has it already."""
+        absolute = PurePosixPath("/", path)
+        if absolute in self._directories:
             return
-        self._parents(where)
-        self._made.add(where)
-        self._header(str(where), mode=stat.S_IFDIR | permissions)
+        self._parents(absolute)
+        self._directories.add(absolute)
+        self._header(str(absolute), mode=stat.S_IFDIR | permissions)
 
     def file(self, path: str, content: bytes, permissions: int = 0o644, mtime: int = 0) -> None:
+        """Add a file with this content; mtime: seconds since 1970."""
         self._parents(PurePosixPath("/", path))
         self._header(path, mode=stat.S_IFREG | permissions, size=len(content), mtime=mtime)
         self._out.write(content)
         self._pad(len(content))
 
     def copy(self, path: str, source: Path) -> None:
-        """Add the host's file `source`, with its permissions and time, as `path`."""
+        """Add the host's file `source` as `path`, with its permissions and mtime."""
         self._parents(PurePosixPath("/", path))
         with source.open("rb") as content:
-            found = source.stat()
-            mode = stat.S_IFREG | stat.S_IMODE(found.st_mode)
-            self._header(path, mode=mode, size=found.st_size, mtime=int(found.st_mtime))
+            status = source.stat()
+            mode = stat.S_IFREG | stat.S_IMODE(status.st_mode)
+            self._header(path, mode=mode, size=status.st_size, mtime=int(status.st_mtime))
             shutil.copyfileobj(content, self._out)
-        self._pad(found.st_size)
+        self._pad(status.st_size)
 
     def symlink(self, path: str, target: str) -> None:
+        """Add a symbolic link; target: its content, which need not exist."""
         self._parents(PurePosixPath("/", path))
         content = target.encode()
         self._header(path, mode=stat.S_IFLNK | 0o777, size=len(content))
@@ -67,16 +71,17 @@ class Archive:
         self._pad(len(content))
 
     def character_device(self, path: str, major: int, minor: int, permissions: int = 0o600) -> None:
+        """Add a character device, as mknod(1) would create it; writing it here needs no privilege."""
         self._parents(PurePosixPath("/", path))
         self._header(path, mode=stat.S_IFCHR | permissions, device=(major, minor))
 
     def _parents(self, path: PurePosixPath) -> None:
-        if path.parent not in self._made:
+        if path.parent not in self._directories:
             self.directory(str(path.parent))
 
     def _header(self, path: str, *, mode: int, size: int = 0, mtime: int = 0, device: tuple[int, int] = (0, 0)) -> None:
         name = path.lstrip("/").encode() + b"\0"
-        # inode, mode, uid, gid, links, mtime, file size, device of the file, device it stands for, name size, checksum
+        # ino, mode, uid, gid, nlink, mtime, filesize, maj, min, rmaj, rmin, namesize, chksum
         fields = (0, mode, 0, 0, 1, mtime & 0xFFFFFFFF, size, 0, 0, *device, len(name), 0)
         head = MAGIC + b"".join(b"%08X" % field for field in fields) + name
         self._out.write(head)

@@ -1,8 +1,8 @@
 """Build the guest's root: this Python, the project, packages and tools, at equal paths.
 
-Equal paths inside and outside need no rewriting: scripts, `.pth` files, compiled Python, arguments and reports hold as
-they are. Three archives (cpio.py) make up the root: the base (built once, kept in the cache), the kernel's modules
-(modules.py), and the project with what one run needs.
+All paths in the guest are those of the host, so scripts, `.pth` files, compiled Python, arguments and reports are valid
+in both. The root consists of three archives (cpio.py): the base (built once, kept in the cache), the kernel's modules
+(modules.py), and the project with the files of one run.
 """
 
 from __future__ import annotations
@@ -39,23 +39,24 @@ KEPT_IMAGES: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootContents:
-    """What image.toml says the root holds; its comments tell why."""
+    """The content of image.toml; its comments give the reasons."""
 
     needed_tools: Mapping[str, str]
-    """Programs that must be there, each with the Debian package that brings it."""
+    """Required programs -> the Debian package that contains each."""
     wanted_tools: tuple[str, ...]
+    """Programs that are copied if the host has them."""
     files: tuple[str, ...]
     libraries: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Names of files and folders of Python's library."""
+    """Names of files and folders of Python's standard library that are not copied."""
     code_only: tuple[str, ...]
-    """Names of distributions."""
+    """Names of distributions of which only Python files are copied."""
     etc: Mapping[str, str]
-    """Contents of files below /etc, by name."""
+    """File names below /etc -> content."""
 
 
 def read_contents(path: Path) -> RootContents:
-    """Read image.toml; a mistake in it is a UsageError."""
+    """Read image.toml; UsageError for a mistake in it."""
     top = read_toml(path, path.name)
     tools, python = top.table("tools"), top.table("python")
     return RootContents(
@@ -73,30 +74,34 @@ CONTENTS: Final = read_contents(HERE / "image.toml")
 
 
 class Tree:
-    """Host files that keep their path in the guest, with the symlinks by which they are reached."""
+    """Host files to copy to the same path in the guest, and the symlinks on the way to them.
+
+    members: path in the guest -> file on the host, or target of a symlink.
+    """
 
     def __init__(self) -> None:
         self.members: dict[Path, Path | str] = {}
 
     def add(self, path: Path) -> None:
-        here = Path("/")
+        """Add an absolute path: every symlink on the way, and the file it leads to."""
+        prefix = Path("/")
         for number, part in enumerate(path.parts[1:], start=1):
-            here /= part
-            if here.is_symlink():
-                target = str(here.readlink())
-                self.members[here] = target
-                self.add(Path(os.path.normpath(here.parent.joinpath(target, *path.parts[number + 1 :]))))
+            prefix /= part
+            if prefix.is_symlink():
+                target = str(prefix.readlink())
+                self.members[prefix] = target
+                self.add(Path(os.path.normpath(prefix.parent.joinpath(target, *path.parts[number + 1 :]))))
                 return
         self.members[path] = path
 
     def add_python(self, path: Path, prefix: Path) -> None:
-        """Add a source file, and beside it its compiled forms (bytecode.py)."""
+        """Add a source file and its valid compiled files (bytecode.py); prefix: see bytecode.forms."""
         self.add(path)
         for compiled in bytecode.forms(path, prefix):
             self.members[path.parent.resolve() / "__pycache__" / compiled.name] = compiled
 
     def add_libraries(self) -> None:
-        """Add the shared libraries that the programs and extension modules so far need."""
+        """Add the shared libraries of all programs and extension modules added so far (ldd(1))."""
         programs = [str(file) for file in self.members.values() if isinstance(file, Path) and is_elf(file)]
         if not programs:
             return
@@ -105,6 +110,7 @@ class Tree:
             self.add(Path(library))
 
     def write(self, archive: Archive) -> None:
+        """Write all members into an archive."""
         for path, content in self.members.items():
             if isinstance(content, str):
                 archive.symlink(str(path), content)
@@ -113,12 +119,16 @@ class Tree:
 
 
 def is_elf(path: Path) -> bool:
+    """Return whether a file is a program or shared library, by its first four bytes (elf(5))."""
     with path.open("rb") as content:
         return content.read(4) == b"\x7fELF"
 
 
 def base(cache: Path) -> Path:
-    """The archive of everything that stays the same between runs; built now if anything in it has changed."""
+    """Return the archive of all files that are the same in every run; build it if one of them has changed.
+
+    Raises Unavailable if a required program is missing.
+    """
     tools = find_tools()
     image = cache / "images" / f"{base_key(tools)}.cpio"
     if image.exists():
@@ -136,24 +146,25 @@ def base(cache: Path) -> Path:
 
 
 def forget_old(folder: Path) -> None:
+    """Delete all archives but the KEPT_IMAGES last used."""
     newest_first = sorted(folder.glob("*.cpio"), key=lambda image: image.stat().st_mtime, reverse=True)
     for image in newest_first[KEPT_IMAGES:]:
         image.unlink(missing_ok=True)
 
 
 def find_tools() -> list[Path]:
-    """Where the programs of image.toml lie; lacking one that is needed, say which package to install."""
+    """Find the programs of image.toml; Unavailable names the packages to install if a required one is missing."""
     path = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     needed = CONTENTS.needed_tools
-    found = {name: shutil.which(name, path=path) for name in [*needed, *CONTENTS.wanted_tools]}
-    missing = sorted({package for name, package in needed.items() if not found[name]})
+    programs = {name: shutil.which(name, path=path) for name in [*needed, *CONTENTS.wanted_tools]}
+    missing = sorted({package for name, package in needed.items() if not programs[name]})
     if missing:
-        raise Unavailable(f"the guest lacks programs; install them: apt-get install {' '.join(missing)}")
-    return [Path(where) for where in found.values() if where]
+        raise Unavailable(f"a guest needs programs that are not installed: apt-get install {' '.join(missing)}")
+    return [Path(program) for program in programs.values() if program]
 
 
 def base_key(tools: Iterable[Path]) -> str:
-    """A hash of all that decides what the base holds: image.toml, the interpreter, its packages, the tools."""
+    """Hash everything that the base is made from: image.toml, this code, the interpreter, its packages, the tools."""
     key = hashlib.sha256()
     for source in (
         __file__,
@@ -166,15 +177,16 @@ def base_key(tools: Iterable[Path]) -> str:
     packages = Path(sysconfig.get_path("purelib"))
     key.update(f"{sys.version} {sys.prefix} {sys.base_prefix} {packages.stat().st_mtime_ns}".encode())
     for path in (Path(sys.executable).resolve(), *tools):
-        found = path.stat()
-        key.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+        status = path.stat()
+        key.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     return key.hexdigest()[:24]
 
 
 def base_tree(tools: Iterable[Path], prefix: Path) -> Tree:
-    # A package manager may have left the compiling to the first import.
+    """Collect the files of the base; prefix: folder for compiled files (bytecode.py)."""
+    # Some package managers (uv) do not compile on installation.
     compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
-    # There is no test here: this is for pytest's plugins.
+    # HERE contains no tests: this run of pytest rewrites only its plugins.
     bytecode.collect([HERE], prefix, PROJECT)
     tree = Tree()
     for path in (*tools, Path(sys.executable), *interpreter_links()):
@@ -195,7 +207,7 @@ def base_tree(tools: Iterable[Path], prefix: Path) -> Tree:
 
 
 def interpreter_links() -> Iterator[Path]:
-    """The virtual environment's other names for its interpreter, and the file that makes it one."""
+    """Yield the files of a virtual environment besides its packages: pyvenv.cfg and its names of the interpreter."""
     if sys.prefix == sys.base_prefix:
         return
     yield Path(sys.prefix, "pyvenv.cfg")
@@ -204,15 +216,16 @@ def interpreter_links() -> Iterator[Path]:
 
 
 def standard_library() -> Iterator[Path]:
+    """Yield the files of Python's standard library, without those that image.toml leaves out."""
     left_out = {*CONTENTS.left_out, "__pycache__"}
     for root in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib", vars={"platbase": sys.base_prefix})}:
-        # config-3.11-x86_64-linux-gnu is what one needs to embed Python: 24 MB.
-        found = walk(root, lambda name: name in left_out or name.startswith("config-"))
-        yield from (path for path in found if path.suffix not in {".a", ".pyc"})
+        # config-3.11-x86_64-linux-gnu (24 MB) is only needed to embed Python in another program.
+        paths = walk(root, lambda name: name in left_out or name.startswith("config-"))
+        yield from (path for path in paths if path.suffix not in {".a", ".pyc"})
 
 
 def packages() -> Iterator[Path]:
-    """The files of all that the project and its tests depend on, as installed here."""
+    """Yield the installed files of all distributions that the project and its tests depend on."""
     for distribution in sorted(closure(DISTRIBUTION, EXTRAS)):
         code_only = distribution in CONTENTS.code_only
         for file in importlib.metadata.distribution(distribution).files or ():
@@ -223,30 +236,31 @@ def packages() -> Iterator[Path]:
 
 
 def closure(name: str, extras: tuple[str, ...]) -> set[str]:
-    """The names of the distributions that `name` with `extras` needs here, itself included."""
-    found: set[str] = set()
+    """Return the names of all distributions that `name` with `extras` depends on here, and `name` itself."""
+    names: set[str] = set()
     todo = [(name, extras)]
     while todo:
         name, extras = todo.pop()
-        found.add(name)
+        names.add(name)
         for line in importlib.metadata.requires(name) or ():
             requirement = Requirement(line)
             wanted = not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
-            if wanted and requirement.name not in found:
+            if wanted and requirement.name not in names:
                 todo.append((requirement.name, ("", *requirement.extras)))
-    return found
+    return names
 
 
 def find_libraries(names: Iterable[str]) -> Iterator[Path]:
-    """Where the dynamic linker finds libraries of these names, by its own table."""
+    """Yield the paths at which the dynamic linker finds these libraries (`ldconfig -p`); unknown names are skipped."""
     table = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=False).stdout
     for name in names:
-        found = re.search(rf"^\s{re.escape(name)} \(libc6,x86-64.*\) => (/\S+)$", table, re.MULTILINE)
-        if found:
-            yield Path(found[1])
+        match = re.search(rf"^\s{re.escape(name)} \(libc6,x86-64.*\) => (/\S+)$", table, re.MULTILINE)
+        if match:
+            yield Path(match[1])
 
 
 def write_skeleton(archive: Archive) -> None:
+    """Write the folders, the device and the files of /etc that exist in every guest."""
     for folder in ("dev", "etc", "lab", "proc", "root", "run/netns", "run/wireguard", "sys", "var"):
         archive.directory(folder)
     archive.directory("tmp", permissions=0o1777)
@@ -257,9 +271,10 @@ def write_skeleton(archive: Archive) -> None:
 
 
 def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Path, *, tests: bool) -> None:
-    """The checkout as it is now, uncommitted and untracked files too, and each `(host path, guest path)` of `extra`.
+    """Write the checkout as it is now, with uncommitted and untracked files, and the files of `extra`.
 
-    tests: pytest is to run, so its rewritten tests are worth their making.
+    extra: (host path, guest path) of files and folders. cache: folder for compiled files. tests: the guest runs pytest,
+    so let pytest rewrite its tests here.
     """
     tree, prefix, paths = Tree(), cache / "pycache", project_files()
     sources = [path for path in paths if path.suffix == ".py"]
@@ -275,30 +290,30 @@ def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Pa
 
 
 def extra_tree(extra: Iterable[tuple[Path, str]]) -> Tree:
-    """Files and folders at other paths, and the shared libraries that programs among them need."""
+    """Collect files and folders for other paths in the guest, and the shared libraries of the programs among them."""
     tree = Tree()
-    for source, where in extra:
+    for source, target in extra:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             if path.is_file():
-                tree.members[Path(where, path.relative_to(source))] = path
+                tree.members[Path(target, path.relative_to(source))] = path
     tree.add_libraries()
     return tree
 
 
 def project_files() -> list[Path]:
-    """What git would have in the checkout; of a tree that git does not answer for, all but what is hidden."""
+    """List the files of the checkout that git does not ignore; without git, all that are not hidden."""
     listing = ["git", "-C", str(PROJECT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
     except (OSError, subprocess.CalledProcessError):
-        found = walk(PROJECT, lambda name: name.startswith(".") or name == "__pycache__")
-        # Only the one at the top is a run's report; harness/report is code.
-        return sorted(path for path in found if path.relative_to(PROJECT).parts[0] != "report")
+        paths = walk(PROJECT, lambda name: name.startswith(".") or name == "__pycache__")
+        # The folder `report` at the top is the report of a run; harness/report is code.
+        return sorted(path for path in paths if path.relative_to(PROJECT).parts[0] != "report")
     return [path for name in names if name and (path := PROJECT / name).is_file()]
 
 
 def walk(top: str | Path, leave_out: Callable[[str], bool]) -> Iterator[Path]:
-    """The files below `top`, without the folders whose name says to leave them out."""
+    """Yield the files below `top`, without folders for whose name `leave_out` returns True."""
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(name for name in folders if not leave_out(name))
         yield from (Path(folder, name) for name in sorted(files))

@@ -1,10 +1,10 @@
 """Run as PID 1 of the guest: mount, load modules, run one command, report to the host.
 
-It runs by `python -IS`, imports nothing of the project and of the library only what costs little: under emulation the
-import of `json` takes longer than loading ten modules. What to do stands in /lab/job (marshal, written by boot.py);
-the modules and their order come from modules.py. Three virtio ports lead to the host (qemu.py): `output` carries what
-the command prints, `results` the files it left, `verdict` one record a line, the last with the exit status and the
-nonce that only the job held.
+It runs by `python -IS`, and imports only a few small modules of the standard library: under emulation the import of
+`json` takes longer than loading ten kernel modules. boot.py writes the job to /lab/job (marshal), modules.py the kernel
+modules and their order. Three virtio ports lead to the host (qemu.py): `output` carries the command's output, `results`
+its files, and `verdict` one record per line. The last record has the exit status, and the nonce from the job, which the
+command cannot know.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import os
 import select
 import time
 
-# `typing` would be the dearest import of all; checkers take any such name for theirs.
+# Importing `typing` would take the longest of all; type checkers accept any variable of this name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Literal, NoReturn, TypedDict
 
     class Job(TypedDict):
-        """What the guest is to do, as boot.py writes it to /lab/job."""
+        """The job that boot.py writes to /lab/job; boot.GuestRun explains the fields.
+
+        deadline: seconds of the guest's clock since its boot, None for no limit. canary: seconds. collect: folders.
+        """
 
         command: list[str]
         folder: str
@@ -34,36 +37,36 @@ if TYPE_CHECKING:
         collect: list[str]
         module_parameters: dict[str, str]
         linger: float
-        """Seconds to wait for the host to read everything before the machine is stopped."""
+        """Seconds to wait for the host to read everything before the guest reboots, which ends QEMU."""
 
     class ReadyRecord(TypedDict):
-        """What port `verdict` carries before the command starts."""
+        """The record on port `verdict` before the command starts."""
 
         event: Literal["ready"]
         marks: dict[str, float]
-        """When each step was done, on the guest's clock since its boot: `init`, `modules`."""
+        """End of each step, in seconds of the guest's clock since its boot: `init`, `modules`."""
 
     class LastRecord(TypedDict):
-        """What port `verdict` carries when all else is sent."""
+        """The record on port `verdict` after everything else is sent."""
 
         event: Literal["verdict"]
         nonce: str
         status: int | None
-        """The command's own, negative for a signal; None if it overstayed its deadline."""
+        """Exit status of the command, negative for a signal; None if it exceeded its deadline."""
         results: int
-        """How many files went over port `results`."""
+        """Number of files sent over port `results`."""
         marks: dict[str, float]
         """As in ReadyRecord, and `ready`, `command`."""
         drifts: list[float]
-        """By how many seconds a sleep was too long, before the command and after it; in warp only, else 0."""
+        """By how many seconds a sleep was too long, before and after the command; 0 outside warp."""
         interrupts: int
-        """How many interrupts the host raised while the command ran."""
+        """Number of virtio interrupts while the command ran."""
 
 
 LAB: Final = "/lab"
 RESULTS: Final = "/lab/results"
-CHUNK: Final = 32768
-ABORT_GRACE: Final = 3.0
+CHUNK: Final = 32768  # bytes
+ABORT_GRACE: Final = 3.0  # seconds from SIGABRT to SIGKILL
 
 SIGABRT, SIGKILL, SIGPIPE, SIG_DFL = 6, 9, 13, 0
 AF_INET, SOCK_DGRAM, SIOCSIFFLAGS, IFF_UP = 2, 2, 0x8914, 1
@@ -87,7 +90,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Reap whatever is orphaned, as PID 1 must, while a child does the work; stop the machine when that has ended."""
+    """Reap orphans, as PID 1 must, while a child does the work; reboot, which ends QEMU, when the child has ended."""
     worker = os.fork()
     if worker == 0:
         try:
@@ -102,6 +105,7 @@ def main() -> None:
 
 
 def serve() -> None:
+    """Do everything in order, from the mounts to the verdict."""
     marks = {"init": boottime()}
     mount_filesystems()
     job = take_job()
@@ -109,7 +113,7 @@ def serve() -> None:
     marks["modules"] = boottime()
     configure()
     output, results, verdict = Port("output"), Port("results"), Port("verdict")
-    verdict.tell({"event": "ready", "marks": marks})
+    verdict.send_record({"event": "ready", "marks": marks})
     drifts = [canary(job)]
     marks["ready"] = boottime()
     command = Command(job, output, verdict)
@@ -128,21 +132,24 @@ def serve() -> None:
         "drifts": drifts,
         "interrupts": command.interrupts,
     }
-    verdict.tell(record)
-    # The host ends the machine once it has everything; stopping now could lose what is still on its way.
+    verdict.send_record(record)
+    # The host kills QEMU once it has everything; a reboot now could lose data that QEMU has not passed on yet.
     time.sleep(job["linger"])
 
 
 def boottime() -> float:
+    """Return the seconds since the guest's boot."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def check(result: int, what: str) -> None:
+    """Raise OSError with the C library's errno if a call returned -1; what: begins the message."""
     if result == -1:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
 def mount_filesystems() -> None:
+    """Mount the kernel's filesystems, and make the links in /dev that udev would make."""
     for kind, where, flags, options in MOUNTS:
         if not os.path.isdir(where) and kind not in NOT_IN_EVERY_KERNEL:
             os.makedirs(where)
@@ -154,7 +161,7 @@ def mount_filesystems() -> None:
 
 
 def take_job() -> Job:
-    """Read what to do, and remove it: the command must not learn the nonce."""
+    """Read the job and delete its file: the command must not learn the nonce."""
     with open(f"{LAB}/job", "rb") as content:
         job: Job = marshal.load(content)  # noqa: S302 - our own runner wrote it
     os.unlink(f"{LAB}/job")
@@ -162,6 +169,7 @@ def take_job() -> Job:
 
 
 def load_modules(parameters: dict[str, str]) -> None:
+    """Load the modules of /lab/modules in order; parameters: by module name. Raises OSError."""
     if not os.path.exists(f"{LAB}/modules"):
         return
     with open(f"{LAB}/modules") as content:
@@ -170,14 +178,14 @@ def load_modules(parameters: dict[str, str]) -> None:
         path = f"{LAB}/{name}.ko"
         with open(path, "rb") as module:
             result = libc.syscall(SYS_FINIT_MODULE, module.fileno(), parameters.get(name, "").encode(), 0)
-        # A build tree may hold modules that its kernel has built in by now.
+        # EEXIST: built in. A build tree may contain old files of modules that its kernel has built in now.
         if ctypes.get_errno() != errno.EEXIST:
             check(result, f"module {name}")
         os.unlink(path)
 
 
 def configure() -> None:
-    """What a distribution's start-up does: loopback and host name."""
+    """Create the results folder, set the host name, and set the loopback interface up."""
     os.makedirs(RESULTS, exist_ok=True)
     libc.sethostname(b"guest", 5)
     request = b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(2, "little") + bytes(14)
@@ -187,24 +195,28 @@ def configure() -> None:
 
 
 class Port:
-    """A way to the host, found by its name since no udev makes links here."""
+    """A virtio port to the host."""
 
     def __init__(self, name: str) -> None:
+        """Open the port; it is looked up in /sys, because there is no udev to make links. Raises OSError."""
         ports = "/sys/class/virtio-ports"
         for device in os.listdir(ports) if os.path.isdir(ports) else ():
             with open(f"{ports}/{device}/name") as content:
                 if content.read().strip() == f"lab.{name}":
-                    # A blocking write would spin, interrupts off, until the host has read it.
+                    # A blocking write would spin with interrupts off until the host has read it (__send_to_port in
+                    # virtio_console.c).
                     self.file = os.open(f"/dev/{device}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                     return
         raise OSError(
             errno.ENODEV, f"no port lab.{name}: has the kernel VIRTIO_PCI and VIRTIO_CONSOLE (kernel.config)?"
         )
 
-    def tell(self, record: ReadyRecord | LastRecord) -> None:
+    def send_record(self, record: ReadyRecord | LastRecord) -> None:
+        """Send a record as one line of Python's literal syntax."""
         self.send(repr(record).encode() + b"\n")
 
     def send(self, data: bytes) -> None:
+        """Send all bytes; wait for the host whenever the port is full."""
         rest = memoryview(data)
         while rest:
             try:
@@ -216,9 +228,9 @@ class Port:
 
 
 class Command:
-    """The one command of this boot; what it prints goes to the host at once or, in warp, when it has ended.
+    """The command of this boot. Its output goes to the host at once or, in warp, after its end.
 
-    interrupts: how many the ways to the host have raised while it ran.
+    interrupts: number of virtio interrupts while it ran.
     """
 
     def __init__(self, job: Job, output: Port, verdict: Port) -> None:
@@ -229,7 +241,7 @@ class Command:
         self.interrupts = 0
 
     def run(self) -> int | None:
-        """Its exit status as Python's subprocess gives it, or None if it overstayed its deadline."""
+        """Run the command; return its exit status, negative for a signal, or None if it exceeded its deadline."""
         interrupts = host_interrupts()
         reading, writing = os.pipe2(os.O_CLOEXEC)
         child = os.fork()
@@ -242,16 +254,17 @@ class Command:
             self.stop(child)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         self.drain(reading)
-        # Those of the output that was held back come when there is nothing left to be measured.
+        # Read before the held output is sent: that raises interrupts too, but nothing is measured any more.
         self.interrupts = host_interrupts() - interrupts
         for data in self.held:
             self.output.send(data)
         return status if in_time else None
 
     def become(self, output: int) -> NoReturn:
+        """Execute the command in this process; output: for stdout and stderr. Exit with 127 if that fails."""
         try:
             os.setsid()
-            # Python ignores SIGPIPE, and a program would inherit that.
+            # Python ignores SIGPIPE, and execve(2) keeps that.
             libc.signal(SIGPIPE, SIG_DFL)
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(output, 1)
@@ -264,13 +277,16 @@ class Command:
             os._exit(127)
 
     def watch(self, ended: int, output: int) -> bool:
-        """Pass the output on until the command has ended (true) or its deadline has passed (false)."""
+        """Pass on the output until the command has ended (True) or its deadline has passed (False).
+
+        ended: a pidfd of the command. output: reading end of its output.
+        """
         poll = select.poll()
         poll.register(ended, select.POLLIN)
         poll.register(output, select.POLLIN)
-        # No event is asked for: what comes is the hang-up, when the runner has died.
+        # With no event requested, poll(2) still reports POLLHUP: the host has closed its end, so the runner is dead.
         poll.register(self.verdict.file, 0)
-        while events := poll.poll(self.patience()):
+        while events := poll.poll(self.remaining()):
             files = [file for file, _ in events]
             if self.verdict.file in files:
                 libc.reboot(REBOOT_RESTART)
@@ -280,13 +296,14 @@ class Command:
                 poll.unregister(output)
         return False
 
-    def patience(self) -> float | None:
+    def remaining(self) -> float | None:
+        """Return the milliseconds until the deadline; None without one."""
         if self.job["deadline"] is None:
             return None
         return max(0, self.job["deadline"] - boottime()) * 1000
 
     def drain(self, output: int) -> bool:
-        """Pass on what is there by now; false at its end."""
+        """Pass on the output that can be read without waiting; False at its end."""
         try:
             while data := os.read(output, CHUNK):
                 if self.job["warp"]:
@@ -298,7 +315,10 @@ class Command:
         return False
 
     def stop(self, child: int) -> None:
-        """End a command that overstayed, after the kernel and Python's faulthandler have told where it stands."""
+        """Stop a command that exceeded its deadline, with stacks in the logs.
+
+        The kernel logs its blocked tasks (sysrq w), Python's faulthandler prints its stacks on SIGABRT.
+        """
         with open("/proc/sysrq-trigger", "w") as trigger:
             trigger.write("w")
         ended = select.poll()
@@ -309,7 +329,7 @@ class Command:
 
 
 def canary(job: Job) -> float:
-    """In warp, by how much a sleep was longer than asked for (seconds); elsewhere 0, for it would cost that time."""
+    """Sleep, and return by how many seconds that took too long; outside warp return 0 at once, to save the time."""
     if not job["warp"]:
         return 0.0
     before = boottime()
@@ -318,23 +338,24 @@ def canary(job: Job) -> float:
 
 
 def host_interrupts() -> int:
-    """How many interrupts the ways to the host have raised: in warp each may have moved the clock."""
+    """Return the number of virtio interrupts since boot: in warp each may have moved the clock."""
     with open("/proc/interrupts") as table:
         rows = [line.split() for line in table if "virtio" in line]
     return sum(int(field) for row in rows for field in row[1:] if field.isdigit())
 
 
 def look_for_leaks() -> None:
-    """Where the kernel has kmemleak, let it search; it tells of finds in the kernel's log, their stacks are results."""
+    """Start a scan if the kernel has kmemleak; it logs the number of leaks, and kmemleak.log gets their stacks."""
     leaks = "/sys/kernel/debug/kmemleak"
     if os.path.exists(leaks):
         with open(leaks, "w") as trigger:
             trigger.write("scan")
-        with open(leaks, "rb") as found, open(f"{RESULTS}/kmemleak.log", "wb") as log:
-            log.write(found.read())
+        with open(leaks, "rb") as stacks, open(f"{RESULTS}/kmemleak.log", "wb") as log:
+            log.write(stacks.read())
 
 
 def save_kernel_log() -> None:
+    """Write the kernel's log buffer to kernel.log in the results."""
     size = libc.klogctl(SYSLOG_SIZE_BUFFER, None, 0)
     content = ctypes.create_string_buffer(size)
     length = libc.klogctl(SYSLOG_READ_ALL, content, size)
@@ -343,9 +364,9 @@ def save_kernel_log() -> None:
 
 
 def send_results(port: Port, folders: list[str]) -> int:
-    """Send each file below the folders as a line `SIZE PATH` and its bytes; the number of files.
+    """Send each file below the folders as a line `SIZE PATH` and its bytes; return the number of files.
 
-    PATH begins with the folder's own name; only what lies in /lab/results, the first, stands at the top.
+    PATH begins with the name of the folder, except for the first folder, /lab/results: its files are at the top.
     """
     count = 0
     for number, top in enumerate(folders):

@@ -1,4 +1,4 @@
-"""Find complaints in the guest's kernel log; one is enough to fail a run."""
+"""Find complaints in the guest's kernel log: lines that report a fault, and so fail the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAULTS: Final = (
     r"possible (?:circular|recursive) locking|inconsistent lock state|suspicious RCU usage|irq lock inversion",
     r"refcount_t: |list_(?:add|del) corruption|unregister_netdevice: waiting for",
     r"Out of memory: |invoked oom-killer",
-    # The last row is ours: the guest's PID 1 (init.py) writes to the console when it fails.
+    # Written to the console by the guest's PID 1 (init.py) when it fails, not by the kernel.
     r"^lab: |Traceback \(most recent call last\)",
 )
 COMPLAINT: Final = re.compile("|".join(FAULTS))
@@ -33,19 +33,20 @@ STAMP: Final = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\] ?(?:\[ *[TC]\d+\] ?)?)?
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """A complaint that means nothing where it comes from."""
+    """A complaint that is ignored. reason: why it is not a fault."""
 
     pattern: re.Pattern[str]
     reason: str
 
 
 def load_noise(table: Path) -> tuple[Noise, ...]:
+    """Read the `[[noise]]` tables of kernels.toml; UsageError for a mistake in the file."""
     entries = read_toml(table, table.name).tables("noise")
     return tuple(Noise(pattern=re.compile(entry.text("pattern")), reason=entry.text("reason")) for entry in entries)
 
 
 def complaints(log: str, noise: Iterable[Noise]) -> Iterator[str]:
-    """The lines of a kernel's log that tell of a fault, without their time stamps, each text once."""
+    """Yield the lines of a kernel log that report a fault, without time stamps, each text once, in order."""
     noise = tuple(noise)
     seen = set()
     for line in log.splitlines():
@@ -56,9 +57,9 @@ def complaints(log: str, noise: Iterable[Noise]) -> Iterator[str]:
         yield text
 
 
-def excerpt(log: str, found: Iterable[str], count: int) -> list[str]:
-    """`count` lines from the first complaint on; without one, the last lines that say anything."""
-    found = set(found)
+def excerpt(log: str, complaints: Iterable[str], count: int) -> list[str]:
+    """Return `count` lines from the first of `complaints` on, or the last `count` lines that are not empty."""
+    texts = set(complaints)
     lines = [line.rstrip() for line in log.splitlines() if line.strip()]
-    starts = [number for number, line in enumerate(lines) if STAMP.sub("", line).strip() in found]
+    starts = [number for number, line in enumerate(lines) if STAMP.sub("", line).strip() in texts]
     return lines[starts[0] :][:count] if starts else lines[-count:]

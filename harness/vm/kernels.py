@@ -26,7 +26,7 @@ APT_LISTS: Final = Path("/var/lib/apt/lists")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedKernel:
-    """A kernel that has a name here: Debian's package that stands for the kernel of the day."""
+    """A kernel that kernels.toml names. package: a Debian package that depends on the current kernel's package."""
 
     package: str
     aliases: tuple[str, ...]
@@ -34,7 +34,7 @@ class NamedKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleLists:
-    """The modules that go with every kernel; kernels.toml says what each list is for."""
+    """The modules that guests load; kernels.toml explains each list."""
 
     transport: tuple[str, ...]
     needed: tuple[str, ...]
@@ -43,18 +43,18 @@ class ModuleLists:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
-    """What kernels.toml holds beside the noise (kernel_log.py)."""
+    """The content of kernels.toml, except `noise` (kernel_log.py)."""
 
     default: str
-    """The name of the kernel that is booted where none is asked for."""
+    """The name of the kernel that boots without `--kernel`."""
     version_packages: tuple[str, ...]
-    """Patterns of package names, which a version is put into."""
+    """Patterns of package names, with {} for a version."""
     kernels: Mapping[str, NamedKernel]
     modules: ModuleLists
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """Read kernels.toml; a mistake in it is a UsageError."""
+    """Read kernels.toml; UsageError for a mistake in it."""
     top = read_toml(path, path.name)
     kernels, modules = top.table("kernels"), top.table("modules")
     named = {name: kernels.table(name) for name in kernels.rest()}
@@ -79,22 +79,27 @@ class Kernel:
     """A kernel to boot."""
 
     release: str
-    """As `uname -r` says it in the guest."""
+    """As `uname -r` prints it in the guest."""
     image: Path
     modules: Path | None
-    """Where its modules lie, at any depth; None if it came without."""
+    """Folder with its modules, at any depth; None for a bzImage alone."""
     builtin: frozenset[str] | None
-    """The modules built into it; None where nothing tells."""
+    """Names of the modules built into it; None if that is unknown."""
 
     def identity(self) -> str:
-        """Changes whenever another kernel lies at the same path, or the same without its modules."""
-        found = self.image.stat()
-        stamp = f"{self.image} {found.st_size} {found.st_mtime_ns} {self.modules}"
+        """Return a name for caches, which differs for another kernel at the same path or with other modules."""
+        status = self.image.stat()
+        stamp = f"{self.image} {status.st_size} {status.st_mtime_ns} {self.modules}"
         return f"{self.release}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
 
 
 def find(which: str, cache: Path) -> Kernel:
-    """The kernel that `which` names: a name or alias of kernels.toml, a version, a bzImage, or a build tree."""
+    """Find a kernel, and download it if it is a package that the cache lacks.
+
+    which: a name or alias of kernels.toml, a version that apt knows, a package name, the path of a bzImage or of a
+    build tree. cache: folder for packages. Raises UsageError if there is no such kernel, Unavailable if a download
+    fails.
+    """
     path = Path(which)
     if path.is_dir():
         return from_build_tree(path)
@@ -106,6 +111,7 @@ def find(which: str, cache: Path) -> Kernel:
 
 
 def from_build_tree(tree: Path) -> Kernel:
+    """Return the kernel of a build tree; UsageError if it has not been built."""
     image = tree / "arch/x86/boot/bzImage"
     if not image.is_file():
         raise UsageError(f"kernel {tree}: not built for x86 yet, it has no {image.relative_to(tree)}")
@@ -113,7 +119,7 @@ def from_build_tree(tree: Path) -> Kernel:
 
 
 def release_of(image: Path) -> str:
-    """The release that a bzImage names in its header (Documentation/arch/x86/boot.rst, kernel_version)."""
+    """Read the release from a bzImage's header (kernel_version in Documentation/arch/x86/boot.rst)."""
     head = image.read_bytes()[:0x10000]
     if head[0x202:0x206] != b"HdrS":
         raise UsageError(f"kernel {image}: not a bzImage, it has no boot header")
@@ -122,6 +128,7 @@ def release_of(image: Path) -> str:
 
 
 def read_builtin(folder: Path) -> frozenset[str] | None:
+    """Read the names of built-in modules from modules.builtin; None if the folder has no such file."""
     listing = folder / "modules.builtin"
     if not listing.is_file():
         return None
@@ -129,7 +136,7 @@ def read_builtin(folder: Path) -> frozenset[str] | None:
 
 
 def module_name(path: str | Path) -> str:
-    """The kernel's name for the module in this file: `sch-netem.ko.xz` is `sch_netem`."""
+    """Return the kernel's name of the module in a file: `sch_netem` for `sch-netem.ko.xz`."""
     return Path(path).name.partition(".ko")[0].replace("-", "_")
 
 
@@ -142,39 +149,45 @@ class Package:
     sha256: str
 
     def folder(self, cache: Path) -> Path:
+        """Return the folder of the cache into which the package is unpacked."""
         return cache / "kernels" / f"{self.name}_{self.version.replace(':', '%3a')}_{self.sha256[:12]}"
 
 
 def find_package(which: str, cache: Path) -> Package:
-    """The package that `which` stands for; apt is asked again only when its lists have changed."""
-    notes = cache / "kernels" / "resolved.json"
-    known: dict[str, list[str]] = json.loads(notes.read_text()) if notes.exists() else {}
+    """Find the package for a name or version; apt is called again only when its lists have changed.
+
+    Raises UsageError if apt knows no such package.
+    """
+    resolved = cache / "kernels" / "resolved.json"
+    known: dict[str, list[str]] = json.loads(resolved.read_text()) if resolved.exists() else {}
     stamp = str(APT_LISTS.stat().st_mtime_ns) if APT_LISTS.exists() else ""
     if which in known and known[which][0] == stamp:
         return recall(known[which])
     try:
         package = ask_apt(which)
     except UsageError:
-        # Images of containers come with apt's lists removed; what was fetched before is still good.
+        # Container images come without apt's lists; a package that was found earlier is still valid.
         if which not in known:
             raise
         return recall(known[which])
     known[which] = [stamp, package.name, package.version, package.sha256]
-    notes.parent.mkdir(parents=True, exist_ok=True)
-    partial = notes.with_suffix(f".{os.getpid()}")
+    resolved.parent.mkdir(parents=True, exist_ok=True)
+    partial = resolved.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(known, indent=1))
-    partial.replace(notes)
+    partial.replace(resolved)
     return package
 
 
-def recall(note: list[str]) -> Package:
-    return Package(name=note[1], version=note[2], sha256=note[3])
+def recall(entry: list[str]) -> Package:
+    """Return the package of an entry of resolved.json: [stamp of apt's lists, name, version, SHA-256]."""
+    return Package(name=entry[1], version=entry[2], sha256=entry[3])
 
 
 def ask_apt(which: str) -> Package:
+    """Look a name or version up in apt's lists; UsageError if there is no such package."""
     for name in candidate_names(which):
         record = apt_record(name)
-        # A package without a kernel of its own depends on the one that has it.
+        # A metapackage contains no kernel, but depends on the package that does.
         depends = re.search(r"\b(linux-image-\d[^ ,]*)", record.get("Depends", ""))
         if depends:
             record = apt_record(depends[1])
@@ -187,7 +200,7 @@ def ask_apt(which: str) -> Package:
 
 
 def candidate_names(which: str) -> list[str]:
-    """The packages that may be meant, the likeliest first."""
+    """Return the names of packages that `which` may mean, the most likely first."""
     for name, entry in CATALOGUE.kernels.items():
         if which == name or which in entry.aliases:
             return [entry.package]
@@ -197,45 +210,53 @@ def candidate_names(which: str) -> list[str]:
 
 
 def apt_record(package: str) -> dict[str, str]:
-    """What apt's lists say of a package; empty if it is not in them."""
+    """Return the fields of a package from `apt-cache show`; empty for an unknown package.
+
+    Raises Unavailable on a machine without apt.
+    """
     command = ["apt-cache", "show", "--no-all-versions", package]
     try:
         listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
-        raise Unavailable("kernels by name need apt; give a bzImage or a build tree instead") from None
+        raise Unavailable("no apt-cache here, which --kernel NAME needs; give a bzImage or a build tree") from None
     return dict(re.findall(r"^([A-Z][A-Za-z0-9-]*): (.*)$", listing.partition("\n\n")[0], re.MULTILINE))
 
 
 def from_package(package: Package, cache: Path) -> Kernel:
+    """Return the kernel of a package, which is downloaded if the cache lacks it; UsageError if it contains none."""
     folder = package.folder(cache)
     if not folder.exists():
         unpack(package, folder)
     images = sorted(folder.glob("boot/vmlinuz-*"))
     if not images:
-        raise UsageError(f"kernel {package.name}: the package holds no kernel")
+        raise UsageError(f"kernel {package.name}: the package contains no kernel")
     modules = next(folder.glob("lib/modules/*"), None)
     builtin = read_builtin(modules) if modules else None
     return Kernel(release=release_of(images[0]), image=images[0], modules=modules, builtin=builtin)
 
 
 def unpack(package: Package, folder: Path) -> None:
-    """Download and unpack a package into `folder`, which appears only when it is complete."""
+    """Download and unpack a package into `folder`, which exists only once it is complete.
+
+    Raises Unavailable if the download fails or has another hash than apt's list says.
+    """
     with locked(folder):
         if folder.exists():
             return
         with building(folder) as part:
-            # As root apt would hand the download to a user that cannot write here.
+            # Run as root, apt would download as user _apt, who cannot write here.
             sandbox = ["-o", "APT::Sandbox::User=root"]
             run(["apt-get", *sandbox, "download", f"{package.name}={package.version}"], part)
             archive = next(part.glob("*.deb"))
             if hashlib.sha256(archive.read_bytes()).hexdigest() != package.sha256:
-                raise Unavailable(f"kernel {package.name}: the download is not what apt's list names (SHA-256 differs)")
+                raise Unavailable(f"kernel {package.name}: the download's SHA-256 differs from apt's; apt-get update")
             run(["dpkg-deb", "-x", archive.name, "."], part)
             archive.unlink()
 
 
 def run(command: list[str], folder: Path) -> None:
+    """Run a program in a folder; Unavailable, with the last line of its stderr, if it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        words = done.stderr.strip().splitlines() or ["no message"]
-        raise Unavailable(f"{' '.join(command)} failed: {words[-1]}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise Unavailable(f"{' '.join(command)} failed: {lines[-1]}")

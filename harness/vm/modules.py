@@ -1,7 +1,7 @@
 """Choose the kernel modules that a guest loads, with all they depend on, in order.
 
-A Debian package holds no modules.dep (depmod makes that when a package is installed), and a build tree has one only
-after `make modules_install`; so dependencies are read where depmod reads them, in each module's own `.modinfo`.
+A Debian package contains no modules.dep (depmod(8) writes it on installation), and a build tree has one only after
+`make modules_install`. So the dependencies are read from each module's section `.modinfo`, as depmod does.
 """
 
 from __future__ import annotations
@@ -32,34 +32,38 @@ MODULE_SUFFIX: Final = re.compile(r"\.ko(\.xz|\.gz|\.zst)?$")
 
 
 def archive(kernel: Kernel, cache: Path, more: Sequence[str] = ()) -> Path:
-    """A cpio of the modules to load, with `/lab/modules` naming them in order; built once for a kernel.
+    """Return a cpio archive with the modules to load, and their order in `/lab/modules`; built once per kernel.
 
-    more: to be loaded beside those that every guest has, where the kernel has them.
+    more: names of modules to load besides those of kernels.toml; one that the kernel lacks is skipped. Raises
+    UsageError if the kernel lacks a required module.
     """
     lists = json.dumps([asdict(CATALOGUE.modules), *more])
     recipe = hashlib.sha256(lists.encode() + Path(__file__).read_bytes()).hexdigest()
-    made = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
-    if made.exists():
-        return made
+    target = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
+    if target.exists():
+        return target
     contents = {path: read_module(path) for path in resolve(kernel, more)}
-    made.parent.mkdir(parents=True, exist_ok=True)
-    partial = made.with_suffix(f".{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as out, Archive(out) as cpio:
         for path, content in contents.items():
             cpio.file(f"lab/{module_name(path)}.ko", content)
         cpio.file("lab/modules", "\n".join(module_name(path) for path in contents).encode())
-    partial.replace(made)
-    return made
+    partial.replace(target)
+    return target
 
 
 def resolve(kernel: Kernel, more: Sequence[str] = ()) -> list[Path]:
-    """The files of the modules that the lanes use, each after those that it depends on."""
+    """Return the files of the modules to load, each after its dependencies; more: see `archive`.
+
+    Raises UsageError if the kernel lacks a required module.
+    """
     if kernel.modules is None:
         return []
     lists, builtin = CATALOGUE.modules, kernel.builtin or frozenset()
-    found = (path for path in sorted(kernel.modules.rglob("*.ko*")) if MODULE_SUFFIX.search(path.name))
-    files = {name: path for path in found if (name := module_name(path)) not in builtin}
-    # Of a kernel that does not tell what it has built in, the guest will find out.
+    paths = (path for path in sorted(kernel.modules.rglob("*.ko*")) if MODULE_SUFFIX.search(path.name))
+    files = {name: path for path in paths if (name := module_name(path)) not in builtin}
+    # If the list of built-in modules is unknown, a missing module can only show in the guest.
     lacking = [name for name in lists.needed if name not in files and name not in builtin]
     if lacking and kernel.builtin is not None:
         raise UsageError(f"kernel {kernel.release}: lacks {', '.join(lacking)}, neither built in nor as a module")
@@ -67,10 +71,14 @@ def resolve(kernel: Kernel, more: Sequence[str] = ()) -> list[Path]:
 
 
 def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:
-    """`wanted` and all that it depends on, dependencies first; what has no file is built in and left out."""
+    """Return the modules `wanted` and their dependencies, dependencies first.
+
+    files: module name -> file; a module without a file is taken as built in, and left out.
+    """
     order: list[str] = []
 
     def visit(name: str) -> None:
+        """Append a module after its dependencies."""
         if name in order or name not in files:
             return
         for dependency in dependencies(read_module(files[name])):
@@ -83,6 +91,7 @@ def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:
 
 
 def read_module(path: Path) -> bytes:
+    """Return a module's content, decompressed if it is a .xz, .gz or .zst file."""
     content = path.read_bytes()
     match path.suffix:
         case ".xz":
@@ -96,14 +105,15 @@ def read_module(path: Path) -> bytes:
 
 
 def unzstd(content: bytes) -> bytes:
+    """Decompress by zstd(1), which Python's standard library lacks; Unavailable if it is not installed."""
     program = shutil.which("zstd")
     if program is None:
-        raise Unavailable("this kernel's modules are compressed by zstd; install it: apt-get install zstd")
+        raise Unavailable("no zstd here, which this kernel's modules are compressed by: apt-get install zstd")
     return subprocess.run([program, "-dc"], input=content, capture_output=True, check=True).stdout
 
 
 def dependencies(module: bytes) -> list[str]:
-    """The modules that must be loaded before this one: its symbols' owners, and what it asks for by `softdep`."""
+    """Return the modules to load before this one: `depends` and `softdep` of its .modinfo (modprobe.d(5))."""
     info = [line.partition(b"=") for line in section(module, b".modinfo").split(b"\0")]
     names = [name for key, _, value in info if key == b"depends" for name in value.split(b",")]
     for key, _, value in info:
@@ -113,7 +123,7 @@ def dependencies(module: bytes) -> list[str]:
 
 
 def section(elf: bytes, wanted: bytes) -> bytes:
-    """The content of a section of a 64-bit little-endian ELF file (elf(5)); empty if there is none of that name."""
+    """Return a section of a 64-bit little-endian ELF file (elf(5)), empty if there is none of this name."""
     offset, size, count, names = struct.unpack_from("<40xQ10xHHH", elf)
     table = [struct.unpack_from("<I20xQQ", elf, offset + size * number) for number in range(count)]
     start = table[names][1]

@@ -13,19 +13,22 @@ KINDS = ("Interface", "Peer", "Keypair")
 
 
 def count(log: str) -> Counter[tuple[str, str]]:
-    """How often the log says that an object of each kind was created, and destroyed."""
-    found: Counter[tuple[str, str]] = Counter()
+    """Count the lines about each (kind, event); kind: of KINDS, event: `created` or `destroyed`."""
+    counts: Counter[tuple[str, str]] = Counter()
     for line in log.splitlines():
         if match := _LINE.search(line):
-            found[match[1], match[2]] += 1
-    return found
+            counts[match[1], match[2]] += 1
+    return counts
 
 
 def leaks(log: str) -> list[str]:
-    """What does not balance, in words; empty if all that was created is gone. A log without a word is one leaks."""
+    """Return one line per kind with leaked objects, empty if all were destroyed.
+
+    A log without any line about objects is reported too: then the check proves nothing.
+    """
     counts = count(log)
     if not counts:
-        return ["the kernel log says nothing of objects of WireGuard: is dynamic debug on?"]
+        return ["the kernel log has no lines about WireGuard's objects: is dynamic debug on?"]
     return [
         f"{counts[kind, 'created']} of {kind} created, {counts[kind, 'destroyed']} destroyed"
         for kind in KINDS

@@ -1,7 +1,7 @@
 """Start QEMU as a child that cannot outlive us, and read the ports the guest writes to.
 
-Each port is a socket pair whose far end QEMU holds as a virtio port (init.py reads and writes it). They close when QEMU
-ends, however it ends, so the runner waits for nothing else.
+Each port is a socket pair; QEMU connects its far end with a virtio port, which init.py writes to. The sockets close
+when QEMU ends, for whatever reason, so the runner waits for the sockets only.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 QEMU: Final = "qemu-system-x86_64"
 QEMU_REMEDY: Final = "apt-get install --no-install-recommends qemu-system-x86"
 PORTS: Final = ("output", "results", "verdict")
-CHUNK: Final = 1 << 18
+CHUNK: Final = 1 << 18  # bytes
 
 
 class Stopped(HarnessError):
-    """Whoever asked for the guest wants it no more."""
+    """The caller of `boot` has stopped the guest, by its descriptor `stop`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The machine to emulate."""
+    """The machine to emulate. memory: as for QEMU's option -m. kvm: use KVM; else TCG. warp: skip idle time (TCG)."""
 
     cpus: int
     memory: str
@@ -46,28 +46,31 @@ class Hardware:
     warp: bool = False
 
     def name(self) -> str:
+        """Return the accelerator in words, for reports."""
         if self.kvm:
             return "kvm"
         return "tcg, warp" if self.warp else "tcg"
 
     def arguments(self) -> list[str]:
+        """Return QEMU's options for this machine."""
         machine = ["-machine", "pc", "-m", self.memory]
         if self.warp:
-            # With `sleep=off` the clock jumps to the next timer as soon as the one CPU idles, and with `shift=0` an
-            # instruction takes 1 ns, so that the guest's clock does not depend on how busy this machine is.
+            # sleep=off: when the CPU is idle, the clock jumps to the next timer. shift=0: an instruction takes 1 ns. So
+            # the guest's clock does not depend on the load of the host.
             return [*machine, "-smp", "1", "-accel", "tcg", "-cpu", EMULATED_CPU, "-icount", "shift=0,sleep=off"]
         if self.kvm:
             return [*machine, "-smp", str(self.cpus), "-accel", "kvm", "-cpu", "host"]
         return [*machine, "-smp", str(self.cpus), "-accel", "tcg,thread=multi", "-cpu", EMULATED_CPU]
 
 
-# A plain model is the fastest. Vector instructions are dear under TCG: with AVX2 sealing a packet takes 142 us, with
-# SSSE3 68, without either 36. And where a CPU has ERMS the kernel copies by `rep movsb`, which TCG does byte by byte:
-# unpacking the root then takes 2.5 s, not 1. RDRAND seeds the kernel's generator at once.
+# The simplest model is the fastest under TCG. Vector instructions are slow there: to encrypt a packet takes 142 us with
+# AVX2, 68 us with SSSE3, 36 us with neither. On a CPU with ERMS the kernel copies by `rep movsb`, which TCG emulates
+# byte by byte: then the root is unpacked in 2.5 s, not 1 s. RDRAND seeds the kernel's random generator at once.
 EMULATED_CPU: Final = "qemu64,+rdrand"
 
 
 def find_qemu() -> str:
+    """Return the path of QEMU; Unavailable, with the remedy, if it is not installed."""
     program = shutil.which(QEMU)
     if program is None:
         raise Unavailable(f"no {QEMU} here; install it: {QEMU_REMEDY}")
@@ -76,7 +79,11 @@ def find_qemu() -> str:
 
 @dataclass(slots=True)
 class Received:
-    """What the guest has told so far."""
+    """Everything that the guest has sent so far.
+
+    ready_at, verdict_at: when the record came, by the monotonic clock. files: path below the results -> content. count:
+    number of files received.
+    """
 
     ready: ReadyRecord | None = None
     ready_at: float = 0.0
@@ -87,11 +94,11 @@ class Received:
     _lines: bytes = b""
     _results: bytearray = field(default_factory=bytearray)
 
-    def hear(self, data: bytes, nonce: str) -> None:
-        """Take bytes of the port `verdict`: one record a line, and a verdict only counts with our nonce in it."""
+    def read_verdict(self, data: bytes, nonce: str) -> None:
+        """Parse bytes from the port `verdict`: one record per line; a verdict with another nonce is ignored."""
         *lines, self._lines = (self._lines + data).split(b"\n")
         for line in lines:
-            # init.py alone writes here: the driver gives a port to one process (virtio_console.c, port_fops_open).
+            # Only init.py writes here: the driver lets one process open a port (port_fops_open in virtio_console.c).
             record: ReadyRecord | LastRecord = ast.literal_eval(line.decode())
             if record["event"] == "ready":
                 self.ready, self.ready_at = record, time.monotonic()
@@ -99,7 +106,7 @@ class Received:
                 self.verdict, self.verdict_at = record, time.monotonic()
 
     def collect(self, data: bytes) -> None:
-        """Take bytes of the port `results`: for each file a line `SIZE PATH`, then its content."""
+        """Parse bytes from the port `results`: for each file a line `SIZE PATH`, then its content."""
         self._results += data
         while (end := self._results.find(b"\n")) >= 0:
             size, _, path = self._results[:end].decode().partition(" ")
@@ -110,10 +117,11 @@ class Received:
             del self._results[: end + 1 + int(size)]
 
     def complete(self) -> bool:
+        """Return whether the verdict and all files it announces have been received."""
         return self.verdict is not None and self.count == self.verdict["results"]
 
     def save(self, folder: Path) -> None:
-        """Write the files below `folder`; a path that leads out of it is the guest's mischief and left out."""
+        """Write the files below `folder`; a path that leads out of it is skipped, because the guest is not trusted."""
         for name, content in self.files.items():
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts:
@@ -125,6 +133,11 @@ class Received:
 def command_line(
     hardware: Hardware, *, image: Path, append: str, initrd: str, console: Path, ports: Mapping[str, int]
 ) -> list[str]:
+    """Return QEMU's command line.
+
+    append: the kernel's command line. initrd: path of the root. console: log of the serial console. ports: name ->
+    descriptor of a socket. Raises Unavailable without QEMU.
+    """
     command = [find_qemu(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *hardware.arguments()]
     command += ["-kernel", str(image), "-initrd", initrd, "-append", append]
     command += ["-chardev", f"file,id=console,path={escape(console)}", "-serial", "chardev:console"]
@@ -136,12 +149,12 @@ def command_line(
 
 
 def escape(path: Path) -> str:
-    """A path as a value among QEMU's comma-separated options."""
+    """Escape a path for use in QEMU's comma-separated options."""
     return str(path).replace(",", ",,")
 
 
 class Machine:
-    """A running QEMU, our ends of its ports, and what came over them."""
+    """A running QEMU, our ends of its ports, and the data received from them."""
 
     def __init__(self, process: subprocess.Popen[bytes], ports: Mapping[str, socket.socket], nonce: str) -> None:
         self.process = process
@@ -151,27 +164,28 @@ class Machine:
         self.started = time.monotonic()
 
     def watch(self, deadline: float, show: Callable[[bytes], object], stop: int | None = None) -> bool:
-        """Listen until all is told (true), QEMU has ended (true), or `deadline` of the monotonic clock (false).
+        """Read the ports until everything is received or QEMU has ended (True), or the deadline has passed (False).
 
-        Raises Stopped when the descriptor `stop` becomes readable.
+        deadline: by the monotonic clock. show: called with output of the command. stop: a descriptor; raise Stopped
+        when it becomes readable.
         """
-        left = set(self.ports)
+        open_ports = set(self.ports)
         with selectors.DefaultSelector() as selector:
             for name, port in self.ports.items():
                 selector.register(port, selectors.EVENT_READ, name)
             if stop is not None:
                 selector.register(stop, selectors.EVENT_READ)
-            while left and not self.received.complete():
+            while open_ports and not self.received.complete():
                 events = selector.select(max(0.0, deadline - time.monotonic()))
                 if not events:
                     return False
                 for key, _ in events:
                     if key.fd == stop:
-                        raise Stopped("the guest was given up")
+                        raise Stopped("the guest was stopped, because its result is not needed any more")
                     data = os.read(key.fd, CHUNK)
                     if not data:
                         selector.unregister(key.fileobj)
-                        left.remove(key.data)
+                        open_ports.remove(key.data)
                     self._take(key.data, data, show)
         return True
 
@@ -182,18 +196,19 @@ class Machine:
             case "results":
                 self.received.collect(data)
             case "verdict":
-                self.received.hear(data, self.nonce)
+                self.received.read_verdict(data, self.nonce)
 
 
 @contextmanager
 def start(hardware: Hardware, *, image: Path, append: str, initrd: int, console: Path, nonce: str) -> Iterator[Machine]:
-    """QEMU for the length of the block; `initrd` is a file descriptor.
+    """Run QEMU for the length of the block; initrd: file descriptor of the root; the rest: see `command_line`.
 
-    It dies with the thread that started it, even by SIGKILL (`setpriv --pdeathsig`; that is why boot() must be called
-    where it may block). Should the runner die before that is in force, PID 1 of the guest sees its ports closed.
+    The kernel kills QEMU when the thread that started it ends, even by SIGKILL (PR_SET_PDEATHSIG, by setpriv(1)). So
+    the thread that calls boot() must wait for it. If the runner dies before setpriv has run, the guest's PID 1 sees its
+    ports close, and reboots.
     """
     pairs = {name: socket.socketpair() for name in PORTS}
-    files = {name: theirs.fileno() for name, (_, theirs) in pairs.items()}
+    files = {name: far_end.fileno() for name, (_, far_end) in pairs.items()}
     command = command_line(
         hardware, image=image, append=append, initrd=f"/proc/self/fd/{initrd}", console=console, ports=files
     )
@@ -205,13 +220,13 @@ def start(hardware: Hardware, *, image: Path, append: str, initrd: int, console:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                # Ctrl-C is ours to handle: QEMU would end in its own way, and first.
+                # In a session of its own QEMU does not get Ctrl-C; it would end before we handle it.
                 start_new_session=True,
             )
-        for _, theirs in pairs.values():
-            theirs.close()
+        for _, far_end in pairs.values():
+            far_end.close()
         try:
-            yield Machine(process, {name: ours for name, (ours, _) in pairs.items()}, nonce)
+            yield Machine(process, {name: near_end for name, (near_end, _) in pairs.items()}, nonce)
         finally:
             process.kill()
             process.wait()
@@ -222,6 +237,7 @@ def start(hardware: Hardware, *, image: Path, append: str, initrd: int, console:
 
 
 def bound_to_us(command: Sequence[str]) -> list[str]:
+    """Return a command line by which `command` is killed when the calling thread ends; Unavailable without setpriv."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise Unavailable("no setpriv here; install it: apt-get install util-linux")

@@ -26,7 +26,7 @@ def told(**changes: Any) -> Received:
     received = Received()
     record = {"event": "verdict", "nonce": NONCE, "status": 0, "results": 0, "drifts": [0.0, 0.0], "interrupts": 0}
     if changes.get("verdict", record) is not None:
-        received.hear(repr(record | changes).encode() + b"\n", NONCE)
+        received.read_verdict(repr(record | changes).encode() + b"\n", NONCE)
     return received
 
 
@@ -40,8 +40,8 @@ def told(**changes: Any) -> Received:
         (told(results=1), [], Ending.LOST, "without a verdict"),
         (told(verdict=None), [PANIC], Ending.PANICKED, PANIC),
         (told(), [PANIC], Ending.PANICKED, PANIC),
-        (told(), ["BUG: y", "BUG: z"], Ending.COMPLAINED, "2 times, first: BUG: y"),
-        (told(status=None), [], Ending.OVERDUE, "overstayed"),
+        (told(), ["BUG: y", "BUG: z"], Ending.COMPLAINED, "(2), first: BUG: y"),
+        (told(status=None), [], Ending.OVERDUE, "exceeded its deadline"),
         (told(drifts=[0.0, 2.0], interrupts=900), [], Ending.EXITED, ""),
     ],
 )
