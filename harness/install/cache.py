@@ -1,6 +1,6 @@
-"""Keep the cache directory: what is costly to fetch or build, and may be deleted any time.
+"""Keep the cache directory: files that are slow to fetch or build, and safe to delete.
 
-A directory appears in it whole or not at all, and two runs never build the same one at once.
+A directory in it exists only once it is complete, and two runs never build the same one at the same time.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ REMEDY = "set XDG_CACHE_HOME to a directory that you may write to"
 
 
 class Area(StrEnum):
-    """The parts of the cache, by what lies in them."""
+    """The folders of the cache."""
 
     PEERS = "peers"  # programs under test: peers/NAME/VERSION/
-    TOOLCHAINS = "toolchains"  # compilers and what they keep: toolchains/go-VERSION/
+    TOOLCHAINS = "toolchains"  # compilers and their caches: toolchains/go-VERSION/
     KERNELS = "kernels"  # kernels and guest images, by hash
     ROOTS = "roots"  # bare Debian roots as archives: roots/RELEASE-WEEK-PACKAGES/
-    RUNS = "runs"  # scratch of running tests; a killed run's is removed by the next
+    RUNS = "runs"  # temporary files of running tests; the next run removes those of a killed run
 
 
 def cache_root() -> Path:
-    """Where the cache lies; it need not exist yet."""
-    chosen = os.environ.get("XDG_CACHE_HOME", "")
-    # A relative path would mean another cache in every directory; the standard says to ignore it.
-    if Path(chosen).is_absolute():
-        return Path(chosen, "wg-interop")
+    """Return the path of the cache, which need not exist yet; Unavailable for a user without a home directory."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG Base Directory Specification says to ignore a relative path.
+    if Path(configured).is_absolute():
+        return Path(configured, "wg-interop")
     try:
         return Path.home() / ".cache" / "wg-interop"
     except RuntimeError as error:
-        raise Unavailable(f"there is no home directory to keep a cache in; {REMEDY}") from error
+        raise Unavailable(f"no home directory for the cache; {REMEDY}") from error
 
 
 def directory(area: Area) -> Path:
-    """The directory of one area, made if it is not there."""
+    """Return the directory of one area, created if it does not exist; Unavailable if that fails."""
     path = cache_root() / area
     _make(path)
     return path
@@ -55,7 +55,10 @@ def directory(area: Area) -> Path:
 
 @contextmanager
 def locked(target: Path, on_line: OnLine = lambda _: None) -> Iterator[None]:
-    """Hold the lock that belongs to `target`; it falls with the process, however that ends."""
+    """Hold the lock of `target` for the length of the block; the kernel releases it if the process dies (flock(2)).
+
+    Raises Unavailable if the lock file cannot be written.
+    """
     _make(target.parent)
     with _opened(target.with_name(f".{target.name}.lock")) as lock:
         wait_for_lock(lock, target, on_line)
@@ -63,26 +66,26 @@ def locked(target: Path, on_line: OnLine = lambda _: None) -> Iterator[None]:
 
 
 def wait_for_lock(descriptor: int, target: Path, on_line: OnLine) -> None:
-    """Lock an open file or directory, and say so if someone else has to finish with `target` first."""
+    """Lock an open file or directory; report by `on_line` if another process holds the lock of `target`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        on_line(f"waiting for another run that works on {target}")
+        on_line(f"waiting for another run that uses {target}")
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
 def building(target: Path) -> Iterator[Path]:
-    """Yield an empty directory that takes the place of `target` when the block ends without an exception.
+    """Yield an empty directory, and rename it to `target` when the block ends without an exception.
 
-    To be used with `target` locked: what a killed build left behind is removed first.
+    The caller holds the lock of `target`. Partial directories of killed builds are removed first.
     """
     _make(target.parent)
     for leftover in target.parent.glob(f".{target.name}.*.part"):
         remove(leftover)
     part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
     try:
-        # mkdtemp keeps others out; a cache shared between users is to be readable.
+        # mkdtemp creates it with mode 700; other users may read a shared cache.
         part.chmod(0o755)
         yield part
         _replace(part, target)
@@ -91,7 +94,7 @@ def building(target: Path) -> Iterator[Path]:
 
 
 def remove(tree: Path) -> None:
-    """Delete a directory and all below it, read-only directories too; one that is not there is fine."""
+    """Delete a directory tree, read-only directories too; do nothing if it does not exist."""
     for path, _, _ in os.walk(tree):
         with suppress(OSError):
             Path(path).chmod(0o700)
@@ -99,7 +102,7 @@ def remove(tree: Path) -> None:
 
 
 def _replace(part: Path, target: Path) -> None:
-    # A directory with something in it cannot be renamed over: the old one steps aside, where `building` removes it.
+    # rename(2) cannot replace a directory that is not empty: the old one gets a name that `building` would remove.
     if target.exists():
         target.rename(Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")))
     part.rename(target)
@@ -111,7 +114,7 @@ def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Unavailable(f"cannot make {path}: {error.strerror}; {REMEDY}") from error
+        raise Unavailable(f"cannot create {path}: {error.strerror}; {REMEDY}") from error
 
 
 @contextmanager

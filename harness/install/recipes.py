@@ -36,7 +36,7 @@ COMPILER: Final = ("gcc", "libc6-dev")
 
 
 class _Built:
-    """A program that is built from source, once, into a directory of the cache that is named after its version."""
+    """A program that is built from source into a directory of the cache, peers/NAME/VERSION."""
 
     __slots__ = ()
 
@@ -44,20 +44,25 @@ class _Built:
     binary: str
 
     def installed(self, name: str) -> Path | None:
-        """The program, if it is installed; starts nothing and needs no network."""
-        return _if_there(self._target(name) / self._place / self.binary)
+        """Return the path of the program, None if it is not installed; starts no program, needs no network."""
+        return _if_executable(self._target(name) / self._place / self.binary)
 
     def install(self, name: str, on_line: OnLine) -> Path:
+        """Build the program, unless it is installed, and return its path.
+
+        Raises Unavailable if a compiler is missing or the source does not build this program, ToolFailed if the build
+        fails.
+        """
         with locked(self._target(name), on_line):
-            # Another run may have built it while we waited.
-            if (found := self.installed(name)) is None:
+            # Another run may have built it while we waited for the lock.
+            if (program := self.installed(name)) is None:
                 with building(self._target(name)) as part:
                     self._build(part, part / ".build", on_line)
                     remove(part / ".build")
-                found = self.installed(name)
-        if found is None:
+                program = self.installed(name)
+        if program is None:
             raise Unavailable(f"{self._source} {self.version} builds no program named {self.binary}")
-        return found
+        return program
 
     def _target(self, name: str) -> Path:
         return cache_root() / Area.PEERS / name / self.version
@@ -94,7 +99,7 @@ class GoProgram(_Built):
         compiler = go.go(self.go, on_line)
         on_line(f"building {self.module}@{self.version} with {compiler}")
         run_tool(
-            # -modcacherw: what is fetched can be deleted again.
+            # -modcacherw: without it the downloaded modules are read-only.
             [compiler, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
             on_line,
             env=go.go_environment(compiler, scratch) | {"GOBIN": str(target)},
@@ -104,7 +109,7 @@ class GoProgram(_Built):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CargoProgram(_Built):
-    """A program that `cargo install` builds from a crate, with the versions of its own lock file."""
+    """A program that `cargo install` builds from a crate, with the dependencies of the crate's lock file."""
 
     crate: str
     version: str
@@ -138,7 +143,7 @@ class CargoProgram(_Built):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebianProgram:
-    """A program of the distribution: its package, and where that puts the program."""
+    """A program of a Debian package. binary: its absolute path when the package is installed."""
 
     package: str
     binary: str
@@ -148,18 +153,23 @@ class DebianProgram:
         _check(self.binary, r"(/\w[\w.+-]*)+", "binary", "is not an absolute path")
 
     def installed(self, name: str) -> Path | None:
-        return _if_there(Path(self.binary)) or _if_there(self._tree(name) / self.binary.removeprefix("/"))
+        """Return the path of the program, on this machine or unpacked in the cache; None if it is in neither."""
+        return _if_executable(Path(self.binary)) or _if_executable(self._tree(name) / self.binary.removeprefix("/"))
 
     def install(self, name: str, on_line: OnLine) -> Path:
-        if (found := self.installed(name)) is None:
+        """Install the package as root, or unpack it into the cache as another user; return the program's path.
+
+        Raises Unavailable if the package does not contain the program, ToolFailed if apt-get fails.
+        """
+        if (program := self.installed(name)) is None:
             if os.geteuid() == 0:
                 apt_install([self.package], on_line)
             else:
                 self._unpack(name, on_line)
-            found = self.installed(name)
-        if found is None:
-            raise Unavailable(f"package {self.package} holds no {self.binary}")
-        return found
+            program = self.installed(name)
+        if program is None:
+            raise Unavailable(f"package {self.package} does not contain {self.binary}")
+        return program
 
     def _tree(self, name: str) -> Path:
         return cache_root() / Area.PEERS / name / "debian"
@@ -176,27 +186,27 @@ _KINDS: Final[dict[str, type[Recipe]]] = {"go": GoProgram, "cargo": CargoProgram
 
 
 def parse_recipe(table: Table) -> Recipe:
-    """Check an [install] table and make a recipe of it."""
+    """Check a table [install] and return it as a recipe; UsageError for a wrong key or value."""
     kind = table.take("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise table.wrong(f"[install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
-    given = table.take_rest()
-    wanted = {field.name for field in fields(_KINDS[kind])}
-    if wrong := given.keys() ^ wanted:
-        said = "missing" if wrong <= wanted else "unknown key"
-        raise table.wrong(f"[install] {said}: {', '.join(sorted(wrong - wanted or wrong))}")
+    values = table.take_rest()
+    expected = {field.name for field in fields(_KINDS[kind])}
+    if wrong := values.keys() ^ expected:
+        problem = "missing" if wrong <= expected else "unknown key"
+        raise table.wrong(f"[install] {problem}: {', '.join(sorted(wrong - expected or wrong))}")
     try:
-        return _KINDS[kind](**{key: _text(key, value) for key, value in given.items()})
+        return _KINDS[kind](**{key: _text(key, value) for key, value in values.items()})
     except UsageError as error:
         raise table.wrong(f"[install] {error}") from None
 
 
 def _ensure_linker(on_line: OnLine) -> None:
-    """Rust links with a C compiler, and crates bring C of their own."""
+    """Install a C compiler if there is none: Rust links with it, and some crates contain C code."""
     if shutil.which("cc") is None and os.geteuid() == 0:
         apt_install(COMPILER, on_line)
     if shutil.which("cc") is None:
-        raise Unavailable(f"there is no C compiler to link with: as root: apt-get install -y {' '.join(COMPILER)}")
+        raise Unavailable(f"no C compiler to link with: as root: apt-get install -y {' '.join(COMPILER)}")
 
 
 def _text(key: str, value: object) -> str:
@@ -210,5 +220,5 @@ def _check(value: str, pattern: str, key: str, complaint: str) -> None:
         raise UsageError(f"{key}: {value!r} {complaint}")
 
 
-def _if_there(program: Path) -> Path | None:
+def _if_executable(program: Path) -> Path | None:
     return program if os.access(program, os.X_OK) and program.is_file() else None

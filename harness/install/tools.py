@@ -1,4 +1,4 @@
-"""Run compilers and installers: output line by line, versions, no process left behind."""
+"""Run compilers and installers: read output and versions, leave no process behind."""
 
 from __future__ import annotations
 
@@ -27,16 +27,22 @@ Version = tuple[int, ...]
 
 
 class ToolFailed(HarnessError):
-    """A compiler or installer failed; the message is the line of its output that says why."""
+    """A compiler or installer failed; the message is the line of its output with the reason (`reason`)."""
 
 
-def version_said(argv: Sequence[str | Path], variables: Mapping[str, str], pattern: re.Pattern[str]) -> Version | None:
-    """The numbers in the groups of the pattern, which must match what the program prints; None if it does not."""
+def printed_version(
+    argv: Sequence[str | Path], variables: Mapping[str, str], pattern: re.Pattern[str]
+) -> Version | None:
+    """Run a program and read its version from its output.
+
+    variables: added to the environment. pattern: its groups are the numbers of the version. Returns None if the program
+    does not run, fails, or prints something else.
+    """
     try:
         answer = subprocess.run(
             argv,
             env=os.environ | dict(variables),
-            cwd="/",  # away from a go.mod, go.work or rust-toolchain.toml that could have a say
+            cwd="/",  # so that no go.mod, go.work or rust-toolchain.toml changes the result
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -45,24 +51,27 @@ def version_said(argv: Sequence[str | Path], variables: Mapping[str, str], patte
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = pattern.match(answer)
-    return tuple(int(part or 0) for part in found.groups()) if found else None
+    match = pattern.match(answer)
+    return tuple(int(part or 0) for part in match.groups()) if match else None
 
 
 def parse_version(text: str) -> Version:
-    """'1.23.1' as numbers that compare."""
+    """Parse '1.23.1' into (1, 23, 1), which compares as versions do; ValueError for anything else."""
     return tuple(int(part) for part in text.split("."))
 
 
 def version_text(version: Version) -> str:
-    """'1.23.1' for its numbers."""
+    """Format (1, 23, 1) as '1.23.1'."""
     return ".".join(map(str, version))
 
 
 def run_tool(
     argv: Sequence[str | Path], on_line: OnLine, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> str:
-    """Run a compiler or installer, hand on each line it prints, and return them all."""
+    """Run a compiler or installer and return its output, stdout and stderr together.
+
+    on_line: called with each line as it comes. Raises ToolFailed if it cannot be started or fails.
+    """
     lines = []
     try:
         process = subprocess.Popen(
@@ -84,24 +93,25 @@ def run_tool(
             lines.append(line.strip())
         process.wait()
     if process.returncode != 0:
-        raise ToolFailed(reason(lines) or f"{argv[0]} exited with status {process.returncode} and said nothing")
+        raise ToolFailed(reason(lines) or f"{argv[0]} exited with status {process.returncode} without any output")
     return "\n".join(lines)
 
 
 def reason(lines: Sequence[str]) -> str:
-    """The line of a failed program's output that says why: its last error, else its last line."""
-    said = [line for line in lines if line]
-    errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "error: ", "dpkg-deb: error"))]
-    # Without a network pip ends with "No matching distribution", and says only in passing that it reached no one; cargo
-    # says so last of all.
-    unreached = [found.group() for line in said if (found := _UNREACHED.search(line))]
-    return " ".join([*(errors or said or [""])[-1:], *(f"({cause.strip()})" for cause in unreached[-1:])])
+    """Return the line of a failed program's output that gives the reason: its last error, else its last line."""
+    printed = [line for line in lines if line]
+    errors = [line for line in printed if line.startswith(("E: ", "ERROR: ", "error: ", "dpkg-deb: error"))]
+    # Without a network, pip's last error is "No matching distribution"; an earlier line has the network error. Cargo
+    # prints the network error last.
+    unreached = [match.group() for line in printed if (match := _UNREACHED.search(line))]
+    return " ".join([*(errors or printed or [""])[-1:], *(f"({cause.strip()})" for cause in unreached[-1:])])
 
 
 def exit_on_sigterm() -> None:
-    """Have SIGTERM unwind the stack as Ctrl-C does, so that no child and no half-made directory stays behind."""
+    """Let SIGTERM raise SystemExit, so that clean-up runs: no child and no partial directory is left behind."""
 
     def leave(number: int, _: object) -> NoReturn:
+        """Exit with the status that a shell reports for this signal."""
         sys.exit(128 + number)
 
     signal.signal(signal.SIGTERM, leave)
@@ -109,7 +119,7 @@ def exit_on_sigterm() -> None:
 
 @contextmanager
 def ended(process: subprocess.Popen[AnyStr]) -> Iterator[None]:
-    """Leave no program behind: one that still runs at the end of the block is asked to stop, then made to."""
+    """Stop a program that still runs at the end of the block: SIGTERM, and after 5 seconds SIGKILL."""
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Send a datagram and return its errors: from send(2), and from ICMP by the socket's error queue.
+"""Send a datagram and return its errors: from send(2), and from ICMP (error queue).
 
 Sources: IP_RECVERR in ip(7), struct sock_extended_err of include/uapi/linux/errqueue.h.
 """

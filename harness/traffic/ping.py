@@ -1,4 +1,4 @@
-"""Send ICMP echo requests from sockets of this process, so that most tests start no program."""
+"""Send ICMP echo requests from this process's sockets, so that tests start no program."""
 
 from __future__ import annotations
 

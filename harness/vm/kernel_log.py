@@ -1,4 +1,4 @@
-"""Find complaints in the guest's kernel log: lines that report a fault, and so fail the run."""
+"""Find complaints in the guest's kernel log: lines that report a fault, and fail the run."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_cache_root_follows_xdg_cache_home_only_when_absolute(
 
 def test_unusable_cache_error_names_xdg_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")  # nobody can make a directory there, not even root
-    with pytest.raises(Unavailable, match=r"cannot make /proc/wg-interop/peers: .*; set XDG_CACHE_HOME"):
+    with pytest.raises(Unavailable, match=r"cannot create /proc/wg-interop/peers: .*; set XDG_CACHE_HOME"):
         directory(Area.PEERS)
 
 
@@ -88,7 +88,7 @@ def test_second_process_waits_for_lock_and_reports_it(tmp_path: Path) -> None:
     with locked(target):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert other.stdout is not None
-        assert other.stdout.readline() == f"waiting for another run that works on {target}\n"
+        assert other.stdout.readline() == f"waiting for another run that uses {target}\n"
         assert other.poll() is None
     assert other.communicate(timeout=20)[0] == "got it\n"
 

@@ -269,7 +269,7 @@ def test_command_line_installs_from_user_manifest(
     ("text", "complaint"),
     [
         (None, "manifest {}: No such file or directory"),
-        ("name = 'mine'\nkind = 'uapi'", "{}: it has no table [install]"),
+        ("name = 'mine'\nkind = 'uapi'", "manifest {}: has no table [install]"),
         ("name = '../mine'\nkind = 'uapi'", "manifest {}: name must be lower-case letters"),
     ],
 )

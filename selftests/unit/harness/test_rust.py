@@ -89,7 +89,7 @@ def test_too_old_rust_is_refused_with_available_version(programs: Path) -> None:
 
 def test_failed_rust_download_is_reported_with_reason(programs: Path) -> None:
     write_program(programs / "apt-get", "#!/bin/sh\necho 'E: Unable to locate package rustc-web'; exit 100\n")
-    with pytest.raises(Unavailable, match="Debian's cannot be had: E: Unable to locate package rustc-web"):
+    with pytest.raises(Unavailable, match="Debian's could not be installed: E: Unable to locate package rustc-web"):
         rust("1.95", lambda _: None)
 
 
