@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by ci/setup, ci/test, ci/interop and ci/flakes: the little that has to be done before there is a Python, then over to it.
+# Sourced by ci/setup, ci/test, ci/interop and ci/flakes: finds or installs a Python, then starts a module of ci/ with it.
 
-# Start a module of ci/ with a Python that is new enough, in the root of the checkout.
+# Start a module of ci/ with a Python that is new enough, in the root of the checkout; exit with 125 if there is none.
 hand_over() {
     cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit 125
-    # An ordinary user's PATH on Debian lacks nft's directory; byte code is what makes the many starts quick.
+    # On Debian a user's PATH lacks the directory of nft. Python must write byte code, or every start would be slow.
     export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
     unset PYTHONDONTWRITEBYTECODE PYTHONHOME
     local python module=$1
@@ -13,7 +13,7 @@ hand_over() {
     exec "$python" -S -m "$module" "$@"
 }
 
-# The system's Python is preferred: its packages and its security updates come from one place.
+# Print the first Python 3.11 or newer. The system's Python comes first, because Debian keeps it secure.
 find_python() {
     local candidate
     for candidate in /usr/bin/python3 python3 python3.14 python3.13 python3.12 python3.11; do
@@ -25,6 +25,7 @@ find_python() {
     return 1
 }
 
+# Install Debian's Python, as root or by sudo without a password.
 install_python() {
     local become=()
     command -v apt-get >/dev/null || return 1
@@ -39,6 +40,7 @@ install_python() {
     printf '%-9s  %-20s %7.1f s\n' ok python "$SECONDS"
 }
 
+# Report what to install, and exit.
 no_python() {
     echo "ci: no Python 3.11 or newer; as root: apt-get install --no-install-recommends" \
         "$(sed -n 's/^\([a-z][^ ]*\) .*/\1/p' ci/packages.txt | paste -sd ' ')" >&2

@@ -25,45 +25,45 @@ if TYPE_CHECKING:
 MIRROR: Final = "http://deb.debian.org/debian/"
 SECURITY_MIRROR: Final = "http://deb.debian.org/debian-security/"
 ARCHIVE: Final = "root.tar.gz"
-# One row for each source of apt: mirror, release, component, origin. The origin is empty before `apt-get update`.
+# One row per source of apt: mirror, release, component, origin. The origin is empty before `apt-get update`.
 _TARGETS: Final = ("apt-get", "indextargets", "--format", "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(ORIGIN)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where a Debian release comes from. mirror: of the release itself. lines: all sources, for sources.list(5)."""
+    """Sources of a Debian release. mirror: URL of the release itself. lines: all sources, for sources.list(5)."""
 
     mirror: str
     lines: str
 
 
 def sources(suite: str, targets: str) -> Sources:
-    """Choose the sources of a Debian release: those of this machine's apt, Debian's own where it has none.
+    """Choose the sources of a Debian release: those of this machine's apt, or deb.debian.org if apt has none.
 
-    targets: rows as `apt-get indextargets` prints them.
+    suite: the release, `bookworm`. targets: rows that `apt-get indextargets` prints in the format of _TARGETS.
     """
     wanted = (suite, f"{suite}-updates", f"{suite}-security")
     rows = [row.split("|") for row in targets.splitlines()]
-    found = {
+    mirrors = {
         release: mirror
         for mirror, release, component, origin in rows
         if release in wanted and component == "main" and origin in {"Debian", ""}
     }
-    if suite not in found:
-        found = dict(zip(wanted, (MIRROR, MIRROR, SECURITY_MIRROR), strict=True))
-    lines = "".join(f"deb {mirror} {release} main\n" for release, mirror in found.items())
-    return Sources(mirror=found[suite], lines=lines)
+    if suite not in mirrors:
+        mirrors = dict(zip(wanted, (MIRROR, MIRROR, SECURITY_MIRROR), strict=True))
+    lines = "".join(f"deb {mirror} {release} main\n" for release, mirror in mirrors.items())
+    return Sources(mirror=mirrors[suite], lines=lines)
 
 
 def machine_sources(suite: str) -> Sources:
-    """The sources of a Debian release on this machine."""
+    """Choose the sources of a Debian release on this machine; ToolFailed if apt-get fails."""
     return sources(suite, run_tool([*_TARGETS, "Created-By: Packages"], lambda _: None))
 
 
 def ensure_programs(programs: Sequence[str], step: Step) -> None:
-    """Install the programs that are not there; each is called like its package."""
+    """Install missing programs, each from the package of the same name; Unavailable if that fails."""
     missing = [program for program in programs if shutil.which(program) is None]
-    step.note = f"installed {', '.join(missing)}" if missing else "all there"
+    step.note = f"installed {', '.join(missing)}" if missing else "all installed"
     if not missing:
         return
     try:
@@ -75,9 +75,9 @@ def ensure_programs(programs: Sequence[str], step: Step) -> None:
 
 
 def archive(suite: str, packages: Sequence[str], proxy: str | None, step: Step) -> Path:
-    """The archive of a minimal root with these packages, made at most once a week.
+    """Return the path of an archive of a minimal Debian root with these packages, which is made at most once a week.
 
-    proxy: for http, None for what the environment says.
+    proxy: for http, None for the environment's. Raises ToolFailed if debootstrap fails.
     """
     year, week, _ = datetime.now(UTC).isocalendar()
     target = directory(Area.ROOTS) / f"{suite}-{year}-W{week:02}-{'+'.join(packages)}"
@@ -89,7 +89,7 @@ def archive(suite: str, packages: Sequence[str], proxy: str | None, step: Step) 
             for old in target.parent.glob(f"{suite}-*"):
                 if old != target:
                     remove(old)
-            step.note = f"kept in {target}"
+            step.note = f"stored in {target}"
     return target / ARCHIVE
 
 
@@ -97,7 +97,7 @@ def _bootstrap(suite: str, packages: Sequence[str], proxy: str | None, part: Pat
     root = part / "root"
     environ = os.environ | ({"http_proxy": proxy} if proxy else {})
     options = ("--variant=minbase", f"--include={','.join(packages)}")
-    # In namespaces, so that what debootstrap mounts is gone with it.
+    # In namespaces of its own, so that debootstrap's mounts end with it.
     command = command_line("debootstrap", *options, suite, str(root), machine_sources(suite).mirror)
     run_tool(command, step.on_line, env=environ, cwd=ROOT)
     step.on_line("packing the root")
@@ -111,6 +111,6 @@ def _bootstrap(suite: str, packages: Sequence[str], proxy: str | None, part: Pat
 
 
 def http_proxy(apt_options: str) -> str | None:
-    """The proxy that lines of apt.conf(5) name for http."""
+    """Return the proxy for http in lines of apt.conf(5), None if they name none."""
     match = re.search(r'^Acquire::http::Proxy "(.+)";$', apt_options, re.MULTILINE)
     return match[1] if match else None

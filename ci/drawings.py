@@ -2,7 +2,7 @@
 
 Each drawing in ARCHITECTURE.md is made from a table that a test checks against the code: selftests/support/layers.py
 (test_imports.py), selftests/support/transitions.py (test_transitions.py), or the first line of each module's docstring.
-It stands between two markers, `<!-- drawing: NAME -->` and `<!-- end -->`, and replaces what stood there.
+It replaces the text between its markers, `<!-- drawing: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ DOCUMENT: Final = ROOT / "ARCHITECTURE.md"
 # Widths of drawings, in characters: the boxes of the layers; a timer's three columns.
 LAYER, EVENT, OUTCOME, ACTION = 110, 41, 23, 32
 
-# Files without a docstring: path or pattern below the root, and what it is for.
+# Files without a docstring: path or pattern below the root, and what the file does.
 OTHER_FILES: Final = {
     "bench/README.md": "Explain every figure that the benchmarks print.",
     "bench/run": "Start bench/runner.py.",
     "bench/suite": "Start bench/suite.py.",
-    "ci/bootstrap.sh": "Make a Python ready for the four commands of this folder, which source it.",
+    "ci/bootstrap.sh": "Find or install a Python for the four commands of this folder, which source it.",
     "ci/flakes": "Start ci/flakes.py.",
     "ci/interop": "Start ci/matrix.py.",
-    "ci/packages.txt": "List the Debian packages that the lab needs, and what shows that each is there.",
+    "ci/packages.txt": "List the Debian packages that the lab needs, and what shows that each is installed.",
     "ci/setup": "Start ci/setup_checkout.py.",
     "ci/test": "Start ci/gates.py.",
     "harness/implementations/*.toml": "Describe one implementation: a manifest, explained in docs/manifests.md.",
@@ -66,7 +66,7 @@ TEST_FOLDERS: Final = {
 
 
 def box(rows: Iterable[Sequence[str]], width: int = LAYER) -> list[str]:
-    """Stack the rows, each of one line or more, into one box with a rule between them."""
+    """Draw the rows, each of one line or more, below each other in one box; width: characters."""
     rule = f"+{'-' * (width - 2)}+"
     lines = [rule]
     for row in rows:
@@ -76,6 +76,7 @@ def box(rows: Iterable[Sequence[str]], width: int = LAYER) -> list[str]:
 
 
 def text_block(lines: Iterable[str]) -> str:
+    """Return the lines as a code block of Markdown, without spaces at their ends."""
     return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
 
 
@@ -86,7 +87,7 @@ UNLESS: Final = "sets, unless set -->"
 
 
 def layers_of_harness() -> str:
-    """One box per row of FOLDERS, the topmost first, with what each folder does."""
+    """Draw one box per row of FOLDERS, the top layer first, with the summary of each folder."""
     names = max(len(name) for row in FOLDERS for name in row)
     rows = []
     for row in reversed(FOLDERS):
@@ -100,17 +101,17 @@ def layers_of_harness() -> str:
 
 
 def _module_of(name: str) -> Path:
-    """`harness/net/__init__.py` for the folder net, `harness/errors.py` for the module errors."""
+    """Return `harness/net/__init__.py` for the folder net, `harness/errors.py` for the module errors."""
     folder = ROOT / "harness" / name
     return folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
 
 
 def layers_of_refwg() -> str:
-    """One box per row of modules, the topmost first; the core is a box of its own."""
+    """Draw one box per row of modules, the top layer first, with a line between I/O and core."""
     rows = [["   ".join(row)] for row in reversed(ROWS)]
     width = max(len(text) for (text,) in rows) + 4
     lines = box(rows, width)
-    # Between the two parts, a rule that stands out and says what is on either side.
+    # Replace the rule between the two parts by a line with their names.
     lines[2 * len(WORLD_ROWS)] = f"{' world above, core without I/O below ':=^{width}}"
     return text_block(lines)
 
@@ -119,7 +120,7 @@ def layers_of_refwg() -> str:
 
 
 def timers() -> str:
-    """Each timer as a box between the events that set and stop it and what follows when it runs out."""
+    """Draw each timer as a box, with the events that set and stop it on the left, its expiry on the right."""
     return text_block(line for timer in Timer for line in _timer(timer))
 
 
@@ -133,7 +134,7 @@ def _timer(timer: Timer) -> list[str]:
 
 
 def _delay_of(timer: Timer) -> str:
-    """The delay that events set, which must be the same for all of them."""
+    """Return the delay that events set; it must be the same for all events."""
     (delay,) = {delay for _, _, changes in TIMERS if (delay := changes.get(timer)) is not None}
     if delay == INTERVAL * SECOND:
         return "as configured"
@@ -141,7 +142,7 @@ def _delay_of(timer: Timer) -> str:
 
 
 def _events_of(timer: Timer) -> list[str]:
-    """A line with an arrow per event; UNLESS: in another row the event leaves the timer as it was."""
+    """Return a line with an arrow per event; UNLESS if another row of the event leaves the timer unchanged."""
     changing = [(event, changes[timer]) for _, event, changes in TIMERS if timer in changes]
     leaving = {event for _, event, changes in TIMERS if timer not in changes}
     arrows = []
@@ -152,7 +153,7 @@ def _events_of(timer: Timer) -> list[str]:
 
 
 def _actions_of(timer: Timer) -> list[str]:
-    """What follows when it runs out; after how many initiations, where that makes a difference."""
+    """Return lines with the actions on expiry, and the number of initiations after which the second one is taken."""
     lines: list[str] = []
     for action in dict.fromkeys(expiry.action for expiry in EXPIRIES if expiry.timer is timer):
         attempts = min(expiry.attempts for expiry in EXPIRIES if expiry.action is action)
@@ -166,14 +167,14 @@ def _actions_of(timer: Timer) -> list[str]:
 
 
 def sessions() -> str:
-    """The occupied slots of a peer's keypairs as states; what changes no slot and no permission is not drawn."""
+    """Draw the occupied slots of a peer's keypairs as states, without events that change no slot and no permission."""
     arrows = []
     for before, event, after in SESSIONS:
         if after != before and "x" not in after:
             arrows.append((before, event.value, _occupied(after)))
     names = {state: ", ".join(_slots(state)) or "no session" for state in STATES}
-    mute = dict.fromkeys(event.value for _, event, after in SESSIONS if "x" in after)
-    note = f"{' / '.join(mute)}: all stay, but current and next may no longer send"
+    silencing = dict.fromkeys(event.value for _, event, after in SESSIONS if "x" in after)
+    note = f"{' / '.join(silencing)}: all stay, but current and next may no longer send"
     return _diagram(names, arrows, note)
 
 
@@ -182,18 +183,21 @@ def _slots(state: str) -> list[str]:
 
 
 def _occupied(after: str) -> str:
-    """The state in which the same slots are occupied."""
+    """Return the state in which the same slots are occupied."""
     return next(state for state in STATES if _slots(state) == _slots(after))
 
 
 def handshake() -> str:
-    """The states of refwg.noise.Handshake and its methods; what is refused is not drawn."""
+    """Draw the states of refwg.noise.Handshake and its methods, without refused calls."""
     names = {state.name: state.name for state in HandshakeState}
     return _diagram(names, [(before.name, step, after.name) for before, step, after in HANDSHAKE if after is not None])
 
 
 def _diagram(names: dict[str, str], arrows: list[tuple[str, str, str]], note: str = "") -> str:
-    """A state diagram for Mermaid, which GitHub draws. What leads from every state to one has one arrow, from `any`."""
+    """Return a state diagram for Mermaid, which GitHub draws.
+
+    A label that leads from every state to the same one gets a single arrow, from `any state`.
+    """
     ids = {state: re.sub(r"\W+", "_", name) for state, name in names.items()}
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {ids[next(iter(names))]}"]
     lines += [f'    state "{name}" as {ids[state]}' for state, name in names.items() if ids[state] != name]
@@ -217,7 +221,7 @@ def _diagram(names: dict[str, str], arrows: list[tuple[str, str, str]], note: st
 
 
 def summary(path: Path) -> str:
-    """The first line of a module's docstring, or the line of OTHER_FILES."""
+    """Return the first line of a module's docstring, or the line of OTHER_FILES; ValueError if there is none."""
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
     relative = path.relative_to(ROOT)
@@ -228,7 +232,7 @@ def summary(path: Path) -> str:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files of a package but those that say nothing: folders in their layers' order, the top first."""
+    """List all files of a package but py.typed; folders of harness in the order of their layers, the top first."""
     order = {name: number for number, row in enumerate(FOLDERS) for name in row}
 
     def key(path: Path) -> tuple[int, str, bool, str]:
@@ -241,7 +245,7 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def files(folder: str) -> str:
-    """A table with a line for each file below the folder; a package's line is that of its `__init__.py`."""
+    """Return a table with a line for each file below the folder; a package's line is that of its `__init__.py`."""
     rows = []
     for path in files_below(ROOT / folder):
         name = str(path.relative_to(ROOT / folder)).removesuffix("__init__.py")
@@ -251,6 +255,7 @@ def files(folder: str) -> str:
 
 
 def folders_of_tests() -> str:
+    """Return a table with a line for each folder of selftests."""
     return _table(f"| `selftests/{name}/` | {line} |" for name, line in TEST_FOLDERS.items())
 
 
@@ -277,28 +282,30 @@ _BLOCK: Final = re.compile(r"(<!-- drawing: (?P<name>[^>]+) -->\n)(?P<body>.*?)(
 
 
 def drawn_in(text: str) -> dict[str, str]:
-    """The drawings that stand in a document, by name. Raises ValueError where one is missing or unknown."""
-    found = {match["name"]: match["body"] for match in _BLOCK.finditer(text)}
-    if wrong := sorted(found.keys() ^ DRAWINGS.keys()):
+    """Return the drawings of a document, name -> text; ValueError if one is missing or unknown."""
+    drawings = {match["name"]: match["body"] for match in _BLOCK.finditer(text)}
+    if wrong := sorted(drawings.keys() ^ DRAWINGS.keys()):
         raise ValueError(f"{DOCUMENT.name} and DRAWINGS of ci/drawings.py disagree about: {', '.join(wrong)}")
-    return found
+    return drawings
 
 
 def outdated(text: str) -> list[str]:
-    """The names of the drawings that are not as the code has them."""
+    """Return the names of the drawings that differ from the code."""
     return [name for name, body in drawn_in(text).items() if body != f"{DRAWINGS[name]()}\n"]
 
 
 def redrawn(text: str) -> str:
-    """Return the document with every drawing made from the tables of today."""
+    """Return the document with all drawings made from the current tables; ValueError as for `drawn_in`."""
     drawn_in(text)
     return _BLOCK.sub(lambda match: f"{match[1]}{DRAWINGS[match['name']]()}\n", text)
 
 
 def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
-    """Redraw, or with --check say what is out of date; 1 if something is."""
+    """Draw, or with --check only report what is out of date; return 1 if --check finds something, else 0."""
     parser = argparse.ArgumentParser(prog="python -m ci.drawings", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a drawing is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; report drawings that are out of date and exit with 1"
+    )
     check = parser.parse_args(arguments).check
     text = document.read_text()
     wrong = outdated(text)

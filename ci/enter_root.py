@@ -2,8 +2,8 @@
 
     python -m ci.enter_root [--parent PID] [--root FOLDER] [--hostname NAME] [--share PATH=TARGET]... -- COMMAND...
 
-The network stays that of the caller. All processes and mounts of the command end with it. The exit status is that of
-the command. Sources: mount_namespaces(7), pid_namespaces(7), user_namespaces(7), switch_root(8).
+The command uses the caller's network. When it ends, the kernel kills its other processes and removes its mounts. The
+exit status is that of the command. Sources: mount_namespaces(7), pid_namespaces(7), user_namespaces(7), switch_root(8).
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _STRICT: Final = MS_NOSUID | MS_NODEV | MS_NOEXEC
 def command_line(
     *command: str, root: Path | None = None, hostname: str | None = None, shares: dict[str, str] | None = None
 ) -> list[str]:
-    """The arguments that run `command` through this program; the working folder must be that of the checkout.
+    """Return the command line that runs `command` by this program; it must be started in the root of the checkout.
 
-    shares: paths of this machine, and their places in the root.
+    root, hostname: of the command, None for those of this machine. shares: path here -> path in the root.
     """
     options = [f"--parent={os.getpid()}"]
     options += [f"--share={path}={target}" for path, target in (shares or {}).items()]
@@ -64,12 +64,18 @@ def command_line(
 
 
 def main() -> int:
-    """Run the command; its exit status, or 128 and the number of the signal that ended it."""
+    """Run the command and return its exit status; 128 + N for signal N, 125 if namespaces cannot be created."""
     parser = argparse.ArgumentParser(prog="ci/enter_root.py", description="Run a command in namespaces of its own.")
-    parser.add_argument("--parent", type=int, metavar="PID", help="be killed when this process, the caller, dies")
-    parser.add_argument("--root", type=Path, metavar="FOLDER", help="the root of the command; default: the root here")
-    parser.add_argument("--hostname", metavar="NAME", help="the host name that the command sees")
-    parser.add_argument("--share", action="append", default=[], metavar="PATH=TARGET", help="show PATH as TARGET")
+    parser.add_argument("--parent", type=int, metavar="PID", help="end when this process, the caller, ends")
+    parser.add_argument("--root", type=Path, metavar="FOLDER", help="root folder of the command (default: this root)")
+    parser.add_argument("--hostname", metavar="NAME", help="host name of the command")
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="PATH=TARGET",
+        help="bind PATH of this machine to TARGET in the root; may be repeated",
+    )
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     options = parser.parse_args()
     exit_on_sigterm()
@@ -78,7 +84,7 @@ def main() -> int:
     try:
         unshare(NAMESPACES)
     except OSError as error:
-        print(f"ci/enter_root: no namespaces here: {error}; run as root, in a container with --privileged")
+        print(f"ci/enter_root: cannot create namespaces: {error}; run as root, in a container with --privileged")
         return COULD_NOT_TEST
     init = os.fork()
     if init == 0:
@@ -90,15 +96,15 @@ def main() -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         os.kill(init, signal.SIGKILL)
-        # Pid 1 of a namespace ends after all other processes in it: pid_namespaces(7).
+        # Pid 1 of a namespace ends after all other processes in it (zap_pid_ns_processes).
         os.waitpid(init, 0)
         return 128 + signal.SIGINT
 
 
 def _init(options: argparse.Namespace) -> NoReturn:
-    """Be pid 1 of the namespace: mount, start the command, reap until it ends, and end like it.
+    """Run as pid 1 of the namespace: mount, start the command, reap children, exit with the command's status.
 
-    The command cannot be pid 1: a program that changes its user loses the signal of die_with_parent (prctl(2)).
+    The command is not pid 1 itself: a program that changes its user loses its parent-death signal (prctl(2)).
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
@@ -139,7 +145,7 @@ def _mount_all(root: Path, shares: dict[str, str]) -> None:
 
 
 def _mount_devices(dev: Path) -> None:
-    """Make the devices that programs need, with the permissions that udev gives them on Debian."""
+    """Create the devices that programs need, with the permissions that udev sets on Debian."""
     mount("tmpfs", str(dev), "tmpfs", MS_NOSUID | MS_NOEXEC, "mode=0755")
     for folder in ("pts", "shm", "net"):
         (dev / folder).mkdir()
@@ -153,7 +159,7 @@ def _mount_devices(dev: Path) -> None:
 
 
 def _switch_root(root: Path) -> None:
-    # Not chroot alone: in a chroot the kernel refuses user namespaces (EPERM in unshare(2)), which the tests need.
+    # chroot alone is not enough: in a chroot unshare(2) refuses user namespaces (EPERM), which the tests need.
     os.chdir(root)
     mount(".", "/", None, MS_MOVE)
     os.chroot(".")

@@ -1,7 +1,7 @@
 """Run the netns tests of a pair many times in random order, and count chance failures.
 
-A test that fails once in a hundred runs keeps finished work from landing once in a hundred runs, times the number of
-such tests. What is red is kept, with its evidence and the seed of its order.
+A test that fails by chance once in a hundred runs blocks one finished change in a hundred; ten such tests block ten. A
+failed run keeps its evidence and the seed of its order.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 PAIR: Final = "refwg~wireguard-go"
 PLACE: Final = ROOT / "report" / "flakes"
 DEADLINE: Final = 1200.0  # seconds for one run
-# Ends with whoever started it, however that ends.
+# A program that keeps one processor busy until its parent ends.
 SPIN: Final = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
 SEEDS: Final = 1 << 32
 
 HELP: Final = """\
-Run the netns tests of a pair RUNS times, each time in another random order, every other time under load: spinners that
-want the processors, too. Print the rate of runs that failed and of each test that did.
+Run the netns tests of a pair RUNS times, each time in another random order, and print how often runs and tests failed.
+Every other run is under load: spinners, programs that do nothing but use a processor, run beside the tests.
 
-The books are kept in a folder of report/flakes/, one for each commit and choice of tests; a run that was red keeps all
-it left in a folder beside them. The same command again goes on where it was stopped; --fresh begins anew.
+Results are kept in a folder of report/flakes/ for each commit and selection of tests; a failed run also keeps its
+evidence there. After an interruption, run the same command again to continue; --fresh starts again from run 1.
 """
 EXAMPLES: Final = f"""\
 examples:
   ci/flakes 20                                     20 runs of {PAIR}, half of them under load
   ci/flakes 50 --pair mine~kernel --impl mine=/tmp/build/wg
-  ci/flakes 50 -- -k roaming                       only these tests; what follows -- goes to pytest
-  ci/flakes 1 --seed 3141 --spinners 0 -n 2        one order again
+  ci/flakes 50 -- -k roaming                       only these tests; arguments after -- are pytest's
+  ci/flakes 1 --seed 3141 --spinners 0 -n 2        repeat one order
 
-exit status: 0 no run was red, 1 some were, 2 wrong usage, 125 could not test, 130 interrupted
+exit status: 0 no run failed, 1 some runs failed, 2 wrong usage, 125 could not test, 130 interrupted
 """
 
 
@@ -59,8 +59,8 @@ exit status: 0 no run was red, 1 some were, 2 wrong usage, 125 could not test, 1
 class Run:
     """One run of all tests.
 
-    seed: of the order. status: pytest's exit status, None if there was no end in time. tests: how many ran.
-    failed: ids of those that were red. seconds: wall time.
+    seed: of the order. spinners: how many ran beside the tests. status: pytest's exit status, None if it did not end in
+    time. tests: how many ran. failed: ids of the failed tests. seconds: wall time.
     """
 
     number: int
@@ -73,6 +73,7 @@ class Run:
 
     @property
     def red(self) -> bool:
+        """True if pytest's exit status is not 0, or there is none."""
         return self.status != 0
 
     def __str__(self) -> str:
@@ -83,30 +84,36 @@ class Run:
 
 
 @dataclass(slots=True, kw_only=True)
-class Books:
-    """All runs of one commit with the same choice of tests so far, in a file that is written after each."""
+class History:
+    """All runs so far of one commit with the same selection of tests, in a file that is written after each run."""
 
     file: Path
     subject: str  # commit and options
     runs: list[Run] = field(default_factory=list)
 
     @classmethod
-    def open(cls, place: Path, subject: str, *, fresh: bool = False) -> Books:
-        """Those in this folder, if there are any and they are wanted; else new ones."""
+    def open(cls, place: Path, subject: str, *, fresh: bool = False) -> History:
+        """Read the runs from a folder, or start without runs.
+
+        fresh: delete the folder first. Raises HarnessError for a file that cannot be read as such.
+        """
         if fresh:
             shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True, exist_ok=True)
-        books = cls(file=place / "flakes.json", subject=subject)
-        if not books.file.exists():
-            return books
+        history = cls(file=place / "flakes.json", subject=subject)
+        if not history.file.exists():
+            return history
         try:
-            document = json.loads(books.file.read_text())
-            books.runs = [Run(**{**run, "failed": tuple(run["failed"])}) for run in document["runs"]]
+            document = json.loads(history.file.read_text())
+            history.runs = [Run(**{**run, "failed": tuple(run["failed"])}) for run in document["runs"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise HarnessError(f"{books.file}: not the books of ci/flakes: {error}; --fresh begins anew") from error
-        return books
+            raise HarnessError(
+                f"{history.file}: not a results file of ci/flakes: {error}; --fresh deletes it"
+            ) from error
+        return history
 
     def add(self, run: Run) -> None:
+        """Append a run and write the file; a reader never sees a partial file."""
         self.runs.append(run)
         document: dict[str, Any] = {"subject": self.subject, "runs": [asdict(run) for run in self.runs]}
         part = self.file.with_suffix(".part")
@@ -114,9 +121,9 @@ class Books:
         part.replace(self.file)
 
     def summary(self) -> str:
-        """The rates, and the tests that failed, most often first."""
+        """Return the failure rates, and the failed tests, the most frequent first."""
         if not self.runs:
-            return "no run came to its end"
+            return "no run has ended"
         lines = []
         for name, runs in (
             ("all", self.runs),
@@ -135,35 +142,35 @@ class Books:
 
 
 def rate(bad: int, of: int) -> str:
-    """`3 of 200 (1.50 %)`; where none was bad, with the bound below which the true rate lies with 95 % confidence."""
+    """Format `3 of 200 (1.50 %)`; for 0 bad ones, the upper bound of the true rate with 95 % confidence."""
     # The rule of three: (1 - 3/n)^n is about 5 %.
     return f"{bad} of {of} ({100 * bad / of:.2f} %)" if bad else f"0 of {of} (below {min(300 / of, 100):.2f} %)"
 
 
 def main() -> int:
-    """Prepare, run, count; the exit status."""
+    """Set up, run the tests, print the summary; return the exit status."""
     options = _parse_arguments()
     exit_on_sigterm()
     try:
         for _ in prepare():
             pass
-        books = Books.open(_place(options), _subject(options), fresh=options.fresh)
+        history = History.open(_place(options), _subject(options), fresh=options.fresh)
     except (HarnessError, OSError) as error:
         print(f"ci/flakes: {error}", file=sys.stderr)
         return EXIT_COULD_NOT
     status = EXIT_INTERRUPTED
     try:
-        while len(books.runs) < options.runs:
-            number = len(books.runs) + 1
-            books.add(run_once(number, books.file.parent / f"{number:03d}", options))
-            print(books.runs[-1], flush=True)
-        status = 1 if any(run.red for run in books.runs) else 0
+        while len(history.runs) < options.runs:
+            number = len(history.runs) + 1
+            history.add(run_once(number, history.file.parent / f"{number:03d}", options))
+            print(history.runs[-1], flush=True)
+        status = 1 if any(run.red for run in history.runs) else 0
     except KeyboardInterrupt:
-        print("ci/flakes: interrupted; the same command goes on", file=sys.stderr)
+        print("ci/flakes: interrupted; run the same command again to continue", file=sys.stderr)
     except (HarnessError, OSError) as error:
         print(f"ci/flakes: {error}", file=sys.stderr)
         status = EXIT_COULD_NOT
-    print(books.summary(), books.file, sep="\n", flush=True)
+    print(history.summary(), history.file, sep="\n", flush=True)
     return status
 
 
@@ -176,13 +183,21 @@ def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ci/flakes", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=int, metavar="RUNS", help="how many runs there shall be in the end")
-    parser.add_argument("--pair", action="append", metavar="A~B", help=f"default: {PAIR}")
-    parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="as for pytest")
-    parser.add_argument("-n", type=int, default=4, metavar="N", help="of tests at once; default: %(default)s")
-    parser.add_argument("--spinners", type=int, default=2, metavar="N", help="of every other run; default: %(default)s")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the order of the first run; default: by chance")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier runs and what they left")
+    parser.add_argument("runs", type=int, metavar="RUNS", help="number of runs, with those that are done already")
+    parser.add_argument(
+        "--pair", action="append", metavar="A~B", help=f"pair to test (default: {PAIR}); may be repeated"
+    )
+    parser.add_argument(
+        "--impl", action="append", default=[], metavar="NAME[=PATH]", help="an implementation, as for pytest"
+    )
+    parser.add_argument(
+        "-n", type=int, default=4, metavar="N", help="number of parallel workers (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--spinners", type=int, default=2, metavar="N", help="spinners beside every other run (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the first run's order (default: random)")
+    parser.add_argument("--fresh", action="store_true", help="delete earlier runs and their evidence first")
     options = parser.parse_args(arguments)
     if min(options.runs, options.n) < 1 or options.spinners < 0:
         parser.error("RUNS and -n are at least 1, --spinners at least 0")
@@ -191,7 +206,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _subject(options: argparse.Namespace) -> str:
-    """What is tested: the commit, whether the tree is as it was committed, and which tests."""
+    """Return what is tested, in words: the commit, `-dirty` for uncommitted changes, and the selection of tests."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip() or "unknown"
     return shlex.join([commit, *_selection(options), *([f"--seed={options.seed}"] if options.seed is not None else ())])
@@ -207,7 +222,10 @@ def _selection(options: argparse.Namespace) -> list[str]:
 
 
 def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
-    """One run of the tests; what it left in `place` is kept if it was red."""
+    """Run the tests once; the log and the results in `place` are kept if it failed.
+
+    number: 1 for the first; even runs have load. Raises HarnessError if pytest could not run the tests.
+    """
     seed = options.seed if options.seed is not None and number == 1 else random.randrange(SEEDS)  # noqa: S311
     spinners = 0 if number % 2 else options.spinners
     shutil.rmtree(place, ignore_errors=True)
@@ -239,7 +257,7 @@ def run_once(number: int, place: Path, options: argparse.Namespace) -> Run:
 
 @contextmanager
 def _load(spinners: int) -> Iterator[None]:
-    """Keep so many processors busy."""
+    """Run spinners for the length of the block, each of which uses a processor."""
     spinner = [sys.executable, "-S", "-c", SPIN]
     children = [subprocess.Popen(spinner, stdin=subprocess.DEVNULL) for _ in range(spinners)]
     try:
@@ -251,7 +269,7 @@ def _load(spinners: int) -> Iterator[None]:
 
 
 def _states(file: Path) -> dict[str, str]:
-    """What became of each test that ran."""
+    """Return the state of each test that ran; empty if there is no results file."""
     try:
         results = json.loads(file.read_text())["results"]
     except (OSError, ValueError):

@@ -18,28 +18,29 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-DEADLINE: Final = 2400  # seconds for one gate: a hang must end before CI's own limit, with a table that names it
+DEADLINE: Final = 2400  # seconds for one gate, less than CI's own limit: so the table can name a gate that hangs
 VM_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go", "wireguard-go~kernel")
-# Python under emulation: what makes a tunnel for every change, all of it by night.
+# refwg is slow under emulation: its core scenarios run for every change, the others only with --nightly.
 SLOW_PAIRS: Final = ("kernel~refwg", "refwg~kernel")
 WARP_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go")
 SLOW_WARP_PAIRS: Final = ("kernel~refwg", "refwg~kernel", "wireguard-go~refwg", "boringtun~refwg")
 OTHER_KERNEL: Final = "6.12"
-# The pairs of these four; those of the Rust programs with refwg are for the night. All others: CONTRIBUTING.md.
+# All pairs of these four run here; those of the Rust programs with refwg only with --nightly; the rest:
+# CONTRIBUTING.md.
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian")
 RUST: Final = ("boringtun", "gotatun")
-PAIR: Final = "wireguard-go~wireguard-go-debian"  # the one pair of --quick
-NAMED: Final = 5  # failed tests that the table names
+PAIR: Final = "wireguard-go~wireguard-go-debian"  # the only pair of --quick
+NAMED: Final = 5  # failed tests that the table names at most
 REPORTS: Final = ROOT / "report" / "junit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """One thing that must hold.
+    """One check that must pass before a change is merged.
 
-    quick: the arguments that make it short, None leaves it out of --quick. full: the arguments of a whole run.
-    least, least_quick: so many tests must have run, passed or failed; fewer is a failure, for a folder or a marker that
-    is renamed would make the gate smaller and leave it green. nightly: only --nightly has it.
+    quick: arguments added with --quick; None: --quick leaves the gate out. full: arguments added without --quick.
+    least, least_quick: minimum number of tests that must run (passed or failed); fewer is a failure. Without it, a
+    renamed folder or marker would make the gate smaller, and it would still pass. nightly: only --nightly has it.
     """
 
     name: str
@@ -47,25 +48,25 @@ class Gate:
     lane: str = ""  # gates without a lane always run
     quick: tuple[str, ...] | None = ()
     full: tuple[str, ...] = ()
-    peers: tuple[str, ...] = ()  # programs under test that are installed for its sake
+    peers: tuple[str, ...] = ()  # programs under test that the gate needs, besides those that are always installed
     nightly: bool = False
     least: int = 0
     least_quick: int = 0
 
     @property
     def junit(self) -> Path | None:
-        """Where its tests leave their results, if it has tests."""
+        """The JUnit file with the results of its tests; None for a gate without tests."""
         return REPORTS / f"{self.name.replace(' ', '-')}.xml" if "pytest" in self.command else None
 
 
-# Folders whose tests need neither namespaces nor a guest.
+# Folders of tests that need neither namespaces nor a guest.
 _UNIT: Final = ("selftests/unit", "selftests/properties", "selftests/vectors")
 _UNIT_TESTS: Final = 4700
-# The scenarios of all pairs; and what the lab itself can do, which depends on neither program nor kernel.
+# Tests of implementations, and tests of the lab itself, which do not depend on implementation or kernel.
 _SCENARIOS: Final = "selftests/netns"
 _LAB: Final = "selftests/lab"
-# Each worker would import all of Hypothesis at its end, to find that no test here uses it. Tests take from 0.01 to 10
-# seconds: who has none left takes from who has some.
+# Without hypothesispytest: each worker would import Hypothesis at its end, and no test here uses it. worksteal: tests
+# take from 0.01 to 10 seconds, so a worker without tests takes some from another.
 _SPREAD: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
 NETNS: Final = (_SCENARIOS, _LAB, *_SPREAD)
 _SHUFFLED: Final = ("-n", "2", "--random-order")
@@ -73,7 +74,7 @@ _FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEME
 _RUST: Final = tuple(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}"))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
-# What takes minutes where Python is emulated is for the night.
+# Tests that take minutes under emulation run only with --nightly.
 _BY_DAY: Final = ("-m", "not long_in_guest")
 _WARP: Final = (_SCENARIOS, "--lane", "warp", "-n", "2")
 
@@ -87,12 +88,12 @@ def _vm(pairs: Sequence[str], *selection: str) -> tuple[str, ...]:
 
 
 def _results(name: str) -> tuple[str, str]:
-    """Options that keep a gate's results and evidence apart from those of the others."""
+    """Return options that give a gate its own folder for results and evidence."""
     return "--results", str(ROOT / "report" / name / "results.json")
 
 
 def all_gates() -> tuple[Gate, ...]:
-    """Every gate, in the order in which they run; a new lane is one more line."""
+    """Return every gate, in the order in which they run."""
     return (
         Gate(name="ruff check", command=("ruff", "check", ".")),
         Gate(name="ruff format", command=("ruff", "format", "--check", ".")),
@@ -186,26 +187,25 @@ def _unit_gates(covered: Sequence[str]) -> tuple[Gate, ...]:
 
 
 def _fully_covered() -> list[str]:
-    """The files of which unit tests must run every branch: [tool.wg-interop] fully-covered in pyproject.toml."""
+    """Return the files that unit tests must cover completely: [tool.wg-interop] fully-covered in pyproject.toml."""
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
     files: list[str] = tables["tool"].get("wg-interop", {}).get("fully-covered", [])
     return files
 
 
 HELP: Final = """\
-Run everything that must hold before a change is taken in: set-up (ci/setup), lint, types, tests. With --nightly also
-what takes long: the programs in Rust, which have to be built once, protocol time with refwg and boringtun, a second
-kernel, and the provisioners of the Vagrantfile in a fresh Debian root.
+Run every check (gate) that must pass before a change is merged: set-up (ci/setup), lint, types, tests.
 
-A gate that fails does not keep the others from running; the table at the end names what failed, and the
-last line counts the tests. Results of the tests lie in report/junit/.
+A gate that fails does not stop the others. The table at the end names what failed, and the last line counts the tests.
+JUnit files with the results are in report/junit/, results and evidence in report/.
 """
 EXAMPLES: Final = """\
 examples:
   ci/test                 all gates
-  ci/test --quick         lint, types, unit tests, and the netns tests of one pair: for before a commit
-  ci/test --lane core     lint, types, and no tests but those of one lane
-  ci/test --nightly       all gates, and what takes too long for every change
+  ci/test --quick         lint, types, unit tests, and the netns tests of one pair: before a commit
+  ci/test --lane core     lint, types, and the tests of one lane
+  ci/test --nightly       all gates, and also: the implementations in Rust, which are built once; protocol time (lane
+                          warp) with refwg and boringtun; a second kernel; the Vagrantfile in a fresh Debian root
 
 exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed,
 130 interrupted
@@ -213,7 +213,7 @@ exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could n
 
 
 def main() -> int:
-    """Prepare, run the gates, print the table; the exit status."""
+    """Set up, run the gates, print the table; return the exit status."""
     options = _parse_arguments()
     exit_on_sigterm()
     results: list[StepResult] = []
@@ -236,20 +236,20 @@ def _parse_arguments() -> argparse.Namespace:
         prog="ci/test", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", action="store_true", help="leave out what takes long")
-    extent.add_argument("--nightly", action="store_true", help="with what takes too long for every change")
+    extent.add_argument("--quick", action="store_true", help="run only lint, types, unit tests, and one pair")
+    extent.add_argument("--nightly", action="store_true", help="also run the gates that take too long for every change")
     parser.add_argument(
         "--lane",
         action="append",
         choices=lanes,
         metavar="LANE",
-        help=f"run only the tests of this lane ({', '.join(lanes)}); may be given more than once",
+        help=f"run only the tests of this lane, besides lint and types ({', '.join(lanes)}); may be repeated",
     )
     return parser.parse_args()
 
 
 def _run_all(options: argparse.Namespace, results: list[StepResult]) -> None:
-    """Append each result as it comes, so that an interrupted run has a table too."""
+    """Run set-up and gates; each result is appended at once, so that an interrupted run has a table too."""
     REPORTS.mkdir(parents=True, exist_ok=True)
     for old in REPORTS.glob("*.xml"):
         old.unlink()
@@ -261,20 +261,20 @@ def _run_all(options: argparse.Namespace, results: list[StepResult]) -> None:
 
 
 def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False) -> list[Gate]:
-    """The gates that the options leave."""
+    """Return the gates that the options select; no lanes: the gates of all lanes."""
     gates = [gate for gate in all_gates() if (gate.quick is not None or not quick) and (nightly or not gate.nightly)]
     return [gate for gate in gates if not (gate.lane and lanes) or gate.lane in lanes]
 
 
 def run_gate(gate: Gate, *, quick: bool) -> StepResult:
-    """Run one gate with its output on ours, and judge it."""
+    """Run one gate, with its output on ours, and return and print its result."""
     command = [*gate.command, *((gate.quick or ()) if quick else gate.full)]
     print(f"\n== {gate.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     try:
         status = run_program([*command, f"--junit-xml={gate.junit}"] if gate.junit else command, DEADLINE)
     except KeyboardInterrupt:
-        # pytest writes its file all the same, and the test that it broke off looks there as if it had passed.
+        # pytest writes its JUnit file even so, and the interrupted test looks there as if it had passed.
         if gate.junit:
             gate.junit.unlink(missing_ok=True)
         raise
@@ -287,11 +287,15 @@ def run_gate(gate: Gate, *, quick: bool) -> StepResult:
 
 
 def state_of(status: int | None, counts: Counts, least: int = 0) -> tuple[State, str]:
-    """How a gate of tests ended: green needs an exit status of 0, a test that passed, and as many as it should run."""
+    """Return state and note of a gate with tests.
+
+    OK needs exit status 0, at least one passed test, and at least `least` tests that ran. status: None for no end in
+    time.
+    """
     if status == 0 and counts.passed == 0:
         return State.COULD_NOT, f"no test could run: {counts}"
     if status == 0 and counts.ran < least:
-        return State.FAILED, f"{counts}: at least {least} tests must run; if some went on purpose, change ci/gates.py"
+        return State.FAILED, f"{counts}: expected at least {least} tests; if you removed some, change ci/gates.py"
     if status in {0, EXIT_COULD_NOT}:
         return state_of_program(status)[0], str(counts)
     if counts.failed == 0:
@@ -301,15 +305,15 @@ def state_of(status: int | None, counts: Counts, least: int = 0) -> tuple[State,
 
 
 def state_of_program(status: int | None) -> tuple[State, str]:
-    """The verdict on a gate by its exit status alone."""
+    """Return state and note of a gate by its exit status alone; status: None for no end in time."""
     if status is None:
-        return State.FAILED, f"no end within {DEADLINE} s"
+        return State.FAILED, f"did not end within {DEADLINE} s"
     states = {0: State.OK, EXIT_COULD_NOT: State.COULD_NOT}
     return states.get(status, State.FAILED), "" if status == 0 else f"exit status {status}"
 
 
 def exit_status(results: Sequence[StepResult]) -> int:
-    """What the whole run exits with: a failure outweighs what could not be tested."""
+    """Return the exit status of the run: 1 if a gate failed, else 125 if one could not be tested, else 0."""
     states = {result.state for result in results}
     if State.FAILED in states:
         return 1
@@ -321,9 +325,9 @@ def _print_summary(results: Sequence[StepResult], status: int) -> None:
     for result in results:
         print(result.line())
     bad = [result.name for result in results if result.state is not State.OK]
-    verdict = f"not passed: {', '.join(bad)}" if bad else "not all gates were run"
-    print("all passed" if status == 0 else verdict)
-    # The line by which CI knows that tests ran, and which nothing may follow.
+    problem = f"not passed: {', '.join(bad)}" if bad else "not all gates were run"
+    print("all passed" if status == 0 else problem)
+    # CI reads from this line how many tests ran; it must be the last.
     print(sum((read_counts(junit) for junit in sorted(REPORTS.glob("*.xml"))), Counts()), flush=True)
 
 

@@ -17,10 +17,11 @@ class Counts:
     passed: int = 0
     failed: int = 0
     skipped: int = 0
-    names: tuple[str, ...] = ()  # of those that failed
+    names: tuple[str, ...] = ()  # of the failed tests
 
     @property
     def ran(self) -> int:
+        """How many tests ran: passed and failed, not skipped."""
         return self.passed + self.failed
 
     def __add__(self, other: Counts) -> Counts:
@@ -36,12 +37,12 @@ class Counts:
 
 
 def read_counts(junit: Path) -> Counts:
-    """Count the results in a file that pytest wrote; none if it wrote none."""
+    """Count the results in a JUnit file; all counts are 0 if pytest wrote none, or not to its end."""
     try:
         cases = list(ET.parse(junit).iter("testcase"))  # noqa: S314 - our own pytest wrote it
     except (OSError, ET.ParseError):
         return Counts()
-    # An error in a test's teardown comes as a second case of the same name: a set counts it once.
+    # An error in a test's teardown is a second case with the same name; a set counts the test once.
     failed = {_case_name(case) for case in cases if _has(case, "failure", "error")}
     skipped = {_case_name(case) for case in cases if _has(case, "skipped")} - failed
     passed = {_case_name(case) for case in cases} - failed - skipped
@@ -49,7 +50,7 @@ def read_counts(junit: Path) -> Counts:
 
 
 def _case_name(case: ET.Element) -> str:
-    # Only the family xunit1 has the file, which can be handed back to pytest as it is.
+    # Only the family xunit1 has the file; with it the name can be passed to pytest.
     return f"{case.get('file') or case.get('classname')}::{case.get('name')}"
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PLACE: Final = "/srv/machine"  # where the root sees files of this machine
-# Where Debian's update-ca-certificates(8) takes certificates of an administrator from.
+PLACE: Final = "/srv/machine"  # folder in the root for files of this machine
+# Folder from which Debian's update-ca-certificates(8) takes the administrator's certificates.
 LOCAL_CERTIFICATES: Final = Path("/usr/local/share/ca-certificates")
 
 _PROXIES: Final = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
@@ -30,7 +30,8 @@ _APT_OPTION: Final = re.compile(
 class Settings:
     """Settings for the programs in the root.
 
-    shares: paths of this machine that the settings name, and their places in the root. apt: lines of apt.conf(5).
+    variables: of the environment. shares: path here -> path in the root, of files that the settings name. apt: lines of
+    apt.conf(5).
     """
 
     variables: dict[str, str]
@@ -39,9 +40,9 @@ class Settings:
 
 
 def collect(environ: Mapping[str, str], pip_config: str, apt_config: str) -> Settings:
-    """Choose the settings that the root needs, with the paths that their files have there.
+    """Choose the settings that programs in the root need, with paths that are valid there.
 
-    pip_config: what `pip config list` prints. apt_config: what `apt-config dump` prints.
+    environ: the environment here. pip_config: output of `pip config list`. apt_config: output of `apt-config dump`.
     """
     shares: dict[str, str] = {}
     proxies = {name: value for name, value in environ.items() if name.lower() in _PROXIES}
@@ -58,13 +59,14 @@ def collect(environ: Mapping[str, str], pip_config: str, apt_config: str) -> Set
 
 
 def _pip_variables(listing: str) -> dict[str, str]:
-    """The options of pip's files as variables: global.index-url='...' becomes PIP_INDEX_URL."""
+    """Return the options of pip's files as variables: PIP_INDEX_URL for global.index-url='...'."""
     pairs = re.findall(r"^(?:global|install)\.([\w-]+)=('.*'|\".*\")$", listing, re.MULTILINE)
     named = {f"PIP_{key.upper().replace('-', '_')}": str(ast.literal_eval(value)) for key, value in pairs}
     return {name: value for name, value in named.items() if _VARIABLES.fullmatch(name)}
 
 
 def _moved(value: str, shares: dict[str, str]) -> str:
+    """Replace existing absolute paths in a value by their paths in the root, and add them to `shares`."""
     words = []
     for word in value.split():
         if word.startswith("/") and Path(word).exists():

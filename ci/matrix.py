@@ -1,4 +1,4 @@
-"""Set up, run the interop matrix on this kernel and in a guest, and leave a report."""
+"""Set up, run the interop matrix on this kernel and in a guest, and write a report."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from harness.lanes import SUITES
 
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
 SCENARIOS: Final = ROOT / "selftests" / "netns"
-# What an implementation does alone, and what the lab itself can do, is no matter of pairs; ci/test has both.
+# All tests of two implementations. ci/test also runs those of one implementation, and of the lab.
 FULL: Final = ("--suite", "pairs")
-# What makes a tunnel, in a time that one waits for: connecting, counting, allowed ips, roaming, NAT, answers.
+# The most important scenarios, in some minutes: connecting, counting, allowed ips, roaming, NAT, ICMP errors.
 CORE: Final = ("-m", "core", str(SCENARIOS))
 QUICK: Final = (str(SCENARIOS / "test_ping_and_counters.py"),)
 REPORT: Final = ROOT / "report" / "index.html"
 
 HELP: Final = """\
-Run every implementation against every other, in both roles: on this kernel, and in a guest with kernel WireGuard.
+Run the core scenarios with every ordered pair of implementations, each with itself too: on this kernel, and in a guest
+that has WireGuard in its kernel.
 
-What is missing is installed first. The last line is the path of the report, which opens in a browser.
+Missing packages and programs are installed first. The last line is the path of the report; open it in a browser.
 """
 EXAMPLES: Final = """\
 examples:
-  ci/interop                                kernel, refwg, wireguard-go
-  ci/interop --impl mine=/tmp/build/wg      yours with each of them, and with itself
-  ci/interop --impl boringtun --impl gotatun          those two as well, which take minutes to build the first time
-  ci/interop --quick                        handshakes and pings only
-  ci/interop --full                         every scenario for two: more than twice as long
-  ci/interop --suite pairs --suite alone    as wg-interop run --suite: also what one program does alone
-  ci/interop --kernel 6.1 --kernel 6.12     in guests with these kernels, a column each
+  ci/interop                                   kernel, refwg and wireguard-go
+  ci/interop --impl mine=/tmp/build/wg         also your program, with each of them and with itself
+  ci/interop --impl boringtun --impl gotatun   also these two; to build them takes minutes the first time
+  ci/interop --quick                           handshakes and pings only
+  ci/interop --full                            all scenarios of two implementations: more than twice as long
+  ci/interop --suite pairs --suite alone       also the tests of one implementation
+  ci/interop --kernel 6.1 --kernel 6.12        in a guest with each of these kernels
 
 exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted
 """
 
 
 def main() -> int:
-    """Prepare, run the lanes, name the report; the exit status."""
+    """Set up, run the matrix, print the path of the report; return the exit status."""
     options = _parse_arguments()
     exit_on_sigterm()
     started = time.monotonic()
@@ -60,7 +61,7 @@ def main() -> int:
         return EXIT_COULD_NOT
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    print(f"{time.monotonic() - started:.0f} s in all; the report:")
+    print(f"{time.monotonic() - started:.0f} s in total; report:")
     print(REPORT)
     return status
 
@@ -70,22 +71,31 @@ def _parse_arguments() -> argparse.Namespace:
         prog="ci/interop", description=HELP, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     extent = parser.add_mutually_exclusive_group()
-    extent.add_argument("--quick", dest="tests", action="store_const", const=QUICK, help="handshakes and pings only")
-    extent.add_argument("--full", dest="tests", action="store_const", const=FULL, help="as --suite pairs")
+    extent.add_argument(
+        "--quick", dest="tests", action="store_const", const=QUICK, help="run only handshakes and pings"
+    )
+    extent.add_argument(
+        "--full", dest="tests", action="store_const", const=FULL,
+        help="run all scenarios of two implementations: the same as --suite pairs",
+    )  # fmt: skip
     extent.add_argument(
         "--suite", action="append", choices=(*SUITES, "all"),
-        help="these tests, as in wg-interop run: of two implementations, of one, of the lab, all; may be repeated",
+        help="run the tests of two implementations (pairs), of one (alone), of the lab, or all; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--impl", action="append", default=[], metavar="NAME[=PATH]", help="this one too, or its PATH")
     parser.add_argument(
-        "--kernel", action="append", default=[], metavar="VERSION|PATH", help="of the guest; default: 6.1"
-    )
+        "--impl", action="append", default=[], metavar="NAME[=PATH]",
+        help="also test this implementation; PATH: its program, which is started like wireguard-go; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kernel", action="append", default=[], metavar="VERSION|PATH",
+        help="kernel of the guest: a version, a bzImage or a build tree (default: 6.1); may be repeated",
+    )  # fmt: skip
     parser.set_defaults(tests=CORE)
     return parser.parse_args()
 
 
 def _step(name: str, *command: str) -> None:
-    """Run one step of the preparation and say how long it took."""
+    """Run one step of the preparation and print how long it took; a failure is reported by the tests that need it."""
     started = time.monotonic()
     done = subprocess.run(command, check=False, env=python_environment(), cwd=ROOT)
     word = "ok" if done.returncode == 0 else "FAILED"
@@ -93,11 +103,11 @@ def _step(name: str, *command: str) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Run `wg-interop run` on both lanes."""
-    given = {text.partition("=")[0]: text for text in options.impl}
-    chosen = [given.pop(name, name) for name in IMPLEMENTATIONS] + list(given.values())
+    """Run `wg-interop run` on both lanes, and return its exit status."""
+    requested = {text.partition("=")[0]: text for text in options.impl}
+    implementations = [requested.pop(name, name) for name in IMPLEMENTATIONS] + list(requested.values())
     command = [str(VENV / "bin" / "wg-interop"), "run", "--lane", "netns", "--lane", "vm", "-n", "2"]
-    command += [word for name in chosen for word in ("--impl", name)]
+    command += [word for name in implementations for word in ("--impl", name)]
     command += [word for kernel in options.kernel for word in ("--kernel", kernel)]
     tests = [word for suite in options.suite or () for word in ("--suite", suite)] or options.tests
     return subprocess.run([*command, *tests], check=False, cwd=ROOT).returncode

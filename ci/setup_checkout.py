@@ -1,7 +1,7 @@
 """Set up a fresh checkout: Debian packages, virtual environment, programs under test.
 
-What is there is left alone: a second run does nothing, needs no network and takes a fraction of a second.
-Only the standard library is imported here, and of `harness` only modules that hold to the same.
+Only missing parts are installed: a second run does nothing, needs no network and takes a fraction of a second.
+This module imports only the standard library, and modules of `harness` that do the same.
 """
 
 from __future__ import annotations
@@ -38,21 +38,20 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 VENV: Final = ROOT / ".venv"
 STAMP: Final = VENV / "wg-interop.json"
 
-PATIENCE: Final = 15  # seconds for a program to clean up after Ctrl-C
+CLEAN_UP_TIMEOUT: Final = 15  # seconds for a program to clean up after Ctrl-C
 EXIT_COULD_NOT: Final = 125
 EXIT_INTERRUPTED: Final = 130
 
 HELP: Final = f"""\
-Make this checkout ready to test with: run it after cloning and after pulling.
+Set up this checkout. Run it after cloning and after pulling. It installs what is missing of:
 
-  1. Debian packages named in ci/packages.txt, those that are missing, by apt-get (as root, or through sudo)
-  2. .venv: the packages of requirements.lock, checked against its hashes, and this project, editable
+  1. the Debian packages of ci/packages.txt, by apt-get (as root, or through sudo)
+  2. .venv, with the packages of requirements.lock, whose hashes are checked, and this project (editable)
   3. the programs under test, in {cache_root()} (XDG_CACHE_HOME moves it);
-     those in Rust take minutes to build and are installed only if you name them
+     those in Rust take minutes to build, so they are installed only if you name them
 
-Variables of pip, Go, cargo and apt that name registries, proxies or certificates are honoured (PIP_INDEX_URL,
-GOPROXY, ...).
-To start over: rm -r .venv
+The settings of pip, Go, cargo and apt for registries, proxies and certificates are used (PIP_INDEX_URL, GOPROXY, ...).
+To start again from nothing: rm -r .venv
 exit status: 0 ready, 2 wrong usage, 125 something is missing and could not be installed, 130 interrupted
 """
 
@@ -67,7 +66,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """A step that is over, as a row of the summary."""
+    """The result of a step, a row of the summary. note: details or the reason of a failure."""
 
     name: str
     state: State
@@ -75,13 +74,15 @@ class StepResult:
     note: str = ""
 
     def line(self) -> str:
+        """Format the row."""
         return step_line(self.state, self.name, self.seconds, self.note)
 
 
 def prepare(peers: Collection[str] = ()) -> Iterator[StepResult]:
-    """Do all steps; raise Unavailable where nothing can go on, but a missing peer is only told.
+    """Do all steps, and yield the result of each.
 
-    peers: to be installed beside those that always are.
+    peers: programs under test to install besides those that always are. Raises Unavailable if packages or the virtual
+    environment are missing; a program under test that cannot be installed only fails its step.
     """
     yield _step("packages", ensure_packages)
     yield _step("virtual environment", ensure_venv)
@@ -89,8 +90,8 @@ def prepare(peers: Collection[str] = ()) -> Iterator[StepResult]:
 
 
 def ensure_packages(step: Step) -> None:
-    """Install the Debian packages of which there is no sign."""
-    step.note = "all there"
+    """Install the Debian packages that are missing; Unavailable, with the command to run, if that fails."""
+    step.note = "all installed"
     if not (missing := missing_packages()):
         return
     command = f"apt-get install --no-install-recommends {' '.join(missing)}"
@@ -101,20 +102,22 @@ def ensure_packages(step: Step) -> None:
         apt_install(missing, step.on_line, become=become)
     except ToolFailed as error:
         raise Unavailable(f"packages could not be installed: {error}; try: {command}") from error
-    if still := missing_packages():
-        raise Unavailable(f"installed, and yet there is no sign of: {', '.join(still)}; see ci/packages.txt")
+    if still_missing := missing_packages():
+        raise Unavailable(
+            f"{', '.join(still_missing)}: installed, but the program or file of ci/packages.txt is missing"
+        )
     step.note = f"installed {', '.join(missing)}"
 
 
 def missing_packages() -> list[str]:
-    """The packages of packages.txt of which nothing shows that they are there."""
+    """Return the packages of packages.txt whose program, file or module is missing."""
     lines = (ROOT / "ci" / "packages.txt").read_text().splitlines()
     needs = [line.split() for line in lines if line and not line.startswith("#")]
-    return [package for package, sign in needs if not _there(sign)]
+    return [package for package, sign in needs if not _exists(sign)]
 
 
 def ensure_venv(step: Step) -> None:
-    """Make .venv, or make it anew where the lock file or the Python has changed since."""
+    """Create .venv, or create it again if the lock file or the Python has changed since; Unavailable if that fails."""
     with _checkout_locked(step.on_line):
         stamp = _read_stamp()
         wanted = {"packages": _packages_stamp(), "project": _project_stamp()}
@@ -127,26 +130,30 @@ def ensure_venv(step: Step) -> None:
             _pip(step.on_line, "--no-deps", "--no-build-isolation", "-e", ".")
         except ToolFailed as error:
             raise Unavailable(
-                f".venv could not be made: {error}; check the network and pip's index (PIP_INDEX_URL)"
+                f".venv could not be created: {error}; check the network and pip's index (PIP_INDEX_URL)"
             ) from error
         STAMP.write_text(json.dumps(wanted))
         step.note = "installed requirements.lock and the project"
 
 
 def ensure_peers(asked: Collection[str] = ()) -> StepResult:
-    """Install the programs under test; the tests of one that cannot be had are skipped, so the others go on."""
+    """Install the programs under test, and print the result of the step.
+
+    asked: names to install besides those that always are. A failure does not raise: tests of a missing program are
+    skipped.
+    """
     started = time.monotonic()
     try:
         wanted = {name: recipe for name, recipe in recipes().items() if name in asked or not on_request(recipe)}
         missing = [name for name, recipe in wanted.items() if recipe.installed(name) is None]
-        # The Python of the virtual environment has a pip, to fetch toolchains with; the system's may have none.
+        # By the Python of the virtual environment: it has pip, which installs Go; the system's may not have it.
         status = _run_install(missing) if missing else 0
     except HarnessError as error:
         print(f"ci/setup: {error}", file=sys.stderr)
         missing, status = [], EXIT_COULD_NOT
-    note = f"installed {', '.join(missing)}" if missing else "all there"
+    note = f"installed {', '.join(missing)}" if missing else "all installed"
     if status != 0:
-        note = "not all could be installed, see above"
+        note = "some could not be installed, see above"
     state = State.OK if status == 0 else State.COULD_NOT
     result = StepResult(name="peers", state=state, seconds=time.monotonic() - started, note=note)
     print(result.line(), flush=True)
@@ -154,14 +161,14 @@ def ensure_peers(asked: Collection[str] = ()) -> StepResult:
 
 
 def python_environment() -> dict[str, str]:
-    """The environment for the project's own programs: those of .venv first."""
+    """Return the environment for the project's programs: PATH begins with .venv/bin."""
     return os.environ | {"PATH": f"{VENV / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
 
 
 def run_program(command: Sequence[str], deadline: float, output: int | None = None) -> int | None:
-    """Run a program of the virtual environment; its exit status, None if it had to be stopped.
+    """Run a program of the virtual environment; return its exit status, None if it was stopped at the deadline.
 
-    deadline: in seconds. output: a descriptor for what it prints, instead of ours.
+    deadline: seconds. output: descriptor for stdout and stderr, None for ours.
     """
     process = subprocess.Popen(
         command, cwd=ROOT, env=python_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
@@ -172,21 +179,21 @@ def run_program(command: Sequence[str], deadline: float, output: int | None = No
         except subprocess.TimeoutExpired:
             return None
         except KeyboardInterrupt:
-            # The terminal has told it as well: let it undo what it did to the machine.
+            # The terminal has sent SIGINT to the program too; wait while it cleans up.
             with suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=PATIENCE)
+                process.wait(timeout=CLEAN_UP_TIMEOUT)
             raise
 
 
 def main() -> int:
-    """Prepare the checkout; the exit status."""
+    """Set up the checkout, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="ci/setup", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("peers", nargs="*", metavar="NAME", help="a program under test to install as well")
+    parser.add_argument("peers", nargs="*", metavar="NAME", help="also install this program under test")
     peers = parser.parse_args().peers
     if unknown := set(peers) - recipes().keys():
-        parser.error(f"{', '.join(sorted(unknown))}: cannot be installed; there are: {', '.join(recipes())}")
+        parser.error(f"{', '.join(sorted(unknown))}: unknown program; there are: {', '.join(recipes())}")
     exit_on_sigterm()
     try:
         results = list(prepare(peers))
@@ -197,7 +204,7 @@ def main() -> int:
         print(f"ci/setup: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_COULD_NOT
     except KeyboardInterrupt:
-        print("ci/setup: interrupted; run it again to go on", file=sys.stderr)
+        print("ci/setup: interrupted; run it again to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0 if all(result.state is State.OK for result in results) else EXIT_COULD_NOT
 
@@ -208,27 +215,33 @@ def _step(name: str, work: Callable[[Step], None]) -> StepResult:
     return StepResult(name=name, state=State.OK, seconds=step.seconds, note=step.note)
 
 
-def _there(sign: str) -> bool:
+def _exists(sign: str) -> bool:
+    """Return whether a program on PATH, an absolute path or a `module:NAME` exists (ci/packages.txt)."""
     if sign.startswith("module:"):
         return importlib.util.find_spec(sign.removeprefix("module:")) is not None
     return shutil.which(sign) is not None or (sign.startswith("/") and Path(sign).exists())
 
 
 def _become_root() -> list[str] | None:
+    """Return the words to put before a command that needs root, None if we cannot become root."""
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo") is None:
         return None
-    silent = subprocess.run(["sudo", "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    # With someone at the terminal sudo may ask, once and before the step needs it.
-    if silent.returncode == 0 or (sys.stdin.isatty() and subprocess.run(["sudo", "-v"], check=False).returncode == 0):
+    without_password = subprocess.run(
+        ["sudo", "-n", "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    # On a terminal sudo may ask for the password: once, now.
+    if without_password.returncode == 0:
+        return ["sudo", "-n"]
+    if sys.stdin.isatty() and subprocess.run(["sudo", "-v"], check=False).returncode == 0:
         return ["sudo", "-n"]
     return None
 
 
 @contextmanager
 def _checkout_locked(on_line: OnLine) -> Iterator[None]:
-    # The directory itself is the lock: nothing is left in it, and it falls with the process.
+    # flock(2) on the directory itself needs no lock file, and the kernel releases it if the process dies.
     descriptor = os.open(ROOT, os.O_RDONLY | os.O_CLOEXEC)
     try:
         wait_for_lock(descriptor, ROOT, on_line)
@@ -246,12 +259,12 @@ def _read_stamp() -> dict[str, str]:
 
 
 def _packages_stamp() -> str:
-    # Scripts in a virtual environment name its path, and its packages hold code for one version of Python.
+    # A virtual environment's scripts contain its path, and its packages have code for one version of Python.
     return _digest((ROOT / "requirements.lock").read_text(), str(ROOT), sys.executable, str(sys.version_info[:2]))
 
 
 def _project_stamp() -> str:
-    # Only what ends up in the installed metadata: a new lint rule is no reason to install anything.
+    # Only the tables that end up in the installed metadata: after a new lint rule nothing must be installed.
     tables = tomllib.loads((ROOT / "pyproject.toml").read_text())
     return _digest(*(json.dumps(tables.get(key)) for key in ("project", "build-system")))
 
@@ -262,16 +275,16 @@ def _digest(*parts: str) -> str:
 
 def _install_packages(on_line: OnLine) -> None:
     if VENV.exists() and not os.access(VENV, os.W_OK):
-        raise Unavailable(f"{VENV} belongs to someone else; remove it, or work in a clone of your own")
+        raise Unavailable(f"{VENV}: not writable, another user owns it; remove it, or work in a clone of your own")
     STAMP.unlink(missing_ok=True)
-    # Made anew rather than brought up to date, so that nothing stays behind that the lock file no longer names.
-    on_line("making .venv")
+    # --clear: create it from nothing, so that no package stays that the lock file does not name any more.
+    on_line("creating .venv")
     run_tool([sys.executable, "-m", "venv", "--clear", VENV], on_line)
     _pip(on_line, "--require-hashes", "-r", "requirements.lock")
 
 
 def _pip(on_line: OnLine, *arguments: str) -> None:
-    # --compile: without byte code each start of each program would cost half a second more.
+    # --compile: without byte code each start of a program would take half a second longer.
     options = ["--compile", "--no-input", "--disable-pip-version-check", "--progress-bar=off"]
     run_tool([VENV / "bin" / "python", "-m", "pip", "install", *options, *arguments], on_line, cwd=ROOT)
 

@@ -1,8 +1,8 @@
-"""Run the provisioners of the Vagrantfile in a fresh Debian root, in the place of the box.
+"""Run the provisioners of the Vagrantfile in a fresh Debian root, in place of the box.
 
 The root has the parts of the box that a minimal Debian lacks: the user vagrant, sudo, kmod, and the modules of a
-Debian kernel. It shares the running kernel of this machine, so modprobe makes a dry run with those modules. pytest
-collects all tests there and runs a few, some of them with tunnels.
+Debian kernel. This machine's kernel runs there, so modprobe only makes a dry run with those modules. pytest collects
+all tests there and runs a few, some of them with tunnels.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from ci.vagrantfile import Box, Provisioner
     from harness.install.progress import OnLine
 
-# What the provisioners use of the box and a minimal Debian lacks: modprobe, sudo, /etc/modules-load.d, the group kvm.
-# The provisioners must install all else.
+# Parts of the box that the provisioners use and a minimal Debian lacks: modprobe, sudo, /etc/modules-load.d, group kvm.
+# The provisioners must install everything else.
 BOX_PACKAGES: Final = ("kmod", "sudo", "systemd", "udev")
 TOOLS: Final = ("debootstrap", "rsync")
 USER: Final = "vagrant"
 UID: Final = 1000
 HOME: Final = f"/home/{USER}"
-# What sshd sets; /etc/profile replaces the PATH in a login shell.
+# The variables that sshd sets; /etc/profile replaces the PATH in a login shell.
 SESSION: Final = {
     "HOME": HOME,
     "USER": USER,
@@ -58,7 +58,7 @@ SCRIPT: Final = "/tmp/vagrant-shell"  # noqa: S108 - vagrant's own path, in a ro
 # The record separator begins each line of bash's trace.
 MARK: Final = "\x1e"
 PAIR: Final = "wireguard-go~refwg"
-# Quick tests: the first file needs no tunnel, the second makes one in each test.
+# Files of quick tests: the first needs no tunnel, the second makes one in each test.
 FILES: Final = ("test_counter.py", "test_ping_and_counters.py")
 JUNIT: Final = "report/vagrant-box.xml"
 LOG: Final = ROOT / "report" / "vagrant-box.log"
@@ -67,19 +67,20 @@ TAIL: Final = 40  # lines of a failed provisioner's output that are printed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    """The root folder that takes the place of the box."""
+    """The root folder that is used in place of the box."""
 
     folder: Path
     box: Box
     settings: Settings
-    kernel: str  # the release of the kernel whose modules lie there
+    kernel: str  # the release of the kernel whose modules it has
 
     def command(self, *command: str) -> list[str]:
+        """Return the command line that runs a command in the root (ci/enter_root.py)."""
         hostname, shares = self.box.hostname, self.settings.shares
         return command_line(*command, root=self.folder, hostname=hostname, shares=shares)
 
     def environment(self) -> dict[str, str]:
-        """The variables of a session of the user."""
+        """Return the variables of a login session of the user vagrant."""
         tests = " or ".join(FILES)
         return {
             **SESSION,
@@ -89,17 +90,18 @@ class Root:
         }
 
     def write(self, path: str, text: str) -> Path:
+        """Write a file in the root, and return its path on this machine."""
         file = self.folder / path.lstrip("/")
         file.write_text(text)
         return file
 
 
 def main() -> int:
-    """Run all provisioners; 1 if one fails, 125 if there could be no root to run them in."""
+    """Run all provisioners; return 0 if all passed, 1 if one failed, 125 if the root could not be made."""
     exit_on_sigterm()
     try:
         if os.geteuid() != 0:
-            raise Unavailable("only root can make a Debian root with users of its own; run this as root")
+            raise Unavailable("only root can make a Debian root that has other users; run this as root")
         with RunDirectory() as run, _removed(run.path / "root") as folder:
             try_provisioners(parse((ROOT / "Vagrantfile").read_text()), folder)
     except ProgramFailed as error:
@@ -115,7 +117,10 @@ def main() -> int:
 
 
 def try_provisioners(box: Box, folder: Path) -> None:
-    """Make a root in `folder` and run each provisioner in it, in the order of in_order()."""
+    """Make a root in `folder`, and run each provisioner in it, in the order of in_order().
+
+    Raises ProgramFailed if a provisioner or a test fails, Unavailable if something could not be tested.
+    """
     LOG.parent.mkdir(exist_ok=True)
     LOG.unlink(missing_ok=True)
     root = make_root(box, folder)
@@ -124,9 +129,9 @@ def try_provisioners(box: Box, folder: Path) -> None:
     counts = read_counts(folder / box.folder.target.lstrip("/") / JUNIT)
     print(f"tests in the root: {counts}", flush=True)
     if counts.failed or not counts.passed:
-        raise ProgramFailed(f"tests in the root: {counts}, expected none that fails and one that passes")
+        raise ProgramFailed(f"tests in the root: {counts}; expected no failed and at least one passed test")
     if counts.skipped:
-        raise Unavailable(f"tests in the root: {counts}, expected none that is skipped")
+        raise Unavailable(f"tests in the root: {counts}; expected no skipped test")
 
 
 @contextmanager
@@ -139,12 +144,12 @@ def _removed(folder: Path) -> Iterator[Path]:
 
 
 def in_order(provisioners: Iterable[Provisioner]) -> list[Provisioner]:
-    """Those of `vagrant up` first, then those that a user asks for by name."""
+    """Return the provisioners of `vagrant up` first, then those that run only by name."""
     return sorted(provisioners, key=lambda provisioner: provisioner.on_request)
 
 
 def make_root(box: Box, folder: Path) -> Root:
-    """Make the root as vagrant finds the box when it begins to provision."""
+    """Make the root, in the state of the box before `vagrant up` provisions it."""
     with Step("tools") as step:
         debian_root.ensure_programs(TOOLS, step)
     with Step("settings"):
@@ -167,10 +172,10 @@ def make_root(box: Box, folder: Path) -> Root:
 
 
 def machine_settings() -> Settings:
-    """The settings of this machine's pip, apt and environment."""
+    """Collect the settings of this machine's pip, apt and environment that the root needs."""
 
     def silent(_: str) -> None:
-        pass
+        """Ignore a line of output."""
 
     pip_config = run_tool([sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"], silent)
     return collect(os.environ, pip_config, run_tool(["apt-config", "dump", "Acquire"], silent))
@@ -191,7 +196,7 @@ def _write_settings(root: Root) -> None:
     root.write("etc/apt/apt.conf.d/90machine", root.settings.apt)
     # Without this dpkg waits for the disk after each file, for a root that is removed at the end.
     root.write("etc/dpkg/dpkg.cfg.d/unsafe-io", "force-unsafe-io\n")
-    # The package ca-certificates takes them in when a provisioner installs it.
+    # The package ca-certificates adds them to its bundle when a provisioner installs it.
     if LOCAL_CERTIFICATES.is_dir():
         shutil.copytree(LOCAL_CERTIFICATES, root.folder / LOCAL_CERTIFICATES.relative_to("/"), dirs_exist_ok=True)
 
@@ -204,7 +209,7 @@ def _add_user(root: Root, on_line: OnLine) -> None:
 
 def _add_modules(root: Root, kernel: kernels.Kernel, on_line: OnLine) -> None:
     if kernel.modules is None:
-        raise Unavailable(f"kernel {kernel.release} came without modules")
+        raise Unavailable(f"kernel {kernel.release} has no modules")
     shutil.copytree(kernel.modules, root.folder / "lib/modules" / kernel.release, symlinks=True)
     _run_as_root(root, on_line, "depmod", kernel.release)
 
@@ -225,8 +230,9 @@ def _sync(root: Root, on_line: OnLine) -> None:
 def provision(root: Root, provisioner: Provisioner) -> None:
     """Run a provisioner's script as vagrant does, and show each of its commands as a step.
 
-    vagrant copies the script to the box and has bash run it, for a privileged one below `sudo -E -H`
-    (plugins/provisioners/shell/provisioner.rb, plugins/communicators/ssh/communicator.rb).
+    vagrant copies the script to the box and runs it by bash, a privileged one by `sudo -E -H`. Source:
+    plugins/provisioners/shell/provisioner.rb, plugins/communicators/ssh/communicator.rb. Raises ProgramFailed or
+    Unavailable.
     """
     print(f"\n-- {provisioner.name}, as {'root' if provisioner.privileged else USER}", flush=True)
     root.write(SCRIPT, traced(provisioner.script)).chmod(0o755)
@@ -236,12 +242,12 @@ def provision(root: Root, provisioner: Provisioner) -> None:
         with LOG.open("a") as log:
             follow(root.command(*AS_USER, *become, "bash", "-l", SCRIPT), root.environment(), output, log)
     except (ProgramFailed, Unavailable) as error:
-        print(*output[-TAIL:], f"all of its output: {LOG}", sep="\n", flush=True)
+        print(*output[-TAIL:], f"complete output: {LOG}", sep="\n", flush=True)
         raise type(error)(f"provisioner {provisioner.name}: {error}") from error
 
 
 def traced(script: str) -> str:
-    """The script with bash's trace of commands, whose lines begin with MARK."""
+    """Return the script with tracing turned on: bash prints each command on a line that begins with MARK."""
     return f"PS4=$'\\x{ord(MARK):02x} '; set -x\n{script}"
 
 
@@ -276,7 +282,7 @@ def follow(command: list[str], environ: dict[str, str], output: list[str], log: 
                 step = steps.enter_context(Step(traced_command.lstrip(f"{MARK} ")))
         status = process.wait()
         if status == EXIT_COULD_NOT:
-            raise Unavailable("could not do its work (exit status 125)")
+            raise Unavailable("could not run (exit status 125)")
         if status != 0:
             raise ProgramFailed(f"exit status {status}")
 

@@ -1,6 +1,6 @@
-"""Reads the Vagrantfile without Ruby: box, host name, synced folder and shell provisioners.
+"""Read the Vagrantfile without Ruby: box, host name, synced folder and shell provisioners.
 
-Only the forms that the Vagrantfile of this project uses are understood: `config.vm.NAME = VALUE`, and calls of
+It reads only the forms that the Vagrantfile of this project uses: `config.vm.NAME = VALUE`, and calls of
 `config.vm.provision` and `config.vm.synced_folder` with literal arguments. Any other form of these raises UsageError.
 """
 
@@ -34,7 +34,7 @@ _FOLDER_OPTIONS: Final = {"type", "rsync__exclude"}
 class Provisioner:
     """A shell provisioner.
 
-    privileged: vagrant runs it through sudo. on_request: `vagrant up` leaves it out (run: "never").
+    script: text for bash. privileged: vagrant runs it by sudo. on_request: runs only by name (run: "never").
     """
 
     name: str
@@ -45,7 +45,7 @@ class Provisioner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
-    """A folder that rsync copies into the box. excluded: patterns for rsync --exclude."""
+    """A folder that rsync copies into the box. source: relative to the Vagrantfile. excluded: for rsync --exclude."""
 
     source: str
     target: str
@@ -63,11 +63,11 @@ class Box:
 
     @property
     def suite(self) -> str:
-        """The Debian release of the box, `bookworm` for debian/bookworm64."""
-        matched = re.fullmatch(r"debian/(\w+?)64", self.name)
-        if matched is None:
+        """The Debian release of the box, `bookworm` for debian/bookworm64; UsageError for another box."""
+        match = re.fullmatch(r"debian/(\w+?)64", self.name)
+        if match is None:
             raise UsageError(f"Vagrantfile: the box is {self.name}, expected debian/RELEASE64")
-        return matched[1]
+        return match[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +78,14 @@ class _Call:
     options: dict[str, Value]
 
     def text(self, option: str, default: str | None = None) -> str:
+        """Return an option that must be a string; UsageError if it is not, or is missing and has no default."""
         value = self.options.get(option, default)
         if not isinstance(value, str):
             raise UsageError(f"{self}: expected a text as {option}")
         return value
 
     def check(self, known: set[str], kind: str) -> None:
-        """Refuse options whose effect this module does not know."""
+        """Raise UsageError for an option that this module does not know, and for another type than `kind`."""
         if unknown := self.options.keys() - known:
             raise UsageError(f"{self}: unknown option {', '.join(sorted(unknown))}; extend ci/vagrantfile.py")
         if self.text("type") != kind:
@@ -95,7 +96,7 @@ class _Call:
 
 
 def parse(text: str) -> Box:
-    """Read a Vagrantfile; UsageError names the line that is not understood."""
+    """Parse a Vagrantfile; UsageError names the line that this module cannot read."""
     settings = dict(_SETTING.findall(text))
     if missing := {"box", "hostname"} - settings.keys():
         raise UsageError(f"Vagrantfile: no config.vm.{min(missing)}")
@@ -128,7 +129,7 @@ def _folder(call: _Call) -> Folder:
 
 
 class _Scanner:
-    """Takes one literal after the other from the text of a call."""
+    """Reads the literals of a call one after the other. where: begins error messages."""
 
     def __init__(self, text: str, position: int, where: str) -> None:
         self.text = text
@@ -136,12 +137,14 @@ class _Scanner:
         self.where = where
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Match a pattern here and step over it; None, without a step, if it does not match."""
         match = pattern.match(self.text, self.position)
         if match:
             self.position = match.end()
         return match
 
     def value(self) -> Value:
+        """Take a string, true or false, a list of strings, or a here-document; UsageError for anything else."""
         if match := self.take(_TEXT):
             return self._unescaped(match[1])
         if match := self.take(_WORD):
@@ -153,7 +156,7 @@ class _Scanner:
         raise self.error("expected a text, a list, true or false")
 
     def next_argument(self) -> bool:
-        """Step over a comma, with the line break and the comment after it; false at the end of the call."""
+        """Step over a comma, spaces, line breaks and comments; False at the end of the call."""
         if not self.text.startswith(",", self.position):
             return False
         self.position += 1
@@ -162,6 +165,7 @@ class _Scanner:
         return True
 
     def error(self, message: str) -> UsageError:
+        """Return an error that quotes the rest of the line; the caller raises it."""
         rest = self.text[self.position :].split("\n", 1)[0]
         return UsageError(f"{self.where}: {message}, not `{rest}`")
 

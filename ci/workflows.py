@@ -1,4 +1,4 @@
-"""Check what no test runs: workflows by actionlint, Vagrantfile by ruby and vagrant."""
+"""Check files that no test runs: workflows by actionlint, Vagrantfile by ruby and vagrant."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VAGRANTFILE: Final = ROOT / "Vagrantfile"
 
 
 def main() -> int:
-    """Check all; 1 if something is wrong, 125 if actionlint could not be installed."""
+    """Run all checks; return 0 if all passed, 1 if one failed, 125 if actionlint could not be installed."""
     exit_on_sigterm()
     try:
         with Step("actionlint") as step:
@@ -31,21 +31,21 @@ def main() -> int:
         print(f"ci/workflows: actionlint could not be installed: {error}", file=sys.stderr)
         return EXIT_COULD_NOT
     workflows = sorted(map(str, WORKFLOWS.glob("*.yml")))
-    # Without shellcheck and pyflakes it would find more on one machine than on another.
-    good = _passes([str(program), "-shellcheck=", "-pyflakes=", *workflows])
-    return 0 if _vagrantfile_is_good() and good else 1
+    # Without shellcheck and pyflakes: they are installed on some machines only, and results should not differ.
+    passed = _passes([str(program), "-shellcheck=", "-pyflakes=", *workflows])
+    return 0 if _vagrantfile_passes() and passed else 1
 
 
-def _vagrantfile_is_good() -> bool:
-    """What ruby says of its syntax and vagrant of its sense; true where neither is installed, and that is told."""
+def _vagrantfile_passes() -> bool:
+    """Check the syntax by ruby and the settings by vagrant; a missing program is reported, and is not a failure."""
     checks = {"ruby": ["ruby", "-c", str(VAGRANTFILE)], "vagrant": ["vagrant", "validate", "--ignore-provider"]}
-    good = True
+    passed = True
     for program, command in checks.items():
         if shutil.which(program):
-            good &= _passes(command)
+            passed &= _passes(command)
         else:
             print(f"Vagrantfile: not checked by {program}, which is not installed")
-    return good
+    return passed
 
 
 def _passes(command: list[str]) -> bool:

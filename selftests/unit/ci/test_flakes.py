@@ -1,4 +1,4 @@
-"""The books of ci/flakes: what is counted, and what the rates are."""
+"""The history of ci/flakes: what is counted, and what the rates are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ci.flakes import Books, Run, rate
+from ci.flakes import History, Run, rate
 from harness.errors import HarnessError
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def run(number: int, *failed: str, spinners: int = 0) -> Run:
 
 
 @pytest.fixture
-def books(tmp_path: Path) -> Books:
-    return Books.open(tmp_path / "books", "abc")
+def history(tmp_path: Path) -> History:
+    return History.open(tmp_path / "history", "abc")
 
 
 @pytest.mark.parametrize(
@@ -37,30 +37,30 @@ def test_rate_is_printed_with_upper_bound_when_zero(bad: int, of: int, text: str
     assert rate(bad, of) == text
 
 
-def test_runs_are_read_back_as_they_were_written(books: Books) -> None:
-    books.add(run(1))
-    books.add(run(2, "a", "b", spinners=2))
-    assert Books.open(books.file.parent, "abc").runs == books.runs
+def test_runs_are_read_back_as_they_were_written(history: History) -> None:
+    history.add(run(1))
+    history.add(run(2, "a", "b", spinners=2))
+    assert History.open(history.file.parent, "abc").runs == history.runs
 
 
-def test_fresh_books_delete_earlier_runs_and_files(books: Books) -> None:
-    books.add(run(1, "a"))
-    (books.file.parent / "001").mkdir()
-    assert Books.open(books.file.parent, "abc", fresh=True).runs == []
-    assert list(books.file.parent.iterdir()) == []
+def test_fresh_books_delete_earlier_runs_and_files(history: History) -> None:
+    history.add(run(1, "a"))
+    (history.file.parent / "001").mkdir()
+    assert History.open(history.file.parent, "abc", fresh=True).runs == []
+    assert list(history.file.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"subject": "abc", "runs": [{"number": 1}]}'])
-def test_malformed_books_file_is_named_in_error(books: Books, text: str) -> None:
-    books.file.write_text(text)
-    with pytest.raises(HarnessError, match=r"flakes.json: not the books of ci/flakes: .*; --fresh begins anew"):
-        Books.open(books.file.parent, "abc")
+def test_malformed_books_file_is_named_in_error(history: History, text: str) -> None:
+    history.file.write_text(text)
+    with pytest.raises(HarnessError, match=r"flakes.json: not a results file of ci/flakes: .*; --fresh deletes it"):
+        History.open(history.file.parent, "abc")
 
 
-def test_summary_prints_rates_by_load_and_failures_by_test(books: Books) -> None:
+def test_summary_prints_rates_by_load_and_failures_by_test(history: History) -> None:
     for one in (run(1), run(2, "a", "b", spinners=2), run(3), run(4, "b", spinners=2)):
-        books.add(one)
-    assert books.summary().splitlines() == [
+        history.add(one)
+    assert history.summary().splitlines() == [
         "all        2 of 4 (50.00 %) of runs red; median 3 s",
         "quiet      0 of 2 (below 100.00 %) of runs red; median 3 s",
         "under load 2 of 2 (100.00 %) of runs red; median 4 s",

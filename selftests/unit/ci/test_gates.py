@@ -98,7 +98,7 @@ def test_absent_or_broken_results_are_counted_as_zero(text: str | None, tmp_path
         (5, Counts(), State.FAILED, "exit status 5: 0 passed, 0 failed, 0 skipped"),
         (-9, Counts(passed=2), State.FAILED, "exit status -9: 2 passed, 0 failed, 0 skipped"),
         (125, Counts(skipped=1), State.COULD_NOT, "0 passed, 0 failed, 1 skipped"),
-        (None, Counts(passed=1), State.FAILED, "no end within 2400 s: 1 passed, 0 failed, 0 skipped"),
+        (None, Counts(passed=1), State.FAILED, "did not end within 2400 s: 1 passed, 0 failed, 0 skipped"),
     ],
 )
 def test_gate_verdict_follows_exit_status_and_tally(
@@ -110,7 +110,7 @@ def test_gate_verdict_follows_exit_status_and_tally(
 def test_gate_fails_when_fewer_tests_ran_than_it_must_run() -> None:
     state, note = state_of(0, Counts(passed=9, skipped=5), 10)
     assert state is State.FAILED
-    assert note.startswith("9 passed, 0 failed, 5 skipped: at least 10 tests must run")
+    assert note.startswith("9 passed, 0 failed, 5 skipped: expected at least 10 tests")
     assert state_of(0, Counts(passed=10), 10)[0] is State.OK
 
 
