@@ -274,6 +274,9 @@ def _digest(*parts: str) -> str:
 
 
 def _install_packages(on_line: OnLine) -> None:
+    # venv --clear follows the link and would delete the packages of another checkout.
+    if VENV.is_symlink():
+        raise Unavailable(f"{VENV} is a symbolic link to {VENV.readlink()}, which this would empty; remove the link")
     if VENV.exists() and not os.access(VENV, os.W_OK):
         raise Unavailable(f"{VENV}: not writable, another user owns it; remove it, or work in a clone of your own")
     STAMP.unlink(missing_ok=True)
