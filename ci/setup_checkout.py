@@ -126,7 +126,7 @@ def ensure_venv(step: Step) -> None:
             return
         try:
             if stamp.get("packages") != wanted["packages"]:
-                _install_packages(step.on_line)
+                install_packages(step.on_line)
             _pip(step.on_line, "--no-deps", "--no-build-isolation", "-e", ".")
         except ToolFailed as error:
             raise Unavailable(
@@ -273,7 +273,11 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _install_packages(on_line: OnLine) -> None:
+def install_packages(on_line: OnLine) -> None:
+    """Make the virtual environment from nothing, and install the packages of requirements.lock.
+
+    Raises Unavailable if it is a symbolic link or belongs to another user.
+    """
     # venv --clear follows the link and would delete the packages of another checkout.
     if VENV.is_symlink():
         raise Unavailable(f"{VENV} is a symbolic link to {VENV.readlink()}, which this would empty; remove the link")

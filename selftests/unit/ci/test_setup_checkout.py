@@ -23,5 +23,5 @@ def test_linked_environment_of_other_checkout_is_left_alone(tmp_path: Path, monk
     monkeypatch.setattr(setup_checkout, "STAMP", link / "wg-interop.json")
     monkeypatch.setattr(setup_checkout, "_pip", lambda *_: None)
     with pytest.raises(Unavailable, match=r"\.venv is a symbolic link to .*/other, .*; remove the link"):
-        setup_checkout._install_packages(lambda _: None)
+        setup_checkout.install_packages(lambda _: None)
     assert (other / "package").exists()
