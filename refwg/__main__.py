@@ -43,8 +43,9 @@ With a configuration file: WG_QUICK_USERSPACE_IMPLEMENTATION=refwg wg-quick up w
 table, and exits with status 0 if all checks pass.
 """
 _EPILOG: Final = """\
-The interface can be configured when the command returns, or in the foreground when the socket file exists. SIGTERM,
-SIGINT, or removing the interface or the socket file ends the process; interface and socket file are then removed.
+wg(8) can configure the interface as soon as the command returns, or with --foreground as soon as the socket file
+exists. SIGTERM, SIGINT, or removing the interface or the socket file ends the process; interface and socket file are
+then removed.
 
 The interface may be moved to another network namespace. The UDP sockets stay in the namespace of the process.
 
@@ -139,7 +140,8 @@ def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, lo
 def _signals_blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
     """Block these signals until the loop can handle them.
 
-    A user who sees the socket file may already send SIGTERM, and only the loop removes the file then.
+    A user may send SIGTERM as soon as the socket file exists. A process that ends before the loop handles signals would
+    leave the file behind.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -151,7 +153,7 @@ def _signals_blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
 def _serve(loop: Loop, file: SocketFile, user: str | None, report_ready: Callable[[], None]) -> NoReturn:
     """Run the loop, then end the process.
 
-    user: the user to change to, None: stay. report_ready: called when the loop can answer wg(8).
+    user: the user to change to, None: no change. report_ready: called when the loop can answer wg(8).
     """
     loop.stop_when_removed(file)
     if user is not None:

@@ -99,7 +99,7 @@ class Trie(Generic[Owner]):
                 self.root = only_child
 
     def _find(self, bits: int, length: int) -> tuple[Node[Owner] | None, Node[Owner] | None]:
-        """Return the longest node that contains the prefix and is shorter, and its child on the path to the prefix."""
+        """Return the longest node that is shorter than the prefix and contains it, and its child on the same path."""
         parent, node, width = None, self.root, self._width
         while node is not None and node.length < length and (bits ^ node.bits) >> (width - node.length) == 0:
             parent, node = node, node.children[bits >> (width - node.length - 1) & 1]
@@ -143,7 +143,7 @@ class AllowedIPs(Generic[Owner]):
         return trie.lookup(int.from_bytes(address))
 
     def insert(self, prefix: Prefix, owner: Owner) -> None:
-        """Give a prefix to `owner`, also if another owner has it; moves it to the end of the owner's list.
+        """Give a prefix to `owner`, even if another owner has it; moves it to the end of the owner's list.
 
         Raises InvalidArgument if the length is negative or exceeds the address.
         """

@@ -16,7 +16,7 @@ PeerT = TypeVar("PeerT")
 
 
 class Environment(Protocol):
-    """Random bytes and the time of day. Tests seed it: the same seed gives the same run, byte for byte."""
+    """Random bytes and the time of day. Tests use a seeded one: the same seed gives the same run, byte for byte."""
 
     def random_bytes(self, length: int) -> bytes:
         """Return `length` bytes for keys, indices, nonces and jitter; cryptographically secure outside tests."""
@@ -59,7 +59,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalAddress:
-    """The local end of a peer's last datagram: destination address, and for IPv4 the interface index (0: not known)."""
+    """The address that received a peer's last datagram, and for IPv4 the index of its interface (0: not known)."""
 
     address: bytes
     interface: int = 0
@@ -107,6 +107,6 @@ class Deliver(Generic[PeerT]):
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Send an ICMP error, in the interface's namespace, to the sender of a packet that no peer takes."""
+    """Send an ICMP error, in the interface's namespace, to the sender of a packet that has no peer or no endpoint."""
 
     error: IcmpError

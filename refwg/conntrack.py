@@ -1,7 +1,8 @@
 """Query connection tracking by netlink for the source that a packet had before NAT.
 
-When the driver sends an ICMP error (icmp_ndo_send), the packet carries its connection. A program must look the
-connection up by the packet's addresses, which are already translated. Messages: linux/netfilter/nfnetlink_conntrack.h.
+For the driver this source is in the packet's conntrack entry, which comes with the packet (icmp_ndo_send). A program
+gets only the packet, and must look the entry up by its translated addresses. Messages:
+linux/netfilter/nfnetlink_conntrack.h.
 """
 
 from __future__ import annotations

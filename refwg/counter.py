@@ -15,8 +15,8 @@ _WORDS: Final = COUNTER_BITS_TOTAL // COUNTER_BITS_PER_WORD
 class ReplayWindow:
     """A ring of 64-bit words with one bit per counter; words are cleared as the highest counter moves over them.
 
-    Two steps, because only an authenticated message may move the window. Call `is_fresh` before the tag is checked,
-    which saves decrypting replays. Call `accept` after the tag has verified.
+    There are two steps, because only an authenticated message may move the window. Call `is_fresh` before the tag is
+    checked, so that a replay costs no decryption. Call `accept` after the tag has verified.
     """
 
     __slots__ = ("_next", "_seen")
@@ -27,7 +27,7 @@ class ReplayWindow:
 
     @property
     def is_exhausted(self) -> bool:
-        """True once counter REJECT_AFTER_MESSAGES - 1 was received: the session accepts nothing after it."""
+        """True after REJECT_AFTER_MESSAGES - 1, the last valid counter, was received: nothing more is accepted."""
         # decrypt_packet: treated like an expired session
         return self._next >= REJECT_AFTER_MESSAGES
 

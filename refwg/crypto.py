@@ -148,7 +148,7 @@ def _extended(key: bytes, nonce: bytes) -> tuple[bytes, bytes]:
 def load() -> None:
     """Use every primitive once, so that `cryptography` imports all of its parts now.
 
-    After the process has changed its user it may not be able to read these files.
+    It imports some of them on first use. After a change of user the process may not be allowed to read their files.
     """
     key = bytes(range(32))
     dh(key, public_key_of(key))

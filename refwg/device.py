@@ -105,16 +105,17 @@ class Device:
     # Packets and datagrams.
 
     def send_packet(self, packet: bytes, mtu: int, now: int) -> list[Effect]:
-        """Encrypt a packet from the interface, or stage it; mtu: of its route, in bytes, 0: no limit.
+        """Encrypt a packet from the interface, or stage it until there is a session.
 
-        A packet without a peer or endpoint is dropped, and its sender gets an ICMP error.
+        A packet without a peer or endpoint is dropped, and its sender gets an ICMP error. mtu: the MTU of the packet's
+        route, in bytes; 0: no limit.
         """
         if not self.is_up:
             return self._refuse(now, DropReason.INTERFACE_DOWN)
         # wg_xmit: not IP, no peer and no endpoint in this order; only the last two get an ICMP error
         if not ip.version(packet):
             return self._refuse(now, DropReason.NOT_IP)
-        # 2: the longest prefix that contains the destination chooses the peer
+        # 2: the peer is the owner of the longest prefix that contains the destination
         peer = self._shared.allowedips.lookup(ip.destination(packet))
         if peer is None:
             return self._refuse(now, DropReason.NO_PEER, packet)
@@ -143,7 +144,7 @@ class Device:
             return []
         if isinstance(message, Data):
             return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
-        # 7.2: handshakes wait in a queue of their own, data does not wait for them
+        # 7.2: handshake messages have a queue of their own, so that data need not wait for them
         if not self._handshakes.put((message, datagram, endpoint)):
             self._shared.drop(now, DropReason.HANDSHAKE_QUEUE_FULL)
         return []
@@ -168,7 +169,7 @@ class Device:
         if peer is None:
             return
         peer.count_sent(len(transmit.datagram))
-        # wg_packet_create_data_done: only data that was really sent, no keepalive
+        # wg_packet_create_data_done: only after data that was sent, not after a keepalive
         if transmit.carries_data:
             peer.timers.data_sent(now, self._shared.jitter)
             self._timer_heap.schedule(peer, peer.timers.next_deadline())
@@ -236,7 +237,7 @@ class Device:
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def expire_timers(self, now: int) -> list[Effect]:
-        """Carry out what expired timers ask for, and remove stale entries of the rate limiter."""
+        """Carry out the actions of expired timers, and remove stale entries of the rate limiter."""
         effects: list[Effect] = []
         while (peer := self._timer_heap.pop_due(now)) is not None:
             while (action := peer.timers.expire(now)) is not None:
@@ -270,7 +271,7 @@ class Device:
     def up(self, now: int) -> list[Effect]:
         """Open the sockets and start the timers; raises ConfigError if the listen port cannot be bound.
 
-        Call it when the interface was set up. Staged packets are sent, and keepalives where they are configured.
+        Call it when the interface was set up. Returns staged packets, and a keepalive for each peer with an interval.
         """
         if self.is_up:
             return []
@@ -312,7 +313,7 @@ class Device:
     def set_private_key(self, private_key: bytes, now: int) -> list[Effect]:
         """Change the private key (32 zero bytes: none); sessions stop sending, but still receive.
 
-        A peer with the new public key is removed. With the first key of a device, staged packets start handshakes.
+        A peer with the new public key is removed. If the device had no key before, peers with staged packets initiate.
         """
         # wg_set_device: the same key again changes nothing
         identity = None if is_zero(private_key) else StaticIdentity.from_private(private_key)
@@ -396,7 +397,7 @@ class Device:
         self._shared.allowedips.remove_by_peer(peer)
 
     def set_persistent_keepalive(self, peer: Peer, seconds: int) -> bool:
-        """Change the interval (0: off); returns True if it was off, so that a keepalive is due at once.
+        """Change the interval in seconds (0: off); returns True if this turns it on: a keepalive is due at once.
 
         The caller passes that to `peer_configured` as `wants_keepalive`.
         """

@@ -12,7 +12,7 @@ class RefwgError(Exception):
     """Base of every error that this package raises on purpose; failed system calls raise OSError.
 
     RefwgError
-    |- ConfigError         a request that cannot be carried out, with the errno to answer
+    |- ConfigError         a request that cannot be carried out, with the errno of the reply
     |- OptionError         an option or environment variable with a value that cannot be used
     |- InterfaceGoneError  the interface was deleted, or its namespace cannot be entered
     |- InvalidArgument     an argument that no caller may pass; also a ValueError
@@ -98,8 +98,8 @@ class DropReason(Enum):
     NO_PEER = "no peer owns the destination address"
     NO_ENDPOINT = "the peer has no endpoint"
     ROUTING_LOOP = "the packet is our own datagram to the same peer"
-    QUEUE_OVERFLOW = "the staging queue was full: the oldest packet had to go"
-    QUEUE_PURGED = "the staging queue was emptied: no session in time, or the interface went down"
+    QUEUE_OVERFLOW = "the staging queue was full: its oldest packet was dropped"
+    QUEUE_PURGED = "the staging queue was purged: no session in time, interface down, or peer removed"
     SEND_FAILED = "the network stack refused the datagram"
 
 

@@ -1,9 +1,9 @@
-"""Send ICMP errors to senders whose packets no peer takes, with the stack's rate limits.
+"""Send ICMP errors for packets that have no peer or no endpoint, at the stack's rate limits.
 
-Uses raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send: a rate limit for
-all errors together, and one with a small burst for each destination that is not this host. If the sender's address was
-translated by source NAT, the error reaches the sender at its original address. Not implemented: the higher rate that
-IPv6 allows for destinations with a short prefix.
+Uses raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send. One rate limit
+covers all errors. Each destination that is not this host has another one, with a small burst. If source NAT translated
+the sender's address, the error reaches the sender at its original address. Not implemented: the higher rate that IPv6
+allows for destinations with a short prefix.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class IcmpLimits:
         return self._all.allow(now)
 
     def allow(self, destination: bytes, rtnetlink: RtnetlinkSocket, now: int) -> bool:
-        """Return True if the limit of this destination permits one more; rtnetlink: to find out whether it is local."""
+        """Return True if the limit of this destination permits one more error.
+
+        rtnetlink: looks up whether the destination is local.
+        """
         bucket = self._destinations.get(destination)
         if bucket is None:
             if len(self._destinations) >= _DESTINATIONS:
@@ -81,7 +84,7 @@ class IcmpLimits:
         return bucket.allow(now)
 
     def routes_changed(self) -> None:
-        """Forget all destinations: a local address may be remote now, and the reverse."""
+        """Forget all destinations: a local address may be remote now, or a remote one local."""
         self._destinations.clear()
 
 
@@ -123,8 +126,8 @@ class IcmpSender:
     def _source_to_translated(self, error: IcmpError) -> LocalAddress | None:
         """Return the local address on the route to a sender behind source NAT; None if there is no NAT.
 
-        The stack translates the error's destination when it leaves. It chooses the source address before that, for the
-        translated destination, so it must be given.
+        The error is sent to the translated address, and the stack restores the original one when the error leaves. If
+        the stack chose the source, it would choose it for the translated address.
         """
         if self._conntrack is None:
             return None

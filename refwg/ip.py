@@ -84,7 +84,7 @@ def encapsulated_ecn(inner: int) -> int:
 
 
 def decapsulate_ecn(packet: bytes, outer: int) -> bytes:
-    """Return the packet with the outer ECN bits carried over to its header (RFC 6040); IPv4: with a new checksum."""
+    """Combine the outer ECN bits with the packet's own (RFC 6040); returns the packet, IPv4 with a new checksum."""
     mark = _DECAPSULATED_ECN.get((outer, ecn(packet)))
     return packet if mark is None else _with_ecn(packet, mark)
 
@@ -161,9 +161,9 @@ def unreachable(packet: bytes) -> IcmpError | None:
 
 
 def upper_layer(packet: bytes) -> tuple[int | None, bytes]:
-    """Return protocol and payload after all IP headers; the protocol is None if the packet does not contain it.
+    """Return protocol and payload after all IP headers; the protocol is None if the packet does not show it.
 
-    That is so for a fragment that is not the first, and for a packet that ends within its extension headers.
+    Such packets are fragments other than the first, and packets that end within their extension headers.
     """
     if packet[0] >> 4 == _IPV4:
         return None if _is_later_ipv4_fragment(packet) else packet[9], packet[(packet[0] & 0xF) * 4 :]

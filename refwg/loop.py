@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # The machine was asleep if CLOCK_BOOTTIME has gained this much on CLOCK_MONOTONIC.
 _ASLEEP: Final = 500 * MILLISECOND
-# Number of new objects that starts the first search for garbage in cycles.
+# Number of new objects that starts a search for reference cycles (gc.set_threshold).
 _GARBAGE: Final = 100_000
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -84,13 +84,13 @@ class Loop:
         self._sleep_seen = _time_asleep()
 
     def start(self) -> None:
-        """Do the last steps that can fail; after it the process may report that it is ready."""
+        """Do the last steps that can fail; the process may then report that it is ready."""
         self._watch_signals()
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
         self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
         self._selector.register(self._tun.monitor, selectors.EVENT_READ, self._link_changed)
         self._apply_link_state()
-        # Cycles are rare here, and searching a large configuration for them takes long.
+        # Reference cycles are rare here, and the garbage collector takes long to search a large configuration for them.
         gc.freeze()
         gc.set_threshold(_GARBAGE)
 
@@ -103,14 +103,14 @@ class Loop:
             if str(error):
                 self._log_error(str(error))
         self._device.down(boot_clock())
-        # Closing it removes the interface at once, however long the rest takes.
+        # This removes the interface now; the rest of the shutdown may take longer.
         self._tun.close()
 
     def stop_when_removed(self, file: SocketFile) -> None:
         """End the loop when this file is removed: the way to stop a userspace WireGuard (`rm NAME.sock`)."""
         if file.path is None:
             return
-        # Imported late, because the import takes time and may happen after the file is made.
+        # Imported late: the import takes time, and the client already sees the socket file.
         from refwg.inotify import RemovalWatch  # noqa: PLC0415
 
         watch = RemovalWatch(file.path.parent)
@@ -128,7 +128,7 @@ class Loop:
     def _turn(self) -> None:
         self._watch_udp()
         ready = self._selector.select(self._timeout())
-        # First of all: no event may be handled with the old keys, and no handshake begun that would be erased then.
+        # Before any event: handlers must not use keys from before the sleep, nor begin a handshake that is then erased.
         self._notice_sleep()
         # Changes of routes and links come first, because they decide how the next datagrams are sent.
         for key, events in sorted(ready, key=_by_urgency):
@@ -176,7 +176,7 @@ class Loop:
         self._apply_link_state()
 
     def _apply_link_state(self) -> None:
-        """Set the device up or down as the interface is; if it cannot be up, set the interface down."""
+        """Set the device up or down like the interface; if the device cannot go up, set the interface down."""
         if not self._tun.link.is_up:
             if self._device.is_up:
                 self._device.down(boot_clock())

@@ -43,7 +43,7 @@ LAST_MINUTE_REKEY: Final = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT
 
 INITIATIONS_PER_SECOND: Final = 50
 INITIATION_SPACING: Final = SECOND // INITIATIONS_PER_SECOND
-# tai64n_now: the largest power of two not above the spacing; a larger one would make two initiations look equal.
+# tai64n_now: the largest power of two not above the spacing; a larger one could give two initiations equal timestamps.
 TIMESTAMP_WHITENING: Final = 1 << (INITIATION_SPACING.bit_length() - 1)
 
 COOKIE_SECRET_MAX_AGE: Final = 120 * SECOND
@@ -177,7 +177,7 @@ def parse(datagram: bytes) -> Message:
 
     The reserved bytes are part of the type word, so a datagram with one of them set has an unknown type.
     """
-    # validate_header_len: type and length decide, everything else is dropped
+    # validate_header_len: a datagram whose type or length is none of these is dropped
     if len(datagram) < _TYPE_WORD.size:
         raise MalformedMessage(f"datagram of {len(datagram)} bytes: expected at least 4")
     (kind,) = _TYPE_WORD.unpack_from(datagram)
@@ -192,7 +192,7 @@ def padded_length(length: int, mtu: int) -> int:
 
     A packet longer than the MTU is treated as units of MTU bytes; only the last unit is padded.
     """
-    # 5.4.6: padding must not make the datagram larger than the MTU; calculate_skb_padding
+    # 5.4.6: padding must not make the datagram larger than the MTU (calculate_skb_padding)
     last_unit = length % mtu if mtu and length > mtu else length
     padded = -(-last_unit // MESSAGE_PADDING_MULTIPLE) * MESSAGE_PADDING_MULTIPLE
     return length - last_unit + (min(padded, mtu) if mtu else padded)

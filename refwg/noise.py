@@ -1,9 +1,9 @@
 """Perform the handshake, Noise_IKpsk2, and hold the keypairs it yields.
 
-Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. Above each step of a message stands its token from
-the Noise paper. The initiator's static key is only available halfway through its message, and this file has no table
-of peers. So `open_initiation` returns an `OpenedInitiation`; the caller looks up the peer and passes it to the peer's
-`Handshake`.
+Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. A comment above each step of a message names its
+token in the Noise framework: e, s, ee, es, se, ss, psk. An initiation shows which peer sent it only after half of it is
+decrypted, and this file has no table of peers. So `open_initiation` returns an `OpenedInitiation`; the caller looks up
+the peer and passes it to the peer's `Handshake`.
 
 Python cannot wipe the memory of bytes. Keys are erased by dropping the last reference to them.
 """
@@ -131,7 +131,7 @@ class OpenedInitiation:
 
 
 def open_initiation(identity: StaticIdentity | None, message: Initiation) -> OpenedInitiation:
-    """Decrypt the first half of an initiation, for which the peer need not be known.
+    """Decrypt the first half of an initiation, which contains the peer's static key.
 
     Raises Refused if the device has no private key, the ephemeral is a point of low order, or the tag is wrong.
     """
@@ -139,7 +139,7 @@ def open_initiation(identity: StaticIdentity | None, message: Initiation) -> Ope
     if identity is None:
         raise Refused(DropReason.NO_IDENTITY)
     transcript = Transcript.start(identity.public)
-    # 5.4.2: first message, e es s
+    # 5.4.2: first message, tokens e, es, s
     try:
         # e
         transcript.mix_ephemeral(message.ephemeral)
@@ -231,7 +231,7 @@ class Handshake:
             raise Refused(DropReason.NO_IDENTITY)
         if self.precomputed_static_static is None:
             raise Refused(DropReason.LOW_ORDER_POINT)
-        # 5.4.2: first message, e es s ss
+        # 5.4.2: first message, tokens e, es, s, ss
         transcript = Transcript.start(self.remote_static)
         # e
         ephemeral_private = clamp(ephemeral)
@@ -264,7 +264,7 @@ class Handshake:
         # mix_precomputed_dh: a zero secret is refused
         if self.precomputed_static_static is None:
             raise Refused(DropReason.LOW_ORDER_POINT)
-        # 5.4.2: first message, ss and the timestamp
+        # 5.4.2: first message, token ss and the timestamp
         transcript, message = opened.transcript, opened.message
         # ss
         key = transcript.mix_key(self.precomputed_static_static)
@@ -273,7 +273,7 @@ class Handshake:
             timestamp = transcript.open(key, message.encrypted_timestamp)
         except NotAuthentic as error:
             raise _refusal(error) from error
-        # 5.1: the timestamp must be greater than all before, so that a replay cannot end a session
+        # 5.1: the timestamp must be greater than all earlier ones, so that a replay cannot end a session
         if timestamp <= self.latest_timestamp:
             raise Refused(DropReason.OLD_TIMESTAMP)
         # wg_noise_handshake_consume_initiation: at most 50 initiations a second from one peer
@@ -388,7 +388,7 @@ class Keypairs:
         The initiator uses it at once, because the response shows that the responder has it. The responder must wait
         for a packet on it.
         """
-        # 6.3: the initiator's new session becomes current, the responder's becomes next; add_new_keypair
+        # 6.3: the initiator's new session becomes current, the responder's becomes next (add_new_keypair)
         if not keypair.i_am_the_initiator:
             destroyed = [self.previous, self.next]
             self.previous, self.next = None, keypair
@@ -401,11 +401,11 @@ class Keypairs:
         return [session for session in destroyed if session is not None]
 
     def received_with(self, keypair: Keypair) -> tuple[bool, list[Keypair]]:
-        """Rotate the slots if this packet was the first on `next`; returns True then, and the destroyed sessions.
+        """Rotate the slots if this packet was the first on `next`; returns whether it was, and the destroyed sessions.
 
         Call it after every authenticated data packet.
         """
-        # 6.3: the first packet on next confirms it; wg_noise_received_with_keypair
+        # 6.3: the first packet on next confirms it (wg_noise_received_with_keypair)
         if keypair is not self.next:
             return False, []
         destroyed = [] if self.previous is None else [self.previous]

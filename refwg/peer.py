@@ -77,7 +77,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IndexEntry:
-    """The session of a peer that an index belongs to, or its handshake if `keypair` is None."""
+    """What an index names: a session of a peer, or the peer's handshake if `keypair` is None."""
 
     peer: Peer
     keypair: Keypair | None = None
@@ -119,7 +119,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class StagedPacket:
-    """A packet from the interface, empty for a keepalive; mtu: bounds its padding, in bytes, 0: no limit."""
+    """A packet from the interface, empty for a keepalive; mtu: the limit on its padded length in bytes, 0: none."""
 
     packet: bytes
     mtu: int
@@ -208,7 +208,7 @@ class Peer:
         self.shared.note(now, "handshake complete", self)
 
     def begin_session(self, now: int) -> None:
-        """Derive the session of a finished handshake; it takes over the index, and the oldest session is destroyed."""
+        """Derive the session of a finished handshake under the same index; destroys sessions that lose their slot."""
         # 5.4.5: transport keys are derived, and the state of the handshake is erased
         keypair = self.handshake.begin_session(now)
         self.shared.indices.replace(keypair.local_index, IndexEntry(self, keypair))

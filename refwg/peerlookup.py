@@ -61,7 +61,7 @@ class IndexTable(Generic[T]):
         return index
 
     def replace(self, index: int, entry: T) -> None:
-        """Replace the entry of an index: a handshake's index becomes that of its session (5.4.2)."""
+        """Replace the entry of an index, which a session takes over from its handshake (5.4.2)."""
         self._entries[index] = entry
 
     def lookup(self, index: int) -> T | None:

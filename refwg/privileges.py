@@ -64,7 +64,7 @@ def drop(user: str) -> None:
 
 
 def at_our_end(task: Callable[[], None]) -> None:
-    """Call `task` with the present privileges when this process ends, also if it is killed.
+    """Call `task` with the present privileges when this process ends, even if it is killed.
 
     A forked helper waits for the end of the process; call it before `drop`.
     """

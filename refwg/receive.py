@@ -167,10 +167,10 @@ def open_data(keypair: Keypair, message: Data, now: int) -> bytes:
 
     Only an authenticated message moves the replay window.
     """
-    # 6.2: nothing is received on a session that is too old, or whose last counter was received; decrypt_packet
+    # 6.2: nothing is received on a session that is too old, or whose last counter was received (decrypt_packet)
     if keypair.has_expired(REJECT_AFTER_TIME, now) or keypair.receiving_counter.is_exhausted:
         raise Refused(DropReason.SESSION_EXPIRED)
-    # 5.4.6: each counter is accepted once; checked before the tag too, which saves decrypting a replay
+    # 5.4.6: each counter is accepted once; checked before the tag, so that a replay costs no decryption
     if not keypair.receiving_counter.is_fresh(message.counter):
         is_too_large = message.counter >= REJECT_AFTER_MESSAGES
         raise Refused(DropReason.COUNTER_LIMIT if is_too_large else DropReason.REPLAY)
@@ -187,7 +187,7 @@ def open_data(keypair: Keypair, message: Data, now: int) -> bytes:
 def inner_packet(shared: Shared, peer: Peer, plaintext: bytes, outer_ecn: int) -> bytes:
     """Return the inner packet without its padding; raises Refused if this peer must not send it.
 
-    outer_ecn: the two ECN bits of the outer IP header, which are carried over to the inner one (RFC 6040).
+    outer_ecn: the two ECN bits of the outer IP header, which are combined with the inner ones (RFC 6040).
     """
     # 3: a plaintext that is not an IP packet is dropped
     if not ip.version(plaintext):
@@ -203,7 +203,7 @@ def inner_packet(shared: Shared, peer: Peer, plaintext: bytes, outer_ecn: int) -
 
 
 def is_source_allowed(shared: Shared, peer: Peer, address: bytes) -> bool:
-    """Return True if this peer owns the longest prefix, of all peers' prefixes, that contains the address."""
+    """Return True if a lookup of the address, among the prefixes of all peers, finds this peer."""
     # wg_allowedips_lookup_src: the same table as for sending
     return shared.allowedips.lookup(address) is peer
 
@@ -264,9 +264,9 @@ def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -
 def _is_last_minute(peer: Peer, now: int) -> bool:
     """Return True if the initiator must renew its session from the receive path, once per session.
 
-    A peer that only receives would otherwise not notice that the session expires.
+    Without this the session of an initiator that only receives would expire.
     """
-    # 6.2: REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, initiator only; keep_key_fresh
+    # 6.2: REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT, initiator only (keep_key_fresh)
     keypair = peer.keypairs.current
     return (
         not peer.timers.sent_lastminute_handshake

@@ -1,7 +1,7 @@
 """Query routes and links, and receive their changes, by rtnetlink(7).
 
-The driver calls the network stack in place (socket.c, device.c). A program must query it by netlink. Only few messages
-are needed, so they are packed by hand.
+The driver calls the network stack in place (socket.c, device.c). A program must query it by netlink. Only a few
+messages are needed, so they are packed by hand.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _RTA_MARK: Final = 16
 _RTAX_MTU: Final = 2
 _IFF_UP: Final = 1
 _GROUP_LINK: Final = 0x1
-# RTMGRP_* of addresses, routes and rules of IPv4, then IPv6: all that decides on route and source address.
+# RTMGRP_* of addresses, routes and rules, IPv4 then IPv6: together they decide the route and the source address.
 _GROUPS_ROUTES: Final = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 _ANSWER_WITHIN: Final = 2.0
 _BUFFER: Final = 1 << 16
@@ -60,7 +60,7 @@ _BUFFER: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface; mtu: in bytes, is_up: administratively (IFF_UP)."""
+    """A network interface; mtu: in bytes; is_up: True if it is set up (IFF_UP)."""
 
     index: int
     name: str
@@ -72,8 +72,8 @@ class Link:
 class Route:
     """The result of a route lookup.
 
-    interface: index of the outgoing interface. mtu: of the route, in bytes, 0: that of the interface. source: the
-    address that the stack would choose as source. error: the errno(3) if there is no route, else 0.
+    interface: index of the outgoing interface. mtu: the MTU of the route in bytes, 0: it has none of its own. source:
+    the address that the stack would choose as source. error: the errno(3) if there is no route, else 0.
     """
 
     interface: int = 0
@@ -136,7 +136,7 @@ class RtnetlinkSocket(NetlinkSocket):
         self.request(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
 
     def route(self, destination: bytes, *, source: bytes = b"", interface: int = 0, fwmark: int = 0) -> Route:
-        """Look up the route to an address of 4 or 16 bytes; the other arguments narrow the lookup if given."""
+        """Look up the route to an address of 4 or 16 bytes, for packets with the source, interface and mark given."""
         is_ipv4 = len(destination) == IPV4_BYTES
         family = socket.AF_INET if is_ipv4 else socket.AF_INET6
         body = _ROUTE.pack(family, 8 * len(destination), 8 * len(source), 0, 0, 0, 0, 0, 0)
@@ -151,8 +151,8 @@ class RtnetlinkSocket(NetlinkSocket):
 class Monitor:
     """Readable when links or routes have changed in the network namespace in which it was opened.
 
-    everywhere: also in all namespaces that have an id here (`RtnetlinkSocket.namespace_id`). It does not keep them
-    alive.
+    everywhere: also in all namespaces that have an id here (`RtnetlinkSocket.namespace_id`). The monitor does not keep
+    them alive.
     """
 
     def __init__(self, *, links: bool = False, routes: bool = False, everywhere: bool = False) -> None:
@@ -205,7 +205,7 @@ def _refusal(body: bytes) -> int:
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """Return one attribute, padded to 4 bytes (NLA_ALIGN); nested attributes are its payload."""
+    """Encode one attribute, padded to 4 bytes (NLA_ALIGN); payload: its value, or its nested attributes."""
     length = _ATTRIBUTE.size + len(payload)
     return (_ATTRIBUTE.pack(length, kind) + payload).ljust(_aligned(length), b"\0")
 

@@ -75,7 +75,7 @@ def _is_in(address: int, bits: int, length: int, width: int) -> bool:
     return (address ^ bits) >> width - length == 0
 
 
-# counter: counters in order of arrival on one window, and whether each is accepted.
+# counter: the counters that one window receives, in this order, and whether it accepts each.
 
 _WINDOW: Final = 8192 - 64
 _COUNTERS: Final = (
@@ -100,7 +100,7 @@ def _replay_window() -> None:
             counter.accept(number)
 
 
-# ratelimiter: milliseconds since the message before, and whether this one may pass.
+# ratelimiter: milliseconds since the previous message, and whether this one is allowed.
 
 _ARRIVALS: Final = (
     (0, True), (0, True), (0, True), (0, True), (0, True), (0, False), (50, True), (25, False), (25, True), (100, True),

@@ -47,7 +47,7 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
 
     is_retry: the retransmission timer asks for it. Every other call starts the count of attempts again.
     """
-    # 6.4: a new packet starts the count of attempts again; wg_packet_send_queued_handshake_initiation
+    # 6.4: a new packet starts the count of attempts again (wg_packet_send_queued_handshake_initiation)
     if not is_retry:
         peer.timers.handshake_attempts = 0
     # 6.1: never more than one initiation in REKEY_TIMEOUT
@@ -77,7 +77,7 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
 
 def handshake_response(peer: Peer, now: int) -> list[Transmit[Peer]]:
     """Send the response to an accepted initiation; its session waits in `next` for a first packet."""
-    # wg_packet_send_handshake_response: a response, too, holds back initiations for REKEY_TIMEOUT
+    # wg_packet_send_handshake_response: a response also delays the next initiation by REKEY_TIMEOUT
     peer.last_sent_handshake = now
     random_bytes = peer.shared.environment.random_bytes
     message = _create(
@@ -100,8 +100,8 @@ def cookie_reply(
 ) -> list[Transmit[Peer]]:
     """Reply to a handshake message with a cookie.
 
-    The reply goes back between the two addresses of the message. No peer and no timer is touched, because the sender is
-    not authenticated.
+    The reply goes to the address that sent the message, from the one that received it. No peer and no timer changes,
+    because the sender is not authenticated.
     """
     # 5.4.7: the receiver index is the sender index of the message
     reply = shared.cookie_checker.create_reply(message, sender_index, endpoint.address, endpoint.port, now)
@@ -134,7 +134,7 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
     _any_authenticated_packet_sent(peer, now)
     effects: list[Transmit[Peer]] = []
     for counter, staged in enumerate(packets, first):
-        # wg_packet_send_staged_packets: of the inner traffic class only ECN is copied to the outer header
+        # wg_packet_send_staged_packets: only the ECN bits of the inner traffic class go into the outer header
         inner = staged.packet
         traffic_class = ip.encapsulated_ecn(ip.ecn(inner)) if inner else 0
         effects += _to_peer(peer, seal(keypair, counter, staged), traffic_class, carries_data=bool(inner))
@@ -143,7 +143,7 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
 
 def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
     """Return the data message for a packet: header, then the padded and encrypted packet with its tag."""
-    # 5.4.6: zeros up to a multiple of 16 bytes, but not beyond the MTU; calculate_skb_padding
+    # 5.4.6: zeros up to a multiple of 16 bytes, but not beyond the MTU (calculate_skb_padding)
     length = len(staged.packet)
     plaintext = staged.packet + bytes(padded_length(length, staged.mtu) - length)
     header = Data.HEADER.pack(MessageType.DATA, keypair.remote_index, counter)
@@ -171,7 +171,7 @@ def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
 
 def _is_message_to(peer: Peer, datagram: bytes) -> bool:
     """Return True if a payload has the type and index of a message on one of the peer's sessions or handshakes."""
-    # 5.4: the type word, then the index: receiver in data, sender in an initiation or response
+    # 5.4: after the type word, data has the receiver index, an initiation or response the sender index
     if len(datagram) < _TYPE_AND_INDEX.size:
         return False
     kind, index = _TYPE_AND_INDEX.unpack_from(datagram)
@@ -184,7 +184,7 @@ def _is_message_to(peer: Peer, datagram: bytes) -> bool:
 
 def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
     # 6.2: no sending at REJECT_AFTER_TIME or beyond REJECT_AFTER_MESSAGES
-    # wg_packet_send_staged_packets: a session that cannot number all packets is invalid from then on
+    # wg_packet_send_staged_packets: a session with too few counters left for all packets becomes invalid
     if not keypair.is_valid_for_sending:
         return False
     if keypair.has_expired(REJECT_AFTER_TIME, now) or keypair.sending_counter + packets > REJECT_AFTER_MESSAGES:
@@ -195,9 +195,9 @@ def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
 def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Peer]]:
     """Send an initiation after data if the session is due for renewal.
 
-    After REKEY_AFTER_MESSAGES packets on either side, after REKEY_AFTER_TIME on the initiator only.
+    It is due after REKEY_AFTER_MESSAGES packets on either side, and after REKEY_AFTER_TIME on the initiator only.
     """
-    # 6.2: only the initiator renews by age, so that both sides do not start at once; keep_key_fresh
+    # 6.2: only the initiator renews by age, so that both sides do not start at once (keep_key_fresh)
     is_worn = keypair.sending_counter > REKEY_AFTER_MESSAGES
     if is_worn or (keypair.i_am_the_initiator and keypair.has_expired(REKEY_AFTER_TIME, now)):
         return handshake_initiation(peer, now)
@@ -207,9 +207,9 @@ def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Pee
 def _create(peer: Peer, now: int, create: Callable[[int], MessageT]) -> MessageT | None:
     """Create a handshake message with a new random index, and free the index of the handshake before it.
 
-    create: takes the new index and returns the message, or raises Refused. None if it was refused.
+    create: takes the new index and returns the message, or raises Refused. Returns None if it raised.
     """
-    # 5.4.2: a new random sender index for each message; wg_index_hashtable_insert
+    # 5.4.2: a new random sender index for each message (wg_index_hashtable_insert)
     indices, old_index = peer.shared.indices, peer.handshake.local_index
     index = indices.insert(IndexEntry(peer), peer.shared.environment.random_bytes)
     try:

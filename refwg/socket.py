@@ -1,8 +1,8 @@
 """Open UDP sockets for both families on one port; keep local address, ECN and fwmark.
 
-Mirrors socket.c of the driver. A datagram is sent from the address at which the peer's last one arrived. It must still
-be a local address, and for IPv4 the route must still use the interface of that datagram. As in the driver both are
-checked when a datagram is sent, and again only after a route or an address has changed.
+Mirrors socket.c of the driver. A datagram to a peer is sent from the address that received the peer's last one. That
+address must still be local, and for IPv4 the route must still use the interface of that datagram. Both are
+checked when a datagram is sent, and again only after a route or an address has changed, as in the driver.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class UdpSockets:
     def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
         """Open nothing yet; rtnetlink: for route lookups, in the namespace where the UDP sockets will be."""
         self._rtnetlink = rtnetlink
-        # Cleared whenever a change of routes, addresses or marks may lead elsewhere.
+        # Cleared when routes, addresses or the mark change, because another route may then apply.
         self._plans: dict[Endpoint, _SendPlan] = {}
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
@@ -105,7 +105,7 @@ class UdpSockets:
         self.generation += 1
 
     def set_fwmark(self, fwmark: int) -> None:
-        """Set SO_MARK of both sockets, now and when they are opened again; raises ConfigError without the right to."""
+        """Set SO_MARK of both sockets, now and when they are opened again; raises ConfigError if not permitted."""
         try:
             for sock in self._sockets.values():
                 sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(fwmark))
@@ -193,7 +193,7 @@ class UdpSockets:
             except OSError as error:
                 for sock in opened.values():
                     sock.close()
-                # A port that is free in one family may be taken in the other; wg_socket_init tries 100 times, too.
+                # A port that is free in one family may be taken in the other; wg_socket_init also tries 100 times.
                 if port == 0 and error.errno == errno.EADDRINUSE and attempt < _PORT_ATTEMPTS - 1:
                     continue
                 raise ConfigError(f"port {port}: {error.strerror}", error.errno or errno.EIO) from error

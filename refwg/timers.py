@@ -65,15 +65,15 @@ _PLAIN_ACTIONS: Final = {
 def jitter(random_bytes: Callable[[int], bytes]) -> int:
     """Return a random delay of 0 to 333 ms, in nanoseconds.
 
-    Without it two peers that start at the same moment would send initiations at the same moment every time.
+    Without it, two peers that start together would send each initiation at the same time.
     """
-    # 6.1: jitter is added to every initiation that a timer starts; wg_timers_handshake_initiated
+    # 6.1: jitter delays every initiation that a timer starts (wg_timers_handshake_initiated)
     return int.from_bytes(random_bytes(8)) % (REKEY_TIMEOUT_JITTER_MAX + 1)
 
 
 @dataclass(slots=True)
 class PeerTimers:
-    """The five deadlines of a peer, and the state that events leave behind.
+    """The five deadlines of a peer, and the state that events change.
 
     persistent_keepalive_interval: in seconds, 0: off. handshake_attempts: retries in this series.
     need_another_keepalive: data was received while the keepalive timer ran. sent_lastminute_handshake: the receive path
@@ -106,13 +106,14 @@ class PeerTimers:
 
     def data_sent(self, now: int, jitter: Callable[[], int]) -> None:
         """Call after a data packet that is not a keepalive was sent; jitter: called only if the timer is not set."""
-        # 6.5: no answer for KEEPALIVE_TIMEOUT + REKEY_TIMEOUT means that the session is dead; wg_timers_data_sent
+        # 6.5: no answer for KEEPALIVE_TIMEOUT + REKEY_TIMEOUT means that the session is dead (wg_timers_data_sent)
         if Timer.NEW_HANDSHAKE not in self._deadlines:
             self._set(Timer.NEW_HANDSHAKE, now + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT + jitter())
 
     def data_received(self, now: int) -> None:
         """Call after an authenticated data packet that is not a keepalive was received."""
-        # 6.5: answer within KEEPALIVE_TIMEOUT; wg_timers_data_received: data after that needs one more keepalive
+        # 6.5: answer within KEEPALIVE_TIMEOUT
+        # wg_timers_data_received: data that arrives while the timer runs needs one more keepalive
         if Timer.SEND_KEEPALIVE in self._deadlines:
             self.need_another_keepalive = True
         else:
@@ -152,7 +153,7 @@ class PeerTimers:
         self._set(Timer.ZERO_KEY_MATERIAL, now + ZERO_KEYS_AFTER)
 
     def keys_cleared(self) -> None:
-        """Call after all keys were erased for another reason than this timer."""
+        """Call after all keys were erased for another reason than ZERO_KEY_MATERIAL."""
         # wg_pm_notification: the only place where the driver cancels this timer alone
         self._deadlines.pop(Timer.ZERO_KEY_MATERIAL, None)
 
@@ -173,7 +174,7 @@ class PeerTimers:
 
     def _retransmit_handshake(self, now: int) -> Action:
         # 6.4: retries end after 90 s (REKEY_ATTEMPT_TIME)
-        # wg_expired_retransmit_handshake: counts them instead, 20 initiations in all, about 100 s
+        # wg_expired_retransmit_handshake: the driver counts retries instead, 20 initiations in all, about 100 s
         if self.handshake_attempts > MAX_TIMER_HANDSHAKES:
             self._deadlines.pop(Timer.SEND_KEEPALIVE, None)
             # wg_expired_retransmit_handshake: the failed handshake left secrets behind, so they get a deadline too
@@ -183,7 +184,7 @@ class PeerTimers:
         return Action.RETRY_HANDSHAKE
 
     def _send_keepalive(self, now: int) -> Action:
-        # wg_expired_send_keepalive: sending this keepalive cancels the new deadline, unless it cannot be sent
+        # wg_expired_send_keepalive: sending this keepalive cancels the new deadline; it stays if nothing can be sent
         if self.need_another_keepalive:
             self.need_another_keepalive = False
             self._set(Timer.SEND_KEEPALIVE, now + KEEPALIVE_TIMEOUT)

@@ -37,7 +37,8 @@ _SIOCSIFMTU: Final = 0x8922
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _CLONE_NEWNET: Final = 0x40000000
-# Errors of TUNGETDEVNETNS on a kernel before 5.10, or without the right to use it: the interface cannot be followed.
+# Errors of TUNGETDEVNETNS if the kernel lacks it, or without CAP_NET_ADMIN. The interface is then taken to be in our
+# own namespace.
 _CANNOT_LOOK: Final = frozenset({errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
@@ -92,7 +93,7 @@ class Tun:
         os.close(self._descriptor)
 
     def refresh(self) -> bool:
-        """Read the state of the interface again; True if it was down since the last call, or has moved.
+        """Read the state of the interface again; returns True if it was down since the last call, or has moved.
 
         Raises InterfaceGoneError.
         """
@@ -153,7 +154,7 @@ class Tun:
         self._where().rtnetlink.set_down(self.link)
 
     def send_icmp(self, error: IcmpError, now: int) -> bool:
-        """Send an ICMP error in the interface's namespace; False if it failed or a limit is reached."""
+        """Send an ICMP error in the interface's namespace; returns False if it failed or a limit is reached."""
         if self._limits is None or not self._limits.allow_any(now):
             return False
         place = self._where()
@@ -161,7 +162,7 @@ class Tun:
 
     def _look_up(self) -> Link:
         """Return the state of the interface, by its present name and namespace; raises InterfaceGoneError."""
-        # Both may change between two steps, so try again.
+        # Name and namespace may change between the two steps, so try again.
         for _ in range(3):
             link = self._where().rtnetlink.link(self._name())
             if link is not None:
@@ -194,7 +195,8 @@ class Tun:
     def _call_there(self, make: Callable[[int | None], T]) -> T:
         """Call a function in the interface's namespace: directly if that is our own, else in a thread that enters it.
 
-        make: takes the id (nsid) of that namespace in our own, None if it is our own. Raises InterfaceGoneError.
+        make: called with the id (nsid) that our namespace has for the interface's, None if both are the same. Raises
+        InterfaceGoneError.
         """
         try:
             namespace = fcntl.ioctl(self._descriptor, _TUNGETDEVNETNS, 0)
@@ -219,7 +221,7 @@ class Tun:
 class _Place:
     """Sockets in the namespace of the interface; any thread may use them, and they keep the namespace alive.
 
-    nsid: the id of that namespace in our own, None if it is our own.
+    nsid: the id that our namespace has for this one, None if both are the same.
     """
 
     def __init__(self, nsid: int | None, limits: IcmpLimits | None) -> None:

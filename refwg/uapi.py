@@ -94,7 +94,7 @@ def get(device: Device) -> bytes:
 class Request:
     """Carries out one `set=1` request, line by line.
 
-    effects: what the caller must send, also if the request fails.
+    effects: what the caller must send, even if the request fails.
     """
 
     def __init__(self, device: Device, sockets: Sockets, now: int) -> None:
@@ -102,7 +102,7 @@ class Request:
         self._device = device
         self._sockets = sockets
         self._now = now
-        # The peer of the present section; None: the device, or a peer whose section has no effect.
+        # The peer that the next lines configure; None: they configure the device, or have no effect.
         self._peer: Peer | None = None
         self._is_new = False
         self._wants_keepalive = False
@@ -146,14 +146,17 @@ class Request:
             self._peer = self._device.add_peer(public_key, self._now)
 
     def _end_section(self) -> None:
-        """Send what waits for the peer, now that its endpoint is known whatever the order of its lines."""
+        """Send what waits for the peer; only now, because its last line may have given it the endpoint."""
         peer, self._peer = self._peer, None
         wants_keepalive, self._wants_keepalive = self._wants_keepalive, False
         if peer is not None:
             self.effects += self._device.peer_configured(peer, self._now, wants_keepalive=wants_keepalive)
 
     def _is_to_removed_peer(self, effect: Effect) -> bool:
-        """Return True if a later line has removed the peer: wg(8) sends `private_key` before `replace_peers`."""
+        """Return True for a datagram to a peer that a later line has removed.
+
+        wg(8) sends `private_key`, which may start handshakes, before `replace_peers`.
+        """
         peer = effect.peer if isinstance(effect, Transmit) else None
         return peer is not None and self._device.peer(peer.public_key) is not peer
 

@@ -87,7 +87,7 @@ def listen(name: str) -> socket.socket:
 
 
 def _is_answered(path: Path) -> bool:
-    """Return True if a live process serves this socket; one whose interface was just deleted closes the connection."""
+    """Return True if a live process serves this socket, and not one that is about to end and closes the connection."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_HANGS_UP_WITHIN)
         try:

@@ -1,1 +1,1 @@
-"""Move packets between interface, core and sockets; all engines give the same results."""
+"""Move packets between interface, core and sockets."""

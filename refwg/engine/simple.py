@@ -1,4 +1,4 @@
-"""Move one packet at a time: slow, and the specification of all other engines.
+"""Move packets one at a time between interface, core and sockets: simple, but slow.
 
 Does what the driver's workers do in send.c and receive.c, in one thread.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from refwg.socket import UdpSockets
     from refwg.tun import Tun
 
-# Packets of the interface, and datagrams of a socket, that are handled before the other sources get their turn.
+# Most packets of the interface, and most datagrams of a socket, in one turn. Then the other sources have their turn.
 _PACKETS_IN_TURN: Final = 64
 _DATAGRAMS_IN_TURN: Final = 256
 # Bounds the time spent on queued handshakes per turn, so that data is not delayed. A time, not a count, because a
@@ -70,7 +70,7 @@ class SimpleEngine:
         return 0 if self._device.has_waiting_handshakes else self._device.next_deadline()
 
     def carry_out(self, effects: Sequence[Effect]) -> None:
-        """Send and deliver what the core has returned, and report to it what failed."""
+        """Carry out the effects that the core returned, and report to it what was sent and what failed."""
         for effect in effects:
             if isinstance(effect, Transmit):
                 error = self._sockets.send(effect)
