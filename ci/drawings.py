@@ -49,11 +49,11 @@ OTHER_FILES: Final = {
     "harness/vm/kernels.toml": "Name the kernels that `--kernel` takes, and the modules that go with them.",
 }
 TEST_FOLDERS: Final = {
-    "conformance": "Name scenarios of netns.sh, requirements and bugs; tests cite them by id.",
+    "conformance": "List what tests and refwg cite: scenarios, requirements, bugs, the paper, the driver.",
     "expectations": "Name the known failures of real programs, with evidence.",
-    "faults": "Kill and break things: programs, guests, the run itself; every break must be seen.",
-    "lab": "Test the lab itself: nodes, wires, captures, health checks. No pair of implementations.",
-    "mutants": "Break refwg in one way each, and see the scenario fail that should notice.",
+    "faults": "Kill and break programs, guests and the run itself; the lab must detect each break.",
+    "lab": "Test the lab itself, without a pair: nodes, wires, captures, health checks.",
+    "mutants": "Run each mutant of refwg, and check that a scenario detects it.",
     "netns": "Test implementations: the scenarios, for every pair or every implementation.",
     "properties": "Test refwg's core by random input (hypothesis).",
     "support": "Hold what tests share: helpers, and the tables behind the drawings of this file.",

@@ -1,4 +1,4 @@
-"""Points of Curve25519 that no handshake may use."""
+"""List the points of Curve25519 that no handshake may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""List the nodes of the allowed-ips tries: a lookup does not show one that is of no use."""
+"""List the nodes of the allowed-ips tries, with those that a lookup does not need."""
 
 from __future__ import annotations
 
