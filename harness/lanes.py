@@ -1,4 +1,4 @@
-"""Name lanes (where a test runs), suites (what it is about), variables a run hands down."""
+"""Name the lanes, the suites, and the environment variables that a run passes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send ICMP errors for packets that have no peer or no endpoint, at the stack's rate limits.
+"""Send ICMP errors for packets without a peer or endpoint, at the stack's rate limits.
 
 Uses raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send. One rate limit
 covers all errors. Each destination that is not this host has another one, with a small burst. If source NAT translated

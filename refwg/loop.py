@@ -110,7 +110,7 @@ class Loop:
         """End the loop when this file is removed: the way to stop a userspace WireGuard (`rm NAME.sock`)."""
         if file.path is None:
             return
-        # Imported late: the import takes time, and the client already sees the socket file.
+        # Imported late, so that the socket file appears sooner.
         from refwg.inotify import RemovalWatch  # noqa: PLC0415
 
         watch = RemovalWatch(file.path.parent)

@@ -177,7 +177,7 @@ def parse(datagram: bytes) -> Message:
 
     The reserved bytes are part of the type word, so a datagram with one of them set has an unknown type.
     """
-    # validate_header_len: a datagram whose type or length is none of these is dropped
+    # validate_header_len: an unknown type, or a length that does not fit the type, is dropped
     if len(datagram) < _TYPE_WORD.size:
         raise MalformedMessage(f"datagram of {len(datagram)} bytes: expected at least 4")
     (kind,) = _TYPE_WORD.unpack_from(datagram)

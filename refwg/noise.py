@@ -291,7 +291,7 @@ class Handshake:
 
         ephemeral: 32 random bytes. Raises Refused if a key of the peer is a point of low order.
         """
-        # 5.4.3: second message, e ee se psk
+        # 5.4.3: second message, tokens e, ee, se, psk
         transcript = copy(self.transcript)
         # e
         ephemeral_private = clamp(ephemeral)
@@ -329,7 +329,7 @@ class Handshake:
             raise Refused(DropReason.NO_IDENTITY)
         if self.state is not HandshakeState.CREATED_INITIATION:
             raise Refused(DropReason.UNEXPECTED_RESPONSE)
-        # 5.4.3: second message, e ee se psk
+        # 5.4.3: second message, tokens e, ee, se, psk
         transcript = copy(self.transcript)
         try:
             # e

@@ -155,7 +155,7 @@ class UdpSockets:
         return errno.errorcode.get(failure, str(failure)) if failure else ""
 
     def _find_plan(self, endpoint: Endpoint) -> _SendPlan | None:
-        """Return what datagrams to this endpoint have in common; None if there is no socket of its family."""
+        """Make and cache the send plan of an endpoint; None if there is no socket of its family."""
         is_ipv4 = len(endpoint.address) == IPV4_BYTES
         sock = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
         if sock is None:

@@ -65,7 +65,7 @@ _PLAIN_ACTIONS: Final = {
 def jitter(random_bytes: Callable[[int], bytes]) -> int:
     """Return a random delay of 0 to 333 ms, in nanoseconds.
 
-    Without it, two peers that start together would send each initiation at the same time.
+    Without it, two peers that start together would initiate at the same time again and again.
     """
     # 6.1: jitter delays every initiation that a timer starts (wg_timers_handshake_initiated)
     return int.from_bytes(random_bytes(8)) % (REKEY_TIMEOUT_JITTER_MAX + 1)

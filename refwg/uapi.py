@@ -256,7 +256,7 @@ def _peer_description(device: Device, peer: Peer) -> Iterator[tuple[str, object]
 
 
 def format_endpoint(endpoint: Endpoint) -> str:
-    """Return `ADDRESS:PORT`, or `[ADDRESS]:PORT` for IPv6, there with a scope id if it is not 0."""
+    """Return `ADDRESS:PORT`, or for IPv6 `[ADDRESS]:PORT`, or `[ADDRESS%SCOPE]:PORT` if the scope id is not 0."""
     host = format_address(endpoint.address)
     if len(endpoint.address) == IPV4_BYTES:
         return f"{host}:{endpoint.port}"

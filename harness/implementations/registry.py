@@ -1,4 +1,4 @@
-"""List every implementation that a run knows, by name, and those that were asked for."""
+"""List the implementations of a run by name, and which of them the user asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Install Debian packages by apt-get as root, or unpack them into a directory as anyone."""
+"""Install Debian packages by apt-get as root, or unpack them into a directory as any user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make the run directory: scratch below the cache, removed at the end, or by the next run.
+"""Make a run's scratch directory in the cache; the run's end or the next run removes it.
 
 A run holds a lock on its directory; the kernel drops the lock with the process, so that a dead run is known by it.
 """

@@ -1,4 +1,4 @@
-"""Keep what one pytest process knows: plan, programs, seed, results, scratch directory."""
+"""Hold the state of one pytest process: plan, programs, seed, results, scratch directory."""
 
 from __future__ import annotations
 

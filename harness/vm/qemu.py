@@ -1,4 +1,4 @@
-"""Start QEMU as a child that cannot outlive us, and read the ports the guest writes to.
+"""Start QEMU as a child that ends with this process, and read the guest's output ports.
 
 Each port is a socket pair; QEMU connects its far end with a virtio port, which init.py writes to. The sockets close
 when QEMU ends, for whatever reason, so the runner waits for the sockets only.
