@@ -67,6 +67,13 @@ def is_done(made: Interface, config: DeviceConfig, wanted: Callable[[], bool]) -
         return False
 
 
+def contradiction(capability: str, implementation: Manifest, works: bool, complaints: list[str]) -> str:
+    """Describe how a program differs from its manifest, for the message of an assertion."""
+    declares = "declares" if capability in implementation.capabilities else "does not declare"
+    seen = "; ".join(complaints) or "no complaints"
+    return f"{implementation.name} {declares} {capability}, and it {'works' if works else 'does not work'}: {seen}"
+
+
 @pytest.mark.requirement("CFG-44")
 @pytest.mark.bug("IB-61")
 def test_peer_update_works_if_and_only_if_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
@@ -75,7 +82,9 @@ def test_peer_update_works_if_and_only_if_declared(lab: Lab, implementation: Man
     with unwatched(lab, implementation) as (made, complaints):
         made.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice),)))
         done = is_done(made, change, lambda: made.peer(alice).endpoint == ELSEWHERE)
-    assert (done, not complaints) == (declared, declared), complaints
+    assert (done, not complaints) == (declared, declared), contradiction(
+        "update-peer", implementation, done, complaints
+    )
 
 
 @pytest.mark.requirement("CFG-44")
@@ -88,7 +97,9 @@ def test_peer_before_private_key_works_if_and_only_if_declared(lab: Lab, impleme
             DeviceConfig(peers=(PeerConfig(public_key=alice),)),
             lambda: [peer.public_key for peer in made.get().peers] == [alice],
         )
-    assert (done, not complaints) == (declared, declared), complaints
+    assert (done, not complaints) == (declared, declared), contradiction(
+        "peer-before-key", implementation, done, complaints
+    )
 
 
 @pytest.mark.parametrize("capability", ["peer-before-key", "update-peer"])
@@ -119,7 +130,9 @@ def test_icmp_unreachable_is_sent_if_and_only_if_declared(lab: Lab, implementati
             answer = None
         except OSError as error:
             answer = error.errno
-    assert (answer in REFUSALS) == ("icmp-unreachable" in implementation.capabilities), answer
+    declared = "icmp-unreachable" in implementation.capabilities
+    refused, got = answer in REFUSALS, "no error" if answer is None else errno.errorcode[answer]
+    assert refused == declared, contradiction("icmp-unreachable", implementation, refused, [f"the sender got {got}"])
 
 
 @pytest.mark.requirement("RT-11")

@@ -9,6 +9,7 @@ import pytest
 from harness import (
     V4_OF_A,
     V4_OF_B,
+    Datagram,
     Delay,
     Drop,
     Endpoint,
@@ -21,9 +22,12 @@ from harness import (
     slack,
     twin,
     udp_message,
+    udp_receiver,
+    wait_for,
 )
 from harness.wire import frames
 from harness.wire.messages import with_mac1
+from selftests.support.transfer import assert_equal_growth, received
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,12 +41,16 @@ MAX_JITTER = 1 / 3
 RETRIED = 12.0
 LATENCY = 0.3
 SPACING = 0.1
-# An echo request of 84 bytes, padded to 96, with the header and the tag of the message around it.
-PING = 96 + 32
+# Bytes of an echo request or reply inside the tunnel.
+ECHO = 84
+# Bytes of payload of each datagram that to_a and to_b send.
+DATAGRAM = 256
+DISCARD = 9
 ELSEWHERE = 7777
 PORT_OF_A = 1
 ENDPOINT_OF_B = "192.168.1.2:2"
 A_MOMENT = 0.05
+AT_ONCE = 5.0
 LESS_THAN_A_RETRY = 4.5
 FORGED_INITIATIONS = [
     Flip(message="initiation", field=field, bit=bit)
@@ -73,14 +81,14 @@ def forged(sighting: Sighting, forgery: Flip, recipient: Key) -> bytes:
 @pytest.fixture
 def to_b(wired: Tunnel) -> Iterator[UdpStream]:
     """Datagrams from A's node to B's address in the tunnel."""
-    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as stream:
+    with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=DATAGRAM) as stream:
         yield stream
 
 
 @pytest.fixture
 def to_a(wired: Tunnel) -> Iterator[UdpStream]:
     """Datagrams from B's node to A's address in the tunnel."""
-    with UdpStream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A) as stream:
+    with UdpStream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=DATAGRAM) as stream:
         yield stream
 
 
@@ -129,13 +137,15 @@ def test_replayed_initiation_is_not_answered_and_endpoint_stays(wired: Tunnel, w
 def test_replayed_response_has_no_effect(wired: Tunnel, wire: Wire) -> None:
     wired.must_ping("ns1", V4_OF_B)
     (response,) = wire.sightings("response")
+    with received(wired.seen_by_a) as pings_alone:
+        wired.must_ping("ns1", V4_OF_B, count=3)
     wire.apply()
-    wire.replay(response, port=ELSEWHERE)
-    wired.must_ping("ns1", V4_OF_B, count=3)
+    with received(wired.seen_by_a) as with_replay:
+        wire.replay(response, port=ELSEWHERE)
+        wired.must_ping("ns1", V4_OF_B, count=3)
     assert {s.message.destination[1] for s in wire.sightings(sender="ns1")} == {2}, "A looks for B elsewhere"
     assert names(wire.sightings()) == ["ns1 data", "ns2 data"] * 3
-    a, b = wired.counted()
-    assert (a.rx_bytes, b.rx_bytes) == (b.tx_bytes, a.tx_bytes)
+    assert_equal_growth(with_replay, pings_alone, 3 * ECHO, "A counted a replayed response")
 
 
 @pytest.mark.requirement("HS-18", "RT-04")
@@ -275,14 +285,20 @@ def test_replayed_data_is_dropped_and_endpoint_stays(wired: Tunnel, wire: Wire, 
     to_b.send(3)
     to_b.wait_for(3)
     sent = wire.sightings("data", sender="ns1")
-    for sighting in sent:
-        wire.replay(sighting, port=ELSEWHERE)
-    send_from_b(wired, wire)
-    assert_where_b_looks_for_a(wired, wire)
-    to_b.send()
-    assert to_b.wait_for(4).numbers == (0, 1, 2, 3)
-    a, b = wired.counted()
-    assert b.rx_bytes == a.tx_bytes, "a replayed message was counted"
+    # An open port, else A's stack would answer B by ICMP errors, as many as its rate limit allows.
+    with received(wired.seen_by_b) as with_replays, udp_receiver(wired.nodes["ns1"], V4_OF_A, DISCARD) as receiver:
+        for sighting in sent:
+            wire.replay(sighting, port=ELSEWHERE)
+        send_from_b(wired, wire, count=3)
+        assert_where_b_looks_for_a(wired, wire)
+        for _ in range(3):
+            wait_for(Datagram(receiver), AT_ONCE, "B's datagram to arrive")
+        to_b.send()
+        assert to_b.wait_for(4).numbers == (0, 1, 2, 3)
+    with received(wired.seen_by_b) as datagram_alone:
+        to_b.send()
+        to_b.wait_for(5)
+    assert_equal_growth(with_replays, datagram_alone, DATAGRAM, "B counted replayed data")
 
 
 @pytest.mark.requirement("RT-04", "DT-13", "HS-04")
@@ -327,17 +343,21 @@ def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpS
     to_a.send()
     to_a.wait_for(1)
     assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"], "a reflected one was answered"
-    before, sent = wired.counted(), wire.sightings()
+    before, sent = (wired.seen_by_a(), wired.seen_by_b()), wire.sightings()
+    with received(wired.seen_by_a) as pings_to_a, received(wired.seen_by_b) as pings_to_b:
+        wired.must_ping("ns1", V4_OF_B, count=3)
+        wired.must_ping("ns2", V4_OF_A, count=3)
     wire.apply()
-    for node, address in (("ns1", V4_OF_B), ("ns2", V4_OF_A)):
-        for sighting in [s for s in sent if s.sender == node]:
-            wire.reflect(sighting)
-            wire.reflect(sighting, port=ELSEWHERE)
-        wired.must_ping(node, address, count=3)
+    with received(wired.seen_by_a) as reflected_to_a, received(wired.seen_by_b) as reflected_to_b:
+        for node, address in (("ns1", V4_OF_B), ("ns2", V4_OF_A)):
+            for sighting in [s for s in sent if s.sender == node]:
+                wire.reflect(sighting)
+                wire.reflect(sighting, port=ELSEWHERE)
+            wired.must_ping(node, address, count=3)
     assert names(wire.sightings()) == ["ns1 data", "ns2 data"] * 3 + ["ns2 data", "ns1 data"] * 3
-    for old, new in zip(before, wired.counted(), strict=True):
-        gained = (new.rx_bytes - old.rx_bytes, new.tx_bytes - old.tx_bytes)
-        assert gained == (6 * PING, 6 * PING), "a reflected message was counted"
+    assert_equal_growth(reflected_to_a, pings_to_a, 6 * ECHO, "A counted a reflected message")
+    assert_equal_growth(reflected_to_b, pings_to_b, 6 * ECHO, "B counted a reflected message")
+    for old, new in zip(before, (wired.seen_by_a(), wired.seen_by_b()), strict=True):
         assert (new.endpoint, new.latest_handshake) == (old.endpoint, old.latest_handshake)
     let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
     begin_anew(wired)
@@ -396,7 +416,7 @@ def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
     """Let B send, a datagram after the other, so that it has time to do what it must not do."""
     before = len(wire.sightings("data", sender="ns2"))
     for number in range(1, count + 1):
-        udp_message(wired.nodes["ns2"], V4_OF_A, 9, b"where are you?")
+        udp_message(wired.nodes["ns2"], V4_OF_A, DISCARD, b"where are you?")
         wire.wait_for("data", "B's datagram", sender="ns2", nth=before + number)
 
 

@@ -101,7 +101,7 @@ def test_unreachable_peer_does_not_delay_other_peer(connected: Tunnel) -> None:
 @pytest.mark.requirement("Q-06")
 def test_tunnel_recovers_from_overload_within_ping_timeout(connected: Tunnel) -> None:
     ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
-    before = connected.counted()
+    before = (connected.seen_by_a(), connected.seen_by_b())
     with sender_in(ns1, V4_OF_B) as there, sender_in(ns2, V4_OF_A) as back:
 
         def overload() -> int:
