@@ -65,10 +65,10 @@ def results(tmp_path: Path, honest: Path, request: pytest.FixtureRequest) -> Ite
     [
         ("miscounts", N02, "A received 1280 bytes, not 1428: 148 too few, as long as an initiation"),
         ("lossy", N02, "192.168.241.1: 8 of 10 answered, not [3, 7]"),
-        ("wrong-port", N13, "B looks for A at 127.212.121.99:7777, and A is at 127.212.121.99:9999"),
-        ("stuck-port", N13, "A was told to listen on port 9999 and says that it listens on 1"),
-        ("wide-allowed-ips", N15, "A let a datagram in whose source, 192.168.241.2, is another peer's allowed ip"),
-        ("keepalives-dropped", N20, "the NAT mapping expired; of A's keepalives 0 bytes arrived at B in 3 s"),
+        ("wrong-port", N13, "B's endpoint for A is 127.212.121.99:7777, expected 127.212.121.99:9999"),
+        ("stuck-port", N13, "A's listen port is 1, expected 9999"),
+        ("wide-allowed-ips", N15, "A delivered a datagram whose source 192.168.241.2 is another peer's allowed ip"),
+        ("keepalives-dropped", N20, "the NAT mapping expired; 0 bytes of keepalives arrived at B in 3 s"),
     ],
     indirect=["results"],
 )

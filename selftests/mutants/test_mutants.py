@@ -38,7 +38,7 @@ CASES = [
         "no-source-check",
         "a",
         "selftests/netns/test_cryptokey_routing.py::test_packet_with_foreign_source_is_dropped_but_sets_endpoint",
-        "A let a datagram in whose source, 192.168.241.2, is another peer's allowed ip",
+        "A delivered a datagram whose source 192.168.241.2 is another peer's allowed ip",
     ),
     Case(
         "no-roaming",
@@ -50,7 +50,7 @@ CASES = [
         "no-keepalive",
         "a",
         f"{ROAMING}::test_persistent_keepalive_keeps_peer_behind_nat_reachable",
-        "of A's keepalives 0 bytes arrived at B",
+        "0 bytes of keepalives arrived at B",
     ),
     Case(
         "stale-counters",

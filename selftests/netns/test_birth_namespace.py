@@ -1,4 +1,4 @@
-"""The namespace where an interface of the driver's was made, which its sockets never leave (one interface)."""
+"""Check that sockets of a kernel interface stay in its birth namespace (one interface)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 PORT = 7
 DEADLINE = 5.0
-# Whoever makes a user namespace has all rights there, and in the network namespaces that are made in it.
+# The creator of a user namespace has all capabilities in it and in its network namespaces (user_namespaces(7)).
 STRANGERS = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo here; exec sleep 1000"]
 
 
 @pytest.fixture(autouse=True)
 def _drivers_only(implementation: Manifest) -> None:
     if implementation.kind != "kernel":
-        raise Unsupported(f"{implementation.name} is a process, and is where that is")
+        raise Unsupported(f"{implementation.name} is a program, and its sockets are in the namespace of its process")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def wg0(lab: Lab, implementation: Manifest, birth: NetNS, place: NetNS) -> Inter
 def test_interface_is_configured_only_in_its_current_namespace(wg0: Interface) -> None:
     refused = wg0.birth.run(["wg", "show", "wg0"], check=False)
     assert (refused.status, refused.stderr) == (1, "Unable to access interface: No such device\n")
-    with twin("there it is"):
+    with twin("the interface is shown in its current namespace"):
         assert wg0.place.run(["wg", "show", "wg0", "listen-port"]).stdout == "0\n"
 
 
@@ -53,7 +53,7 @@ def test_interface_is_configured_only_in_its_current_namespace(wg0: Interface) -
 @pytest.mark.parametrize("sockets", ["birth", "third"], ids=["here", "in-third"])
 def test_sockets_are_in_link_netns_or_namespace_of_request(lab: Lab, birth: NetNS, place: NetNS, sockets: str) -> None:
     lab.node("third")
-    # ip(8) looks the number up where it runs, and the kernel where the interface is to be.
+    # ip(8) resolves the namespace id in its own namespace, the kernel in that of the new interface.
     for node in (birth, place):
         node.run(["ip", "netns", "set", "third", "7"])
     link = ["link-netns", "third"] * (sockets == "third")
@@ -74,8 +74,8 @@ def test_interface_outlives_birth_namespace_without_carrier(wg0: Interface) -> N
     assert PORT in wg0.birth.udp_ports()
     assert "NO-CARRIER" not in flags(wg0)
     wg0.birth.close()
-    # The kernel clears a namespace away when it comes to it.
-    assert "NO-CARRIER" in poll_until(lambda: flags(wg0), lambda found: "NO-CARRIER" in found, DEADLINE)
+    # The kernel destroys a namespace asynchronously.
+    assert "NO-CARRIER" in poll_until(lambda: flags(wg0), lambda names: "NO-CARRIER" in names, DEADLINE)
     for change in (DeviceConfig(listen_port=PORT + 1), DeviceConfig(fwmark=PORT)):
         with pytest.raises(ControlError) as refusal:
             wg0.set(change)
@@ -88,8 +88,8 @@ def test_interface_outlives_birth_namespace_without_carrier(wg0: Interface) -> N
 
 def flags(wg0: Interface) -> list[str]:
     (shown,) = wg0.place.run_json(["ip", "-j", "link", "show", "wg0"])
-    found: list[str] = shown["flags"]
-    return found
+    names: list[str] = shown["flags"]
+    return names
 
 
 @pytest.mark.requirement("NS-05")
@@ -101,7 +101,7 @@ def test_port_and_fwmark_need_cap_net_admin_in_birth_namespace(lab: Lab, wg0: In
     wait_for(FileSays(log, "here"), DEADLINE, "a user namespace of strangers")
     wg0.place.run(["ip", "link", "set", "wg0", "netns", str(strangers.pid)])
     as_strangers = ["nsenter", "-t", str(strangers.pid), "--user", "--net"]
-    with twin("strangers change what is about the interface alone"):
+    with twin("strangers change a setting that does not concern the birth namespace"):
         key = str(lab.key("own"))
         wg0.place.run([*as_strangers, "wg", "set", "wg0", "private-key", "/dev/stdin"], stdin=key)
         shown = wg0.place.run([*as_strangers, "wg", "show", "wg0", "private-key"]).stdout

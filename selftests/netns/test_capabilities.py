@@ -1,7 +1,6 @@
-"""Declared capabilities are probed for honesty: what a program does not declare, it really cannot do.
+"""Check that each program has the capabilities that its manifest declares, and no others.
 
-What the lab refuses to try on a program without the declaration is tried here all the same, on an interface that the
-health check of the lab does not look at.
+The lab does not use a capability that is not declared. These tests do, on an interface without a health check.
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
 
 ELSEWHERE: Final = Endpoint.parse("127.0.0.1:9")
 ADDRESSED: Final = (Endpoint.parse("10.0.0.1:1"), Endpoint.parse("10.0.0.2:1"))
-# Seconds for an answer that comes at once where it comes at all.
+# Seconds within which an ICMP error arrives if the program sends one.
 AT_ONCE: Final = 1.0
-IP_RECVERR: Final = 11  # linux/in.h: have ICMP errors reported that may pass
-# ICMP host unreachable, and what the driver tells a local sender besides (ERR-02, ERR-03).
+IP_RECVERR: Final = 11  # linux/in.h: report ICMP errors on the socket, transient ones too
+# From an ICMP error, and from the driver to a local sender (ERR-02, ERR-03).
 REFUSALS: Final = frozenset({errno.EHOSTUNREACH, errno.ENOKEY})
 
 
@@ -49,19 +48,19 @@ def alice(lab: Lab) -> Key:
 
 @contextmanager
 def unwatched(lab: Lab, implementation: Manifest) -> Iterator[tuple[Interface, list[str]]]:
-    """An interface, and the list that gets what the health check found when the block has ended."""
-    made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "probe.log")
+    """Create an interface that the lab does not check; the list gets its health complaints after the block."""
+    iface = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "probe.log")
     complaints: list[str] = []
     try:
-        yield made, complaints
+        yield iface, complaints
     finally:
-        complaints += made.close()
+        complaints += iface.close()
 
 
-def is_done(made: Interface, config: DeviceConfig, wanted: Callable[[], bool]) -> bool:
-    """Whether a configuration is taken, and is there afterwards."""
+def is_done(iface: Interface, config: DeviceConfig, wanted: Callable[[], bool]) -> bool:
+    """Return whether a configuration is accepted and read back."""
     try:
-        made.control.set(config)
+        iface.control.set(config)
         return wanted()
     except ControlError:
         return False
@@ -79,9 +78,9 @@ def contradiction(capability: str, implementation: Manifest, works: bool, compla
 def test_peer_update_works_if_and_only_if_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
     declared = "update-peer" in implementation.capabilities
     change = DeviceConfig(peers=(PeerConfig(public_key=alice, endpoint=ELSEWHERE),))
-    with unwatched(lab, implementation) as (made, complaints):
-        made.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice),)))
-        done = is_done(made, change, lambda: made.peer(alice).endpoint == ELSEWHERE)
+    with unwatched(lab, implementation) as (iface, complaints):
+        iface.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=alice),)))
+        done = is_done(iface, change, lambda: iface.peer(alice).endpoint == ELSEWHERE)
     assert (done, not complaints) == (declared, declared), contradiction(
         "update-peer", implementation, done, complaints
     )
@@ -91,11 +90,11 @@ def test_peer_update_works_if_and_only_if_declared(lab: Lab, implementation: Man
 @pytest.mark.bug("IB-61")
 def test_peer_before_private_key_works_if_and_only_if_declared(lab: Lab, implementation: Manifest, alice: Key) -> None:
     declared = "peer-before-key" in implementation.capabilities
-    with unwatched(lab, implementation) as (made, complaints):
+    with unwatched(lab, implementation) as (iface, complaints):
         done = is_done(
-            made,
+            iface,
             DeviceConfig(peers=(PeerConfig(public_key=alice),)),
-            lambda: [peer.public_key for peer in made.get().peers] == [alice],
+            lambda: [peer.public_key for peer in iface.get().peers] == [alice],
         )
     assert (done, not complaints) == (declared, declared), contradiction(
         "peer-before-key", implementation, done, complaints

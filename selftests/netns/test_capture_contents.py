@@ -1,4 +1,4 @@
-"""Captures: what is in them, and that Wireshark reads the packets inside the tunnel with the file alone."""
+"""Check that captures hold every datagram, and that Wireshark decrypts them without other files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STREAM = 64 << 10
 
 
 def tshark(path: Path, display_filter: str, *fields: str) -> list[list[str]]:
-    """The fields of the packets that pass the filter, by tshark with no settings but its own."""
+    """Return these fields of the packets that match the filter, by tshark with its default settings."""
     argv = ["tshark", "-r", str(path), "-Y", display_filter, "-T", "fields", "-E", "occurrence=l"]
     argv += [word for field in fields for word in ("-e", field)]
     env = {"HOME": str(path.parent), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
@@ -35,9 +35,9 @@ def wireshark() -> None:
 
 @pytest.fixture
 def revealing(pair: Pair) -> None:
-    """One of both reveals its keys."""
+    """At least one program of the pair logs its keys."""
     if not (pair.a.key_log or pair.b.key_log):
-        raise Unsupported(f"neither {pair.a.name} nor {pair.b.name} reveals its keys")
+        raise Unsupported(f"neither {pair.a.name} nor {pair.b.name} logs its keys")
 
 
 @pytest.mark.usefixtures("wireshark", "revealing")
@@ -46,7 +46,7 @@ def test_wireshark_decrypts_capture_of_wire_with_embedded_keys(wired: Tunnel) ->
     wired.must_ping("ns2", V6_OF_A)
     wired.lab.save_captures()
     path = wired.lab.directory / "ns1-ns2.pcapng"
-    # Each packet is in the file as it left its node, and as it reached the other.
+    # The file has each packet twice: as one node sent it, and as the other received it.
     v4 = tshark(path, "wg && icmp", "ip.src", "ip.dst", "icmp.type", "frame.interface_name")
     ends = ["ns1-veth1", "ns2-veth2"]
     assert [row for row in v4 if row[3] == ends[0]] == [
@@ -91,7 +91,7 @@ def test_capture_contains_every_datagram_sent_in_batches(loopback: Tunnel) -> No
     with Capture(loopback.nodes["ns0"], "lo") as capture:
         loopback.must_ping("ns1", V4_OF_B)
         tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)
-        # A session's first counter is 0, whether a keepalive or the ping has it.
+        # A session's first counter is 0, be it a keepalive or the ping.
         counters = [message.counter for message in capture.messages(kind=DATA, port=1)]
     assert counters == list(range(len(counters)))
     assert len(counters) > STREAM // 1420

@@ -1,4 +1,4 @@
-"""Changes in the midst of traffic: nothing crashes, and what is left works (`direct`)."""
+"""Change peers, keys and links under traffic; the tunnel works afterwards (`direct`)."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 PORT = 1111
 ROUNDS = 20
-BREATH = 0.001
+SEND_INTERVAL = 0.001
 ENDPOINT_OF_A = Endpoint("10.0.0.1", 1)
-# ns between two initiations of which the second may be refused: five times the 20 ms of HS-12, for a busy machine
-# delays what it has sent.
+# ns between two initiations within which the second may be refused: five times the 20 ms of HS-12, because a busy
+# machine delays datagrams.
 TOO_EARLY = 100_000_000
 
 
 @pytest.fixture
 def connected(direct: Tunnel) -> Tunnel:
-    """A tunnel with a session; each knows where the other is."""
+    """A tunnel with a session; each side has the endpoint of the other."""
     direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24")
     direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24")
     direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
@@ -53,7 +53,7 @@ def connected(direct: Tunnel) -> Tunnel:
 
 @contextmanager
 def traffic_both_ways(tunnel: Tunnel) -> Iterator[None]:
-    """Datagrams in both directions, as many as one thread sends that leaves the others some time."""
+    """Send datagrams in both directions from a thread, 1 ms apart, while the block runs."""
     over = threading.Event()
     ends = [bound(tunnel.nodes["ns1"], V4_OF_B), bound(tunnel.nodes["ns2"], V4_OF_A)]
 
@@ -63,7 +63,7 @@ def traffic_both_ways(tunnel: Tunnel) -> Iterator[None]:
                 # The interface may be down, or gone.
                 with suppress(OSError):
                     end.send(bytes(1000))
-            let_pass(BREATH, "the programs and the test need some time, too")
+            let_pass(SEND_INTERVAL, "the programs and the test need CPU time too")
 
     sender = threading.Thread(target=send, name="traffic")
     sender.start()
@@ -77,15 +77,15 @@ def traffic_both_ways(tunnel: Tunnel) -> Iterator[None]:
 
 
 def bound(node: NetNS, address: str) -> socket.socket:
-    """A socket that is there for what comes back, too: a closed port would answer each datagram."""
-    made = node.socket(2, 2)
-    made.bind(("", PORT))
-    made.connect((address, PORT))
-    return made
+    """Return a bound socket: a closed port would answer each datagram by an ICMP error."""
+    sock = node.socket(2, 2)
+    sock.bind(("", PORT))
+    sock.connect((address, PORT))
+    return sock
 
 
 def change_under_traffic(tunnel: Tunnel) -> None:
-    """Change A's peers, prefixes, key and link in the midst of traffic; in the end all is as it was."""
+    """Change A's peers, prefixes, key and link under traffic, and restore key and link at the end."""
     other = tunnel.lab.key("other").public()
     with traffic_both_ways(tunnel):
         for number in range(ROUNDS):
@@ -119,11 +119,11 @@ def test_tunnel_survives_peer_key_and_link_changes_under_traffic(connected: Tunn
     with Capture(connected.nodes["ns1"], "veth1") as by_a, Capture(connected.nodes["ns2"], "veth2") as by_b:
         change_under_traffic(connected)
         connected.a.up()
-        began = time.time_ns()
+        ping_start = time.time_ns()
         if ping(connected.nodes["ns1"], V4_OF_B).lost:
             session = session_of_replaced_initiation(by_a, by_b)
             assert session, f"no answer, and B has not refused an initiation as too early; {connected.diagnosis()}"
-            used = [m for m in by_a.messages(kind=DATA) if m.time > began and m.payload[4:8] == session]
+            used = [m for m in by_a.messages(kind=DATA) if m.time > ping_start and m.payload[4:8] == session]
             assert not used, "A has taken the response to an initiation that it had replaced"
             # A initiates for the third time while this ping waits: 5 s after the second (TM-01).
             connected.must_ping("ns1", V4_OF_B)

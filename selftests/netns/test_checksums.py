@@ -1,4 +1,4 @@
-"""What leaves has right checksums, outside and inside, although the stack leaves them to the device (`direct`)."""
+"""Check outer and inner checksums, which the stack leaves to the device (`direct`)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DEADLINE = 5.0
 
 
 def tap(node: NetNS, device: str) -> socket.socket:
-    """A socket that sees the IP packets of a device, without a link header."""
-    made = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-    made.bind((device, ETH_P_ALL))
-    return made
+    """Return a socket that receives the IP packets of a device without link headers."""
+    sock = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+    sock.bind((device, ETH_P_ALL))
+    return sock
 
 
 def carries(protocol: int, port: int) -> Callable[[bytes], bool]:
-    """Whether a packet is one of this protocol to this port."""
+    """Return a predicate for packets of this protocol to this port."""
 
     def accept(packet: bytes) -> bool:
         kind, payload = parts(packet)[1:]
@@ -40,14 +40,14 @@ def carries(protocol: int, port: int) -> Callable[[bytes], bool]:
 
 
 def parts(packet: bytes) -> tuple[bytes, int, bytes]:
-    """Both addresses, the protocol, and the payload of an IP packet."""
+    """Split an IP packet into its addresses, protocol and payload."""
     if packet[0] >> 4 == 4:
         return packet[12:20], packet[9], packet[(packet[0] & 15) * 4 : struct.unpack_from(">H", packet, 2)[0]]
     return packet[8:40], packet[6], packet[40 : 40 + struct.unpack_from(">H", packet, 4)[0]]
 
 
 def has_right_checksum(packet: bytes) -> bool:
-    """Whether the checksum of TCP or UDP is there and right: nothing is left of the sum of all words."""
+    """Return whether the TCP or UDP checksum is present and correct."""
     addresses, protocol, payload = parts(packet)
     given = payload[16:18] if protocol == TCP else payload[6:8]
     return given != bytes(2) and checksum(addresses + struct.pack(">HH", protocol, len(payload)) + payload) == 0
@@ -58,11 +58,11 @@ def has_right_checksum(packet: bytes) -> bool:
 @pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v6"])
 def test_outer_datagrams_have_correct_udp_checksum(direct: Tunnel, host: str) -> None:
     connect(direct, host)
-    # Else the stack leaves the checksum to the device, which has none to compute it.
+    # With tx offload the stack would leave the checksum to the device, and a veth computes none.
     set_offloads(direct.nodes["ns1"], "veth1", tx=False)
     with tap(direct.nodes["ns1"], "veth1") as wire:
         direct.must_ping("ns1", V4_OF_B)
-        sent = [wait_for(Datagram(wire, carries(UDP, 2)), DEADLINE, "a datagram of A's")[0] for _ in range(2)]
+        sent = [wait_for(Datagram(wire, carries(UDP, 2)), DEADLINE, "a datagram of A")[0] for _ in range(2)]
     assert all(has_right_checksum(packet) for packet in sent)
 
 

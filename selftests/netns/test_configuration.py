@@ -1,4 +1,4 @@
-"""What an interface is told is what it says, to our typed interface and to `wg` alike (no tunnel: one interface)."""
+"""Check that settings are read back by the typed interface and by `wg` (one interface)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 LOCALHOST: Final = "127.0.0.1"
 PORT: Final = 1111
 ALICES: Final = 2222
-# What goes out with the datagram for her has come a moment later.
-AFTER_HER: Final = 0.3
+# Seconds within which a datagram arrives that was sent together with Alice's.
+AFTER_ALICE: Final = 0.3
 LOW_ORDER: Final = tuple(Key(point) for point in LOW_ORDER_POINTS)
 
 
@@ -52,7 +52,7 @@ def alice(lab: Lab) -> Key:
 
 
 def peers(wg0: Interface) -> set[Key]:
-    """The peers as `wg` lists them; our typed interface must read the same."""
+    """Return the peers as `wg` lists them; check that the typed interface reads the same."""
     by_wg = {Key.parse(line) for line in wg0.wg("show", "wg0", "peers").stdout.splitlines()}
     assert by_wg == {peer.public_key for peer in wg0.get().peers}
     return by_wg
@@ -115,7 +115,7 @@ def test_interface_never_keeps_itself_as_peer(lab: Lab, wg0: Interface, alice: K
     assert peers(wg0) == {alice}
     wg0.set_peer(key2.public(), allowed_ips=allowed_ips("10.0.0.0/8"))
     assert peers(wg0) == {alice}
-    # The private key comes first in one request, so the peer is no longer oneself.
+    # A request sets its private key first, so key2 is no longer the interface's own key.
     wg0.set(DeviceConfig(private_key=key1, peers=(PeerConfig(public_key=key2.public()),)))
     assert peers(wg0) == {alice, key2.public()}
 
@@ -139,7 +139,7 @@ def test_private_key_is_clamped(wg0: Interface, given: str, stored: str) -> None
     assert kept == stored, f"given {given} it keeps {kept}, not clamped to {stored}"
 
 
-# Nobody to ask, nobody to talk to
+# Missing interfaces, and peers that get no packets
 
 
 @pytest.mark.scenario("N34")
@@ -149,13 +149,13 @@ def test_missing_interface_cannot_be_shown(lab: Lab, wg0: Interface) -> None:
     assert (answer.status, answer.stderr.partition(":")[0]) == (1, "Unable to access interface")
     with pytest.raises(ControlError, match=r"^nowg0 ") as refusal:
         control(lab, wg0, "nowg0").get()
-    # The kernel knows of no such device; over UAPI there is no socket, and so nobody to say that.
+    # The kernel reports a missing device; over UAPI the socket file is missing.
     assert refusal.value.errno == (errno.ENODEV if wg0.manifest.kind == "kernel" else errno.ENOENT)
     assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
 
 
 def control(lab: Lab, wg0: Interface, name: str) -> Control:
-    """Our typed way to an interface of this name where wg0 is, of the same kind."""
+    """Return the typed control of an interface of this name, in the place of wg0 and of its kind."""
     if wg0.manifest.kind == "kernel":
         sock = genetlink(wg0.place)
         lab.undo(sock.close)
@@ -182,29 +182,29 @@ def test_low_order_peers_are_listed_but_get_no_packets(lab: Lab, wg0: Interface,
     # It has no endpoint, so its counter is that of a peer to which nothing was sent.
     silent = lab.key("silent").public()
     wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=silent),)))
-    speaking = [
+    with_keepalive = [
         PeerConfig(public_key=key, endpoint=Endpoint(LOCALHOST, port), persistent_keepalive=1)
-        # The ordinary one is the last whose turn it is.
+        # Alice is last: her datagram shows that the others have had their turn.
         for key, port in [*((key, PORT) for key in LOW_ORDER), (alice, ALICES)]
     ]
     with (
         udp_receiver(wg0.birth, LOCALHOST, PORT) as theirs,
         udp_receiver(wg0.birth, LOCALHOST, ALICES) as hers,
     ):
-        # wireguard-go may speak at once, for it does not notice that the link is down (IF-08).
-        wg0.set(DeviceConfig(peers=tuple(speaking)))
+        # wireguard-go may send at once: it does not notice that the link is down (IF-08).
+        wg0.set(DeviceConfig(peers=tuple(with_keepalive)))
         wg0.up()
-        with twin("an ordinary peer beside them is spoken to"):
-            assert is_spoken_to(hers, 2.0)
-        assert not is_spoken_to(theirs, AFTER_HER), "a datagram for a peer without a secret"
+        with twin("an ordinary peer beside them gets a datagram"):
+            assert gets_datagram(hers, 2.0)
+        assert not gets_datagram(theirs, AFTER_ALICE), "a datagram for a peer without a secret"
     assert peers(wg0) == {*LOW_ORDER, alice, silent}
     sent = {peer.public_key: peer.tx_bytes for peer in wg0.get().peers}
     counted = {str(key): sent[key] - sent[silent] for key in LOW_ORDER if sent[key] != sent[silent]}
     assert not counted, f"bytes counted as sent to peers without a secret: {counted}"
 
 
-def is_spoken_to(receiver: socket.socket, seconds: float) -> bool:
-    """Whether a datagram comes within this time."""
+def gets_datagram(receiver: socket.socket, seconds: float) -> bool:
+    """Return whether a datagram arrives within this time."""
     with suppress(DeadlineExceeded):
         return bool(wait_for(Datagram(receiver), seconds, "a datagram"))
     return False

@@ -1,4 +1,4 @@
-"""Allowed-ips as configuration: what one peer is given, `wg` and our typed interface read back (one interface)."""
+"""Check that allowed-ips are read back by `wg` and by the typed interface (one interface)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness import AllowedIP, Interface, Lab, Manifest
     from harness.net.netlink import Message
 
-# Of Alice, who loses some, and of Bob, who must lose none.
+# Some of Alice's are removed; all of Bob's must stay.
 ALICES: Final = [text for n in range(1, 198) for text in (f"192.168.0.{n}/32", f"abcd::{n}/128")]
 BOBS: Final = ["10.0.0.1/32", "beef::1/128"]
 REMOVED: Final = [text for n in (1, 20, 100) for text in (f"192.168.0.{n}/32", f"abcd::{n}/128")]
@@ -42,14 +42,14 @@ def bob(lab: Lab) -> Key:
 
 
 def give(wg0: Interface, peers: dict[Key, list[str]]) -> None:
-    """Let `wg` replace all peers by these."""
+    """Replace all peers by these, with `wg setconf`."""
     sections = [f"[Peer]\nPublicKey = {key}\n" + (f"AllowedIPs = {','.join(ips)}\n" if ips else "")
                 for key, ips in peers.items()]  # fmt: skip
     wg0.wg("setconf", "wg0", "/dev/stdin", stdin="".join(sections))
 
 
 def shown(wg0: Interface) -> dict[Key, list[AllowedIP]]:
-    """The allowed-ips of each peer, sorted, as `wg` shows them; our typed interface must read the same."""
+    """Return each peer's sorted allowed-ips as `wg` shows them; check that the typed interface reads the same."""
     lines = [line.split() for line in wg0.wg("show", "wg0", "allowed-ips").stdout.splitlines()]
     by_wg = {Key.parse(key): ips([] if words == ["(none)"] else words) for key, *words in lines}
     assert by_wg == {peer.public_key: sorted(peer.allowed_ips) for peer in wg0.get().peers}
@@ -63,8 +63,8 @@ def ips(texts: list[str]) -> list[AllowedIP]:
 @pytest.mark.scenario("N29")
 @pytest.mark.requirement("AIP-17", "CFG-28")
 def test_peer_with_130560_allowed_ips_is_read_back(wg0: Interface, alice: Key) -> None:
-    # 255 x 256 of either family, as the kernel's own test has them: 10.7.0.0/16 and 10::7/128. All in the form in
-    # which they are printed, for under emulation it takes seconds to parse them.
+    # 255 x 256 of each family, as in the kernel's own test: 10.7.0.0/16 and 10::7/128. They are written as `wg` prints
+    # them, so that text is compared: parsing it would take seconds under emulation.
     many = [text for a, b in product(range(1, 256), range(256)) for text in (f"{a}.{b}.0.0/16", f"{a}::{b or ''}/128")]
     assert len(set(many)) == 130_560
     give(wg0, {alice: many})
@@ -72,7 +72,7 @@ def test_peer_with_130560_allowed_ips_is_read_back(wg0: Interface, alice: Key) -
     assert (key, len(by_wg), set(by_wg)) == (str(alice), len(many), set(many))
     if wg0.manifest.kind == "kernel":
         messages = answer_to_get(wg0)
-        # The text protocol answers with one stream; only netlink has messages, of one memory page each.
+        # UAPI answers in one stream, netlink in messages of one memory page each.
         assert len(messages) > 100
         (peer,) = decode_dump(messages, "wg0").peers
     else:
@@ -81,12 +81,12 @@ def test_peer_with_130560_allowed_ips_is_read_back(wg0: Interface, alice: Key) -
 
 
 def answer_to_get(wg0: Interface) -> list[Message]:
-    """The netlink messages of which the answer to a get consists."""
+    """Return the netlink messages that answer a get."""
     deadline = Deadline(REQUEST_TIMEOUT)
     with genetlink(wg0.place) as raw:
-        asking = GenericSocket(raw)
-        request = encode_get("wg0", asking.resolve_family("wireguard", deadline))
-        return asking.exchange(request, "wg0", "get", deadline)
+        connection = GenericSocket(raw)
+        request = encode_get("wg0", connection.resolve_family("wireguard", deadline))
+        return connection.exchange(request, "wg0", "get", deadline)
 
 
 @pytest.mark.scenario("N30")
@@ -95,7 +95,7 @@ def test_forty_peers_with_52_allowed_ips_each_are_read_back(lab: Lab, wg0: Inter
     peers = {lab.key(f"peer{a}").public(): [f"{a}.{b}.0.0/16" for b in range(52)] for a in range(1, 41)}
     give(wg0, peers)
     assert shown(wg0) == {key: ips(texts) for key, texts in peers.items()}
-    # wireguard-go keeps its peers in a map and tells them in any order (CFG-25).
+    # wireguard-go keeps its peers in a map and lists them in any order (CFG-25).
     if wg0.manifest.kind == "kernel":
         assert [peer.public_key for peer in wg0.get().peers] == list(peers)
 
@@ -150,7 +150,7 @@ def test_removal_of_allowed_ip_works_if_and_only_if_declared(wg0: Interface, ali
     # The attribute is unknown to Linux before 6.16, the minus sign to wireguard-go before May 2025.
     outcome: AbstractContextManager[object] = nullcontext() if declared else pytest.raises(ControlError, match="EINVAL")
     with outcome:
-        # Past the lab's own look at what is declared, for that is what is in question.
+        # `control` skips the lab's check of declared capabilities: the declaration is under test.
         wg0.control.set(DeviceConfig(peers=(PeerConfig(public_key=alice, allowed_ips=removal("10.0.0.1/32")),)))
     assert shown(wg0) == {alice: [] if declared else ips(["10.0.0.1/32"])}
 

@@ -1,4 +1,4 @@
-"""What an interface refuses to be told, with the number it must give (no tunnel: one interface)."""
+"""Check that malformed requests are refused with the right errno (one interface)."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_protocol_version_other_than_1_is_refused(lab: Lab, wg0: Interface, vers
 @pytest.mark.requirement("CFG-46")
 def test_uapi_line_without_equals_sign_is_refused_with_eproto(wg0: Interface) -> None:
     if not isinstance(wg0, ProgramInterface):
-        raise Unsupported("the kernel is not configured by lines of text")
+        raise Unsupported("the kernel is not configured over UAPI")
     with wg0.connect() as connection:
         connection.settimeout(5)
         connection.sendall(b"set=1\nnokey\n\n")
-        # wg(8) wants negative numbers, as wireguard-go has them; of a positive one it says "Unknown error".
+        # wg(8) expects a negative errno, as wireguard-go sends; for a positive one it prints "Unknown error".
         assert connection.recv(100).replace(b"-", b"") == f"errno={errno.EPROTO}\n\n".encode()
     wg0.set(DeviceConfig(listen_port=7))
     assert wg0.get().listen_port == 7

@@ -1,4 +1,4 @@
-"""Where a peer is: kept while the link is down, apart from its neighbour's, learned from what is refused (`direct`)."""
+"""Check that endpoints survive a down link, are kept per peer, and follow refused packets (`direct`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DISCARD = 9
 
 @pytest.fixture
 def connected(direct: Tunnel) -> Tunnel:
-    """Both have addresses, and B knows where A is."""
+    """A tunnel with outer addresses; B has the endpoint of A."""
     direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24")
     direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24")
     direct.b.set_peer(direct.pub_a, endpoint=Endpoint("10.0.0.1", 1))
@@ -72,7 +72,7 @@ def test_packet_with_refused_inner_source_confirms_session(connected: Tunnel) ->
         udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
         confirmed = poll_until(lambda: connected.seen_by_a().latest_handshake, bool, 5.0)
         sent = [message for message in from_b.messages() if message.kind != INITIATION]
-        assert confirmed, f"A took nothing for a confirmation of the session; B sent {', '.join(map(str, sent))}"
+        assert confirmed, f"no packet of B confirmed the session at A; B sent {', '.join(map(str, sent))}"
         assert not any(message.is_keepalive for message in sent), "a keepalive may have confirmed the session"
         connected.must_ping("ns1", V4_OF_B)
-        assert not from_a.messages(kind=INITIATION), "A wanted another session for what it sent"
+        assert not from_a.messages(kind=INITIATION), "A initiated another session before it sent data"

@@ -1,4 +1,4 @@
-"""Who hears that nobody is there, and who hears nothing: errors of ICMP around the tunnel (`nat`, `direct`, alone)."""
+"""Check which senders get ICMP errors, and which must not (`nat`, `direct`, one interface)."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from harness import Lab, Manifest, NetNS, Tunnel
 
 PROBE: Final = 1.0
-AN_ANSWER: Final = 0.2
+ANSWER_WAIT: Final = 0.2
 PORT: Final = 1
 OTHER_OF_B: Final = "192.168.241.77"
-# Of no type, of each type with its length and nothing in it, and as much as fits.
+# No type, each type with its length and zeros, and the longest datagram.
 GARBAGE: Final = (
     b"", b"?", bytes(32), *(bytes([kind]).ljust(size, b"\0") for kind, size in ((1, 148), (2, 92), (3, 64), (4, 32))),
     bytes([4]).ljust(65507, b"\0"),
@@ -44,7 +44,7 @@ GARBAGE: Final = (
 NOBODY: Final = ("192.168.241.99", "fd00::99")
 PEER: Final = ("192.168.241.2", "fd00::2")
 HOST_UNREACHABLE, ADDRESS_UNREACHABLE = (3, 1), (1, 3)
-# The kernel says more to a local sender than ICMP can: a key or a destination is missing.
+# The driver returns a local sender a more precise errno: a key or an endpoint is missing.
 LOCAL_ERRORS: Final = (errno.ENOKEY, errno.EDESTADDRREQ)
 TRANSLATING = """\
 table ip translating {
@@ -80,16 +80,16 @@ def test_sender_gets_icmp_unreachable_without_peer_or_endpoint(lab: Lab, impleme
     wg0.up(f"{own}/{(24, 112)[family]}")
     for address, local in zip((NOBODY[family], PEER[family]), LOCAL_ERRORS, strict=True):
         try:
-            said, error = error_for(ns1, address, within=AT_ONCE if declared else PROBE)
+            send_errno, error = error_for(ns1, address, within=AT_ONCE if declared else PROBE)
         except DeadlineExceeded:
             if declared:
                 raise
             differs(
-                f"a datagram to {address}, without a peer or endpoint, vanishes and no error comes within {PROBE:g} s"
+                f"a datagram to {address}, without a peer or endpoint, is lost, and no error arrives within {PROBE:g} s"
             )
         expected = (HOST_UNREACHABLE, ADDRESS_UNREACHABLE)[family]
         assert error == Error(errno.EHOSTUNREACH, expected, own)
-        assert said == (local if implementation.kind == "kernel" else 0)
+        assert send_errno == (local if implementation.kind == "kernel" else 0)
 
 
 @pytest.mark.scenario("N24")
@@ -145,19 +145,19 @@ def test_inner_packet_with_refused_source_is_not_answered(direct: Tunnel) -> Non
     direct.must_ping("ns1", V4_OF_B)
     ns2.add_address("wg0", f"{OTHER_OF_B}/24")
     direct.a.set_peer(direct.pub_b, allowed_ips=allowed_ips(f"{OTHER_OF_B}/32"))
-    with twin("A's stack tells a source that is allowed of the closed port"):
+    with twin("A's stack reports the closed port to an allowed source"):
         assert error_for(ns2, V4_OF_A, source=OTHER_OF_B)[1].errno == errno.ECONNREFUSED
     direct.a.set_peer(direct.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips(f"{V4_OF_B}/32"))
     with Capture(ns1, "veth1") as wire:
         udp_message(ns2, V4_OF_A, DISCARD, b"refused", source=OTHER_OF_B)
-        # Its answer comes behind whatever else there is.
+        # The answer arrives after anything else that A sent.
         direct.must_ping("ns2", V4_OF_A)
         back = [str(message) for message in wire.messages(kind=DATA) if not message.is_keepalive]
-    assert len(back) == 1, f"beside the answer to a ping A sent {back}"
+    assert len(back) == 1, f"A sent more than the answer to the ping: {back}"
 
 
 def connect(direct: Tunnel) -> tuple[NetNS, NetNS]:
-    """Give both nodes an address, and B's to A."""
+    """Give both nodes an outer address, and A the endpoint of B."""
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     ns1.add_address("veth1", "10.0.0.1/24")
     ns2.add_address("veth2", "10.0.0.2/24")
@@ -175,12 +175,12 @@ def test_garbage_is_never_answered(lab: Lab, implementation: Manifest, host: str
     wg0 = lab.interface("wg0", implementation, ns1)
     wg0.set(DeviceConfig(private_key=lab.key("own"), listen_port=PORT))
     wg0.up()
-    with twin("a port that is closed answers"):
+    with twin("a closed port answers"):
         assert error_for(ns1, host)[1].errno == errno.ECONNREFUSED
     with ns1.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect((host, PORT))
         for garbage in GARBAGE:
             sender.send(garbage)
-        let_pass(AN_ANSWER, "an answer would come at once, and nothing tells that none will")
+        let_pass(ANSWER_WAIT, "an answer would come at once; its absence is not an event")
         with pytest.raises(BlockingIOError):
             sender.recv(65535, socket.MSG_DONTWAIT)

@@ -1,4 +1,4 @@
-"""What a tunnel makes of a wire that loses, reorders, doubles and delays its messages (topology `wired`)."""
+"""Run a tunnel over a wire that drops, reorders, duplicates and delays messages (topology `wired`)."""
 
 from __future__ import annotations
 
@@ -14,56 +14,56 @@ from selftests.support.transfer import assert_equal_growth, received
 if TYPE_CHECKING:
     from harness import Arrivals, Tunnel, Wire
 
-# So many datagrams fit every queue on the way; more are sent when these are on the wire.
+# Datagrams that fit every queue on the path; the next ones are sent when these are on the wire.
 BURST = 50
 WINDOW = 1000
 # Bytes of payload of each datagram.
 SIZE = 256
 BAD_LINE = Path(__file__).with_name("bad-line.toml")
-AT_ONCE = {"passed", "duplicated"}
-SPOILT = {"dropped", "flipped"}
+PASSED_AT_ONCE = {"passed", "duplicated"}
+LOST_ON_WIRE = {"dropped", "flipped"}
 
 
 @pytest.fixture(autouse=True)
 def _session(wired: Tunnel, wire: Wire) -> None:
-    """There is a session, begun by A on a wire without faults."""
+    """Establish a session, initiated by A, on a wire without faults."""
     wired.must_ping("ns1", V4_OF_B)
     wire.apply()
 
 
 def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = SIZE) -> tuple[Arrivals, int]:
-    """Send so many datagrams from A to B: what has arrived when all is over, and how many the wire has spoilt."""
-    # Over IPv6 one datagram in 65536 has a checksum that wireguard-go finishes as 0, which receivers refuse.
+    """Send datagrams from A to B; return what arrived, and how many the wire dropped or changed."""
+    # IPv4: over IPv6, wireguard-go sends a checksum of 0 in one datagram of 65536, which receivers refuse.
     with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=size) as stream:
         for sent in range(0, count, BURST):
             stream.send(min(BURST, count - sent))
-            # Each datagram is one message on the wire, and what the wire lets through at once must arrive.
+            # Each datagram is one message on the wire, and each that the wire passes at once must arrive.
             wire.wait_for("data", "the datagrams to be sent", sender="ns1", nth=min(sent + BURST, count))
-            stream.wait_for(sum(s.did in AT_ONCE for s in wire.sightings("data", sender="ns1")))
+            stream.wait_for(sum(s.did in PASSED_AT_ONCE for s in wire.sightings("data", sender="ns1")))
         wire.release()
-        spoilt = sum(s.did in SPOILT for s in wire.sightings("data", sender="ns1"))
-        stream.wait_for(count - spoilt)
-        # Nothing overtakes anything in a tunnel: behind this one no copy of the others can come.
+        lost_on_wire = sum(s.did in LOST_ON_WIRE for s in wire.sightings("data", sender="ns1"))
+        stream.wait_for(count - lost_on_wire)
+        # A tunnel keeps order: no copy of an earlier datagram can arrive after this one.
         wire.apply()
         stream.send()
-        arrivals = stream.wait_for(count - spoilt + 1)
+        arrivals = stream.wait_for(count - lost_on_wire + 1)
         assert wire.lost_by_itself == 0
-        return arrivals, spoilt
+        return arrivals, lost_on_wire
 
 
 @pytest.mark.requirement("ROB-12")
 def test_tcp_stream_arrives_intact_when_one_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
-    # By chance alone it would be none of all these in one run of a thousand.
+    # By chance alone none would be dropped in one run of a thousand, so number 20 always is.
     wire.apply(Drop(message="data", share=0.1), Drop(message="data", sender="ns1", nth=20))
     tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
-    assert wire.sightings("data", did="dropped"), "nothing was lost, so nothing was shown"
+    assert wire.sightings("data", did="dropped"), "the test proved nothing: no message was dropped"
 
 
 @pytest.mark.requirement("ROB-12")
 def test_tunnel_loses_only_messages_that_wire_drops(wired: Tunnel, wire: Wire) -> None:
     wire.apply(Drop(message="data", sender="ns1", share=0.1))
     arrivals, dropped = carry(wired, wire, 300)
-    assert dropped, "nothing was dropped, so nothing was shown"
+    assert dropped, "the test proved nothing: no message was dropped"
     assert (arrivals.lost, arrivals.duplicated, arrivals.reordered) == (dropped, 0, 0), str(arrivals)
 
 
@@ -72,7 +72,7 @@ def test_undropped_messages_arrive_once_over_bad_line(wired: Tunnel, wire: Wire)
     wire.apply(script.load_script(BAD_LINE))
     arrivals, dropped = carry(wired, wire, 200)
     assert (arrivals.lost, arrivals.duplicated, arrivals.broken) == (dropped, 0, 0), str(arrivals)
-    assert min(dropped, arrivals.reordered) > 0, f"the line was not bad: {arrivals}"
+    assert min(dropped, arrivals.reordered) > 0, f"the test proved nothing: {dropped} messages were dropped, {arrivals}"
     wire.apply(script.load_script(BAD_LINE))
     tcp_stream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=32 << 10, deadline=60.0)
 
@@ -87,7 +87,7 @@ def test_reordered_messages_arrive_once_and_none_is_lost(wired: Tunnel, wire: Wi
 
 @pytest.mark.requirement("DT-04")
 def test_message_1000_counters_behind_is_accepted(wired: Tunnel, wire: Wire) -> None:
-    # Those between them need not arrive, and a slow machine is glad of it.
+    # Those between them are dropped, which saves a slow machine time.
     between = Drop(message="data", sender="ns1", nth=f"1-{WINDOW - 1}")
     wire.apply(Hold(message="data", sender="ns1", nth=1), between)
     arrivals, _ = carry(wired, wire, WINDOW + 1, size=16)

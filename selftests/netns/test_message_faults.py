@@ -1,4 +1,4 @@
-"""Handshakes and sessions while single messages are lost, changed, replayed or late (topology `wired`)."""
+"""Lose, change, replay and delay single messages of handshakes and sessions (topology `wired`)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 SECOND = 1_000_000_000
 REKEY_TIMEOUT = 5
 MAX_JITTER = 1 / 3
-# Enough for one retry of an initiation, and for what a busy machine needs beside.
+# Seconds for one retry of an initiation, with reserve for a busy machine.
 RETRIED = 12.0
 LATENCY = 0.3
 SPACING = 0.1
@@ -49,7 +49,8 @@ DISCARD = 9
 ELSEWHERE = 7777
 PORT_OF_A = 1
 ENDPOINT_OF_B = "192.168.1.2:2"
-A_MOMENT = 0.05
+# Seconds within which a forged response would move the endpoint.
+EFFECT_WAIT = 0.05
 AT_ONCE = 5.0
 LESS_THAN_A_RETRY = 4.5
 FORGED_INITIATIONS = [
@@ -73,7 +74,7 @@ def field_and_bit(forgery: Flip) -> str:
 
 
 def forged(sighting: Sighting, forgery: Flip, recipient: Key) -> bytes:
-    """The message with one bit changed; mac1, if it has one and it is not that, is right, as anyone can make it."""
+    """Return the message with one bit changed, and a valid mac1 unless mac1 was changed: anyone can compute it."""
     payload = forgery.apply(sighting.message.payload)
     return payload if forgery.message == "data" or forgery.field == "mac1" else with_mac1(payload, recipient.raw)
 
@@ -93,7 +94,7 @@ def to_a(wired: Tunnel) -> Iterator[UdpStream]:
 
 
 def names(sightings: list[Sighting]) -> list[str]:
-    """What has come onto the wire, each as its sender and its name."""
+    """Return sender and message name of each sighting."""
     return [f"{s.sender} {s.message.name}" for s in sightings]
 
 
@@ -110,23 +111,23 @@ def test_forged_initiation_is_not_answered(wired: Tunnel, wire: Wire, to_b: UdpS
     with twin("the same initiation, unchanged, is answered"):
         wire.release()
         response = wire.wait_for("response", "B's response", sender="ns2")
-    assert response.message.destination[1] == PORT_OF_A, "the forged one was answered"
+    assert response.message.destination[1] == PORT_OF_A, "B answered the forged initiation"
     to_b.wait_for(1)
     assert len(wire.sightings("response")) == 1
 
 
 @pytest.mark.requirement("HS-09", "HS-08", "RT-04")
 def test_replayed_initiation_is_not_answered_and_endpoint_stays(wired: Tunnel, wire: Wire) -> None:
-    with twin("the initiation is answered when it comes first"):
+    with twin("the initiation is answered the first time"):
         wired.must_ping("ns1", V4_OF_B)
         (initiation,) = wire.sightings("initiation")
         assert len(wire.sightings("response")) == 1
     wire.replay(initiation)
     wire.replay(initiation, port=ELSEWHERE)
     send_from_b(wired, wire)
-    assert_where_b_looks_for_a(wired, wire)
-    let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
-    begin_anew(wired)
+    assert_b_sends_only_to_a(wired, wire)
+    let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
+    recreate_peer(wired)
     with twin("a new initiation is answered"):
         wired.must_ping("ns1", V4_OF_B)
     assert names(wire.sightings("handshake"))[-2:] == ["ns1 initiation", "ns2 response"]
@@ -143,7 +144,7 @@ def test_replayed_response_has_no_effect(wired: Tunnel, wire: Wire) -> None:
     with received(wired.seen_by_a) as with_replay:
         wire.replay(response, port=ELSEWHERE)
         wired.must_ping("ns1", V4_OF_B, count=3)
-    assert {s.message.destination[1] for s in wire.sightings(sender="ns1")} == {2}, "A looks for B elsewhere"
+    assert {s.message.destination[1] for s in wire.sightings(sender="ns1")} == {2}, "A sent to another port than B's"
     assert names(wire.sightings()) == ["ns1 data", "ns2 data"] * 3
     assert_equal_growth(with_replay, pings_alone, 3 * ECHO, "A counted a replayed response")
 
@@ -156,9 +157,9 @@ def test_forged_response_does_not_disturb_handshake(wired: Tunnel, wire: Wire, t
     to_b.send()
     response = wire.wait_for("response", "B's response", sender="ns2")
     wire.replay(response, port=ELSEWHERE, payload=forged(response, forgery, wired.pub_a))
-    # A says nothing before it has a session, and the response that gives it one puts its endpoint right.
-    seen = poll_until(lambda: str(wired.seen_by_a().endpoint), lambda found: found != ENDPOINT_OF_B, A_MOMENT)
-    assert seen == ENDPOINT_OF_B, "the forged one has moved the endpoint"
+    # A sends nothing before it has a session, and the response that gives it one restores the endpoint.
+    seen = poll_until(lambda: str(wired.seen_by_a().endpoint), lambda endpoint: endpoint != ENDPOINT_OF_B, EFFECT_WAIT)
+    assert seen == ENDPOINT_OF_B, "the forged response moved the endpoint"
     wire.release()
     to_b.wait_for(1, LESS_THAN_A_RETRY)
     assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 data"]
@@ -177,7 +178,7 @@ def test_pending_initiation_is_abandoned_when_peer_initiates(wire: Wire, to_b: U
     to_b.wait_for(1)
     wire.release()
     wire.wait_for("response", "B's response to the initiation that A has given up", sender="ns2")
-    # One after the other, so that A has time to do what it must not do.
+    # One after the other, so that A has time to use the abandoned session.
     for number in (2, 3, 4):
         to_b.send()
         to_b.wait_for(number)
@@ -218,14 +219,14 @@ def test_next_data_confirms_session_when_keepalive_is_lost(
 @pytest.mark.requirement("DT-17")
 def test_unconfirmed_session_is_replaced_by_later_one(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wire.apply(Hold(message="transport", sender="ns1"))
-    with twin("data that comes late is taken if no later session was begun"):
+    with twin("late data is delivered if there is no later session"):
         to_b.send()
         wire.wait_for("data", "A's datagram on the session before", sender="ns1")
         wire.release()
         to_b.wait_for(1)
     for number in (2, 3):
-        let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
-        begin_anew(wired)
+        let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
+        recreate_peer(wired)
         to_b.send()
         wire.wait_for("data", "A's datagram on a session that is not confirmed", sender="ns1", nth=number)
     wire.release()
@@ -236,32 +237,32 @@ def test_unconfirmed_session_is_replaced_by_later_one(wired: Tunnel, wire: Wire,
 @pytest.mark.requirement("DT-16")
 def test_late_data_is_accepted_on_previous_session_but_no_older(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wired.must_ping("ns1", V4_OF_B)
-    early, late = lost_on_its_way(wire, to_b, 2)
-    begin_anew_and_confirm(wired, wire)
+    early, late = send_and_drop(wire, to_b, 2)
+    start_confirmed_session(wired, wire)
     wire.replay(early)
     to_b.wait_for(1)
-    (newer,) = lost_on_its_way(wire, to_b, 1)
-    begin_anew_and_confirm(wired, wire)
+    (newer,) = send_and_drop(wire, to_b, 1)
+    start_confirmed_session(wired, wire)
     wire.replay(late)
-    with twin("the like is taken on the session before the newest"):
+    with twin("data on the previous session is delivered"):
         wire.replay(newer)
         taken = to_b.wait_for(2).numbers
     assert taken == (0, 2), "B took data on a session of which it has confirmed two later ones"
 
 
-def lost_on_its_way(wire: Wire, to_b: UdpStream, count: int) -> list[Sighting]:
-    """Datagrams that A sends now, and that do not arrive."""
+def send_and_drop(wire: Wire, to_b: UdpStream, count: int) -> list[Sighting]:
+    """Send datagrams from A that the wire drops; return their sightings."""
     wire.apply(Drop(message="data", sender="ns1"))
     to_b.send(count)
     wire.wait_for("data", "A's datagrams, which are lost", sender="ns1", nth=count)
     return wire.sightings("data", sender="ns1")
 
 
-def begin_anew_and_confirm(wired: Tunnel, wire: Wire) -> None:
-    """Let A begin another session, and B know that A has it."""
+def start_confirmed_session(wired: Tunnel, wire: Wire) -> None:
+    """Start another session from A, and confirm it to B by a ping."""
     wire.apply()
-    let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
-    begin_anew(wired)
+    let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
+    recreate_peer(wired)
     wired.must_ping("ns1", V4_OF_B)
     assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"]
 
@@ -290,7 +291,7 @@ def test_replayed_data_is_dropped_and_endpoint_stays(wired: Tunnel, wire: Wire, 
         for sighting in sent:
             wire.replay(sighting, port=ELSEWHERE)
         send_from_b(wired, wire, count=3)
-        assert_where_b_looks_for_a(wired, wire)
+        assert_b_sends_only_to_a(wired, wire)
         for _ in range(3):
             wait_for(Datagram(receiver), AT_ONCE, "B's datagram to arrive")
         to_b.send()
@@ -305,14 +306,14 @@ def test_replayed_data_is_dropped_and_endpoint_stays(wired: Tunnel, wire: Wire, 
 def test_unauthenticated_packet_does_not_move_endpoint(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wired.must_ping("ns1", V4_OF_B)
     (initiation,) = wire.sightings("initiation")
-    # One that B has seen is refused before anybody looks at its tag.
-    (fresh,) = lost_on_its_way(wire, to_b, 1)
+    # A counter that B has seen is refused before the tag is checked, so this datagram was dropped.
+    (fresh,) = send_and_drop(wire, to_b, 1)
     for sighting, forgeries in ((initiation, FORGED_INITIATIONS), (fresh, FORGED_DATA)):
         for forgery in forgeries:
             wire.replay(sighting, port=ELSEWHERE, payload=forged(sighting, forgery, wired.pub_b))
     send_from_b(wired, wire)
-    assert_where_b_looks_for_a(wired, wire)
-    with twin("the datagram, as it was, is taken"):
+    assert_b_sends_only_to_a(wired, wire)
+    with twin("the unchanged datagram is delivered"):
         wire.replay(fresh)
         to_b.wait_for(1)
 
@@ -327,7 +328,7 @@ def test_late_message_from_other_port_moves_endpoint(wired: Tunnel, wire: Wire, 
     (lost,) = wire.sightings(did="dropped")
     wire.replay(lost, port=ELSEWHERE)
     to_b.wait_for(2)
-    seen = poll_until(lambda: str(wired.seen_by_b().endpoint), lambda found: found.endswith(f":{ELSEWHERE}"), 1.0)
+    seen = poll_until(lambda: str(wired.seen_by_b().endpoint), lambda endpoint: endpoint.endswith(f":{ELSEWHERE}"), 1.0)
     assert seen == f"192.168.1.1:{ELSEWHERE}"
 
 
@@ -336,13 +337,13 @@ def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpS
     wire.apply(Hold(message="handshake"))
     to_b.send()
     for word in ("initiation", "response"):
-        # It meets its own sender before it has met anybody else.
+        # Its sender gets it back before the peer gets it.
         wire.reflect(wire.wait_for(word, f"the {word}"))
         wire.release()
     to_b.wait_for(1)
     to_a.send()
     to_a.wait_for(1)
-    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"], "a reflected one was answered"
+    assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"], "a reflected message was answered"
     before, sent = (wired.seen_by_a(), wired.seen_by_b()), wire.sightings()
     with received(wired.seen_by_a) as pings_to_a, received(wired.seen_by_b) as pings_to_b:
         wired.must_ping("ns1", V4_OF_B, count=3)
@@ -359,9 +360,9 @@ def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpS
     assert_equal_growth(reflected_to_b, pings_to_b, 6 * ECHO, "B counted a reflected message")
     for old, new in zip(before, (wired.seen_by_a(), wired.seen_by_b()), strict=True):
         assert (new.endpoint, new.latest_handshake) == (old.endpoint, old.latest_handshake)
-    let_pass(SPACING, "B takes no two initiations within 20 ms, and time stamps are coarse")
-    begin_anew(wired)
-    with twin("a new handshake is answered, and nothing was in its way"):
+    let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
+    recreate_peer(wired)
+    with twin("a new handshake is answered"):
         wired.must_ping("ns1", V4_OF_B)
     assert names(wire.sightings("handshake")) == ["ns1 initiation", "ns2 response"]
 
@@ -373,7 +374,7 @@ def test_reflected_messages_have_no_effect(wired: Tunnel, wire: Wire, to_b: UdpS
     [
         pytest.param(None, 0x0100, id="v4"),
         pytest.param("[fd00:aa::2]:2", 0x0100, id="v6"),
-        # Over IPv6, a datagram without a checksum is one with a wrong one.
+        # Over IPv6 a missing UDP checksum is a wrong one.
         pytest.param("[fd00:aa::2]:2", None, id="v6-none"),
     ],
 )
@@ -394,46 +395,46 @@ def test_datagram_with_wrong_udp_checksum_is_dropped(
     (lost,) = wire.sightings(did="dropped")
     wire.inject(with_wrong_checksum(lost.frame, change), sender="ns1")
     to_b.send()
-    assert to_b.wait_for(2).numbers == (1, 2), "B took a datagram with a wrong checksum"
-    with twin("the same datagram with the right checksum is taken"):
+    assert to_b.wait_for(2).numbers == (1, 2), "B delivered a datagram with a wrong checksum"
+    with twin("the same datagram with the right checksum is delivered"):
         wire.replay(lost)
         to_b.wait_for(3)
 
 
 def with_wrong_checksum(frame: bytes, change: int | None) -> bytes:
-    """The same datagram from another port, with these bits of its checksum changed; None: without a checksum."""
+    """Return the datagram from another port with these checksum bits flipped; None: without a checksum."""
     datagram = frames.udp(frame)
     assert datagram is not None
     new = bytearray(frames.changed(frame, datagram, datagram.payload(frame), port=ELSEWHERE))
-    place = datagram.start + 6
-    right = int.from_bytes(new[place : place + 2])
-    # A zero would mean that there is none, which over IPv4 is right.
-    new[place : place + 2] = (0 if change is None else right ^ change or 1).to_bytes(2)
+    offset = datagram.start + 6
+    valid = int.from_bytes(new[offset : offset + 2])
+    # 0 means no checksum, which is valid over IPv4.
+    new[offset : offset + 2] = (0 if change is None else valid ^ change or 1).to_bytes(2)
     return bytes(new)
 
 
 def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
-    """Let B send, a datagram after the other, so that it has time to do what it must not do."""
+    """Send datagrams from B one after the other, so that it has time for a wrong reaction."""
     before = len(wire.sightings("data", sender="ns2"))
     for number in range(1, count + 1):
         udp_message(wired.nodes["ns2"], V4_OF_A, DISCARD, b"where are you?")
         wire.wait_for("data", "B's datagram", sender="ns2", nth=before + number)
 
 
-def assert_where_b_looks_for_a(wired: Tunnel, wire: Wire) -> None:
+def assert_b_sends_only_to_a(wired: Tunnel, wire: Wire) -> None:
     ports = {s.message.destination[1] for s in wire.sightings(sender="ns2")}
-    assert ports == {PORT_OF_A}, f"B has sent to {ports}, and A has never sent from any port but {PORT_OF_A}"
+    assert ports == {PORT_OF_A}, f"B sent to the ports {ports}, expected {PORT_OF_A} alone"
     assert str(wired.seen_by_b().endpoint) == f"192.168.1.1:{PORT_OF_A}"
 
 
-def begin_anew(wired: Tunnel) -> None:
-    """Let A forget B and all about it, and then know it again."""
+def recreate_peer(wired: Tunnel) -> None:
+    """Remove B from A's peers and add it again, so that A needs a new session."""
     b = wired.seen_by_a()
     wired.a.set_peer(b.public_key, remove=True)
     wired.a.set_peer(b.public_key, preshared_key=b.preshared_key, endpoint=b.endpoint, allowed_ips=b.allowed_ips)
 
 
-# What takes its time
+# Retries
 
 
 @pytest.mark.waiting
@@ -447,7 +448,7 @@ def test_lost_handshake_message_costs_one_retry(wire: Wire, to_b: UdpStream, mes
     late = (second.message.time - first.message.time) / SECOND - REKEY_TIMEOUT
     assert 0 <= late <= MAX_JITTER + slack(REKEY_TIMEOUT)
     fields = [(s.message.payload[4:8], s.message.payload[8:40]) for s in (first, second)]
-    assert all(old != new for old, new in zip(*fields, strict=True)), "the retry is no new message"
+    assert all(old != new for old, new in zip(*fields, strict=True)), "the retry is not a new message"
 
 
 @pytest.mark.waiting

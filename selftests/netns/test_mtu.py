@@ -1,4 +1,4 @@
-"""What fits into the tunnel, what its messages add, and who is told when something does not fit (`direct`)."""
+"""Check the overhead of messages, fragments, and errors for packets that are too long (`direct`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEADLINE = 5.0
 
 
 def connect(direct: Tunnel, host: str = "10.0.0.2") -> None:
-    """Give both nodes addresses, and B's to A."""
+    """Give both nodes outer addresses, and A the endpoint of B."""
     direct.nodes["ns1"].add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
     direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
     direct.a.set_peer(direct.pub_b, endpoint=Endpoint(host, 2))
@@ -52,9 +52,9 @@ def test_encapsulation_adds_60_bytes_over_ipv4_and_80_over_ipv6(direct: Tunnel, 
             wait_for(Datagram(receiver), DEADLINE, f"the packet of {inner} bytes")
             lengths = [len(message.payload) + UDP + header for message in wire.messages(kind=DATA)]
             assert lengths[-1] == outer, f"a packet of {inner} bytes made a datagram of {lengths[-1]}, not {outer}"
-    # The receiving program is not even asked.
-    said, error = error_for(ns1, V4_OF_B, size=MTU + 1 - 20 - UDP)
-    assert (said, error.errno, error.information) == (errno.EMSGSIZE, errno.EMSGSIZE, MTU)
+    # The stack of the sender refuses the packet; no program gets it.
+    send_errno, error = error_for(ns1, V4_OF_B, size=MTU + 1 - 20 - UDP)
+    assert (send_errno, error.errno, error.information) == (errno.EMSGSIZE, errno.EMSGSIZE, MTU)
 
 
 @pytest.mark.requirement("MTU-08")
@@ -89,5 +89,5 @@ def test_oversized_forwarded_packet_gets_icmp_error_with_mtu(
     ns1.add_address("veth6", network.format(1))
     router = network.format(1).partition("/")[0]
     ns3.add_route(f"{address}/{128 if is_v6 else 32}", via=router)
-    said, error = error_for(ns3, address, size=MTU + 1 - (40 if is_v6 else 20) - UDP)
-    assert (said, error) == (0, Error(errno.EMSGSIZE, too_big, router, MTU))
+    send_errno, error = error_for(ns3, address, size=MTU + 1 - (40 if is_v6 else 20) - UDP)
+    assert (send_errno, error) == (0, Error(errno.EMSGSIZE, too_big, router, MTU))

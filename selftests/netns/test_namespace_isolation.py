@@ -1,4 +1,4 @@
-"""What is inside the tunnel and what is outside of it never show in the same namespace (topology `loopback`)."""
+"""Check that plaintext and ciphertext never appear in the same namespace (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORT = 1111
 SECRET = b"for B only"
 ETH_P_ALL = 3
 DEADLINE = 5.0
-# To the listen port of either side, as a data message begins.
+# The UDP destination ports of both sides, and the first four bytes of a data message.
 SEALED = tuple(struct.pack(">H", port) for port in (1, 2)), b"\4\0\0\0"
 
 
@@ -28,19 +28,19 @@ def test_namespace_sees_only_its_own_side_of_tunnel(loopback: Tunnel) -> None:
         udp_message(ns1, V4_OF_B, PORT, SECRET)
         wait_for(Datagram(receiver), DEADLINE, "the datagram at B")
         sealed, plain = packets(outside), packets(inside)
-    assert any(is_sealed(packet) for packet in sealed)
-    assert not any(SECRET in packet for packet in sealed), "ns0, which has the sockets, sees what was sent"
-    assert any(SECRET in packet for packet in plain)
-    assert not any(is_sealed(packet) for packet in plain), "ns1, which has the interface, sees what leaves"
+    assert any(is_sealed(packet) for packet in sealed), "the test proved nothing: no data message passed ns0"
+    assert not any(SECRET in packet for packet in sealed), "plaintext appeared in ns0, which has the sockets"
+    assert any(SECRET in packet for packet in plain), "the test proved nothing: no plaintext passed ns1"
+    assert not any(is_sealed(packet) for packet in plain), "ciphertext appeared in ns1, which has the interface"
 
 
 def tap(node: NetNS) -> socket.socket:
-    """A socket that sees every packet of every device of a node, without a link header."""
+    """Return a socket that receives every packet of every device of a node, without link headers."""
     return node.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
 
 
 def packets(tapped: socket.socket) -> list[bytes]:
-    """All that a tap has seen so far."""
+    """Return all packets that a tap has received so far."""
     seen: list[bytes] = []
     while True:
         try:
@@ -50,5 +50,5 @@ def packets(tapped: socket.socket) -> list[bytes]:
 
 
 def is_sealed(packet: bytes) -> bool:
-    ports, beginning = SEALED
-    return packet[22:24] in ports and packet[28:32] == beginning
+    ports, message_type = SEALED
+    return packet[22:24] in ports and packet[28:32] == message_type

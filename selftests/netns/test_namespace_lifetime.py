@@ -1,4 +1,4 @@
-"""Namespaces go when nobody needs them any more, wherever their interfaces are (topology `none`)."""
+"""Check that unused namespaces are freed, wherever their interfaces are (topology `none`)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def test_namespaces_with_crossed_interfaces_are_freed(lab: Lab, implementation: 
         lab.interface("wg1", implementation, birth=ns1, place=ns2),
         lab.interface("wg2", implementation, birth=ns2, place=ns1),
     ]
-    for number, one in enumerate(crossed, 1):
-        one.set(DeviceConfig(private_key=lab.key(f"key{number}"), listen_port=number))
-        one.up(f"192.168.241.{number}/24")
-    # There may be more: boringtun keeps the one that it began with.
+    for number, iface in enumerate(crossed, 1):
+        iface.set(DeviceConfig(private_key=lab.key(f"key{number}"), listen_port=number))
+        iface.up(f"192.168.241.{number}/24")
+    # There may be more ports: boringtun keeps its first socket.
     assert (ns1.udp_ports() & {1, 2}, ns2.udp_ports() & {1, 2}) == ({1}, {2})
     with NsidEvents(watcher, ns1, ns2) as events:
         ns1.close()
         ns2.close()
-        assert events.look() is None, "nothing held the namespaces, so that nothing is shown"
-        # A program, or our socket to the driver, has held them; nothing else must.
-        for one in crossed:
-            lab.end(one)
+        assert events.look() is None, "the test proved nothing: no interface held the namespaces"
+        # Programs, or the sockets to the driver, hold the namespaces; nothing else may.
+        for iface in crossed:
+            lab.end(iface)
         wait_for(events, 2.0, "both namespaces to vanish")

@@ -1,4 +1,4 @@
-"""A tunnel in a tunnel (topology `loopback`)."""
+"""Run a tunnel through a tunnel (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def outer(lab: Lab, pair: Pair) -> Tunnel:
-    """A tunnel with addresses of its own, so that another one through it can have the common ones."""
+    """A tunnel with other inner addresses, so that the tunnel through it can have the common ones."""
     return Tunnel(lab, LOOPBACK, pair.a, pair.b, plan=OUTER)
 
 

@@ -1,6 +1,6 @@
-"""What the driver answers to requests that neither `wg` nor our typed interface sends (one interface of the kernel's).
+"""Send the driver netlink requests that neither `wg` nor the typed interface sends (one kernel interface).
 
-Sources: include/uapi/linux/wireguard.h, genetlink.h; each refusal leaves everything as it was.
+Sources: include/uapi/linux/wireguard.h, genetlink.h. A refused request changes nothing.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 IFINDEX: Final = 1
 UNKNOWN: Final = 99
 NOBODY: Final = "65534"
-# The controller's family, its question, and what is in its answer (genetlink.h).
+# The controller's family, its request, and the attributes of its answer (genetlink.h).
 CONTROLLER, GETFAMILY = 16, 3
 FAMILY_NAME, VERSION, OPERATIONS = 2, 3, 6
 OPERATION, FLAGS = 1, 2
-# Of a command: only with CAP_NET_ADMIN over the user namespace; as a request; as a dump; its attributes are checked.
+# Flags of a command: needs CAP_NET_ADMIN in the user namespace; as a request; as a dump; has a policy (genetlink.h).
 NAMESPACE_ADMIN, AS_REQUEST, AS_DUMP = 0x10, 2, 4
 CHECKED: Final = 8
 
@@ -53,7 +53,7 @@ FAMILY_V4: Final = struct.pack("=H", socket.AF_INET)
 
 
 class Driver:
-    """Requests to the driver's family for `wg0`; each answers with the errno of the refusal, or 0."""
+    """Send requests for `wg0` to the driver's family; each returns the errno of the refusal, or 0."""
 
     def __init__(self, wg0: Interface, sock: socket.socket) -> None:
         self.wg0 = wg0
@@ -79,7 +79,7 @@ class Driver:
         return self.ask(genl.SET_DEVICE, *parts, flags=flags)
 
     def set_peer(self, *parts: bytes) -> int:
-        """Set one peer, of which these are the attributes."""
+        """Set one peer with these attributes."""
         return self.set(NAME, nest(genl.DEVICE_PEERS, nest(0, *parts)))
 
 
@@ -113,8 +113,9 @@ def alice(lab: Lab) -> Key:
 def test_genl_family_has_only_get_and_set_in_every_namespace(lab: Lab, driver: Driver) -> None:
     question = generic(CONTROLLER, GETFAMILY, NLM_F_REQUEST | NLM_F_ACK, attribute(FAMILY_NAME, b"wireguard\0"))
     for node in (driver.wg0.place, lab.node("elsewhere")):
-        asking = GenericSocket(genetlink(lab, node))
-        family = dict(attributes(asking.exchange(question, "genl", "look up", Deadline(REQUEST_TIMEOUT))[0].payload))
+        connection = GenericSocket(genetlink(lab, node))
+        answer = connection.exchange(question, "genl", "look up", Deadline(REQUEST_TIMEOUT))[0]
+        family = dict(attributes(answer.payload))
         commands = [dict(attributes(entry)) for _, entry in attributes(family[OPERATIONS])]
         flags = {number(command[OPERATION]): number(command[FLAGS]) & ~CHECKED for command in commands}
         assert number(family[VERSION]) == 1
@@ -136,19 +137,19 @@ def test_get_and_set_are_refused_without_cap_net_admin(driver: Driver) -> None:
         refused = node.run([*without_rights, *command], check=False)
         assert (refused.status, refused.stderr.rpartition(": ")[2]) == (1, "Operation not permitted\n")
     assert driver.wg0.get().listen_port == 0
-    with twin("with them the same is done"):
+    with twin("the same command succeeds with CAP_NET_ADMIN"):
         node.run(["wg", "set", "wg0", "listen-port", "7"])
         assert driver.wg0.get().listen_port == 7
 
 
-# Which interface
+# Attributes that name the interface
 
 
 @pytest.mark.requirement("CFG-02")
 def test_request_needs_exactly_one_of_ifindex_and_ifname(driver: Driver) -> None:
     index, port = attribute(IFINDEX, struct.pack("=I", driver.index)), attribute(genl.DEVICE_LISTEN_PORT, b"\7\0")
-    for one in (NAME, index):
-        assert (driver.get(one), driver.set(one)) == (0, 0)
+    for selector in (NAME, index):
+        assert (driver.get(selector), driver.set(selector)) == (0, 0)
     for none_or_both in (b"", NAME + index):
         assert (driver.get(none_or_both), driver.set(none_or_both, port)) == (errno.EBADR, errno.EBADR)
     assert driver.wg0.get().listen_port == 0
@@ -160,7 +161,7 @@ def test_get_without_dump_flag_and_set_with_it_are_refused(driver: Driver) -> No
     assert driver.set(NAME, flags=NLM_F_DUMP) == errno.EOPNOTSUPP
 
 
-# What is in a request
+# Attributes of a request
 
 
 @pytest.mark.requirement("CFG-06")
@@ -206,7 +207,7 @@ def test_unknown_attribute_is_refused(driver: Driver) -> None:
 
 @pytest.mark.requirement("CFG-08")
 def test_unknown_flag_is_refused(driver: Driver) -> None:
-    # Linux 6.16 brought the removal of single allowed-ips, and with it another word for this.
+    # Linux 6.16, which removes single allowed-ips, also changed this errno.
     refusal = errno.EINVAL if "remove-allowed-ip" in driver.wg0.manifest.capabilities else errno.EOPNOTSUPP
     assert driver.set(NAME, attribute(genl.DEVICE_FLAGS, struct.pack("=I", 1 << 1))) == refusal
     assert driver.set_peer(PEER, attribute(genl.PEER_FLAGS, struct.pack("=I", 1 << 3))) == refusal
@@ -217,7 +218,7 @@ def test_unknown_flag_is_refused(driver: Driver) -> None:
 def test_peer_without_public_key_is_refused(driver: Driver) -> None:
     keepalive = attribute(genl.PEER_PERSISTENT_KEEPALIVE, b"\7\0")
     assert driver.set_peer(keepalive) == errno.EINVAL
-    with twin("with one it is taken"):
+    with twin("a peer with a public key is accepted"):
         assert driver.set_peer(PEER, keepalive) == 0
     assert [peer.persistent_keepalive for peer in driver.wg0.get().peers] == [7]
 
@@ -239,14 +240,14 @@ def test_peer_without_public_key_is_refused(driver: Driver) -> None:
 def test_malformed_allowed_ip_is_refused(
     driver: Driver, family: bytes | None, address: bytes | None, length: int | None
 ) -> None:
-    with twin("10.0.0.1/32 is taken"):
+    with twin("10.0.0.1/32 is accepted"):
         assert driver.set_peer(PEER, allowed_ip(FAMILY_V4, V4, 32)) == 0
     assert driver.set_peer(PEER, allowed_ip(family, address, length)) == errno.EINVAL
     assert [peer.allowed_ips for peer in driver.wg0.get().peers] == [allowed_ips("10.0.0.1/32")]
 
 
 def allowed_ip(family: bytes | None, address: bytes | None, length: int | None) -> bytes:
-    """The list of one allowed-ip of which something may be missing."""
+    """Encode a list of one allowed-ip; None leaves an attribute out."""
     parts = {
         genl.ALLOWED_IP_FAMILY: family,
         genl.ALLOWED_IP_ADDRESS: address,
@@ -272,7 +273,7 @@ def test_endpoint_with_wrong_family_for_its_length_is_ignored(driver: Driver, al
     assert driver.wg0.peer(alice).endpoint == before
 
 
-# What is in the answer
+# Answers
 
 
 @pytest.mark.requirement("CFG-26")
@@ -281,25 +282,25 @@ def test_dump_starts_with_device_and_has_keys_only_when_set(lab: Lab, driver: Dr
     assert {*device(driver)} - {genl.DEVICE_PEERS} == always
     own = lab.key("own")
     driver.wg0.set(DeviceConfig(private_key=own, peers=(PeerConfig(public_key=alice),)))
-    found = device(driver)
-    assert {*found} == {*always, genl.DEVICE_PRIVATE_KEY, genl.DEVICE_PUBLIC_KEY, genl.DEVICE_PEERS}
-    assert [*found][-1] == genl.DEVICE_PEERS
-    assert (found[genl.DEVICE_PRIVATE_KEY], found[genl.DEVICE_PUBLIC_KEY]) == (own.raw, own.public().raw)
-    assert (number(found[IFINDEX]), found[genl.DEVICE_IFNAME]) == (driver.index, b"wg0\0")
+    dumped = device(driver)
+    assert {*dumped} == {*always, genl.DEVICE_PRIVATE_KEY, genl.DEVICE_PUBLIC_KEY, genl.DEVICE_PEERS}
+    assert [*dumped][-1] == genl.DEVICE_PEERS
+    assert (dumped[genl.DEVICE_PRIVATE_KEY], dumped[genl.DEVICE_PUBLIC_KEY]) == (own.raw, own.public().raw)
+    assert (number(dumped[IFINDEX]), dumped[genl.DEVICE_IFNAME]) == (driver.index, b"wg0\0")
 
 
 def device(driver: Driver) -> dict[int, bytes]:
-    """The attributes of the first message of a dump, in their order."""
+    """Return the attributes of a dump's first message in their order."""
     return dict(attributes(driver.exchange(genl.GET_DEVICE, NAME, NLM_F_DUMP)[0].payload))
 
 
 @pytest.mark.requirement("CFG-29")
 def test_dump_is_marked_as_interrupted_when_device_changes(lab: Lab, driver: Driver) -> None:
-    # More than the kernel writes ahead of the reader.
+    # More than the kernel dumps ahead of the reader.
     for a in range(8):
         many = allowed_ips(*[f"10.{a}.{b}.0/24" for b in range(256)])
         driver.wg0.set_peer(lab.key(f"peer{a}").public(), allowed_ips=many)
-    with twin("a dump in which nothing changed does not"):
+    with twin("a dump without a change is not marked"):
         assert not is_interrupted(dump(lab, driver, between=DeviceConfig()))
     assert is_interrupted(dump(lab, driver, between=DeviceConfig(fwmark=7)))
 

@@ -1,4 +1,4 @@
-"""What the headers around WireGuard's messages say, and what becomes of a message when they lie."""
+"""Check the outer headers of messages, and send messages with wrong headers, types and lengths."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 ETH_P_ALL = 3
 DEADLINE = 5.0
 PORT_OF_A, PORT_OF_B = 1, 2
-# DSCP AF41, no ECN: handshakes shall not be the first to be lost.
+# Traffic class of handshakes, DSCP AF41 without ECN, and of data.
 MARKED, PLAIN = 0x88, 0
 DONT_FRAGMENT = 0x40
 SENDER, RECEIVER = slice(*FIELDS[RESPONSE]["sender"]), slice(*FIELDS[DATA]["receiver"])
-# All of a response but its macs.
+# Length of a response without its macs.
 BODY = FIELDS[RESPONSE]["mac1"][0]
 
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """A datagram and what its IP header says. ports: from and to; mark: TOS or traffic class; hops: those left."""
+    """Type and outer headers of a message. ports: source, destination; mark: TOS or traffic class; hops: TTL."""
 
     kind: int
     ports: tuple[int, int]
@@ -74,7 +74,7 @@ def outer(packet: bytes) -> Outer:
 
 @pytest.fixture
 def sent(direct: Tunnel, host: str) -> list[Outer]:
-    """The first four datagrams of a tunnel over IPv4 or IPv6: the handshake, a ping and its answer."""
+    """The first four datagrams of a tunnel over IPv4 or IPv6: the handshake, a ping and its reply."""
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     ns1.add_address("veth1", "10.0.0.1/24", "fd00:aa::1/96")
     ns2.add_address("veth2", "10.0.0.2/24", "fd00:aa::2/96")
@@ -92,23 +92,23 @@ def sent(direct: Tunnel, host: str) -> list[Outer]:
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("host", ["10.0.0.2", "fd00:aa::2"], ids=["v4", "v6"])
 def test_outer_headers_set_af41_for_handshakes_and_never_df(direct: Tunnel, sent: list[Outer]) -> None:
-    assert [one.kind for one in sent] == [INITIATION, RESPONSE, DATA, DATA]
-    assert {one.ports for one in sent} == {(PORT_OF_A, PORT_OF_B), (PORT_OF_B, PORT_OF_A)}
-    assert {(one.hops, one.has_options) for one in sent} == {(64, False)}
-    assert {one.mark for one in sent if one.kind == DATA} == {PLAIN}
-    handshake = [one for one in sent if one.kind != DATA]
-    assert {one.mark for one in handshake} <= {MARKED, PLAIN}
-    plain = senders(direct, [one for one in handshake if one.mark == PLAIN])
-    whole = senders(direct, [one for one in sent if not one.may_be_fragmented])
-    said = [f"handshakes of {' and '.join(plain)} leave with a traffic class of 0, not 0x88"] if plain else []
-    said += [f"datagrams of {' and '.join(whole)} leave with DF set"] if whole else []
-    if said:
-        differs("; ".join(said), by=plain + whole)
+    assert [datagram.kind for datagram in sent] == [INITIATION, RESPONSE, DATA, DATA]
+    assert {datagram.ports for datagram in sent} == {(PORT_OF_A, PORT_OF_B), (PORT_OF_B, PORT_OF_A)}
+    assert {(datagram.hops, datagram.has_options) for datagram in sent} == {(64, False)}
+    assert {datagram.mark for datagram in sent if datagram.kind == DATA} == {PLAIN}
+    handshake = [datagram for datagram in sent if datagram.kind != DATA]
+    assert {datagram.mark for datagram in handshake} <= {MARKED, PLAIN}
+    plain = senders(direct, [datagram for datagram in handshake if datagram.mark == PLAIN])
+    whole = senders(direct, [datagram for datagram in sent if not datagram.may_be_fragmented])
+    differences = [f"handshakes of {' and '.join(plain)} leave with a traffic class of 0, not 0x88"] if plain else []
+    differences += [f"datagrams of {' and '.join(whole)} leave with DF set"] if whole else []
+    if differences:
+        differs("; ".join(differences), by=plain + whole)
 
 
-def senders(direct: Tunnel, found: list[Outer]) -> list[str]:
-    """Who has sent these datagrams."""
-    return sorted({(direct.a if one.ports[0] == PORT_OF_A else direct.b).manifest.name for one in found})
+def senders(direct: Tunnel, datagrams: list[Outer]) -> list[str]:
+    """Return the names of the programs that sent these datagrams."""
+    return sorted({(direct.a if datagram.ports[0] == PORT_OF_A else direct.b).manifest.name for datagram in datagrams})
 
 
 @pytest.mark.requirement("ERR-08")
@@ -119,9 +119,9 @@ def test_data_packet_with_wrong_udp_length_is_dropped(wired: Tunnel, wire: Wire)
         wire.apply(Drop(message="data", sender="ns1", nth="1-4"))
         to_b.send(4)
         held = [wire.wait_for("data", "A's messages", sender="ns1", nth=nth).frame for nth in range(1, 5)]
-        for frame, lie in zip(held, (-(1 << 16), -1, 1), strict=False):
-            wire.inject(with_lengths(frame, udp=lie), sender="ns1")
-        with twin("what follows after the end of a datagram is no part of it"):
+        for frame, difference in zip(held, (-(1 << 16), -1, 1), strict=False):
+            wire.inject(with_lengths(frame, udp=difference), sender="ns1")
+        with twin("bytes after the end of a datagram are ignored"):
             wire.inject(with_lengths(held[3], ip=4), sender="ns1")
             to_b.wait_for(2)
         to_b.send()
@@ -135,28 +135,28 @@ def test_response_of_wrong_type_or_length_is_ignored(wired: Tunnel, wire: Wire) 
     with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
         to_b.send()
         response = wire.wait_for("response", "B's response, which is lost", sender="ns2")
-        for payload in no_responses(response.message.payload, wired.pub_a.raw):
+        for payload in malformed_responses(response.message.payload, wired.pub_a.raw):
             wire.inject(with_payload(response.frame, payload), sender="ns2")
-        with twin("the response, as it was, is taken if none of the others was"):
+        with twin("the unchanged response is accepted after the malformed ones"):
             wire.replay(response)
             confirmation = wire.wait_for("transport", "A's datagram on the new session", sender="ns1")
         index = confirmation.message.payload[RECEIVER]
-        assert index == response.message.payload[SENDER], "A has taken what is no response, by the index that it gives"
+        assert index == response.message.payload[SENDER], "A accepted a malformed response"
         to_b.wait_for(1)
-    assert len(wire.sightings("handshake")) == 2, "there was an answer to what is no initiation"
+    assert len(wire.sightings("handshake")) == 2, "a malformed message was answered"
 
 
-def no_responses(response: bytes, recipient: bytes) -> list[bytes]:
-    """What is a response but for its length or its type; mac1 is right.
+def malformed_responses(response: bytes, recipient: bytes) -> list[bytes]:
+    """Return messages that are a response but for length or type, with a valid mac1.
 
-    Each gives another index, which nothing but mac1 protects: by that one sees whether it was taken.
+    Each has another sender index, which only mac1 protects. The index that A uses shows whether one was accepted.
     """
     marked = with_mac1(Flip(message="response", field="sender").apply(response), recipient)
     body, macs = marked[:BODY], marked[BODY:]
     return [
         marked[:-1],
         marked + b"\0",
-        # For whoever looks for the macs before the end.
+        # For a program that looks for the macs before the end.
         with_mac1(body + b"\0" + macs, recipient),
         *(
             with_mac1(bytes([kind]) + marked[1:], recipient)
@@ -167,27 +167,27 @@ def no_responses(response: bytes, recipient: bytes) -> list[bytes]:
 
 
 def with_payload(frame: bytes, payload: bytes) -> bytes:
-    """The frame of a datagram that carries this instead."""
-    found = frames.udp(frame)
-    assert found is not None
-    return labelled(frame[: found.end - len(found.payload(frame))] + payload, found, 8 + len(payload))
+    """Return the frame of a datagram with another payload."""
+    datagram = frames.udp(frame)
+    assert datagram is not None
+    return labelled(frame[: datagram.end - len(datagram.payload(frame))] + payload, datagram, 8 + len(payload))
 
 
 def with_lengths(frame: bytes, *, udp: int = 0, ip: int = 0) -> bytes:
-    """The frame with so many bytes more at its end, and with a UDP length that is so much more, at least 7."""
-    found = frames.udp(frame)
-    assert found is not None
-    return labelled(frame + bytes(ip), found, max(7, found.end - found.start + udp))
+    """Return the frame with `ip` bytes more at its end, and `udp` added to its UDP length, which is at least 7."""
+    datagram = frames.udp(frame)
+    assert datagram is not None
+    return labelled(frame + bytes(ip), datagram, max(7, datagram.end - datagram.start + udp))
 
 
-def labelled(frame: bytes, found: Transport, length: int) -> bytes:
-    """The frame with this as its UDP length, and an IP length up to its end."""
+def labelled(frame: bytes, datagram: Transport, length: int) -> bytes:
+    """Return the frame with this UDP length, and an IP length up to its end."""
     new = bytearray(frame)
-    # Without a checksum, which would give a lie away.
-    new[found.start + 4 : found.start + 8] = length.to_bytes(2) + bytes(2)
-    header = new[found.network : found.start]
-    header[2:4] = (len(frame) - found.network).to_bytes(2)
+    # Without a UDP checksum, which would not match the new length.
+    new[datagram.start + 4 : datagram.start + 8] = length.to_bytes(2) + bytes(2)
+    header = new[datagram.network : datagram.start]
+    header[2:4] = (len(frame) - datagram.network).to_bytes(2)
     header[10:12] = bytes(2)
     header[10:12] = checksum(bytes(header)).to_bytes(2)
-    new[found.network : found.start] = header
+    new[datagram.network : datagram.start] = header
     return bytes(new)

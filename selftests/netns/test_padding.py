@@ -1,4 +1,4 @@
-"""The MTU of an interface and of a route, and what is padded to it (topologies `loopback` and `direct`)."""
+"""Check that padding follows the MTU of the link and of the route (topologies `loopback` and `direct`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PORT = 1111
 OUTSIDE = 20 + 8
 HEADER_AND_TAG = 32
 OF_ROUTE, OF_LINK = 1299, 1300
-# An inner packet that is padded to 1299 where the route's MTU is known, and to 1312 where none is.
+# Of an inner packet of 1297 bytes: padded to 1299 by the route's MTU, to 1300 by the link's, and else to 1312.
 PAYLOAD = 1297 - OUTSIDE
 PADDED_TO_ROUTE = OF_ROUTE + HEADER_AND_TAG + OUTSIDE
 PADDED_TO_LINK = OF_LINK + HEADER_AND_TAG + OUTSIDE
@@ -63,7 +63,7 @@ def test_padding_follows_mtu_of_link_and_route_after_move(loopback: Tunnel) -> N
     underlay = loopback.nodes["ns0"]
     loopback.must_ping("ns2", V4_OF_A)
     with Capture(underlay, "lo") as wire:
-        judge_padding(loopback, (underlay, underlay), (wire, wire))
+        check_padding(loopback, (underlay, underlay), (wire, wire))
 
 
 @pytest.mark.scenario("N12")
@@ -75,11 +75,11 @@ def test_padding_follows_mtu_of_link_and_route_without_move(direct: Tunnel) -> N
     direct.b.set_peer(direct.pub_a, endpoint=Endpoint.parse("10.0.0.1:1"))
     direct.must_ping("ns2", V4_OF_A)
     with Capture(ns1, "veth1") as of_a, Capture(ns2, "veth2") as of_b:
-        judge_padding(direct, (ns1, ns2), (of_a, of_b))
+        check_padding(direct, (ns1, ns2), (of_a, of_b))
 
 
-def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Capture, Capture]) -> None:
-    """Send what is padded up to the route's MTU, and judge its length outside; of each pair the first is A's."""
+def check_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Capture, Capture]) -> None:
+    """Check the outer length of packets that are padded up to the route's MTU; of each pair the first is A's."""
     set_mtu(tunnel, OF_LINK)
     for side, other in ((tunnel.a, V4_OF_B), (tunnel.b, V4_OF_A)):
         side.place.add_route(f"{other}/32", dev=side.name, mtu=OF_ROUTE)
@@ -88,7 +88,7 @@ def judge_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
     with twin("a packet of 1360 bytes is dropped"):
         for node in set(underlay):
             prove_the_drop_rule(node)
-    # A program is told of the new MTU, and is allowed a second to hear it.
+    # A program may notice the new MTU a moment later.
     lengths = poll_until(lambda: outer_lengths(tunnel, wires), lambda seen: max(seen) <= PADDED_TO_LINK, 2.0)
     sides = dict.fromkeys(zip((tunnel.a.manifest, tunnel.b.manifest), lengths, strict=True))
     assert not (wrong := [complaint for side in sides if (complaint := why_wrong(*side))]), "; ".join(wrong)
@@ -108,15 +108,15 @@ def why_wrong(manifest: Manifest, length: int) -> str | None:
 
 
 def prove_the_drop_rule(node: NetNS) -> None:
-    """Send a packet of just the length that is dropped, from and to the node."""
+    """Send a packet of the dropped length from the node to itself, and check that the rule counts it."""
     udp_message(node, "127.0.0.1", PORT, bytes(PADDED_TO_LINK - OUTSIDE))
     assert node.nft_counters()["1360"] == 1
 
 
 def outer_lengths(tunnel: Tunnel, wires: tuple[Capture, Capture]) -> list[int]:
-    """How long the outer packet is in which A, and in which B, sends PAYLOAD now."""
-    ways = zip((tunnel.a, tunnel.b), (V4_OF_B, V4_OF_A), wires, strict=True)
-    return [outer_length(side, other, wire) for side, other, wire in ways]
+    """Return the lengths of the outer packets in which A and B send PAYLOAD now."""
+    senders = zip((tunnel.a, tunnel.b), (V4_OF_B, V4_OF_A), wires, strict=True)
+    return [outer_length(side, other, wire) for side, other, wire in senders]
 
 
 def outer_length(side: Interface, other: str, wire: Capture) -> int:
@@ -124,7 +124,7 @@ def outer_length(side: Interface, other: str, wire: Capture) -> int:
     before = len(wire.messages(port=port))
     udp_message(side.place, other, PORT, bytes(PAYLOAD))
 
-    def is_it(message: Message) -> bool:
+    def carries_payload(message: Message) -> bool:
         return message in wire.messages(port=port)[before:] and message.kind == DATA and len(message.payload) > PAYLOAD
 
-    return len(wire.wait_for(is_it, 5.0, f"{side.manifest.name} to send {PAYLOAD} bytes").payload) + OUTSIDE
+    return len(wire.wait_for(carries_payload, 5.0, f"{side.manifest.name} to send {PAYLOAD} bytes").payload) + OUTSIDE

@@ -1,4 +1,4 @@
-"""A peer behind a peer of the same interface, and what happens when it is behind itself (topology `nat`)."""
+"""Reach a peer through another peer of the same interface, and through itself (topology `nat`)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 INNER_OF_A, INNER_OF_B = "192.168.242.1", "192.168.242.2"
 PORT = 5
-# The kernel's own test calls more than this much too much.
+# Bytes: the limit of the kernel's own test.
 BOUNDED = 70_000
 LOOPING = 0.25
-# A program that loops has sent so much long before, unless it never gets its turn.
-CERTAIN = 5.0
-AT_REST = 0.2
-A_MOMENT = 0.1
+# Seconds within which a looping program sends more than BOUNDED, even on a busy machine.
+LOOP_DEADLINE = 5.0
+IDLE_WINDOW = 0.2
+LOOP_WINDOW = 0.1
 
 
 def wrap_once_more(nat: Tunnel) -> Interface:
-    """A second interface in ns2, whose peer is A's wg0 through its own tunnel."""
+    """Add a second interface in ns2, whose peer is A's wg0 through its own tunnel."""
     key3 = nat.lab.key("key3")
     wg1 = nat.lab.interface("wg1", nat.b.manifest, nat.nodes["ns2"])
     peer = PeerConfig(public_key=nat.pub_a, allowed_ips=allowed_ips(f"{INNER_OF_A}/32"))
@@ -50,7 +50,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     nat: Tunnel, record_property: Callable[[str, object], None]
 ) -> None:
     ns1, pub3 = nat.nodes["ns1"], nat.lab.key("key3").public()
-    with twin("the peer answers as long as it is behind the other one"):
+    with twin("the peer answers while it is behind the other one"):
         wg1 = wrap_once_more(nat)
         nat.must_ping("ns1", INNER_OF_B)
     nat.lab.end(wg1)
@@ -60,21 +60,21 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     try:
         pings = ping(ns1, INNER_OF_B, timeout=LOOPING)
         if is_bounded:
-            more = sent_in_a_moment(ns1)
+            more = sent_in_window(ns1)
             assert more == 0, (
-                f"{nat.a.manifest.name} declares bounded-loop, and sends {more} bytes in {A_MOMENT} s more"
+                f"{nat.a.manifest.name} declares bounded-loop, and sends {more} bytes in {LOOP_WINDOW} s more"
             )
         else:
-            poll_until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, CERTAIN)
+            poll_until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, LOOP_DEADLINE)
     finally:
         nat.a.set_peer(pub3, remove=True)
     sent, busy = ns1.links()["wg0"]["tx_bytes"] - before, nat.a.cpu_seconds() - busy
     record_property("looped_bytes", sent)
     record_property("looped_cpu_seconds", round(busy, 2))
-    assert pings.lost == 1, "somebody answers who is not there"
+    assert pings.lost == 1, "the ping was answered although its peer has ended"
     nat.must_ping("ns1", V4_OF_B)
-    # How busy the driver is nobody can tell.
-    assert nat.a.manifest.kind == "kernel" or rests(nat.a), "A is still busy although the loop was cut"
+    # The CPU time of the driver cannot be measured.
+    assert nat.a.manifest.kind == "kernel" or is_idle(nat.a), "A is still busy although the loop was cut"
     looped = f"one ping became {sent} bytes until the loop was cut; what is bounded is at most {BOUNDED}"
     name = nat.a.manifest.name
     assert (sent <= BOUNDED) == is_bounded, f"{looped}; {name} {'declares' if is_bounded else 'does not declare'} this"
@@ -82,13 +82,13 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
         differs(looped)
 
 
-def sent_in_a_moment(node: NetNS) -> int:
+def sent_in_window(node: NetNS) -> int:
     before = node.links()["wg0"]["tx_bytes"]
-    let_pass(A_MOMENT, "a loop that goes on would send all the time")
+    let_pass(LOOP_WINDOW, "a loop that goes on would send all the time")
     return int(node.links()["wg0"]["tx_bytes"] - before)
 
 
-def rests(side: Interface) -> bool:
+def is_idle(side: Interface) -> bool:
     before = side.cpu_seconds()
-    let_pass(AT_REST, "a program that is still in the loop would work all the time")
-    return side.cpu_seconds() - before < AT_REST / 2
+    let_pass(IDLE_WINDOW, "a program that is still in the loop would work all the time")
+    return side.cpu_seconds() - before < IDLE_WINDOW / 2

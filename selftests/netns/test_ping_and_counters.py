@@ -1,4 +1,4 @@
-"""Two interfaces find each other by sockets that stay where they were born (topology `loopback`)."""
+"""Ping through sockets in the birth namespace, and check exact counters (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_wg_and_ip_show_transfer_of_ten_pings(loopback: Tunnel) -> None:
 
 
 def _link_bytes(side: Interface) -> tuple[int, int]:
-    """What `ip -s` says of the link: (rx, tx)."""
+    """Return the rx and tx bytes of the link by `ip -s`."""
     (link,) = side.place.run_json(["ip", "-j", "-s", "link", "show", side.name])
     return link["stats64"]["rx"]["bytes"], link["stats64"]["tx"]["bytes"]
 

@@ -1,4 +1,4 @@
-"""Packets go the way that sockets, marks and rules bend them, and the tunnel's own datagrams with them."""
+"""Route inner packets and the tunnel's own datagrams by bound sockets, marks and rules (`nat`, `direct`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MARK = 51820
 # The flag FIB_RULE_INVERT of include/uapi/linux/fib_rules.h: `ip rule add not ...`.
 NOT = 2
-# A chain of type route has the kernel look for a new route when a rule has changed the mark.
+# In a chain of type route, the kernel looks up the route again after a rule has changed the mark.
 MARKING = """\
 table inet marking {
     chain output {
@@ -52,7 +52,7 @@ table inet watching {{
     }}
 }}
 """
-# Of what leaves from A's port, cookie replies: UDP length 8 + 64, and type 3.
+# Cookie replies from A's port: UDP length 8 + 64, and type 3.
 COOKIE_REPLIES = f"""\
 table inet replies {{
     chain output {{
@@ -62,13 +62,13 @@ table inet replies {{
     }}
 }}
 """
-# An eighth of the driver's queue makes it busy, and twice as many go out in less time than it needs for some of them:
-# as UDP_SEGMENT of udp(7), for one system call each would give it the time.
+# The driver is under load when an eighth of its queue is full. Twice as many are sent with UDP_SEGMENT (udp(7)): with a
+# system call for each, the driver would keep up.
 UDP_SEGMENT = 103
 AT_ONCE, BURST = 64, 1024
 PATIENCE = 10.0
-# What is lost is lost at once.
-ELSEWHERE = 0.1
+# Seconds for a ping that must not be answered.
+UNANSWERED = 0.1
 
 
 @pytest.mark.scenario("N21")
@@ -84,7 +84,7 @@ def test_device_bound_socket_works_with_and_without_rerouting(nat: Tunnel) -> No
     assert min(counted["inner"], counted["outer"]) >= 4, f"not every packet was rerouted: {counted}"
     assert counted["marked"] >= counted["inner"] + counted["outer"]
     ns1.delete_route("192.168.241.0/24", dev="wg0")
-    assert ping(ns1, V4_OF_B, timeout=ELSEWHERE).lost == 1, "there is still a route into the tunnel"
+    assert ping(ns1, V4_OF_B, timeout=UNANSWERED).lost == 1, "there is still a route into the tunnel"
     must_ping(ns1, V4_OF_B, device="wg0")
 
 
@@ -100,26 +100,26 @@ def test_marked_datagrams_bypass_default_route_into_tunnel(nat: Tunnel) -> None:
     nat.nodes["ns2"].add_address("wg0", *owned)
     peer = PeerConfig(public_key=nat.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips(*owned))
     nat.a.set(DeviceConfig(fwmark=MARK, peers=(peer,)))
-    route_all_but_marked_into_the_tunnel(ns1)
+    route_unmarked_into_tunnel(ns1)
     nat.must_ping("ns1", "192.168.99.7", count=100)
     nat.must_ping("ns1", "abab::1111", count=100)
     counted = ns1.nft_counters()
-    assert (counted["unmarked"], counted["looped"]) == (0, 0), f"of A's datagrams: {counted}"
+    assert (counted["unmarked"], counted["looped"]) == (0, 0), f"datagrams of A were unmarked or looped: {counted}"
     assert counted["marked"] > 200, f"the pings did not go through the tunnel: {counted}"
 
 
-def route_all_but_marked_into_the_tunnel(node: NetNS) -> None:
-    """What wg-quick(8) sets up for a peer that owns every address."""
+def route_unmarked_into_tunnel(node: NetNS) -> None:
+    """Set up the routes and rules of wg-quick(8) for a peer that owns every address."""
     for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
         node.add_route(everything, dev="wg0", table=MARK)
         node.add_rule(family, fwmark=MARK, flags=NOT, table=MARK, priority=32765)
         # All routes of the main table but the default one.
         node.add_rule(family, table=254, suppress_prefixlen=0, priority=32764)
-    trust_every_way(node, "vethc")
+    disable_rp_filter(node, "vethc")
 
 
-def trust_every_way(node: NetNS, *devices: str) -> None:
-    """Let packets in by whatever device they come; of this setting the strictest counts."""
+def disable_rp_filter(node: NetNS, *devices: str) -> None:
+    """Turn the reverse path filter off: the stricter of `all` and of the device's own setting applies."""
     for device in ("all", *devices):
         node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
 
@@ -141,7 +141,7 @@ def test_marked_datagrams_leave_by_other_link_with_its_address(
     for node, devices, side in ((ns1, ("veth1", "veth3"), 0), (ns2, ("veth2", "veth4"), 1)):
         node.add_address(devices[0], f"{near[side]}/{length}")
         node.add_address(devices[1], f"{detour[side]}/{length}")
-        trust_every_way(node, *devices)
+        disable_rp_filter(node, *devices)
     ns1.add_route(f"{near[1]}/{128 if ':' in near[1] else 32}", via=detour[1], table=7)
     ns1.add_rule(socket.AF_INET6 if ":" in near[1] else socket.AF_INET, fwmark=7, table=7, priority=100)
     direct.a.set_peer(direct.pub_b, endpoint=Endpoint(near[1], 2))
@@ -150,7 +150,7 @@ def test_marked_datagrams_leave_by_other_link_with_its_address(
     direct.a.set(DeviceConfig(fwmark=7))
     direct.must_ping("ns1", V4_OF_B)
     seen = direct.seen_by_b().endpoint
-    assert seen == Endpoint(detour[0], 1), f"A's datagrams, marked, leave from {seen} and not by the link of the mark"
+    assert seen == Endpoint(detour[0], 1), f"A's marked datagrams leave from {seen}, expected {Endpoint(detour[0], 1)}"
 
 
 @pytest.mark.requirement("RT-17")
@@ -167,17 +167,17 @@ def test_cookie_replies_carry_fwmark(lab: Lab, implementation: Manifest) -> None
         stranger.connect(("127.0.0.1", 1))
         stranger.setblocking(False)
         stranger.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, SIZES[INITIATION])
-        must_be_put_off(stranger, initiations)
+        must_get_cookie_reply(stranger, initiations)
         counted = ns0.nft_counters()
-        assert (counted["marked"] > 0, counted["unmarked"]) == (True, 0), f"of A's cookie replies: {counted}"
+        assert (counted["marked"] > 0, counted["unmarked"]) == (True, 0), f"A's cookie replies: {counted}"
         wg0.set(DeviceConfig(fwmark=0))
-        with twin("cookie replies are told apart by their mark"):
-            must_be_put_off(stranger, initiations)
+        with twin("cookie replies without the mark are counted"):
+            must_get_cookie_reply(stranger, initiations)
             assert poll_until(lambda: ns0.nft_counters()["unmarked"], bool, 1.0) > 0
 
 
-def must_be_put_off(stranger: socket.socket, initiations: list[bytes]) -> None:
-    """Send initiations, all at once and over again, until one is answered by a cookie reply."""
+def must_get_cookie_reply(stranger: socket.socket, initiations: list[bytes]) -> None:
+    """Send bursts of initiations until one is answered by a cookie reply."""
 
     def look() -> bytes:
         for _ in range(BURST // AT_ONCE):
@@ -187,4 +187,4 @@ def must_be_put_off(stranger: socket.socket, initiations: list[bytes]) -> None:
         return b""
 
     reply = poll_until(look, bool, PATIENCE)
-    assert kind_of(reply) == COOKIE_REPLY, f"under load came {reply.hex() or 'nothing'}"
+    assert kind_of(reply) == COOKIE_REPLY, f"expected a cookie reply under load, got {reply.hex() or 'nothing'}"

@@ -1,4 +1,4 @@
-"""A new private key is a new identity at once (topology `loopback`)."""
+"""Change the private key: the new identity applies at once (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_new_private_key_forces_handshake_before_data(loopback: Tunnel) -> None:
     allowed = allowed_ips(f"{V4_OF_A}/32", f"{V6_OF_A}/128")
     newcomer = PeerConfig(public_key=loopback.pub_a, preshared_key=loopback.psk, allowed_ips=allowed)
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        # B knows the new key first: wireguard-go may ask for a session as soon as it has it, and asks once only in
-        # five seconds. A ping waits for less than that.
+        # B gets the new key first: wireguard-go may initiate as soon as A has its key, and retries only after 5 s. A
+        # ping waits for less than that.
         b.set(DeviceConfig(peers=(newcomer,)))
         a.set(DeviceConfig(private_key=loopback.key_a))
         b.set_peer(old, remove=True)

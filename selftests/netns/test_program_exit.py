@@ -1,4 +1,4 @@
-"""How a program that serves an interface ends, and what it leaves: nothing (one interface)."""
+"""Check that a program ends with status 0 and leaves neither link nor socket (one interface)."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ if TYPE_CHECKING:
 
     from harness import Lab, Manifest
 
-# boringtun looks once a second whether its socket is still there.
+# Seconds. boringtun checks once a second whether its socket exists.
 ENDS = 4.0
 
 
 @pytest.fixture
 def program(lab: Lab, implementation: Manifest) -> Iterator[ProgramInterface]:
-    """An interface `wg0` whose end the health check does not look at."""
+    """An interface `wg0` whose end the health check ignores."""
     if implementation.kind == "kernel":
-        pytest.skip("the driver is no process")
-    made = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")
-    assert isinstance(made, ProgramInterface)
-    # It may answer before it has told the system what to do with signals; when all its threads sleep, it has.
-    poll_until(lambda: is_idle(made), bool, 1.0)
-    yield made
-    made.close()
+        pytest.skip("the driver is not a process")
+    iface = interface.create("wg0", implementation, lab.node("ns0"), lab.directory / "program.log")
+    assert isinstance(iface, ProgramInterface)
+    # A program may answer before it handles signals; once all its threads sleep, it handles them.
+    poll_until(lambda: is_idle(iface), bool, 1.0)
+    yield iface
+    iface.close()
 
 
 def is_idle(program: ProgramInterface) -> bool:
-    """Whether the program serves its control socket and no thread of it has anything to do."""
+    """Return whether the program answers on its control socket and all its threads sleep."""
     program.get()
     return set(program.process.thread_states()) == {"S"}
 
 
 def must_end(program: ProgramInterface) -> None:
-    """It ends by itself with status 0, and link and control socket are gone."""
+    """Check that the program ends with status 0, and that link and control socket are gone."""
     status = program.process.wait(ENDS)
     left = ["its link"] * (program.name in program.birth.links()) + ["its socket"] * program.has_socket
     assert (status, left) == (0, []), f"it ended with status {status} and left {' and '.join(left) or 'nothing'}"

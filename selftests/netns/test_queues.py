@@ -1,4 +1,4 @@
-"""Many packets at once: none overtakes another, and none waits for a peer that is not there (`direct`)."""
+"""Send bursts: packets keep their order, and an unreachable peer delays no other (`direct`)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 PORT = 1111
 BURST = 400
-# A program may drop some of a burst, but one that is that slow shows nothing about order.
+# A program may drop some of a burst; fewer arrivals would prove nothing about order.
 ENOUGH = 100
 QUIET = 0.5
 OVERLOAD, SIZE = 1000, 1200
-# Twice what the queues of the driver hold, and those of its like.
+# Datagrams: twice the length of the driver's queues.
 CARRIED = 2 * 1024
 
 
@@ -49,7 +49,7 @@ def connected(direct: Tunnel) -> Tunnel:
 
 
 def sender_in(node: NetNS, address: str) -> socket.socket:
-    """A socket that is there for what comes back, too: a closed port would answer each datagram."""
+    """Return a bound socket: a closed port would answer each datagram by an ICMP error."""
     sender = node.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sender.bind(("", PORT))
     sender.connect((address, PORT))
@@ -69,12 +69,12 @@ def test_burst_is_sent_and_delivered_in_order(connected: Tunnel) -> None:
         arrived = numbers(receiver)
         counters = [struct.unpack_from("<Q", m.payload, 8)[0] for m in wire.messages(kind=DATA)]
     assert len(arrived) > ENOUGH, f"of {BURST} datagrams only {len(arrived)} arrived"
-    assert all(one < other for one, other in pairwise(counters)), "messages left in another order than their counters"
-    assert all(one < other for one, other in pairwise(arrived)), "datagrams were delivered in another order"
+    assert all(a < b for a, b in pairwise(counters)), "messages left in another order than their counters"
+    assert all(a < b for a, b in pairwise(arrived)), "datagrams were delivered in another order"
 
 
 def numbers(receiver: socket.socket) -> list[int]:
-    """The numbers in what arrives, until the last one or silence."""
+    """Return the numbers of the datagrams that arrive, until the last one or QUIET seconds without any."""
     arrived: list[int] = []
     try:
         while not arrived or arrived[-1] < BURST - 1:
@@ -113,7 +113,7 @@ def test_tunnel_recovers_from_overload_within_ping_timeout(connected: Tunnel) ->
 
         carried = poll_until(overload, lambda sent: sent > CARRIED * SIZE, 10.0)
     assert carried > CARRIED * SIZE, f"only {carried} bytes were carried under load"
-    # Whoever still has some of it to carry away gets the time of one ping for that, and the next is in time.
+    # Queues may drain while one ping waits; the next one must be answered in time.
     poll_until(lambda: ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=PING_TIMEOUT)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)

@@ -1,4 +1,4 @@
-"""A flood costs refwg neither its memory nor its peers (topology `loopback`); bench/floods.py has the full size."""
+"""Flood refwg: memory stays bounded, and peers connect (topology `loopback`); full size: bench/floods.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness import V4_OF_A, ping
 if TYPE_CHECKING:
     from harness import Lab
 
-# Slow enough for a machine that has much else to do, and long enough for memory to show where it goes.
+# Datagrams, and datagrams per second: slow enough for a busy machine, enough of them for memory to grow.
 COUNT, RATE = 20_000, 4_000
-# Three initiations: the first may bring no more than a cookie, and any may be lost.
+# Seconds for three initiations: the first may get only a cookie reply, and any may be lost.
 PATIENCE: Final = 12.0
 
 

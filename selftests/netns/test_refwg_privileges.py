@@ -1,4 +1,4 @@
-"""refwg after it has given up being root does all that it did before (topology `direct`)."""
+"""Check that refwg works as before once it has given up root's rights (topology `direct`)."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def tunnel(lab: Lab) -> Tunnel:
         pytest.skip(f"the user namespace of this run has no user {USER}; run as root")
     refwg = Registry().get("refwg")
     command = (*refwg.command[:-1], "--drop-privileges", USER, refwg.command[-1])
-    made = Tunnel(lab, DIRECT, dataclasses.replace(refwg, command=command), refwg)
-    for number, node in enumerate(made.nodes.values(), 1):
+    direct = Tunnel(lab, DIRECT, dataclasses.replace(refwg, command=command), refwg)
+    for number, node in enumerate(direct.nodes.values(), 1):
         addresses = (f"10.0.0.{number}/24", f"10.0.0.{number}0/24", f"fd00:aa::{number}/96", f"fd00:aa::{number}0/96")
         node.add_address(f"veth{number}", *addresses)
         node.set_link(f"veth{number}", up=True)
-    made.a.set_peer(made.pub_b, endpoint=Endpoint.parse("10.0.0.2:2"))
-    return made
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint.parse("10.0.0.2:2"))
+    return direct
 
 
 def status(tunnel: Tunnel) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ def test_refwg_roams_and_changes_port_and_link_without_root(tunnel: Tunnel) -> N
     tunnel.b.set_peer(tunnel.pub_a, endpoint=Endpoint.parse("[fd00:aa::10]:77"))
     tunnel.must_ping("ns2", V4_OF_A)
     assert str(tunnel.seen_by_a().endpoint) in {"[fd00:aa::2]:78", "[fd00:aa::20]:78"}
-    let_pass(0.05, "of one peer's initiations less than 20 ms apart the second is refused")
+    let_pass(0.05, "B refuses a second initiation within 20 ms")
     tunnel.nodes["ns1"].set_link("wg0", up=False)
     tunnel.nodes["ns1"].set_link("wg0", up=True, mtu=1300)
     tunnel.must_ping("ns1", V4_OF_B)

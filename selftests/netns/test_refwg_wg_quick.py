@@ -1,4 +1,4 @@
-"""An unmodified wg-quick(8) takes refwg where the kernel has no WireGuard (topology `direct`)."""
+"""Run refwg from an unmodified wg-quick(8) where the kernel has no WireGuard (topology `direct`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PersistentKeepalive = 25
 
 
 class Quick:
-    """A node in which wg-quick is run, with refwg as the program to fall back to."""
+    """Run wg-quick in a node, with refwg as its userspace implementation."""
 
     def __init__(self, node: NetNS, configuration: Path) -> None:
         self._configuration = configuration
@@ -58,9 +58,9 @@ class Quick:
 
 @pytest.fixture
 def nodes(lab: Lab) -> dict[str, NetNS]:
-    """Two nodes that reach each other without a tunnel; ns2 has the addresses behind it, too."""
+    """Two nodes that reach each other without a tunnel; ns2 also has the addresses behind the tunnel."""
     if Path("/sys/module/wireguard").exists():
-        pytest.skip("the kernel has WireGuard, so wg-quick falls back to nothing")
+        pytest.skip("the kernel has WireGuard, so wg-quick does not start refwg")
     if not PROGRAM.exists() or shutil.which("wg-quick") is None:
         pytest.skip(f"needs wg-quick and {PROGRAM}; ./ci/setup installs both")
     nodes = DIRECT.build(lab)
@@ -72,7 +72,7 @@ def nodes(lab: Lab) -> dict[str, NetNS]:
 
 
 def far_side(lab: Lab, node: NetNS, peer: Key) -> Key:
-    """A refwg on the other side; returns its public key."""
+    """Start a refwg on the other side; return its public key."""
     key = lab.key("far")
     other = lab.interface("wg0", Registry().get("refwg"), node)
     peers = (PeerConfig(public_key=peer, allowed_ips=allowed_ips("192.168.241.1/32", "fd00::1/128")),)
@@ -83,16 +83,16 @@ def far_side(lab: Lab, node: NetNS, peer: Key) -> Key:
 
 @pytest.fixture
 def quick(lab: Lab, nodes: dict[str, NetNS], request: pytest.FixtureRequest) -> Iterator[Quick]:
-    """wg-quick with a configuration for the far side at this endpoint, and everything to go through the tunnel."""
+    """wg-quick with a configuration for the far side: its endpoint and its allowed-ips are the parameter."""
     endpoint, allowed = request.param
     key = lab.key("near")
     file = lab.directory / "wg1.conf"
     peer = far_side(lab, nodes["ns2"], key.public())
     file.write_text(CONFIGURATION.format(key=key, peer=peer, allowed=allowed, endpoint=endpoint))
     file.chmod(0o600)
-    made = Quick(nodes["ns1"], file)
-    yield made
-    made.thread.close()
+    runner = Quick(nodes["ns1"], file)
+    yield runner
+    runner.thread.close()
 
 
 EVERYTHING: Final = "0.0.0.0/0, ::/0"

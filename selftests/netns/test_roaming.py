@@ -1,4 +1,4 @@
-"""A peer is found where its last authentic packet came from (topologies `loopback` and `nat`)."""
+"""Check that endpoints follow a peer's last authentic packet (topologies `loopback` and `nat`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.capability("roaming")
 
 LONGER_THAN_THE_NAT_MAPPING = 3.0
-# In the place of the topology's own rule, which keeps the port if it can.
+# Replaces the topology's own rule, which keeps the port if possible.
 ANOTHER_PORT = """\
 flush table ip nat
 table ip nat {
@@ -36,11 +36,11 @@ def test_endpoint_follows_peer_to_new_ipv4_address_and_port(loopback: Tunnel) ->
     underlay.add_address("lo", "127.212.121.99/8")
     loopback.a.set(DeviceConfig(listen_port=9999))
     port = loopback.a.get().listen_port
-    assert port == 9999, f"A was told to listen on port 9999 and says that it listens on {port}"
+    assert port == 9999, f"A's listen port is {port}, expected 9999"
     loopback.a.set_peer(loopback.pub_b, endpoint=Endpoint.parse("127.0.0.1:2"))
     loopback.must_ping("ns1", V6_OF_B)
     endpoint = str(loopback.seen_by_b().endpoint)
-    assert endpoint == "127.212.121.99:9999", f"B looks for A at {endpoint}, and A is at 127.212.121.99:9999"
+    assert endpoint == "127.212.121.99:9999", f"B's endpoint for A is {endpoint}, expected 127.212.121.99:9999"
     assert endpoint_by_wg(loopback.b) == endpoint
 
 
@@ -67,12 +67,13 @@ def test_persistent_keepalive_keeps_peer_behind_nat_reachable(nat: Tunnel) -> No
     nat.must_ping("ns2", V4_OF_A)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
     assert endpoint_by_wg(nat.b) == "10.0.0.1:1"
-    assert nat.nodes["ns0"].nft_counters()["snat"] > 0, "nothing went through the NAT"
+    assert nat.nodes["ns0"].nft_counters()["snat"] > 0, "the test proved nothing: no datagram passed the NAT"
     before = nat.seen_by_b().rx_bytes
     let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping would expire if no keepalive renewed it")
-    arrived = f"{nat.seen_by_b().rx_bytes - before} bytes arrived at B in {LONGER_THAN_THE_NAT_MAPPING:g} s"
+    arrived = nat.seen_by_b().rx_bytes - before
     pings = ping(nat.nodes["ns2"], V4_OF_A)
-    assert pings.lost == 0, f"the NAT mapping expired; of A's keepalives {arrived}: {pings}"
+    received = f"{arrived} bytes of keepalives arrived at B in {LONGER_THAN_THE_NAT_MAPPING:g} s"
+    assert pings.lost == 0, f"the NAT mapping expired; {received}: {pings}"
 
 
 @pytest.mark.core
@@ -84,8 +85,8 @@ def test_silent_peer_behind_nat_is_lost_when_its_mapping_expires(nat: Tunnel) ->
         nat.must_ping("ns2", V4_OF_A)
     let_pass(LONGER_THAN_THE_NAT_MAPPING, "the mapping expires")
     pings = ping(nat.nodes["ns2"], V4_OF_A, timeout=0.5)
-    assert pings.lost == 1, "the mapping outlived its two seconds, or A has sent without being told to"
-    with twin("the tunnel still works when A begins"):
+    assert pings.lost == 1, "the mapping outlived its two seconds, or A sent a packet although it had none to send"
+    with twin("the tunnel still works when A sends first"):
         nat.must_ping("ns1", V4_OF_B)
 
 
@@ -94,7 +95,7 @@ def test_silent_peer_behind_nat_is_lost_when_its_mapping_expires(nat: Tunnel) ->
 @pytest.mark.requirement("RT-19", "RT-06")
 @pytest.mark.capability("persistent-keepalive")
 def test_endpoint_follows_peer_when_nat_changes_its_port(nat: Tunnel) -> None:
-    # Else the mapping may expire on a slow machine before B has used it.
+    # Without keepalives the mapping may expire on a slow machine before B uses it.
     nat.keep_alive(1)
     nat.must_ping("ns1", V4_OF_B)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:1"
@@ -103,9 +104,9 @@ def test_endpoint_follows_peer_when_nat_changes_its_port(nat: Tunnel) -> None:
     nat.must_ping("ns1", V6_OF_B)
     nat.must_ping("ns2", V4_OF_A)
     assert str(nat.seen_by_b().endpoint) == "10.0.0.1:4242"
-    assert nat.nodes["ns0"].nft_counters()["moved"] > 0, "the NAT has not made a new mapping"
+    assert nat.nodes["ns0"].nft_counters()["moved"] > 0, "the test proved nothing: the NAT made no new mapping"
 
 
 def endpoint_by_wg(side: Interface) -> str:
-    """The endpoint of the only peer, as wg(8) shows it."""
+    """Return the endpoint of the only peer as wg(8) shows it."""
     return side.wg("show", side.name, "endpoints").stdout.split()[1]

@@ -1,4 +1,4 @@
-"""An endpoint that is reached through the tunnel itself: traffic must stay bounded (topology `loopback`)."""
+"""Route an endpoint through its own tunnel: traffic must stay bounded (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from harness import Lab, Pair
 
 BOUND = 70_000
-# The driver's loop ends by itself; a program's may go on for ever, and is cut.
+# Seconds until the loop is cut: the driver's ends by itself, a program's may not.
 WATCHED = {"kernel": 1.0, "uapi": 0.25}
-MOMENT = 0.1
-# Datagrams of the tunnel outside that go into the one inside.
+IDLE_WINDOW = 0.1
+# Counts datagrams of the outer tunnel that enter the inner one.
 COUNTING = """
 table inet counting {
 chain out {
@@ -42,7 +42,7 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
     carried.up(f"{V4_OF_A}/24")
     with twin("A's inner interface is answered in its new place"):
         inner.must_ping("ns0", V4_OF_B)
-    # B first, so that nothing it says makes A forget the endpoint.
+    # End B before A's endpoint changes: a packet from B would set it back.
     lab.end(inner.b)
     lab.end(outer.b)
     carrier.set_peer(outer.pub_b, endpoint=Endpoint.parse(f"{V4_OF_B}:7"))
@@ -57,8 +57,8 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
     lab.note("loop.txt", f"{looped} bytes, {worked:.2f} s of CPU time in {WATCHED[pair.a.kind]} s\n")
     record_property("looped_bytes", looped)
     record_property("looped_cpu_seconds", round(worked, 2))
-    assert pings.lost == pings.sent, f"there is nobody to answer, and yet: {pings}"
-    assert ns0.nft_counters()["looped"] > 0, "no datagram has gone into the tunnel that it carries: nothing was shown"
+    assert pings.lost == pings.sent, f"B has ended, and pings were answered: {pings}"
+    assert ns0.nft_counters()["looped"] > 0, "the test proved nothing: no outer datagram entered the inner tunnel"
     assert_calm_and_configurable(outer, inner)
     if looped > BOUND:
         assert pair.a.kind != "kernel", f"the driver sent {looped} bytes; {BOUND} is what its own test allows"
@@ -66,15 +66,15 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
 
 
 def assert_calm_and_configurable(outer: Tunnel, inner: Tunnel) -> None:
-    """Check that with the loop cut both interfaces of A rest, and can be told and asked."""
+    """Check that both interfaces of A are idle once the loop is cut, and can be configured."""
 
-    def worked_in_a_moment() -> float:
+    def worked_in_window() -> float:
         before = outer.a.cpu_seconds() + inner.a.cpu_seconds()
-        let_pass(MOMENT, "the rest of the loop runs dry")
+        let_pass(IDLE_WINDOW, "the rest of the loop runs dry")
         return outer.a.cpu_seconds() + inner.a.cpu_seconds() - before
 
-    worked = poll_until(worked_in_a_moment, lambda seconds: seconds < MOMENT / 2, 5.0)
-    assert worked < MOMENT / 2, f"with the loop cut, A still works for {worked:.2f} s in {MOMENT} s"
+    worked = poll_until(worked_in_window, lambda seconds: seconds < IDLE_WINDOW / 2, 5.0)
+    assert worked < IDLE_WINDOW / 2, f"with the loop cut, A still works for {worked:.2f} s in {IDLE_WINDOW} s"
     for tunnel in (outer, inner):
         tunnel.a.set_peer(tunnel.pub_b, endpoint=Endpoint.parse("127.0.0.1:7"))
         assert str(tunnel.seen_by_a().endpoint) == "127.0.0.1:7"

@@ -1,4 +1,4 @@
-"""What an interface makes of peers whose every message is the test's own choice (`scripted`)."""
+"""Send chosen messages from scripted peers: replays, malformed ones, and a thousand sessions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 NEWEST = 100_000
 WINDOW = 8128
-# Windows of other programs and machines: any is right that forgets no counter within it.
+# Windows of other programs and machines; each is correct if it accepts every counter in it once.
 ALSO_KNOWN = {8191: "that of GotaTun", 8160: "that of 32-bit kernels", 1023: "that of boringtun"}
-# At the edges of all these: how far behind the newest message one comes.
+# How far behind the newest counter a message is, at the edges of all these windows.
 BEHIND = (8192, 8191, 8161, 8160, 8129, 8128, 8127, 1024, 1023, 1)
 AT_ONCE = 5.0
 MACS, RECEIVER = FIELDS[INITIATION]["mac1"][0], FIELDS[DATA]["receiver"][0]
@@ -49,14 +49,16 @@ def test_replay_window_accepts_each_counter_once_and_no_older(lab: Lab, implemen
     for behind in BEHIND * 2:
         peer.count_from(NEWEST - behind)
         stage.say(peer, str(behind).encode())
-    # Nothing overtakes anything in a tunnel, so behind this one no other can come.
+    # A tunnel keeps order: no earlier message can arrive after this one.
     peer.count_from(NEWEST + 1)
-    with twin("a message with a counter that is new arrives"):
+    with twin("a message with a new counter is delivered"):
         stage.say(peer, b"the end")
         stage.wait_for(lambda: stage.arrived[-1] == b"the end", AT_ONCE, "the last message")
     taken = [int(data) for data in stage.arrived[2:-1]]
     window = max(taken, default=0)
-    assert taken == [behind for behind in BEHIND if behind <= window], "not once, or not all of them"
+    assert taken == [behind for behind in BEHIND if behind <= window], (
+        "a counter in the window was accepted twice or not at all"
+    )
     if window in ALSO_KNOWN:
         differs(f"the window is {window}, {ALSO_KNOWN[window]}, not {WINDOW}", by=[implementation.name])
     assert window == WINDOW
@@ -78,28 +80,28 @@ def test_message_of_wrong_length_type_or_peer_is_not_answered(lab: Lab, implemen
     stage.say(first, b"a session")
     stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer")
     if first.cookies:
-        let_pass(LOAD_IS_OVER, "the driver still knows of another test's flood, and asks everyone for a cookie")
+        let_pass(LOAD_IS_OVER, "the driver is still under load from another test, and answers by cookie replies")
     before = stage.wg0.peer(other.public_key)
     (initiation,), (unknown,), (data,) = other.say(b""), stranger.say(b""), first.say(b"as it was")
-    for datagram in no_messages(initiation, data, unknown, target.raw)[wrong]:
+    for datagram in malformed_messages(initiation, data, unknown, target.raw)[wrong]:
         stage.throw(datagram)
-    stage.say(last, b"behind all these")
-    stage.wait_for(lambda: last.heard == [b"behind all these"], AT_ONCE, "an answer to what came last")
-    assert stage.unowned == [], "one of them was answered"
-    assert stage.arrived == [b"a session", b"behind all these"], "one of them was taken for data"
+    stage.say(last, b"after all these")
+    stage.wait_for(lambda: last.heard == [b"after all these"], AT_ONCE, "an answer to the last message")
+    assert stage.unowned == [], "a malformed message was answered"
+    assert stage.arrived == [b"a session", b"after all these"], "a malformed message was delivered"
     seen = stage.wg0.peer(other.public_key)
-    assert seen.rx_bytes == before.rx_bytes, f"one of them was counted: {seen.rx_bytes - before.rx_bytes} bytes"
-    assert seen.endpoint is None, f"one of them moved an endpoint to {seen.endpoint}"
-    with twin("the initiation and the data, as they were, are answered"):
+    assert seen.rx_bytes == before.rx_bytes, f"a malformed message was counted: {seen.rx_bytes - before.rx_bytes} bytes"
+    assert seen.endpoint is None, f"a malformed message moved the endpoint to {seen.endpoint}"
+    with twin("the unchanged initiation and data are answered"):
         stage.throw(initiation)
         stage.throw(data)
         stage.wait_for(lambda: len(stage.unowned) == 1 and len(first.heard) > 1, AT_ONCE, "a response, and an answer")
     assert stage.unowned == ["response"]
 
 
-def no_messages(initiation: bytes, data: bytes, unknown: bytes, target: bytes) -> dict[str, list[bytes]]:
-    """What is an initiation or a data message but for one thing; mac1, where there is one, is right."""
-    # Whoever overlooks the length may look for the macs where they would be, or before the end.
+def malformed_messages(initiation: bytes, data: bytes, unknown: bytes, target: bytes) -> dict[str, list[bytes]]:
+    """Return initiations and data messages with one thing wrong each, and a valid mac1 where there is one."""
+    # A program that does not check the length may find the macs at their offset, or before the end.
     longer = initiation[:MACS] + b"\0" + initiation[MACS:]
     return {
         "length": [
@@ -109,24 +111,24 @@ def no_messages(initiation: bytes, data: bytes, unknown: bytes, target: bytes) -
             *(data[:size] for size in (4, 8, 15, 16, 31)),
         ],
         "type": [
-            *(with_mac1(spoilt(initiation, at, 1), target) for at in (1, 2, 3)),
+            *(with_mac1(with_byte(initiation, at, 1), target) for at in (1, 2, 3)),
             *(
-                with_mac1(spoilt(initiation, 0, kind), target)
+                with_mac1(with_byte(initiation, 0, kind), target)
                 for kind in (0, RESPONSE, COOKIE_REPLY, DATA, 5, 129, 255)
             ),
-            *(spoilt(data, at, 1) for at in (1, 2, 3)),
-            *(spoilt(data, 0, kind) for kind in (0, INITIATION, RESPONSE, COOKIE_REPLY, 5, 132, 255)),
+            *(with_byte(data, at, 1) for at in (1, 2, 3)),
+            *(with_byte(data, 0, kind) for kind in (0, INITIATION, RESPONSE, COOKIE_REPLY, 5, 132, 255)),
         ],
         "recipient": [
             unknown,
-            spoilt(data, RECEIVER, data[RECEIVER] ^ 1),
+            with_byte(data, RECEIVER, data[RECEIVER] ^ 1),
         ],
     }
 
 
-def spoilt(message: bytes, place: int, value: int) -> bytes:
-    """The message with another byte at this place."""
-    return message[:place] + bytes([value]) + message[place + 1 :]
+def with_byte(message: bytes, offset: int, value: int) -> bytes:
+    """Return the message with another byte at this offset."""
+    return message[:offset] + bytes([value]) + message[offset + 1 :]
 
 
 @pytest.mark.long_in_guest
@@ -136,9 +138,9 @@ def test_thousand_peers_keep_sessions_and_get_own_replies(lab: Lab, implementati
         pytest.skip(f"a thousand peers of {implementation.name} take minutes where the processor is emulated")
     stage = Stage(lab, implementation, [Scripted(number) for number in range(1, PEERS + 1)])
     stage.converse(b"a session", PATIENCE)
-    # Now that there are all of them.
+    # Again, now that all sessions exist.
     stage.converse(b"again", PATIENCE)
     assert all(peer.heard == [b"a session", b"again"] for peer in stage.peers), "an answer went to another peer"
     states = stage.wg0.get().peers
     assert {state.public_key for state in states} == {peer.public_key for peer in stage.peers}
-    assert all(state.latest_handshake for state in states), "a peer is reported to have had no handshake"
+    assert all(state.latest_handshake for state in states), "a peer has no latest handshake"

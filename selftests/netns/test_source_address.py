@@ -1,4 +1,4 @@
-"""Datagrams leave from the address that was addressed, as long as it is ours and the way is the same (`direct`)."""
+"""Check the source address of datagrams: the one that the peer sent to, while it is valid (`direct`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 V4 = ("10.0.0.1", "10.0.0.2")
 V6 = ("fd00:aa::1", "fd00:aa::2")
-# Back and forth, because a program may go wrong at a change of family only now and then.
+# Repeated, because a program may fail only sometimes when the family changes.
 ALTERNATING = (V4[0], V6[0], V4[1], V6[1]) * 3
-# Where B is, A's address, and the one that replaces it.
+# B's address, A's address, and the one that replaces A's.
 CHANGES = (("10.0.0.2", "10.0.0.1/24", "10.0.0.10/24"), ("fd00:aa::2", "fd00:aa::1/96", "fd00:aa::10/96"))
 
 
@@ -67,7 +67,7 @@ def test_reply_source_can_be_address_on_other_interface(direct: Tunnel, elsewher
     ns2.add_address("veth2", "10.0.0.3/24", "fd00:aa::3/96")
     add_veth(ns1, "unused1", ns1, "unused2")
     ns1.add_address("unused1", elsewhere)
-    # For IPv6 by way of its neighbour, which answers for the addresses of one interface only.
+    # For IPv6 by a gateway: neighbour discovery answers only for addresses of the same interface.
     ns2.add_route(network, dev="veth2", via="fd00:aa::1" if ":" in network else None)
     endpoint = Endpoint(elsewhere.partition("/")[0], 1)
     direct.b.set_peer(direct.pub_a, endpoint=endpoint)
@@ -88,7 +88,7 @@ def test_better_route_is_used_with_its_source_address(direct: Tunnel) -> None:
     ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=1)
     direct.must_ping("ns1", V4_OF_B)
     seen = str(direct.seen_by_b().endpoint)
-    assert seen == "10.0.0.3:1", f"the better route leads by veth3 from 10.0.0.3, and A's datagrams come from {seen}"
+    assert seen == "10.0.0.3:1", f"A's datagrams come from {seen}, expected 10.0.0.3:1 by the better route, veth3"
 
 
 @pytest.mark.scenario("N28")
@@ -98,30 +98,30 @@ def test_second_route_is_used_with_its_source_when_link_is_down(direct: Tunnel) 
     add_second_link(direct)
     ns1 = direct.nodes["ns1"]
     for device in ("veth1", "veth3"):
-        # What becomes of the IPv6 routes of a link is told; of those of IPv4 nothing but that the link is down.
+        # The kernel reports the loss of a link's IPv6 routes; for IPv4 it reports only that the link is down.
         ns1.sysctl(f"net.ipv6.conf.{device}.disable_ipv6", 1)
     ns1.add_route("10.0.0.0/24", dev="veth1", src="10.0.0.1", metric=1)
     ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=2)
     direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
     direct.must_ping("ns1", V4_OF_B)
     assert str(direct.seen_by_b().endpoint) == "10.0.0.1:1"
-    # B answers by the link that is left, whichever address A's datagrams come from.
+    # B answers by the remaining link, whatever address A's datagrams come from.
     direct.nodes["ns2"].add_route("10.0.0.0/24", dev="veth4", src="10.0.0.2", metric=9)
     direct.nodes["ns2"].set_link("veth2", up=False)
     ns1.set_link("veth1", up=False)
     direct.must_ping("ns1", V4_OF_B)
     seen = str(direct.seen_by_b().endpoint)
-    assert seen == "10.0.0.3:1", f"only veth3 is left, with 10.0.0.3, and A's datagrams come from {seen}"
+    assert seen == "10.0.0.3:1", f"A's datagrams come from {seen}, expected 10.0.0.3:1 by the remaining link, veth3"
 
 
 def add_second_link(direct: Tunnel) -> None:
-    """Let A have a second address at a second link to B, and both sides take what comes by either."""
+    """Give A a second address on a second link to B; both sides accept packets from either link."""
     ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
     add_veth(ns1, "veth3", ns2, "veth4")
     for node, *devices in ((ns1, "veth1", "veth3"), (ns2, "veth2", "veth4")):
         for device in ("all", *devices):
             node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
-    # Single addresses, so that no route comes with them.
+    # /32, so that no connected route is added.
     ns1.add_address("veth1", "10.0.0.1/32")
     ns1.add_address("veth3", "10.0.0.3/32")
     ns2.add_address("veth2", "10.0.0.2/24")

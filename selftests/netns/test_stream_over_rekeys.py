@@ -1,4 +1,4 @@
-"""A stream that outlives five sessions (topology `loopback`); for any pair, and refwg with each of the others."""
+"""Run a TCP stream over five rekeys: nothing is lost (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.waiting
 SECOND: Final = 1_000_000_000
 REKEY_AFTER_TIME: Final = 120
 REKEYS: Final = 5
-# Until shortly after the fifth; slow enough that time can be skipped between the segments.
+# Seconds, until shortly after the fifth rekey. The stream is slow, so that lane warp can skip time between segments.
 DURATION: Final = REKEYS * REKEY_AFTER_TIME + 15
 INTERVAL: Final = 15
 PORT: Final = 5201
@@ -25,7 +25,7 @@ STREAM: Final = ("-b", "16K", "-l", "500", "--pacing-timer", "1000000", "-t", st
 
 
 def iperf3(loopback: Tunnel, server_log: str = "iperf3-server.log") -> dict[str, Any]:
-    """One TCP stream from A to B; returns what the sender reports of it."""
+    """Run one TCP stream from A to B; return the report of the sender."""
     directory = loopback.lab.directory
     server = loopback.nodes["ns2"].spawn(["iperf3", "-s", "-1", "--forceflush"], log=directory / server_log)
     try:
@@ -39,7 +39,7 @@ def iperf3(loopback: Tunnel, server_log: str = "iperf3-server.log") -> dict[str,
 
 @pytest.mark.requirement("ROB-15", "TM-07")
 def test_stream_loses_nothing_in_five_rekeys(loopback: Tunnel) -> None:
-    # Nor is anything sent twice only because it waited: a tail loss probe (RFC 8985) takes a handshake's 5 ms for loss.
+    # No tail loss probes (RFC 8985): they would retransmit a segment that waits 5 ms for a handshake.
     loopback.nodes["ns1"].sysctl("net.ipv4.tcp_early_retrans", 0)
     with Capture(loopback.nodes["ns0"], "lo") as wire:
         report = iperf3(loopback)

@@ -1,4 +1,4 @@
-"""Streams of TCP and UDP pass whole, one and many at once (topology `loopback`)."""
+"""Send TCP and UDP streams, one and many at a time: they arrive intact (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_iperf3_sends_requested_bytes_through_tunnel(loopback: Tunnel, address: 
     client = loopback.nodes["ns1"].run(["iperf3", "-J", "-c", address, "-n", str(size)], deadline=30)
     end = json.loads(client.stdout)["end"]
     assert end["sum_sent"]["bytes"] >= size
-    # iperf3 stops when all is sent; what was then on its way, it does not count.
+    # iperf3 stops when all is sent, and does not count the bytes in flight.
     assert end["sum_received"]["bytes"] > 0
 
 

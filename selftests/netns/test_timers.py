@@ -1,4 +1,4 @@
-"""Rekey, keepalives, retry, rejection and erasure by time, as seen on the wire (topologies `loopback` and `nat`)."""
+"""Check rekey, keepalives, retries, rejection and erasure over time (topologies `loopback` and `nat`)."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ pytestmark = pytest.mark.waiting
 SECOND = 1_000_000_000
 REKEY_AFTER_TIME = 120
 REJECT_AFTER_TIME = 180
-# Ages of a session at which an initiator would ask for another: when it sends, and even when it receives.
-RESPONDER_IS_CONTENT = (121, 166, 178)
+# Session ages at which an initiator would rekey: when it sends, and at the last two also when it receives.
+NO_RESPONDER_REKEY = (121, 166, 178)
 KEEPALIVE_TIMEOUT = 10
 REKEY_TIMEOUT = 5
-# When one begins anew who has sent data and received nothing.
+# Seconds after which a side that has sent data and received nothing initiates (TM-16).
 NEW_HANDSHAKE = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
 MAX_JITTER = 1 / 3
 INITIATIONS_OF_A_SERIES = 20
 DISCARD = 9
 PORT_OF_A, PORT_OF_B = 1, 2
-# Between these the last initiation of a series must lie; the first is at 0 (TM-04).
+# Bounds of the last initiation of a series, in seconds after the first (TM-04).
 LAST_RETRY = (85, 110)
 GIVEN_UP = 120
 ERASURE = 3 * REJECT_AFTER_TIME
@@ -60,13 +60,13 @@ COARSE = 1 / 8
 INTERVAL = 25
 MAPPING = 30
 HOUR = 3600
-# How much too early is a keepalive of one that looks at its clock four times a second.
+# Seconds by which a keepalive may be early: some programs read their clock four times a second.
 TICK = 0.25
 
 
 @pytest.fixture
 def wire(loopback: Tunnel) -> Iterator[Capture]:
-    """What both interfaces send, with a session that A has initiated."""
+    """A capture of both sides, with a session that A initiated."""
     with Capture(loopback.nodes["ns0"], "lo") as capture:
         loopback.must_ping("ns1", V4_OF_B)
         yield capture
@@ -77,7 +77,7 @@ def initiations(wire: Capture, port: int, after: int = 0) -> list[Message]:
 
 
 def session_start(wire: Capture) -> int:
-    """When the first initiation left."""
+    """Return when the first initiation was sent, in ns."""
     return wire.messages(kind=INITIATION)[0].time
 
 
@@ -87,7 +87,7 @@ def longest_retry() -> float:
 
 
 def drop(loopback: Tunnel, condition: str) -> None:
-    """Let no datagram through that meets the condition."""
+    """Drop every datagram that meets the condition."""
     chain = f"type filter hook input priority 0\n{condition} counter drop"
     loopback.nodes["ns0"].nft(f"table inet cut {{\nchain input {{\n{chain}\n}}\n}}\n")
 
@@ -95,12 +95,12 @@ def drop(loopback: Tunnel, condition: str) -> None:
 @pytest.mark.requirement("TM-07")
 def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire: Capture) -> None:
     # wireguard-go may start the timers of 15 s and 5 s after the answer has come, and then initiates.
-    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE) + longest_retry(), "A has begun its last early session")
+    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE) + longest_retry(), "A has started its last early session")
     start = initiations(wire, PORT_OF_A)[-1].time
     let_pass(start / SECOND + REKEY_AFTER_TIME - 5 - time.time(), "the session is not old enough")
     loopback.must_ping("ns1", V4_OF_B)
     assert not initiations(wire, PORT_OF_A, after=start), "rekeyed too early"
-    let_pass(6, "now it is")
+    let_pass(6, "now the session is old enough")
     loopback.must_ping("ns1", V4_OF_B)
     again = wire.wait_for(lambda m: m.kind == INITIATION and m.time > start, 2.0, "A to rekey when it has sent")
     assert again.source[1] == PORT_OF_A, f"{(again.time - start) // SECOND} s after A's initiation B sends one"
@@ -113,10 +113,10 @@ def test_responder_initiates_only_when_session_has_expired(loopback: Tunnel, wir
     start = session_start(wire)
     with udp_receiver(loopback.nodes["ns2"], V4_OF_B, 1111) as receiver:
         send_to_b(loopback, receiver)
-        # A asks for another one as soon as it sends; B shall not hear of it.
+        # A rekeys as soon as it sends; B must not get its initiations.
         drop(loopback, f"udp sport {PORT_OF_A} udp length {8 + 148}")
         age = 1
-        for then in RESPONDER_IS_CONTENT:
+        for then in NO_RESPONDER_REKEY:
             let_pass(then - age, "the session grows old")
             udp_message(loopback.nodes["ns2"], V4_OF_A, DISCARD, b"by B")
             send_to_b(loopback, receiver)
@@ -127,8 +127,8 @@ def test_responder_initiates_only_when_session_has_expired(loopback: Tunnel, wir
     sent = [m for m in wire.messages(port=PORT_OF_B) if m.time > start + SECOND and not m.is_keepalive]
     begun = [(m.time - start) / SECOND for m in sent if m.kind == INITIATION]
     assert not begun or min(begun) >= REJECT_AFTER_TIME, f"B initiates {min(begun):.3f} s after A"
-    ages = [((m.time - start) // SECOND, m.kind) for m in sent][: len(RESPONDER_IS_CONTENT) + 1]
-    assert ages == [*((age, DATA) for age in RESPONDER_IS_CONTENT), (REJECT_AFTER_TIME + 1, INITIATION)]
+    ages = [((m.time - start) // SECOND, m.kind) for m in sent][: len(NO_RESPONDER_REKEY) + 1]
+    assert ages == [*((age, DATA) for age in NO_RESPONDER_REKEY), (REJECT_AFTER_TIME + 1, INITIATION)]
 
 
 def send_to_b(loopback: Tunnel, receiver: socket.socket) -> None:
@@ -188,17 +188,17 @@ def test_wall_clock_set_back_blocks_handshakes_but_not_session(loopback: Tunnel,
         answered = len(wire.messages(kind=RESPONSE, port=PORT_OF_B)) - 1
     assert refused, "A does not rekey"
     if answered:
-        # Its stamps go by a clock of its own, which nobody can set.
-        how = f"a wall clock that is set back does not show in A's stamps: B answers {answered} of {refused}"
+        # Its timestamps come from another clock, which cannot be set.
+        how = f"a wall clock that is set back does not change A's timestamps: B answers {answered} of {refused}"
         differs(how, by=[loopback.a.manifest.name])
-    let_pass(REKEY_TIMEOUT + 1, "A asks once more")
+    let_pass(REKEY_TIMEOUT + 1, "A initiates again")
     assert len(wire.messages(kind=RESPONSE, port=PORT_OF_B)) == 2
     loopback.must_ping("ns1", V4_OF_B)
 
 
 @contextmanager
 def wall_clock_off_by(seconds: int) -> Iterator[None]:
-    """Set the machine's clock wrong, and right again. These tests run in guests only, whose clock is nobody else's."""
+    """Set the wall clock wrong for the block. Only guests run this: nothing else uses their clock."""
     assert os.environ[LANE] == "warp"
     time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
     try:
@@ -218,7 +218,7 @@ def test_data_is_not_sent_on_session_older_than_three_minutes(loopback: Tunnel, 
     assert pings.lost == 2
     late = [m for m in wire.messages(kind=DATA) if m.time - start > (REJECT_AFTER_TIME + 1) * SECOND]
     assert not late, f"sent under an expired key: {late[0]}"
-    assert initiations(wire, PORT_OF_A, after=start + REJECT_AFTER_TIME * SECOND), "A does not ask for another session"
+    assert initiations(wire, PORT_OF_A, after=start + REJECT_AFTER_TIME * SECOND), "A does not initiate another session"
 
 
 @pytest.mark.requirement("TM-27")
@@ -244,7 +244,7 @@ def test_pending_handshake_is_erased_after_nine_minutes(loopback: Tunnel, late: 
 
 
 def deliver(loopback: Tunnel, message: Message) -> None:
-    """Send a captured datagram once more, from the address it came from."""
+    """Send a captured datagram again, from its source address."""
     udp = struct.pack(">4H", message.source[1], message.destination[1], 8 + len(message.payload), 0) + message.payload
     ends = socket.inet_aton(message.source[0]) + socket.inet_aton(message.destination[0])
     # The kernel fills in length and checksum of the IP header; UDP over IPv4 may go without.
@@ -292,7 +292,7 @@ def repeated_initiations(wire: Capture) -> list[Message]:
 @pytest.mark.capability("persistent-keepalive")
 def test_authenticated_packets_delay_persistent_keepalive(loopback: Tunnel, wire: Capture) -> None:
     loopback.keep_alive(INTERVAL)
-    let_pass(INTERVAL + slack(INTERVAL), "that for the ping's answer, and one at the setting, have been sent")
+    let_pass(INTERVAL + slack(INTERVAL), "the keepalives for the ping's reply and for the new setting have been sent")
     last = wire.messages()[-1].time
     wire.wait_for(lambda m: m.is_keepalive and m.time > last, INTERVAL + slack(INTERVAL), "one more keepalive")
     let_pass(INTERVAL / 2, "half of the time until the next")
@@ -305,7 +305,7 @@ def test_authenticated_packets_delay_persistent_keepalive(loopback: Tunnel, wire
 
 
 def is_persistent(before: Message, kept: Message) -> bool:
-    """Whether it is a keepalive of A's that confirms no handshake."""
+    """Return whether this is a keepalive of A that does not confirm a handshake."""
     return kept.source[1] == PORT_OF_A and kept.is_keepalive and before.kind == DATA
 
 
@@ -320,7 +320,7 @@ def test_persistent_keepalive_keeps_nat_mapping_of_30_seconds(nat: Tunnel) -> No
     let_pass(10 * MAPPING, "the mapping would be gone ten times")
     nat.must_ping("ns2", V4_OF_A)
     nat.keep_alive(0)
-    let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "no keepalive, not even that for the ping, keeps it now")
+    let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "no keepalive renews the mapping now, not even that for the ping")
     unreachable = ping(nat.nodes["ns2"], V4_OF_A).lost
     with twin("what A sends opens the mapping again"):
         nat.must_ping("ns1", V4_OF_B)

@@ -1,4 +1,4 @@
-"""What leaves a node by the tunnel has whole checksums, also where the sum is one that must not be sent as it is."""
+"""Send a datagram whose UDP checksum is zero: over IPv6 it must be 0xffff (topology `loopback`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FROM, TO = 2222, 1111
 def test_udp_checksum_of_zero_is_sent_as_ffff_over_ipv6(loopback: Tunnel) -> None:
     addresses = socket.inet_pton(socket.AF_INET6, V6_OF_A) + socket.inet_pton(socket.AF_INET6, V6_OF_B)
     summed = addresses + struct.pack(">IIHHHH", 10, socket.IPPROTO_UDP, FROM, TO, 10, 0)
-    # With the sum of all else as its payload, a datagram has a sum of zero, which RFC 8200 has sent as 0xffff.
+    # With the checksum of all other words as payload, the checksum is zero, which is sent as 0xffff (RFC 8200, 8.1).
     payload = checksum(summed).to_bytes(2)
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
     with udp_receiver(ns2, V6_OF_B, TO) as receiver, ns1.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
