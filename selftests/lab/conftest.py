@@ -1,4 +1,4 @@
-"""What tests of the lab share: a pytest of their own inside the sandbox of the outer one."""
+"""Run an inner pytest in the sandbox of the outer one, for tests of the lab."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def inner_pytest(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test that runs a pytest of its own, in the sandbox of the outer one, with our plugin alone."""
+    """Prepare an inner pytest with the plugin of the lab alone, in the sandbox of the outer one."""
     assert lab.nodes == {}
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
-    # The outer pytest looks for what is left behind, too; each search would cost 50 ms.
+    # The outer pytest also looks for leaks; each search takes 50 ms.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:unraisableexception -p no:threadexception")
-    # An inner one forgets what it has imported; so that not each has to read the template of the report anew:
+    # An inner pytest drops its imports. Imported here, the report's template is read only once.
     importlib.import_module("harness.report.gather")

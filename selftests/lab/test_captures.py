@@ -1,4 +1,4 @@
-"""The evidence of a failed test has what passed by each link and wire, as pcapng."""
+"""Check that the evidence of a failed test has a pcapng of each captured link and wire."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def test_link_and_wire_captures_are_kept_as_evidence(pytester: pytest.Pytester, 
     files = sorted(pytester.path.glob("report/evidence/*/*.pcapng"), key=lambda path: path.name)
     assert [path.name for path in files] == kept
     assert all(path.read_bytes()[:4] == MAGIC for path in files)
-    # The echo request, as ping(8) fills it, passed by the link of ns1.
+    # The payload of ping(8)'s echo request, which passed the link of ns1.
     assert all(b"\x10\x11\x12\x13\x14\x15" in path.read_bytes() for path in files if path.name.startswith("ns1"))

@@ -1,4 +1,4 @@
-"""The health check: a program that is unwell turns its test red, in words that say what is wrong with it."""
+"""Check the health check: an unhealthy program fails its test, and the message gives the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.net.netns import leftover_nodes
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.usefixtures("inner_pytest")
 
-# Starts the real program, and does at SIGUSR1 and at SIGTERM what the test has put in.
+# Starts the real program, and runs code of the test at SIGUSR1 and at SIGTERM.
 WRAPPER = """\
 #!{python}
 import os, signal, subprocess, sys, threading
@@ -44,18 +44,18 @@ TEST = """
 import signal
 
 def test(lab, implementation):
-    made = lab.interface("wg0", implementation, lab.node("here"))
-    made.process.signal(signal.SIGUSR1)
-    made.process.{awaited}
+    iface = lab.interface("wg0", implementation, lab.node("here"))
+    iface.process.signal(signal.SIGUSR1)
+    iface.process.{awaited}
 """
 DONE = 'says("^done$")'
 ENDED = "wait(5)"
-GOES = "sys.exit(0)"
+EXITS = "sys.exit(0)"
 
 
 @pytest.fixture
 def real() -> str:
-    """The real program that the wrapper starts."""
+    """Path of the real program that the wrapper starts."""
     manifest = Registry().get("wireguard-go-debian")
     if reason := manifest.why_unavailable():
         pytest.skip(reason)
@@ -63,7 +63,7 @@ def real() -> str:
 
 
 def run_wrapped(pytester: pytest.Pytester, script: str, test: str, *options: str) -> pytest.RunResult:
-    """Run the test on an implementation that is this script."""
+    """Run the test with this script as the implementation."""
     program = pytester.path / "wrapper"
     program.write_text(script)
     program.chmod(0o755)
@@ -71,7 +71,7 @@ def run_wrapped(pytester: pytest.Pytester, script: str, test: str, *options: str
     return pytester.runpytest_inprocess("--impl", f"mine={program}", *options)
 
 
-def wrapper(real: str, on_demand: str, on_sigterm: str = GOES) -> str:
+def wrapper(real: str, on_demand: str, on_sigterm: str = EXITS) -> str:
     root = str(Path(wait.__file__).parents[1])
     return WRAPPER.format(python=sys.executable, root=root, program=real, on_demand=on_demand, on_sigterm=on_sigterm)
 
@@ -98,7 +98,7 @@ def test_unhealthy_program_fails_its_test(
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
     assert leftover_nodes() == []
-    # The evidence shows the node as it was at that time.
+    # The evidence has the state of the node at that time.
     assert list((pytester.path / "report").rglob("here.txt"))
 
 

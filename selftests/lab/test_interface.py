@@ -1,4 +1,4 @@
-"""The typed interface against `wg`: what one of the two sets, the other shows."""
+"""Check the typed interface against `wg`: each reads what the other sets."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def alice(lab: Lab) -> Key:
 
 
 def setting(lab: Lab, alice: Key) -> DeviceConfig:
-    """One of everything."""
+    """Return a configuration that uses every setting."""
     peer = PeerConfig(
         public_key=alice,
         preshared_key=lab.key("psk"),
@@ -55,7 +55,7 @@ def setting(lab: Lab, alice: Key) -> DeviceConfig:
     return DeviceConfig(private_key=lab.key("own"), listen_port=51820, fwmark=0x77, peers=(peer, bob))
 
 
-# A program that binds its control socket and listens on it later; what it does then is refwg's business.
+# A program that binds its control socket, listens on it later, and then becomes refwg.
 HESITATING = """\
 import fcntl, os, socket, struct, sys, time
 tun = os.open("/dev/net/tun", os.O_RDWR)
@@ -74,12 +74,12 @@ os.execv(sys.executable, [sys.executable, "-m", "refwg", "-f", "wg0"])
 def test_program_is_ready_when_its_socket_accepts_connections(lab: Lab) -> None:
     program = replace(Registry().get("refwg"), command=("{python}", "-c", HESITATING), key_log=())
     wg0 = lab.interface("wg0", program, lab.node("birth"))
-    # wg(8) would delete a socket that refuses it.
+    # wg(8) would delete a socket that refuses connections.
     assert wg0.wg("show", "interfaces").stdout == "wg0\n"
     assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
 
 
-# A program that serves its socket, and has no TUN device to serve it for.
+# A program that serves its socket without a TUN device.
 WITHOUT_LINK = """\
 import os, signal, socket
 print(os.getpid(), flush=True)
@@ -91,7 +91,7 @@ signal.pause()
 
 
 def watched_processes() -> int:
-    """How many processes this one watches by a descriptor."""
+    """Return how many pidfds this process holds."""
     return sum(entry.is_symlink() and "pidfd" in str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir())
 
 
@@ -182,8 +182,8 @@ def test_wg_setconf_restores_output_of_wg_showconf(lab: Lab, wg0: Interface, ali
 
 def test_interface_gets_mtu_of_its_manifest(lab: Lab, implementation: Manifest) -> None:
     node = lab.node("ns0")
-    made = lab.interface("wg0", replace(implementation, mtu=1342), node)
-    assert node.links()["wg0"]["mtu"] == (1420 if made.manifest.kind == "kernel" else 1342)
+    iface = lab.interface("wg0", replace(implementation, mtu=1342), node)
+    assert node.links()["wg0"]["mtu"] == (1420 if iface.manifest.kind == "kernel" else 1342)
 
 
 def test_interface_starts_with_mtu_1420(lab: Lab, implementation: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""pyroute2's IPRoute works in its node, nowhere else, and leaves nothing behind; `ip` and `tc` are witnesses."""
+"""Check that pyroute2's IPRoute works in its node alone and leaks nothing; `ip` and `tc` confirm it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 MANUAL = Path(harness.__file__).parents[1] / "docs" / "netns.md"
-# How a kernel refuses a kind of link, and a queueing discipline, that it does not have.
+# Errnos for a kind of link, or a queueing discipline, that the kernel does not have.
 UNKNOWN_KIND = {errno.EOPNOTSUPP, errno.ENOENT}
 
 
@@ -49,7 +49,7 @@ def right(lab: Lab, left: NetNS) -> NetNS:
 
 @contextmanager
 def skip_without(thing: str) -> Iterator[None]:
-    """Skip the test if the kernel refuses what is tried inside because it does not have it."""
+    """Skip the test if the kernel lacks what the block uses."""
     try:
         yield
     except NetlinkError as error:
@@ -59,7 +59,7 @@ def skip_without(thing: str) -> Iterator[None]:
 
 
 def shown_link(node: NetNS, device: str) -> Any:
-    """What `ip -d link` shows of a device."""
+    """Return what `ip -d link` shows of a device."""
     [shown] = node.run_json(["ip", "-j", "-d", "link", "show", device])
     return shown
 
@@ -117,7 +117,7 @@ def test_tbf_matches_output_of_tc(left: NetNS) -> None:
         # tc prints bytes per second.
         assert (shown["options"]["rate"], shown["options"]["burst"]) == (125000, 2000)
         ip.tc("del", index=left.index("lo"), root=True)
-    assert [one["kind"] for one in left.run_json(["tc", "-j", "qdisc", "show", "dev", "lo"])] == ["noqueue"]
+    assert [qdisc["kind"] for qdisc in left.run_json(["tc", "-j", "qdisc", "show", "dev", "lo"])] == ["noqueue"]
 
 
 def test_htb_class_matches_output_of_tc(left: NetNS) -> None:
@@ -157,7 +157,7 @@ def test_links_match_those_that_pyroute2_reads(left: NetNS, right: NetNS) -> Non
         assert (ours["index"], ours["mtu"], ours["up"]) == (link["index"], link.get("mtu"), link["state"] == "up")
         assert (ours["kind"], ours["is_operational"]) == (link.get(("linkinfo", "kind")), link.get("operstate") == "UP")
         for counter in ("rx_bytes", "tx_bytes"):
-            # The kernel itself sends at times.
+            # The kernel sends packets too, so the counters may grow between the three reads.
             assert ours[counter] <= link.get(("stats64", counter)) <= after[link.get("ifname")][counter]
     assert before == {}
     assert after["eth0"]["rx_bytes"] > 0
@@ -198,8 +198,8 @@ def test_dump_is_read_in_node_when_pyroute2_yields_it(left: NetNS, monkeypatch: 
     assert {link.get("ifname") for link in dump} == {"lo", "a", "b"}
 
 
-def belongings() -> dict[str, Any]:
-    """Descriptors, threads and children of this process."""
+def resources() -> dict[str, Any]:
+    """Return the descriptors, threads and children of this process."""
     return {
         "descriptors": {
             entry.name: entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
@@ -212,7 +212,7 @@ def belongings() -> dict[str, Any]:
 @pytest.mark.parametrize("closed_by", ["user", "node"])
 def test_closed_iproute_leaves_nothing_behind(lab: Lab, closed_by: str) -> None:
     watcher = lab.node("watcher")
-    before = belongings()
+    before = resources()
     node = NetNS("here")
     with NsidEvents(watcher, node) as events:
         ip = node.iproute()
@@ -223,9 +223,9 @@ def test_closed_iproute_leaves_nothing_behind(lab: Lab, closed_by: str) -> None:
         node.close()
         assert wait_for(events, 5.0, "the node to vanish")
     del ip
-    # What was not closed warns when it is collected, and a warning fails the test.
+    # An unclosed socket warns when it is collected, and a warning fails the test.
     gc.collect()
-    assert belongings() == before
+    assert resources() == before
 
 
 def test_refusal_names_node_and_call(left: NetNS) -> None:

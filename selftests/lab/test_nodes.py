@@ -1,4 +1,4 @@
-"""Nodes and links do what they are told, with `ip`, `nft` and the kernel as witnesses."""
+"""Check nodes and links by the output of `ip` and `nft`, and by the kernel."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_new_link_carries_first_frame_in_both_directions(lab: Lab) -> None:
     for _ in range(10):
         link = add_veth(*ends[0], *ends[1])
         raw = [node.socket(socket.AF_PACKET, socket.SOCK_RAW) for node, _ in ends]
-        for made, (_, device) in zip(raw, ends, strict=True):
-            made.bind((device, 0x88B5))
-            made.settimeout(1.0)
+        for sock, (_, device) in zip(raw, ends, strict=True):
+            sock.bind((device, 0x88B5))
+            sock.settimeout(1.0)
         with raw[0], raw[1]:
             for sender, receiver in (raw, raw[::-1]):
                 sender.send(frame)
@@ -186,7 +186,7 @@ def test_offload_is_switched_and_read(left: NetNS, right: NetNS, switch: str, co
 
 
 def ethtool_get(node: NetNS, device: str, command: int) -> int:
-    """What the kernel says of one switch, by the ETHTOOL_G... command of that number."""
+    """Return the state of one offload by the ETHTOOL_G... command of this number."""
     value = array.array("B", struct.pack("II", command, 99))
     with node.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCETHTOOL, struct.pack("16sP16x", device.encode(), value.buffer_info()[0]))
@@ -247,7 +247,7 @@ def test_nat_translates_source_and_counts_it(lab: Lab) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_corrupted_stream_is_reported_with_byte_position(lab: Lab, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     node = lab.node("here")
-    # What sendfile(2) would send is replaced on its way.
+    # Replaces the bytes that sendfile(2) would send.
     monkeypatch.setattr(os, "sendfile", lambda out, _file, _at, length: os.write(out, bytes(length)))
     with pytest.raises(HarnessError, match=r"^tcp here to here 127\.0\.0\.1: byte \d arrived as 0x00, not 0x"):
         tcp_streams(node, node, "127.0.0.1", count=count)

@@ -1,4 +1,4 @@
-"""Programs in nodes: what they write is captured, what takes too long is ended, and every command is noted."""
+"""Run programs in nodes: output is captured, deadlines are kept, and each command is logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
 
-# posix_spawn(3) sleeps uninterruptibly until its child runs a program, and this child waits for the pipe's other end.
+# posix_spawn(3) sleeps uninterruptibly until its child runs a program; this child waits for a writer of the pipe.
 IN_THE_KERNEL = """
 import os, signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -104,7 +104,7 @@ def test_program_ignoring_sigterm_is_killed_and_reported(node: NetNS, tmp_path: 
 def test_program_in_uninterruptible_sleep_gets_more_time(node: NetNS, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe")
     process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
-    # Before, it may wait for its own code to be read.
+    # Before this line, it may sleep while its own code is read from disk.
     process.says("now")
     end = time.monotonic() + 20
     while "State:\tD" not in Path(f"/proc/{process.pid}/status").read_text() and time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""What a lab has made is undone last in, first out, and an undo that fails fails the test."""
+"""Check that a lab is undone last in, first out, and that a failing undo fails the test."""
 
 from __future__ import annotations
 

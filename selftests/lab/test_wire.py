@@ -1,6 +1,6 @@
-"""A wire carries everything, and does to WireGuard's messages what its script says: the kernel's sockets bear witness.
+"""Check that a wire carries all traffic and changes WireGuard's messages as its script says.
 
-No implementation is needed: what looks like a message is one to a wire.
+Sockets of the kernel send and receive. No implementation is needed: bytes that look like a message are one to a wire.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ RESPONSE, DATA = b"\2\0\0\0".ljust(92, b"r"), b"\4\0\0\0".ljust(48, b"d")
 
 
 class Ends:
-    """Both nodes of a wire, and sockets in them that send and receive what looks like WireGuard's messages."""
+    """Both nodes of a wire, and sockets that send and receive bytes that look like WireGuard's messages."""
 
     def __init__(self, lab: Lab, address: str) -> None:
         self.nodes = WIRED.build(lab)
@@ -55,8 +55,7 @@ class Ends:
         self.sender.connect((address, PORT))
         lab.undo(self.receiver.close)
         lab.undo(self.sender.close)
-        # Neighbours know each other from here on: what waits for the answer of ARP or ND is overtaken by what comes
-        # just after it.
+        # Fill the neighbour tables: a datagram that waits for ARP or ND is overtaken by the next one.
         self.send(b"first")
         self.receive(1)
 
@@ -65,7 +64,7 @@ class Ends:
             self.sender.send(message)
 
     def receive(self, count: int, deadline: float = 5.0) -> list[bytes]:
-        """So many datagrams; the wire keeps the order, so that a last one shows that no more came before it."""
+        """Receive this many datagrams. The wire keeps order: a last one shows that no more came before it."""
         return [wait_for(Datagram(self.receiver), deadline, f"datagram {n} of {count}")[0] for n in range(count)]
 
 
@@ -80,7 +79,7 @@ def v4(lab: Lab) -> Ends:
 
 
 def numbered(count: int) -> list[bytes]:
-    """Transport messages with the counters 0, 1, 2 and so on."""
+    """Return transport messages with the counters 0, 1, 2 and so on."""
     return [DATA[:8] + number.to_bytes(8, "little") + DATA[16:] for number in range(count)]
 
 
@@ -106,12 +105,12 @@ def test_wire_completes_frames_left_to_offload(v4: Ends) -> None:
 def test_vlan_tag_is_carried(v4: Ends) -> None:
     frame = bytes(6) + b"\2" * 6 + b"\x81\x00\x00\x05" + b"\x88\xb5" + b"tagged".ljust(46)
     raw = [v4.nodes[name].socket(socket.AF_PACKET, socket.SOCK_RAW) for name in ("ns1", "ns2")]
-    for made, device in zip(raw, ("veth1", "veth2"), strict=True):
-        made.setsockopt(263, 8, 1)
-        made.bind((device, 3))
-    with raw[0] as sender, raw[1] as hears:
+    for sock, device in zip(raw, ("veth1", "veth2"), strict=True):
+        sock.setsockopt(263, 8, 1)
+        sock.bind((device, 3))
+    with raw[0] as sender, raw[1] as receiver:
         sender.send(frame)
-        while (data := hears.recvmsg(2048, 128))[0][12:14] != b"\x88\xb5":
+        while (data := receiver.recvmsg(2048, 128))[0][12:14] != b"\x88\xb5":
             pass
     # The kernel keeps the tag beside the frame: struct tpacket_auxdata in packet(7).
     ((_, _, auxdata),) = data[1]
@@ -196,13 +195,13 @@ def test_idle_wire_sleeps(v4: Ends) -> None:
     v4.send(DATA)
     v4.receive(1)
     let_pass(0.1, "the wire has nothing more to do")
-    before = wakings("wire ns1-ns2")
+    before = voluntary_switches("wire ns1-ns2")
     let_pass(0.3, "a wire that polled would wake now and then")
-    assert wakings("wire ns1-ns2") == before
+    assert voluntary_switches("wire ns1-ns2") == before
 
 
-def wakings(name: str) -> str:
-    """How often a thread has gone to sleep by itself (proc(5), voluntary_ctxt_switches)."""
+def voluntary_switches(name: str) -> str:
+    """Return how often a thread has gone to sleep voluntarily (proc(5), voluntary_ctxt_switches)."""
     (thread,) = [thread for thread in threading.enumerate() if thread.name == name]
     lines = Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines()
     return next(line for line in lines if line.startswith("voluntary_ctxt_switches"))
@@ -219,13 +218,13 @@ def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
     must_ping(v4.nodes["ns1"], V4)
     v4.nodes["ns2"].set_link("veth2", up=False)
     v4.send(DATA)
-    v4.wire.wait_for("data", "the message that nobody takes")
+    v4.wire.wait_for("data", "the message that is not received")
     v4.nodes["ns2"].set_link("veth2", up=True)
-    # The other end notices a little later that there is a carrier again.
+    # The other end gets its carrier back a moment later.
     assert ping(v4.nodes["ns1"], V4, count=50, timeout=0.2).answered
     v4.nodes["ns2"].delete_link("veth2")
     v4.send(DATA)
-    v4.wire.wait_for("data", "the message into the void", nth=2)
+    v4.wire.wait_for("data", "the message to the deleted device", nth=2)
 
 
 def test_broken_wire_raises_in_wait_for_and_close(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
