@@ -1,4 +1,4 @@
-"""refwg broken on purpose in one way turns the scenario red that should notice, and the message says why."""
+"""Break refwg in one way: the scenario that tests it fails, and the message gives the cause."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HANDSHAKE, ROAMING = "selftests/netns/test_ping_and_counters.py", "selftests/net
 
 
 class Case(NamedTuple):
-    """A mutant, its role, the test that must turn red, and what its message must say."""
+    """A mutant, its role, the test that must fail, and a part of its message."""
 
     mutant: str
     role: str
