@@ -1,4 +1,4 @@
-"""What all fault tests share."""
+"""Let programs that fault tests start be interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let programs that a test starts hear SIGINT: of a run in the background of a shell they would ignore it."""
+    """Let programs that a test starts get SIGINT: in a background job of a shell they would ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

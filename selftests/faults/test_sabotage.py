@@ -1,4 +1,4 @@
-"""The tests can fail: a program that is wrong in one way turns exactly its scenario red, and the message says why."""
+"""Sabotage a program in one way: exactly its scenario fails, and the message gives the cause."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TESTS = {
 
 @pytest.fixture
 def honest() -> Path:
-    """The program that is to be sabotaged."""
+    """Path of the program to sabotage."""
     manifest = Registry().get(HONEST)
     if reason := manifest.why_unavailable():
         pytest.skip(reason)
@@ -43,19 +43,19 @@ def honest() -> Path:
 
 @pytest.fixture
 def results(tmp_path: Path, honest: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
-    """The four scenarios with the sabotaged program as A, by the names of their tests."""
+    """Run the four scenarios with the sabotaged program as A; the results by test name."""
     path = tmp_path / "report" / "results.json"
     tests = [f"selftests/netns/{file}::{name}" for name, file in TESTS.items()]
     chosen = ["--impl-manifest", str(MANIFESTS / f"{request.param}.toml"), "--pair", f"{request.param}~{HONEST}"]
-    # The saboteur in Python needs what is installed with this interpreter.
+    # The Python saboteur needs the packages of this interpreter.
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {"SABOTAGED_PROGRAM": str(honest), "PATH": search, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     run = host.Run(host.pytest_command(*tests, *chosen, "--results", str(path)), env=env, output=tmp_path / "output")
     try:
         run.process.wait(DEADLINE)
         assert path.exists(), run.output.read_text()
-        found = json.loads(path.read_text())["results"]
-        yield {entry["id"].partition("::")[2].partition("[")[0]: entry for entry in found}
+        entries = json.loads(path.read_text())["results"]
+        yield {entry["id"].partition("::")[2].partition("[")[0]: entry for entry in entries}
     finally:
         run.close()
 

@@ -1,4 +1,4 @@
-"""pytest in the sandbox behaves like pytest: exit statuses, -s, --pdb, Ctrl-C once and twice."""
+"""Check that pytest in the sandbox behaves like pytest: exit status, -s, --pdb, Ctrl-C once and twice."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_exit_status_is_that_of_pytest(tmp_path: Path, source: str, arguments: t
 def test_invalid_marker_is_reported_as_usage_error(tmp_path: Path, workers: tuple[str, ...]) -> None:
     marked = "import pytest\n@pytest.mark.requirement('A', 'B', 'C', 'D')\n"
     completed = run_pytest(tmp_path, marked + PASSES, *workers)
-    told = "ERROR: test_it.py::test_it: a test cites at most 3 requirements, not ['A', 'B', 'C', 'D']"
-    assert (completed.returncode, told in completed.stderr) == (4, True), completed.stdout + completed.stderr
+    error = "ERROR: test_it.py::test_it: a test cites at most 3 requirements, not ['A', 'B', 'C', 'D']"
+    assert (completed.returncode, error in completed.stderr) == (4, True), completed.stdout + completed.stderr
     assert "INTERNALERROR" not in completed.stdout
 
 
@@ -100,7 +100,7 @@ def test_program_below_tmp_is_found_in_sandbox(tmp_path: Path) -> None:
 
 
 class Terminal:
-    """pytest on a terminal of its own, as its foreground process group."""
+    """Run pytest as the foreground process group of a new terminal."""
 
     def __init__(self, directory: Path, source: str, *arguments: str) -> None:
         (directory / "test_it.py").write_text(source)
@@ -199,7 +199,7 @@ def test_launcher_exits_with_status_of_its_command(command: list[str], status: i
 
 
 def test_launcher_reports_reason_when_sandbox_fails() -> None:
-    # In a user namespace whose limit is used up, not even root may make another network namespace.
+    # At the limit of a user namespace, not even root may make another network namespace.
     forbid = 'echo 0 > /proc/sys/user/max_net_namespaces && exec "$@"'
     launcher = [sys.executable, "-ISE", str(LAUNCHER), "--", "true"]
     outer = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", *launcher]

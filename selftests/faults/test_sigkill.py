@@ -1,4 +1,4 @@
-"""Whatever is killed, at whatever moment: nothing is left, and the machine is as it was."""
+"""Kill processes of a run at any moment: nothing is left, and the machine is unchanged."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     Started = tuple[host.Run, Path]
 
 PAIR = "wireguard-go-debian~wireguard-go-debian"
-# Seconds after the start: from the interpreter's first steps over the sandbox's making to tunnels with traffic in them.
+# Seconds after the start: while the interpreter starts, while the sandbox is made, and while tunnels carry traffic.
 MOMENTS = (0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.1, 1.3, 1.6, 2.0)
-# Seconds after the first worker's start: from its imports over the collection to its tests.
+# Seconds after the start of the first worker: during its imports, the collection and its tests.
 WORKER_MOMENTS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.1, 1.4)
 WHOLE_RUN = 60.0
 
 
 @pytest.fixture(params=["root", "ordinary user"])
 def home(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A home for the run of the user who is to run it."""
+    """A home directory for the user of the run."""
     ordinary = request.param == "ordinary user"
     if not ordinary and os.geteuid() != 0:
         pytest.skip("only root can run it as root")
@@ -41,7 +41,7 @@ def home(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 def start(home: Path, *arguments: str) -> host.Run:
-    """Start the handshake tests as the user to whom the home belongs."""
+    """Start the handshake tests as the owner of the home directory."""
     wanted = (
         "selftests/netns/test_ping_and_counters.py",
         "--pair",

@@ -1,4 +1,4 @@
-"""A guest that dies, hangs or complains is red and says why; whatever becomes of the runner, no QEMU is left."""
+"""Break guests: a dead or hung guest fails with its reason, and no QEMU outlives its runner."""
 
 from __future__ import annotations
 
@@ -40,11 +40,13 @@ pytestmark = [
     ids=["panic", "no verdict", "hang", "overdue", "complaint"],
 )
 def test_guest_failure_is_reported_with_reason(script: str, deadline: int, words: str) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [*RUN, "--deadline", str(deadline), "--", "sh", "-c", script], capture_output=True, text=True, check=False
     )
-    console = done.stderr.partition("console log: ")[2].splitlines()
-    assert (done.returncode, words in done.stderr, Path(console[0]).is_file()) == (1, True, True), done.stderr
+    console = completed.stderr.partition("console log: ")[2].splitlines()
+    assert (completed.returncode, words in completed.stderr, Path(console[0]).is_file()) == (1, True, True), (
+        completed.stderr
+    )
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def runner() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def guest_of(runner: subprocess.Popen[bytes]) -> int:
-    """A pidfd of the runner's QEMU, once its guest is up."""
+    """Return a pidfd of the runner's QEMU once its guest is up."""
     assert runner.stdout
     assert runner.stdout.readline().strip() == UP
     for entry in Path("/proc").glob("[0-9]*/stat"):
@@ -82,9 +84,11 @@ def test_runner_ended_by_signal_leaves_no_qemu(
 
 
 def test_frequent_output_does_not_fail_warp_clock_check() -> None:
-    talk = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
-    done = subprocess.run([*RUN, "--warp", "--", "python", "-c", talk], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout.split()[-1]) == (0, "499"), done.stderr
+    script = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
+    completed = subprocess.run(
+        [*RUN, "--warp", "--", "python", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (completed.returncode, completed.stdout.split()[-1]) == (0, "499"), completed.stderr
 
 
 def test_user_manifest_and_its_capabilities_reach_guest(tmp_path: Path) -> None:
@@ -95,9 +99,11 @@ def test_user_manifest_and_its_capabilities_reach_guest(tmp_path: Path) -> None:
     manifest = tmp_path / "mine.toml"
     manifest.write_text('name = "mine"\nkind = "uapi"\ncapabilities = []\n[program]\npath = "bin/mine"\n')
     words = ["selftests/netns/test_roaming.py", "--lane", "vm", "--pair", "mine~kernel", "--impl-manifest"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pytest", *words, str(manifest), "--results", str(tmp_path / "results.json")],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
-    assert "unsupported: mine does not declare the capability roaming" in done.stdout, done.stdout + done.stderr
-    assert "failed" not in done.stdout.splitlines()[-1], done.stdout
+    assert "unsupported: mine does not declare the capability roaming" in completed.stdout, (
+        completed.stdout + completed.stderr
+    )
+    assert "failed" not in completed.stdout.splitlines()[-1], completed.stdout

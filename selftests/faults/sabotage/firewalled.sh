@@ -1,3 +1,3 @@
 #!/bin/sh
-# A saboteur: loads the nft rules in $SABOTAGE where the program is born, then becomes the program.
+# Load the nft rules in $SABOTAGE in the birth namespace of the program, then become the program.
 printf "%s" "$SABOTAGE" | nft -f - && exec "$SABOTAGED_PROGRAM" "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A saboteur: starts the real program and changes what is said between its control socket and the harness.
+"""Start the real program, and change requests and answers between its control socket and the harness.
 
     uapi_proxy.py SABOTAGE -f NAME        SABOTAGE: a method of Saboteur; SABOTAGED_PROGRAM: the real program
 
-The real program serves its socket in a mount namespace of its own; the one that others see is ours.
+The real program serves its socket in its own mount namespace; the harness connects to the socket of this proxy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INITIATION = 148
 
 
 class Saboteur:
-    """What can go wrong: each method takes one line of a request or an answer and yields what becomes of it."""
+    """One method per sabotage: it takes one line of a request or an answer and yields the changed lines."""
 
     def __init__(self) -> None:
         self.port: str | None = None
@@ -46,7 +46,7 @@ class Saboteur:
         yield f"rx_bytes={max(0, int(value) - INITIATION)}" if name == "rx_bytes" else line
 
     def keep_port(self, line: str) -> Iterator[str]:
-        """The first listen port is kept for ever, and every other taken without a word."""
+        """Every listen port after the first is accepted and ignored."""
         name, _, value = line.partition("=")
         if name == "listen_port":
             self.port = self.port or value
@@ -55,7 +55,7 @@ class Saboteur:
             yield line
 
     def first_come(self, line: str) -> Iterator[str]:
-        """An allowed ip within one that another peer has already stays that other's."""
+        """An allowed ip within a wider one of another peer is accepted and ignored."""
         name, _, value = line.partition("=")
         if name == "public_key":
             self.peer = value
@@ -72,13 +72,13 @@ def _within(narrow: ipaddress.IPv4Network | ipaddress.IPv6Network, wide: object)
 
 
 def changed(text: bytes, sabotage: Callable[[str], Iterator[str]]) -> bytes:
-    """The request or answer, line by line, as the saboteur leaves it."""
+    """Return the request or answer with each line sabotaged."""
     lines = text.decode().removesuffix("\n\n").split("\n")
     return ("\n".join(new for line in lines for new in sabotage(line)) + "\n\n").encode()
 
 
 def receive(connection: socket.socket) -> bytes:
-    """One request, up to its empty line; nothing if the other side has hung up."""
+    """Receive one request up to its empty line; empty if the client has closed the connection."""
     request = b""
     while not request.endswith(b"\n\n"):
         data = connection.recv(1 << 16)
@@ -89,7 +89,7 @@ def receive(connection: socket.socket) -> bytes:
 
 
 def serve(name: str, real: UapiControl, sabotage: Callable[[str], Iterator[str]]) -> NoReturn:
-    """Take one request after the other, for ever."""
+    """Serve one request after the other until the process ends."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(CONTROL_SOCKETS / f"{name}.sock"))
         listener.listen()
@@ -97,7 +97,7 @@ def serve(name: str, real: UapiControl, sabotage: Callable[[str], Iterator[str]]
             connection, _ = listener.accept()
             with connection:
                 if request := receive(connection):
-                    answer = real.exchange(changed(request, sabotage), "what the harness said")
+                    answer = real.exchange(changed(request, sabotage), "the request of the harness")
                     connection.sendall(changed(answer, sabotage))
 
 
