@@ -55,7 +55,7 @@ TEST_FOLDERS: Final = {
     "lab": "Test the lab itself, without a pair: nodes, wires, captures, health checks.",
     "mutants": "Run each mutant of refwg, and check that a scenario detects it.",
     "netns": "Test implementations: the scenarios, for every pair or every implementation.",
-    "properties": "Test refwg's core by random input (hypothesis).",
+    "properties": "Test modules without I/O against other code and plain models, by random input.",
     "support": "Hold what tests share: helpers, and the tables behind the drawings of this file.",
     "unit": "Test one module per file, in folders like those of the code; without namespaces.",
     "vectors": "Test refwg against vectors of other projects, and hold transcripts for them.",

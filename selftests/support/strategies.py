@@ -62,3 +62,8 @@ ipv6_endpoints = st.tuples(exactly(16).map(IPv6Address), st.integers(0, 65535)).
     lambda pair: f"[{pair[0]}]:{pair[1]}"
 )
 endpoints = st.one_of(ipv4_endpoints, ipv6_endpoints)
+
+
+def flip(data: bytes, bit: int) -> bytes:
+    """Change one bit; 0 is the lowest of the first byte."""
+    return data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
