@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import UsageError
 from harness.wire import frames
 from harness.wire.messages import NANOSECONDS
-from harness.wire.script import Delay, Drop, Duplicate, Flip, Hold, Replay, is_a, ranges
+from harness.wire.script import Delay, Duplicate, Flip, Hold, Replay, is_a, ranges
 
 if TYPE_CHECKING:
     from harness.wire.messages import Message
@@ -139,10 +139,8 @@ class Rules:
         self, taken: _Waiting, state: _RuleState, datagram: frames.Transport, message: Message, now: int
     ) -> tuple[Decision, list[Delivery]]:
         rule, frame, side = state.rule, taken.frame, taken.side
-        did, out = "dropped", list[Delivery]()
+        out: list[Delivery] = []
         match rule:
-            case Drop():
-                pass
             case Flip():
                 did = "flipped"
                 new = frames.changed(frame, datagram, rule.apply(message.payload))
@@ -164,10 +162,15 @@ class Rules:
             case Hold():
                 did = "held"
                 self._wait(taken, "released", rule.behind, rule.seconds, now)
-                if rule.gather is not None:
-                    gathered = [key for key, waiting in self._held.items() if waiting.rule == taken.rule]
-                    out = self._let_go(gathered) if len(gathered) >= rule.gather else []
+                out = self._gathered(rule, taken.rule)
+            case _:
+                did = "dropped"
         return Decision(message, did, taken.rule, f"{did}: {taken.what}"), out
+
+    def _gathered(self, rule: Hold, number: int) -> list[Delivery]:
+        """Release the messages that a rule holds, once there are as many as it gathers."""
+        gathered = [key for key, waiting in self._held.items() if waiting.rule == number]
+        return self._let_go(gathered) if rule.gather is not None and len(gathered) >= rule.gather else []
 
     def _wait(self, waiting: _Waiting, word: str, behind: int | None, seconds: float | None, now: int) -> None:
         waiting.word, waiting.behind = word, behind or 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,15 @@ def test_files_that_need_full_coverage_get_coverage_gate() -> None:
     unit, coverage = gates._unit_gates(["refwg/messages.py", "refwg/noise.py"])  # noqa: SLF001
     assert unit.command[:4] == ("coverage", "run", "-m", "pytest")
     assert {"--include=refwg/messages.py,refwg/noise.py", "--fail-under=100"} <= set(coverage.command)
+
+
+def test_files_that_need_full_coverage_exist_and_are_measured() -> None:
+    """Coverage reports 0 % of a file that no test imports, but only inside its `source`."""
+    root = SELFTESTS.parent
+    sources = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["coverage"]["run"]["source"]
+    for file in gates._fully_covered():  # noqa: SLF001
+        assert (root / file).is_file()
+        assert any(file.startswith(f"{source}/") for source in sources)
 
 
 def test_results_are_counted_once_per_test(tmp_path: Path) -> None:

@@ -109,6 +109,11 @@ def test_expectations_that_are_not_tables_are_refused(tmp_path: Path) -> None:
         expectations.load_expectations(tmp_path / "mine.toml")
 
 
+def test_expectation_is_printed_as_requirement_fact_and_link(tmp_path: Path) -> None:
+    (expectation,) = expectations.load_expectations(write(tmp_path))
+    assert str(expectation) == "RT-11: it answers from elsewhere (https://example.org/1)"
+
+
 @pytest.mark.parametrize("name", ["refwg", "refwg+batch"])
 def test_expectations_of_refwg_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="refwg has no expectations"):

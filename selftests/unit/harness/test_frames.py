@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from harness.net.checksum import checksum
 from harness.wire import frames
-from harness.wire.messages import Message, kind_of, split
+from harness.wire.messages import Message, kind_of, split, with_mac1
+from refwg.cookie import compute_mac1, mac1_key_of
 from refwg.ip import internet_checksum
 from selftests.support.packets import ip_packet, udp
 
@@ -89,6 +90,60 @@ def test_reflected_datagram_goes_back_with_valid_checksum(ethertype: int, tags: 
     assert (back[:12], back[12 : 12 + len(tags)], again.payload(back)) == (b"from I" + b"to him", tags, b"payload")
     assert is_summed(back)
     assert frames.reflected(back, again) == made
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+def test_udp_checksum_of_zero_is_sent_as_all_ones(ethertype: int) -> None:
+    """RFC 768: zero would say that there is no checksum."""
+    blank = frame(ethertype, bytes(2))
+    found = frames.udp(blank)
+    assert found is not None
+    sum_without = frames.changed(blank, found, bytes(2))[found.start + 6 : found.start + 8]
+    # A payload of the checksum itself makes the sum all ones, of which the complement is zero.
+    changed = frames.changed(blank, found, sum_without)
+    assert changed[found.start + 6 : found.start + 8] == b"\xff\xff"
+    assert is_summed(changed)
+
+
+def auxdata(status: int, tci: int = 0, tpid: int = 0) -> tuple[int, int, bytes]:
+    """The control message of packet(7): struct tpacket_auxdata."""
+    return frames.SOL_PACKET, frames.PACKET_AUXDATA, struct.pack("IIIHHHH", status, 0, 0, 0, 0, tci, tpid)
+
+
+# Of include/uapi/linux/if_packet.h.
+TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1 << 3, 1 << 4, 1 << 6
+
+
+@pytest.mark.parametrize("ethertype", ADDRESSES)
+def test_checksum_left_to_card_is_filled_in(ethertype: int) -> None:
+    captured = frame(ethertype, b"payload")
+    assert not is_summed(captured)
+    assert is_summed(frames.finished(captured, [auxdata(TP_STATUS_CSUMNOTREADY)]))
+    assert frames.finished(captured, [auxdata(0)]) == captured
+    assert frames.finished(captured, [(1, 2, b"another control message")]) == captured
+
+
+def test_frame_without_transport_checksum_is_left_as_it_is() -> None:
+    unknown_protocol = bytes(12) + b"\x08\x00" + ip_packet("192.0.2.1", "192.0.2.2", bytes(20), protocol=59)
+    arp = bytes(12) + b"\x08\x06" + bytes(28)
+    for captured in (unknown_protocol, arp):
+        assert frames.finished(captured, [auxdata(TP_STATUS_CSUMNOTREADY)]) == captured
+
+
+@pytest.mark.parametrize(
+    ("status", "ethertype"),
+    [(TP_STATUS_VLAN_VALID, 0x8100), (TP_STATUS_VLAN_VALID | TP_STATUS_VLAN_TPID_VALID, 0x88A8)],
+)
+def test_vlan_tag_kept_beside_frame_is_put_back(status: int, ethertype: int) -> None:
+    captured = frame(0x0800, b"payload")
+    tagged = frames.finished(captured, [auxdata(status, tci=5, tpid=0x88A8)])
+    assert tagged == captured[:12] + struct.pack(">HH", ethertype, 5) + captured[12:]
+
+
+@given(st.binary(min_size=32, max_size=200), st.binary(min_size=32, max_size=32))
+def test_mac1_is_put_before_mac2_by_key_of_recipient(payload: bytes, recipient: bytes) -> None:
+    key = mac1_key_of(recipient)
+    assert with_mac1(payload, recipient) == payload[:-32] + compute_mac1(payload, key) + payload[-16:]
 
 
 @given(st.binary(max_size=80))

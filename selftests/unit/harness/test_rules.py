@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.wire.rules import Rules
-from harness.wire.script import Delay, Drop, Duplicate, Hold, Replay, Script
+from harness.wire.script import Delay, Drop, Duplicate, Flip, Hold, Replay, Script
 
 if TYPE_CHECKING:
     from harness.wire.script import Numbers, Rule
@@ -177,5 +177,31 @@ def test_non_wireguard_frame_passes_drop_rule() -> None:
     made = rules(Drop())
     arp = bytes(12) + b"\x08\x06" + bytes(28)
     truncated = frame("i")[:100]
-    assert [delivery.frame for delivery in made.arrive(arp, 0, 0)[1]] == [arp]
-    assert [delivery.frame for delivery in made.arrive(truncated, 0, 0)[1]] == [truncated]
+    other_datagram = frame("i").replace(b"\1\0\0\0", b"\5\0\0\0")
+    for other in (arp, truncated, other_datagram):
+        decision, deliveries = made.arrive(other, 0, 0)
+        assert (decision.did, [delivery.frame for delivery in deliveries]) == ("passed", [other])
+
+
+def test_gathered_messages_are_released_together() -> None:
+    gathering = rules(Hold(message="data", gather=3))
+    assert carried(gathering, range(2)) == []
+    assert carried(gathering, range(2, 3)) == [0, 1, 2]
+
+
+def test_flipped_bit_is_only_change_besides_checksum() -> None:
+    flipping = rules(Flip(message="data", field="tag", bit=0))
+    before = frame("d")
+    decision, (delivery,) = flipping.arrive(before, 0, 0)
+    assert (decision.did, delivery.comment) == ("flipped", "flipped: data 1 (rule 1: flip message=data field=tag)")
+    changed = [place for place, (old, new) in enumerate(zip(before, delivery.frame, strict=True)) if old != new]
+    # Behind Ethernet, IPv4 and UDP of 42 bytes the tag begins at byte 32 of the message; 40 and 41 are the checksum.
+    assert changed == [40, 41, 42 + 32]
+
+
+def test_replayed_copy_comes_from_chosen_port() -> None:
+    replaying = rules(Replay(message="data", nth=1, behind=1, port=7777))
+    before = frame("d")
+    assert replaying.arrive(before, 0, 0)[1][0].frame == before
+    copy = replaying.arrive(frame("d", 1), 0, 0)[1][1].frame
+    assert (copy[34:36], copy[42:]) == ((7777).to_bytes(2), before[42:])
