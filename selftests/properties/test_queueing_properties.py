@@ -99,6 +99,6 @@ class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
 
 
 StagedQueueAgainstList.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
-HandshakeQueuesAgainstLists.TestCase.settings = settings(max_examples=25, stateful_step_count=20)
+HandshakeQueuesAgainstLists.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
 TestStagedQueue = pytest.mark.requirement("Q-02", "Q-03", "Q-11")(StagedQueueAgainstList.TestCase)
 TestHandshakeQueue = pytest.mark.requirement("DOS-01", "DOS-07", "DOS-09")(HandshakeQueuesAgainstLists.TestCase)

@@ -6,7 +6,7 @@ import tomllib
 from dataclasses import fields
 from typing import TYPE_CHECKING, Final
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from harness.wire.messages import FIELDS
@@ -44,6 +44,7 @@ def as_file(script: Script) -> str:
 
 
 @fewer
+@example([], 0)
 @given(st.lists(rules(), max_size=4), st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1)))
 def test_script_is_equal_after_writing_and_parsing_toml(rules: list[Rule], seed: int | None) -> None:
     script = Script(tuple(rules), seed)

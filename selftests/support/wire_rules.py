@@ -26,7 +26,7 @@ KINDS: Final = {
 }
 _WITH_COUNTERS: Final = ("any", "transport", "data", "keepalive")
 
-_small = st.integers(0, 40)
+_small = st.integers(0, 9)
 _range = st.tuples(_small, _small).map(lambda pair: f"{min(pair)}-{max(pair)}")
 _number: st.SearchStrategy[int | str] = st.one_of(_small, _small.map(str), _range, _small.map("{}-".format))
 numbers = st.one_of(_number, st.lists(_number, min_size=1, max_size=3).map(tuple))
@@ -53,9 +53,9 @@ _OWN_VALUES: Final[dict[str, st.SearchStrategy[dict[str, Any]]]] = {
 _COUNTERS: Final = _some(counters=numbers)
 
 
-def rules(share: st.SearchStrategy[float] = _SHARES) -> st.SearchStrategy[Rule]:
-    """Valid rules of any sort, with any of the values that they may have."""
-    return st.one_of(*(_rules_of(do, share) for do in RULES))
+def rules(*sorts: str, share: st.SearchStrategy[float] = _SHARES) -> st.SearchStrategy[Rule]:
+    """Valid rules of these sorts, or of any, with any of the values that they may have."""
+    return st.one_of(*(_rules_of(do, share) for do in sorts or RULES))
 
 
 def _rules_of(do: str, share: st.SearchStrategy[float]) -> st.SearchStrategy[Rule]:
