@@ -27,7 +27,7 @@ def contains(prefix: Prefix, address: bytes) -> bool:
 
 
 class TrieAgainstList(RuleBasedStateMachine):
-    """The trie does what a list of prefixes does that is searched from end to end."""
+    """The trie behaves like a list of prefixes that is searched from end to end."""
 
     @initialize()
     def begin(self) -> None:

@@ -1,4 +1,4 @@
-"""harness/net/ioctl.py sends what pyroute2's struct ifreq describes, and reads what the socket module reads."""
+"""Check harness/net/ioctl.py against pyroute2's struct ifreq and the socket module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Sent = list[tuple[int, str, bytes]]
 
 @contextmanager
 def kernel(flags: int = 0) -> Iterator[tuple[Devices, Sent]]:
-    """Devices whose ioctls are noted, as number, name and union, and answered with these interface flags."""
+    """Devices whose ioctls are recorded, as number, name and union, and answered with these interface flags."""
     sent: Sent = []
 
     def ioctl(_: object, number: int, request: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Two devices under random events: whatever happens, some things must always hold."""
+"""Run two devices through random events, and check invariants after each event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAC2_LENGTH = 16
 
 
 class AccountingPair(Pair):
-    """A pair that keeps books: whatever comes in, from either end, has exactly one fate."""
+    """A pair that checks that each packet and data message has exactly one fate."""
 
     def send(self, side: Side, payload: bytes = b"payload", *, version: int = 4) -> bytes:
         staged, fates = self._staged(side), self._sealed(side) + drops(side)
@@ -37,7 +37,7 @@ class AccountingPair(Pair):
         super().inject(side, datagram, source=source, ecn=ecn)
         if datagram[:4] == b"\4\0\0\0":
             new = len(side.delivered) + drops(side) - fates
-            # A keepalive is taken without a trace.
+            # A keepalive is neither delivered nor dropped.
             assert new == 1 or (new == 0 and len(datagram) == 32)
 
     def _sealed(self, side: Side) -> int:
@@ -64,14 +64,14 @@ class TwoDevices(RuleBasedStateMachine):
         self.preshared_key = bytes(32)
         self.handed_over: set[bytes] = set()
         self.number = 0
-        self.looked_at = 0
+        self.checked = 0
         self.used: set[tuple[str, bytes]] = set()
         self.last_initiation: dict[str, int] = {}
 
     def side(self, name: str) -> Side:
         return self.pair.a if name == "a" else self.pair.b
 
-    # What may happen.
+    # Events.
 
     @rule(name=SIDES, count=st.integers(1, 5))
     def send(self, name: str, count: int) -> None:
@@ -100,7 +100,7 @@ class TwoDevices(RuleBasedStateMachine):
 
     @rule(name=SIDES, seconds=st.sampled_from([0, 7, 25]))
     def keep_alive(self, name: str, seconds: int) -> None:
-        # Not 5, the period of retries: two sides in step would call each other in the same instant for ever.
+        # Not 5, the period of retries: two sides in step would initiate at the same time for ever.
         side = self.side(name)
         is_turned_on = side.device.set_persistent_keepalive(side.peer, seconds)
         now = self.pair.now
@@ -114,11 +114,11 @@ class TwoDevices(RuleBasedStateMachine):
 
     @rule(name=SIDES)
     def change_private_key(self, name: str) -> None:
-        """The other side is told: it takes the old peer away and adds the new one."""
+        """The other side removes the old peer and adds the new one."""
         self.number += 1
         side, other = self.side(name), self.side("b" if name == "a" else "a")
-        for one in (side, other):
-            self.limit_is_lifted(one)
+        for changed in (side, other):
+            self.limit_is_lifted(changed)
         self.pair.carry_out(side, side.device.set_private_key(private_key(str(self.number)), self.pair.now))
         other.device.remove_peer(other.peer, self.pair.now)
         peer = other.add_peer(side, self.pair.now)
@@ -132,11 +132,11 @@ class TwoDevices(RuleBasedStateMachine):
 
     @rule(age=st.integers(1, 6), bit=st.integers(0, 10_000))
     def forge(self, age: int, bit: int) -> None:
-        """One of the last messages comes again, changed in one bit."""
+        """Inject one of the last messages again, with one bit flipped."""
         if self.pair.log:
             sent = self.pair.log[-min(age, len(self.pair.log))]
             datagram = bytearray(sent.datagram)
-            # While there is no load nobody looks at mac2: a message with another one is authentic.
+            # mac2 is checked only under load: a message with another mac2 is authentic.
             covered = len(datagram) - (0 if datagram[0] == MessageType.DATA else MAC2_LENGTH)
             datagram[bit // 8 % covered] ^= 1 << bit % 8
             self.pair.inject(self.side("b" if sent.sender == "A" else "a"), bytes(datagram), source=FORGER)
@@ -147,9 +147,9 @@ class TwoDevices(RuleBasedStateMachine):
             self.pair.inject(self.side(name), self.pair.log[which % len(self.pair.log)].datagram)
 
     def teardown(self) -> None:
-        """When the wire is good again and both know where the other is, packets get through, and at once.
+        """Packets arrive at once when the wire loses nothing and both sides have the right endpoint.
 
-        The sides take turns: if both begin at once, the retry of each may fall into the five seconds after its own
+        The sides take turns: if both initiate at once, the retry of each may fall into the five seconds after its own
         response, and then, as in the driver, nothing happens until the next packet.
         """
         if not hasattr(self, "pair"):
@@ -167,7 +167,7 @@ class TwoDevices(RuleBasedStateMachine):
         pair.run(SECOND)
         assert pair.b.delivered + pair.a.delivered == sent
 
-    # What must hold.
+    # Invariants.
 
     @invariant()
     def nothing_is_delivered_that_was_not_sent_and_nothing_twice(self) -> None:
@@ -176,15 +176,15 @@ class TwoDevices(RuleBasedStateMachine):
         assert set(delivered) <= self.handed_over
 
     @invariant()
-    def what_was_said_since_the_last_look_was_right_to_say(self) -> None:
-        for sent in self.pair.log[self.looked_at :]:
+    def messages_sent_since_last_check_were_allowed(self) -> None:
+        for sent in self.pair.log[self.checked :]:
             side = self.pair.a if sent.sender == "A" else self.pair.b
             if sent.type is MessageType.DATA:
                 self.no_counter_is_used_twice(sent)
                 self.no_data_is_sent_under_an_expired_key(sent, side)
             if sent.type is MessageType.INITIATION:
                 self.initiations_are_five_seconds_apart(sent)
-        self.looked_at = len(self.pair.log)
+        self.checked = len(self.pair.log)
 
     def no_counter_is_used_twice(self, sent: Sent) -> None:
         header = sent.sender, sent.datagram[:16]
@@ -220,11 +220,11 @@ class TwoDevices(RuleBasedStateMachine):
             assert side.peer.endpoint is None or side.peer.endpoint.address != FORGER.address
 
     def new_messages(self, side: Side) -> list[Sent]:
-        return [sent for sent in self.pair.log[self.looked_at :] if sent.sender == side.name]
+        return [sent for sent in self.pair.log[self.checked :] if sent.sender == side.name]
 
     def limit_is_lifted(self, side: Side) -> None:
-        """From now on an initiation may follow on another at once."""
-        self.what_was_said_since_the_last_look_was_right_to_say()
+        """From now on an initiation may follow another at once."""
+        self.messages_sent_since_last_check_were_allowed()
         self.last_initiation.pop(side.name, None)
 
 

@@ -1,4 +1,4 @@
-"""pyroute2 and harness/net/rtnetlink.py read each other's messages; a socket pair stands for the kernel."""
+"""Check that pyroute2 and harness/net/rtnetlink.py read each other's messages; a socket pair plays the kernel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink import nlmsgerr
 from pyroute2.netlink.rtnl import RTM_NEWLINK
@@ -35,8 +35,6 @@ RTPROT_STATIC, RTN_UNICAST, RT_TABLE_MAIN, FR_ACT_TO_TBL = 4, 1, 254, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_NOWHERE = 0, 253, 255
 DONE = Message(NLMSG_DONE, NLM_F_MULTI, 1, bytes(4)).to_bytes()
 
-# pyroute2 compiles each class of messages when it is first used.
-unhurried = settings(deadline=None)
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 indices = st.integers(1, 2**31 - 1)
@@ -48,7 +46,7 @@ prefixes = st.one_of(st.tuples(v4, st.integers(0, 32)), st.tuples(v6, st.integer
 
 
 def exchanged(call: Callable[[Rtnetlink], T], *answers: bytes) -> tuple[T, bytes]:
-    """Return what a call returns when it is answered like this, and the request that it sent."""
+    """Answer a call with these datagrams; return its result and the request that it sent."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
         for answer in answers:
@@ -71,9 +69,9 @@ def fields(message: Any) -> dict[str, Any]:
 def attributes(message: Any) -> dict[str, Any]:
     """Return the attributes by name; those of a nest with the nest's own header fields."""
     values = [(entry[0], entry[1]) for entry in message["attrs"]]
-    found = {name: fields(value) | attributes(value) if isinstance(value, dict) else value for name, value in values}
-    assert len(found) == len(values)
-    return found
+    by_name = {name: fields(value) | attributes(value) if isinstance(value, dict) else value for name, value in values}
+    assert len(by_name) == len(values)
+    return by_name
 
 
 def nonzero(**values: int) -> dict[str, int]:
@@ -84,14 +82,12 @@ def family_of(address: str) -> int:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-@unhurried
 @given(names, names)
 def test_added_link_is_read_by_pyroute2(name: str, kind: str) -> None:
     request = read(lambda rtnetlink: rtnetlink.add_link(name, kind))
     assert request == ("RTM_NEWLINK", CREATE, {}, {"IFLA_IFNAME": name, "IFLA_LINKINFO": {"IFLA_INFO_KIND": kind}})
 
 
-@unhurried
 @given(names, names, st.one_of(st.none(), descriptors))
 def test_added_veth_pair_is_read_by_pyroute2(name: str, peer: str, namespace: int | None) -> None:
     words: VethPeer = {"ifname": peer}
@@ -103,7 +99,6 @@ def test_added_veth_pair_is_read_by_pyroute2(name: str, peer: str, namespace: in
     assert request == ("RTM_NEWLINK", CREATE, {}, {"IFLA_IFNAME": name, "IFLA_LINKINFO": kinds})
 
 
-@unhurried
 @given(indices, descriptors)
 def test_link_requests_are_read_by_pyroute2(index: int, namespace: int) -> None:
     chosen = {"index": index}
@@ -113,7 +108,6 @@ def test_link_requests_are_read_by_pyroute2(index: int, namespace: int) -> None:
     assert moved == ("RTM_NEWLINK", ASK, chosen, {"IFLA_NET_NS_FD": namespace})
 
 
-@unhurried
 @given(indices, prefixes, st.integers(0, 255))
 def test_address_requests_are_read_by_pyroute2(index: int, prefix: tuple[str, int], flags: int) -> None:
     address, length = prefix
@@ -134,12 +128,11 @@ def routes(draw: st.DrawFn) -> tuple[str, int, dict[str, Any]]:
     return draw(address), draw(st.integers(0, bits)), words
 
 
-@unhurried
 @given(routes())
 def test_route_requests_are_read_by_pyroute2(route: tuple[str, int, dict[str, Any]]) -> None:
     address, length, words = route
     table = words.get("table", RT_TABLE_MAIN)
-    # A number that does not fit the header stands in the attribute alone.
+    # A table above 255 does not fit the header and is only in the attribute.
     header = {"family": family_of(address), "dst_len": length, "table": table if table < 256 else 0}
     kinds = {"via": "GATEWAY", "src": "PREFSRC", "index": "OIF", "metric": "PRIORITY", "table": "TABLE"}
     given_words = {f"RTA_{kinds[word]}": value for word, value in words.items() if word != "mtu"}
@@ -165,12 +158,11 @@ def test_route_requests_are_read_by_pyroute2(route: tuple[str, int, dict[str, An
 def test_destination_without_length_is_read_by_pyroute2(
     destination: str, via: str | None, family: int, length: int
 ) -> None:
-    _, _, header, found = read(lambda rtnetlink: rtnetlink.add_route(destination, via=via, index=3))
+    _, _, header, attributes = read(lambda rtnetlink: rtnetlink.add_route(destination, via=via, index=3))
     assert (header["family"], header.get("dst_len", 0)) == (family, length)
-    assert found.get("RTA_DST", "default") == destination
+    assert attributes.get("RTA_DST", "default") == destination
 
 
-@unhurried
 @given(
     st.sampled_from([socket.AF_INET, socket.AF_INET6]),
     u32,
@@ -196,7 +188,7 @@ def encoded(message: Any, kind: int) -> bytes:
 
 @st.composite
 def links(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
-    """What `Rtnetlink.links` returns of a device, and the message about it, with its attributes in any order."""
+    """The result of `Rtnetlink.links` for a device, and its message, with the attributes in any order."""
     state, kind = draw(st.sampled_from(sorted(state_by_name))), draw(st.one_of(st.none(), names))
     flags = draw(u32)
     facts: dict[str, Any] = {"index": draw(indices), "mtu": draw(u32), "rx_bytes": draw(u64), "tx_bytes": draw(u64)}
@@ -219,16 +211,14 @@ def links(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
     return {name: facts}, encoded(message, RTM_NEWLINK)
 
 
-@unhurried
 @given(st.lists(links(), max_size=4), st.integers(0, 4))
 def test_links_encoded_by_pyroute2_are_read(devices: list[tuple[dict[str, Any], bytes]], cut: int) -> None:
     messages = [message for _, message in devices]
     datagrams = [b"".join(messages[:cut]), b"".join(messages[cut:]), DONE]
-    found, _ = exchanged(lambda rtnetlink: rtnetlink.links(), *filter(None, datagrams))
-    assert found == {name: facts for device, _ in devices for name, facts in device.items()}
+    result, _ = exchanged(lambda rtnetlink: rtnetlink.links(), *filter(None, datagrams))
+    assert result == {name: facts for device, _ in devices for name, facts in device.items()}
 
 
-@unhurried
 @given(st.sampled_from(sorted(errno.errorcode)))
 def test_error_encoded_by_pyroute2_is_raised(number: int) -> None:
     message = nlmsgerr()

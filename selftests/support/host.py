@@ -1,4 +1,4 @@
-"""Look at the processes of a run, and at the state of the machine it must not touch."""
+"""List a run's processes, and read the state of the machine that no run may change."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 ORDINARY_USER: Final = 12345
 _MARK: Final = "WG_INTEROP_FAULT_TEST"
-# What execnet starts a worker with.
+# The code by which execnet starts a worker.
 _BOOTSTRAP: Final = b"exec(eval(sys.stdin.readline()))"
-# These change by themselves, or may not be read.
+# Settings that the kernel changes, or that may not be read.
 _VOLATILE: Final = ("_count", "/flush", "stable_secret", "/random/")
 _LIFETIMES: Final = ("valid_life_time", "preferred_life_time")
 
 
 class Run:
-    """One pytest as a child of the test, with all processes that came of it."""
+    """A pytest started by the test, with all its descendants."""
 
     def __init__(self, argv: list[str], *, env: dict[str, str] | None = None, output: Path, cwd: Path = ROOT) -> None:
         self._mark = uuid.uuid4().hex
         self.output = output
-        # The settings of the run that runs this test, sandbox and all, are not the child's.
+        # The child gets none of the settings of the run that runs this test: it makes a sandbox of its own.
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
         with output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -52,13 +52,13 @@ class Run:
     def pids(self) -> list[int]:
         """All living processes of the run, found by their environment."""
         mark = f"{_MARK}={self._mark}".encode()
-        found = []
+        pids = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with suppress(OSError):
                     if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        found.append(int(entry.name))
-        return sorted(found)
+                        pids.append(int(entry.name))
+        return sorted(pids)
 
     def chain(self) -> list[int]:
         """The launcher, the sandbox's init and pytest, as far as they exist."""
@@ -68,11 +68,11 @@ class Run:
         return chain
 
     def workers(self) -> list[int]:
-        """The xdist workers themselves, each the child of an init of its own."""
+        """The xdist workers, each the child of its own init."""
         return [pid for pid in self.pids() if _BOOTSTRAP in _cmdline(pid) and b"launcher" not in _cmdline(pid)]
 
     def first_worker(self, deadline: float = 30.0) -> int:
-        """Wait for the first xdist worker; /proc has no events for the birth of a process."""
+        """Wait for the first xdist worker by polling: /proc has no event for a new process."""
         end = time.monotonic() + deadline
         while not (workers := self.workers()):
             assert time.monotonic() < end, f"no worker within {deadline:g} s: {self.output.read_text()}"
@@ -81,10 +81,10 @@ class Run:
         return workers[0]
 
     def wait_until_gone(self, namespaces: AbstractSet[str], deadline: float = 10.0) -> list[int]:
-        """Wait for the end of all processes of the run, and of those in its namespaces; returns what is still there.
+        """Wait for the end of all processes of the run and in its namespaces; returns those that are left.
 
-        A process that is dying shows no environment any more but is in its namespaces still. The number of a namespace
-        that is gone may be given to a new one at once, so only processes that are older than this call count.
+        A dying process has no environment any more, but is still in its namespaces. The kernel may reuse the number of
+        a namespace at once, so only processes older than this call count.
         """
         now = _ticks()
         end = time.monotonic() + deadline
@@ -99,7 +99,7 @@ class Run:
         return left
 
     def close(self) -> None:
-        """Kill what is left, so that a failing test leaves nothing behind either."""
+        """Kill the processes that are left, also after a failed test."""
         for pid in self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -124,11 +124,11 @@ def namespaces_of(pids: list[int]) -> set[str]:
 
 
 def _namespaces(pid: int) -> set[str]:
-    found = set()
+    namespaces = set()
     for kind in ("net", "mnt", "pid", "ipc", "uts", "user"):
         with suppress(OSError):
-            found.add(os.readlink(f"/proc/{pid}/ns/{kind}"))  # noqa: PTH115 - it names no file
-    return found
+            namespaces.add(os.readlink(f"/proc/{pid}/ns/{kind}"))  # noqa: PTH115 - not a path
+    return namespaces
 
 
 def inhabitants(namespaces: AbstractSet[str], born_before: int) -> list[int]:
@@ -143,7 +143,7 @@ def _ticks() -> int:
 
 def _birth(pid: int) -> int:
     with suppress(OSError):
-        # The name in field 2 may hold anything, a space too; the 20th field after it is the time of birth.
+        # proc(5): the name in field 2 may contain spaces and brackets; starttime is field 22.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     return sys.maxsize
 
@@ -200,7 +200,7 @@ def home(*, ordinary: bool) -> Iterator[Path]:
 def as_ordinary_user(argv: list[str], tun: Path) -> list[str]:
     """The command as an ordinary user who may read this checkout, as /mnt, and open /dev/net/tun.
 
-    tun: a device node that root has made for him, because not every machine gives /dev/net/tun to all.
+    tun: a device node that root has made for this user, because /dev/net/tun may be closed to users.
     """
     prepare = f"mount --bind {ROOT} /mnt && mount --bind {tun} /dev/net/tun && cd /mnt && exec setpriv"
     user = f"--reuid {ORDINARY_USER} --regid {ORDINARY_USER} --clear-groups"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-# The folders of harness from the bottom to the top; those of one row do not know each other. Inside a folder the order
-# is free, but there is no cycle.
+# The folders of harness from the bottom to the top; those of one row do not import each other. Inside a folder
+# any order is allowed, but no cycle.
 FOLDERS: Final = [
     ["errors", "wait", "lanes", "tables"],
     ["install"],
@@ -22,8 +22,8 @@ FOLDERS: Final = [
     # `python -m harness`, and the facade, which names modules of any folder.
     ["__main__", "__init__"],
 ]
-# Folders that may import less than all that stands below them. A guest's kernel comes from the network: vm knows the
-# cache and its errors, reads tables, and knows nothing of a run.
+# Folders that may import less than all folders below them. `vm` downloads kernels and boots them: it needs the cache,
+# its errors and the reader of tables, and nothing of a run.
 IMPORTS_ONLY: Final = {
     "errors": set(),
     "wait": {"errors"},
@@ -32,7 +32,7 @@ IMPORTS_ONLY: Final = {
     "vm": {"install", "errors", "tables"},
 }
 
-# The modules of refwg from the bottom to the top; those of one row do not know each other.
+# The modules of refwg from the bottom to the top; those of one row do not import each other.
 CORE_ROWS: Final = [
     ["errors"],
     ["messages", "ip"],
@@ -43,7 +43,7 @@ CORE_ROWS: Final = [
     ["device"],
     ["uapi"],
 ]
-# These may touch the world: clock, randomness, sockets, files.
+# Modules that may use clock, randomness, sockets and files.
 WORLD_ROWS: Final = [
     ["rtnetlink", "inotify"],
     ["conntrack", "socket"],

@@ -13,7 +13,7 @@ UDP = 17
 def ip_packet(
     source: str, destination: str, payload: bytes = b"payload", *, tos: int = 0, protocol: int = UDP
 ) -> bytes:
-    """An IPv4 or IPv6 packet, whichever the addresses are."""
+    """Build an IPv4 or IPv6 packet, by the family of the addresses."""
     packed = ip_address(source).packed + ip_address(destination).packed
     if len(packed) == 32:
         return pack(">LHBB", 6 << 28 | tos << 20, len(payload), protocol, 64) + packed + payload

@@ -1,9 +1,9 @@
-"""Connect two devices of refwg by a wire in virtual time, the same every time.
+"""Connect two devices of refwg by a wire in virtual time; every run is the same.
 
     A 10.0.0.1:1 -------- wire: latency, loss, reordering, a filter -------- B 10.0.0.2:2
       192.168.241.1, fd00::1                                                   192.168.241.2, fd00::2
 
-`settle` lets everything arrive that is under way; `run` lets time pass, and timers with it.
+`settle` lets everything in flight arrive; `run` lets time pass, so that timers run out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ START = 1_700_000_000 * SECOND
 
 
 class SeededEnvironment:
-    """Random bytes from a seed, and a wall clock that goes with the virtual time."""
+    """Random bytes from a seed, and a wall clock that follows the virtual time."""
 
     def __init__(self, seed: int, clock: Callable[[], int]) -> None:
         self._stream = random.Random(seed)  # noqa: S311 - not a secret
@@ -49,7 +49,7 @@ class SeededEnvironment:
 
 
 class FakeSockets:
-    """Sockets that only remember; ports in `taken` cannot be opened."""
+    """Sockets that only store what is set; ports in `taken` cannot be opened."""
 
     def __init__(self) -> None:
         self.port: int | None = None
@@ -75,7 +75,7 @@ class FakeSockets:
 
 
 class Sent(NamedTuple):
-    """A datagram as it left a side."""
+    """A datagram that a side has sent."""
 
     time: int
     sender: str
@@ -93,10 +93,10 @@ def private_key(name: str) -> bytes:
 
 
 class Side:
-    """A device with all it needs, and everything it has let out.
+    """A device with its environment, and everything that it has sent or delivered.
 
-    ephemerals: the private ones of all handshakes, in order. births: when each session was derived, by the index that
-    the side puts into its messages.
+    ephemerals: the private ephemeral keys of all handshakes, in order. births: when each session was derived, by the
+    receiver index of the messages sent in it.
     """
 
     def __init__(self, name: str, number: int, clock: Callable[[], int], seed: int) -> None:
@@ -117,11 +117,11 @@ class Side:
         self.icmp: list[IcmpError] = []
 
     def note(self, now: int, event: str, peer: bytes, **details: object) -> None:
-        """We watch our own device for what cannot be seen on the wire."""
+        """Record when a session was derived: the wire does not show it."""
         del details
-        known = self.device.peer(peer) if event == "session derived" else None
-        if known is not None:
-            newest = known.keypairs.next or known.keypairs.current
+        derived = self.device.peer(peer) if event == "session derived" else None
+        if derived is not None:
+            newest = derived.keypairs.next or derived.keypairs.current
             assert newest is not None
             self.births[newest.remote_index] = now
 
@@ -154,7 +154,7 @@ def host_prefix(address: str) -> Prefix:
 
 @dataclass
 class Wire:
-    """What happens between the sides; `filter` is asked for every datagram whether it may pass."""
+    """What happens to datagrams between the sides; `filter` returns whether a datagram may pass."""
 
     latency: int = 10 * MILLISECOND
     loss: float = 0
@@ -164,7 +164,7 @@ class Wire:
 
 
 class Pair:
-    """Both sides know each other's key and endpoint, and are up, unless told otherwise."""
+    """Two sides that have each other as peer, with an endpoint, and are up, unless the arguments say otherwise."""
 
     def __init__(self, *, seed: int = 1, up: bool = True, endpoints: bool = True) -> None:
         self.now = 0
@@ -182,7 +182,7 @@ class Pair:
                 side.device.up(self.now)
 
     def carry_out(self, side: Side, effects: Sequence[Effect]) -> None:
-        """Do what a device asks for."""
+        """Carry out the effects that a device returned."""
         for effect in effects:
             if isinstance(effect, Transmit):
                 self._transmit(side, effect)
@@ -192,47 +192,47 @@ class Pair:
                 side.icmp.append(effect.error)
 
     def send(self, side: Side, payload: bytes = b"payload", *, version: int = 4) -> bytes:
-        """Let a side send a packet to the other one's inner address; returns the packet."""
+        """Send a packet from a side to the other side's inner address; returns the packet."""
         other = self.b if side is self.a else self.a
         packet = ip_packet(side.inner[version], other.inner[version], payload)
         self.carry_out(side, side.device.send_packet(packet, 1420, self.now))
         return packet
 
     def inject(self, side: Side, datagram: bytes, *, source: Endpoint | None = None, ecn: int = 0) -> None:
-        """Let a datagram arrive at a side, by default from the other side's address."""
+        """Deliver a datagram to a side, by default from the other side's address."""
         sender = source or (self.b if side is self.a else self.a).endpoint
         device = side.device
         self.carry_out(side, device.receive_datagram(datagram, arrived_at(sender, side), ecn, self.now))
         self.carry_out(side, device.process_handshakes(self.now))
 
     def connect(self) -> None:
-        """Make a session that A has begun and B has seen confirmed."""
+        """Establish a session that A initiates and that is confirmed at B."""
         self.send(self.a)
         self.settle()
         assert self.b.delivered
         self.forget()
 
     def forget(self) -> None:
-        """Start a new page: what was delivered, answered and sent is of no more interest."""
+        """Clear the log and all that was delivered and answered so far."""
         self.log.clear()
         for side in (self.a, self.b):
             side.delivered.clear()
             side.icmp.clear()
 
     def settle(self) -> None:
-        """Let everything arrive that is under way, and what is sent because of it, as fast as the wire allows."""
+        """Let everything in flight arrive, and everything that is sent because of it."""
         while self._under_way:
             self._step(self._under_way[0][0])
 
     def run(self, duration: int) -> None:
-        """Let time pass."""
+        """Let time pass: datagrams arrive and timers run out."""
         end = self.now + duration
         while (moment := self._next_moment()) is not None and moment <= end:
             self._step(max(moment, self.now))
         self.now = end
 
     def sent(self, side: Side, kind: MessageType) -> list[Sent]:
-        """What a side has sent of one type."""
+        """The messages of one type that a side has sent."""
         return [sent for sent in self.log if sent.sender == side.name and sent.type is kind]
 
     def _next_moment(self) -> int | None:
@@ -268,5 +268,5 @@ class Pair:
 
 
 def arrived_at(sender: Endpoint, side: Side) -> Endpoint:
-    """The endpoint of a datagram as a side sees it: with its own address as the one to answer from."""
+    """The endpoint of a datagram that arrived: the sender's, with the side's own address as the one to answer from."""
     return Endpoint(sender.address, sender.port, sender.scope_id, LocalAddress(side.endpoint.address, 3))

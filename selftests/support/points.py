@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# All points of small order as a peer may spell them, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
+# All encodings of points of small order, from https://cr.yp.to/ecdh.html#validate: 0, 1, the two of order
 # 8, p-1, p and p+1. With any private key the shared secret is zero.
 LOW_ORDER_POINTS: Final = tuple(
     bytes.fromhex(text)

@@ -1,4 +1,4 @@
-"""Run a few lines of Python in namespaces of their own, with an empty /run."""
+"""Run a few lines of Python in new namespaces with an empty /run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREPARE = 'mount -t tmpfs none /run && ip link set lo up && exec "$@"'
 
 
 def run_in_sandbox(setup: str, code: str, *, timeout: float = 100) -> str:
-    """Run two pieces of Python there, and return what they print; skips where this machine allows no sandbox."""
+    """Run two pieces of Python there and return their output; skip if this machine allows no sandbox."""
     probe = subprocess.run([*_UNSHARE, "sh", "-c", _PREPARE, "sh", "test", "-w", "/dev/net/tun"], check=False)
     if probe.returncode:
         pytest.skip("no user namespace or no /dev/net/tun here: allow kernel.unprivileged_userns_clone, modprobe tun")
@@ -29,7 +29,7 @@ def run_in_sandbox(setup: str, code: str, *, timeout: float = 100) -> str:
         "-c",
         textwrap.dedent(setup) + textwrap.dedent(code),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    assert completed.returncode == 0, completed.stderr
+    assert "Traceback" not in completed.stderr
+    return completed.stdout

@@ -1,7 +1,7 @@
 """Play peers by hand: refwg's core behind a UDP socket beside the interface under test.
 
-What such a peer sends, and with which counter, is the test's choice. Its time stands still; only where it would have to
-wait, to answer with a keepalive or to try again with a cookie, it is so much later at once.
+The test chooses what a peer sends, and with which counter. A peer's time stands still; where it would have to wait, to
+answer with a keepalive or to try again with a cookie, its clock jumps to the next deadline.
 
       wg0 192.168.241.1 ...... scripted peers 10.8.0.1, 10.8.0.2, ...
               |                          |
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 NETWORK: Final = "10.8.0.0/16"
 PORT_OF_A, PORT_INSIDE = 1, 1111
-# Nothing that can be reached has the address of the peers' endpoint: whatever they send, the test takes.
+# The core sends to this endpoint; the test takes each datagram and sends it itself.
 ENDPOINT: Final = Endpoint(socket.inet_aton("127.0.0.1"), PORT_OF_A)
 MTU: Final = 1420
 HEADERS: Final = 20 + 8
-# So many have not been answered yet at any time: few enough for every queue, and for no one to be under load.
+# The most peers that wait for an answer at any time: fewer than any queue holds, and than means load.
 AT_ONCE: Final = 16
 _BUFFER: Final = 4 << 20
 
@@ -54,7 +54,7 @@ _BUFFER: Final = 4 << 20
 class Scripted:
     """A peer of the interface under test.
 
-    heard: what was sent to it through the tunnel. cookies: how often it was asked for one.
+    heard: the payloads that it received through the tunnel. cookies: how many cookie replies it received.
     """
 
     def __init__(self, number: int) -> None:
@@ -69,7 +69,7 @@ class Scripted:
         self.public_key = Key(identity.public)
 
     def know(self, target: Key) -> None:
-        """Take the interface under test for a peer."""
+        """Add the interface under test as a peer."""
         peer = self._device.add_peer(target.raw, 0)
         assert peer is not None
         self._peer = peer
@@ -78,12 +78,12 @@ class Scripted:
         self._device.up(0)
 
     def say(self, payload: bytes) -> list[bytes]:
-        """The datagrams that come of sending this much through the tunnel: a message, or an initiation first."""
+        """The datagrams that carry a payload through the tunnel: a data message, or an initiation first."""
         packet = ip_packet(self.address, V4_OF_A, udp(PORT_INSIDE, PORT_INSIDE, payload))
         return self._carry_out(self._device.send_packet(packet, MTU, self._now))
 
     def hear(self, datagram: bytes) -> list[bytes]:
-        """Take a datagram; what has to be sent because of it."""
+        """Receive a datagram, and return those to be sent because of it."""
         effects = self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)
         effects += self._device.process_handshakes(self._now)
         self.cookies += datagram[0] == COOKIE_REPLY
@@ -93,7 +93,7 @@ class Scripted:
         return self._carry_out(effects)
 
     def count_from(self, counter: int) -> None:
-        """Let the next data message have this counter."""
+        """Set the counter of the next data message."""
         session = self._peer.keypairs.current
         assert session is not None
         session.sending_counter = counter
@@ -104,10 +104,10 @@ class Scripted:
 
 
 class Stage:
-    """An interface under test, and its scripted peers; what comes to it through the tunnel is sent back.
+    """An interface under test and its scripted peers; payloads that arrive through the tunnel are sent back.
 
-    arrived: that, in the order in which it came. answers: how much of it has come back to the peers. unowned: the names
-    of messages that are for none of the peers.
+    arrived: these payloads, in the order of arrival. answers: how many of them have come back to the peers. unowned:
+    the names of messages that are for none of the peers.
     """
 
     def __init__(self, lab: Lab, implementation: Manifest, peers: Iterable[Scripted]) -> None:
@@ -115,7 +115,7 @@ class Stage:
         self.arrived: list[bytes] = []
         self.answers = 0
         self.unowned: list[str] = []
-        # Whose handshake or session it is, by the index that the peer has given it.
+        # The peer of each handshake or session, by the index that the peer has chosen.
         self._owners: dict[bytes, Scripted] = {}
         node = lab.node("ns0")
         self.wg0 = self._configured(lab, implementation, node)
@@ -125,62 +125,62 @@ class Stage:
         self._inner = udp_receiver(node, V4_OF_A, PORT_INSIDE)
         self._both = select.epoll()
         lab.undo(self._both.close)
-        for one in (self._outer, self._inner):
-            lab.undo(one.close)
-            one.setblocking(False)
-            enlarge_receive_buffer(one, _BUFFER)
-            self._both.register(one.fileno(), select.EPOLLIN)
+        for sock in (self._outer, self._inner):
+            lab.undo(sock.close)
+            sock.setblocking(False)
+            enlarge_receive_buffer(sock, _BUFFER)
+            self._both.register(sock.fileno(), select.EPOLLIN)
 
     def _configured(self, lab: Lab, implementation: Manifest, node: NetNS) -> Interface:
-        made, key = lab.interface("wg0", implementation, node), lab.key("key1")
+        interface, key = lab.interface("wg0", implementation, node), lab.key("key1")
         for peer in self.peers:
             peer.know(key.public())
         peers = [PeerConfig(public_key=p.public_key, allowed_ips=allowed_ips(f"{p.address}/32")) for p in self.peers]
-        made.set(DeviceConfig(private_key=key, listen_port=PORT_OF_A, peers=tuple(peers)))
-        made.up(f"{V4_OF_A}/24")
-        return made
+        interface.set(DeviceConfig(private_key=key, listen_port=PORT_OF_A, peers=tuple(peers)))
+        interface.up(f"{V4_OF_A}/24")
+        return interface
 
     def say(self, peer: Scripted, payload: bytes) -> None:
-        """Let a peer send this to the interface under test."""
+        """Send a payload from a peer to the interface under test."""
         self._send(peer, peer.say(payload))
 
     def throw(self, datagram: bytes) -> None:
-        """Send this to the interface under test, from where the peers are."""
+        """Send a datagram to the interface under test, from the address of the peers."""
         self._outer.send(datagram)
 
     def converse(self, payload: bytes, deadline: float) -> None:
-        """Let every peer send this and get it back, AT_ONCE of them at any time."""
-        before, begun = self.answers, 0
+        """Send a payload from every peer and wait for its return, for AT_ONCE peers at any time."""
+        before, started = self.answers, 0
 
         def is_over() -> bool:
-            nonlocal begun
-            while begun < min(len(self.peers), self.answers - before + AT_ONCE):
-                self.say(self.peers[begun], payload)
-                begun += 1
+            nonlocal started
+            while started < min(len(self.peers), self.answers - before + AT_ONCE):
+                self.say(self.peers[started], payload)
+                started += 1
             return self.answers - before == len(self.peers)
 
         self.wait_for(is_over, deadline, f"all {len(self.peers)} peers to be answered")
 
     def wait_for(self, accept: Callable[[], bool], deadline: float, what: str) -> None:
-        """Carry datagrams both ways until this holds."""
+        """Carry datagrams both ways until `accept` returns True."""
         wait_for(_Carrying(self, accept), deadline, what)
 
     def __str__(self) -> str:
-        said = f"{len(self.arrived)} datagrams arrived, and {self.answers} came back"
+        summary = f"{len(self.arrived)} datagrams arrived, and {self.answers} came back"
         for name, count in Counter(self.unowned).items():
-            said += f"; {count} times a datagram for none of the peers: {name}"
-        return said
+            summary += f"; {count} times a datagram for none of the peers: {name}"
+        return summary
 
     def fileno(self) -> int:
         return self._both.fileno()
 
     def carry(self) -> None:
-        """Give to the peers what has come for them, and send back what has come through the tunnel."""
+        """Hand datagrams to the peers that they are for, and send payloads back that came through the tunnel."""
         for datagram, _ in _all_of(self._outer):
             start, end = FIELDS[datagram[0]].get("receiver", (0, 0))
             peer = self._owners.get(datagram[start:end])
             if peer is None:
-                # An initiation, perhaps; nobody here has been silent for so long that there would have to be one.
+                # An initiation, perhaps: no peer is silent for so long that the interface has to send one.
                 self.unowned.append(NAMES[datagram[0]])
                 continue
             before = len(peer.heard)
@@ -199,17 +199,17 @@ class Stage:
             self._outer.send(datagram)
 
 
-def _all_of(one: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
-    """What waits in a socket."""
+def _all_of(sock: socket.socket) -> Iterator[tuple[bytes, tuple[str, int]]]:
+    """The datagrams that wait in a socket, and their senders."""
     while True:
         try:
-            yield one.recvfrom(65535)
+            yield sock.recvfrom(65535)
         except BlockingIOError:
             return
 
 
 class _Carrying:
-    """The peers of a stage have what they wait for: True."""
+    """Event: `accept` returns True after datagrams were carried."""
 
     def __init__(self, stage: Stage, accept: Callable[[], bool]) -> None:
         self._stage = stage

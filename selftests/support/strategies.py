@@ -44,7 +44,7 @@ messages = st.one_of(
     ),
 )
 
-# Few distinct bits, so that prefixes nest, meet and repeat.
+# Few distinct bits, so that prefixes nest, touch and repeat.
 addresses_v4 = st.sampled_from([0x0A000000, 0x0A000001, 0x0A0000FF, 0x0A800000, 0x0B000000, 0xFFFFFFFF, 0])
 addresses = st.one_of(
     addresses_v4.map(lambda number: number.to_bytes(4)),

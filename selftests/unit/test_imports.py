@@ -1,6 +1,6 @@
 """Check every import of harness and refwg against the tables of selftests/support/layers.py; no cycle, no clock.
 
-Imports inside functions and those that only annotations need count, too. Imports by string exist in two places, the
+Imports inside functions and imports for annotations count, too. Imports by string exist in two places, the
 facade `harness/__init__.py` and `pytest_plugins`; both are read as imports.
 """
 
@@ -19,7 +19,7 @@ from selftests.support.layers import CORE_ROWS, FOLDERS, IMPORTS_ONLY, ROWS
 
 ROOT = Path(refwg.__file__).parents[1]
 
-# Of sockets, address knows how the C library reads and writes addresses, and nothing of a network.
+# `address` imports `socket` for inet_pton and inet_ntop, which use no network.
 CORE = [module for row in CORE_ROWS for module in row if module != "address"]
 MODULES = [module for row in ROWS for module in row]
 WORLD = {
@@ -82,7 +82,7 @@ def is_module(name: str) -> bool:
 
 
 def imported(module: str) -> set[str]:
-    """Dotted names of all modules that a module imports, also late, also what only its annotations need."""
+    """Dotted names of all modules that a module imports, late imports and those for annotations included."""
     names: set[str] = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
@@ -124,8 +124,8 @@ def test_import_table_contains_every_module() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_module_imports_only_modules_of_lower_rows(module: str) -> None:
     below = {other for row in ROWS[: next(i for i, row in enumerate(ROWS) if module in row)] for other in row}
-    found = {name.removeprefix("refwg.") for name in imported(f"refwg.{module}") if name.startswith("refwg.")}
-    assert found <= below
+    imports = {name.removeprefix("refwg.") for name in imported(f"refwg.{module}") if name.startswith("refwg.")}
+    assert imports <= below
 
 
 @pytest.mark.parametrize("module", CORE)
@@ -155,8 +155,8 @@ def test_harness_module_imports_only_folders_below_its_own(module: str) -> None:
     own = folder(module)
     below = {other for row in FOLDERS[: row_of(own)] for other in row}
     below = {*IMPORTS_ONLY.get(own, below), own}
-    found = {name: folder(name) for name in ours(module) if name != module}
-    assert {name for name, other in found.items() if other not in below} == set()
+    folders = {name: folder(name) for name in ours(module) if name != module}
+    assert {name for name, other in folders.items() if other not in below} == set()
 
 
 @pytest.mark.parametrize("module", HARNESS)
@@ -172,7 +172,7 @@ def test_harness_module_imports_no_refwg_ci_bench_or_tests(module: str) -> None:
 @pytest.mark.parametrize("name", sorted({folder(module) for module in HARNESS}))
 def test_folder_has_no_import_cycle(name: str) -> None:
     modules = [module for module in HARNESS if folder(module) == name]
-    # A package is imported before its modules, whoever asks; what its __init__ imports counts as its own.
+    # A package is imported before its modules; what its __init__ imports counts as the package's.
     graph = {module.removesuffix(".__init__"): ours(module) - {f"harness.{name}"} for module in modules}
     try:
         TopologicalSorter(graph).prepare()
@@ -189,20 +189,20 @@ def test_module_imports_standard_library_only(module: str) -> None:
 
 
 def test_plugin_loads_named_handful_of_modules() -> None:
-    found, todo = set(), ["harness.plugin.__init__"]
+    loaded, todo = set(), ["harness.plugin.__init__"]
     while todo:
         module = todo.pop()
         parents = module.removesuffix(".__init__").split(".")
         at_once = {name for name in imported_at_once(module) if name.partition(".")[0] == "harness"}
         for name in (*(".".join(parents[:end]) for end in range(1, len(parents) + 1)), *at_once):
-            if name not in found:
-                found.add(name)
+            if name not in loaded:
+                loaded.add(name)
                 todo.append(name if (ROOT / f"{name.replace('.', '/')}.py").exists() else f"{name}.__init__")
-    assert found == LOADED_WITH_THE_PLUGIN
+    assert loaded == LOADED_WITH_THE_PLUGIN
 
 
 def imported_at_once(module: str) -> set[str]:
-    """What importing the module imports: neither late imports nor those for annotations."""
+    """Names that importing the module imports: no late imports and none for annotations."""
     top = ast.Module([node for node in tree(module).body if not isinstance(node, ast.If)], [])
     for function in [node for node in ast.walk(top) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]:
         function.body = []

@@ -1,4 +1,4 @@
-"""Names of tests are ids that others quote for years: each says in plain words what its subject does."""
+"""Test names are ids that reports quote for years: each is short, and begins with its subject."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 SELFTESTS = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(SELFTESTS)) for path in SELFTESTS.rglob("test_*.py"))
-# As long as one reads in a terminal beside a pair and a verdict.
+# What fits in a terminal line beside a pair and a verdict.
 LONGEST = 60
 ARTICLES = {"a", "an", "the"}
 # Words that stand for a subject instead of naming it.

@@ -1,4 +1,4 @@
-"""The primitives against vectors of other projects; README.md says where each comes from."""
+"""Check the primitives against vectors of other projects; README.md names the source of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHACHA = vector_files.wycheproof("Cipher/wycheproof/chacha20_poly1305_test.json"
 OPENSSL = vector_files.nist("ciphers/ChaCha20Poly1305/openssl.txt")
 BORINGSSL = vector_files.nist("ciphers/ChaCha20Poly1305/boringssl.txt")
 
-# Each way to be invalid has one error.
+# The error, and its message, for each flag of an invalid case.
 ERRORS: dict[str, tuple[type[Exception], str]] = {
     "ModifiedTag": (NotAuthentic, "does not verify"),
     "InvalidNonceSize": (ValueError, "[Nn]once"),
@@ -50,7 +50,7 @@ def test_x25519_agrees_with_rfc_7748(case: dict[str, str]) -> None:
 
 
 def inputs(case: dict[str, Any]) -> tuple[bytes, ...]:
-    """Key, nonce, associated data, message and what comes out: ciphertext and tag."""
+    """Key, nonce, associated data, plaintext, and ciphertext with tag."""
     texts = (case["key"], case["iv"], case["aad"], case["msg"], case["ct"] + case["tag"])
     return tuple(bytes.fromhex(text) for text in texts)
 

@@ -1,4 +1,4 @@
-"""A whole handshake with everything fixed, byte for byte: wireguard.json."""
+"""Check a whole handshake with fixed inputs, byte for byte: wireguard.json."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from refwg.noise import (
 from selftests.support import vector_files
 
 if TYPE_CHECKING:
-    from refwg.noise import (
-        Keypair,
-    )
+    from refwg.noise import Keypair
 
 VECTOR = vector_files.wireguard()
 INITIATOR = StaticIdentity.from_private(VECTOR["initiator_static_private"])

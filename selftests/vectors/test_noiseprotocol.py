@@ -1,4 +1,4 @@
-"""refwg and the package noiseprotocol in one handshake, in either role, with keys from a seed."""
+"""Complete handshakes between refwg and the package noiseprotocol, in either role, with keys from a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from refwg.noise import (
     timestamp,
 )
 
-# Fixed ephemerals are what makes a test repeatable; the package rightly says that only tests may have them.
+# The package warns of fixed ephemerals, which only tests may have: they make a test repeatable.
 pytestmark = pytest.mark.filterwarnings("ignore:One of ephemeral keypairs is already set")
 
 TIMESTAMP = timestamp(1_700_000_000_000_000_000)
@@ -31,7 +31,7 @@ class Setting:
     """Two identities, two ephemerals and a preshared key."""
 
     def __init__(self, seed: int) -> None:
-        stream = random.Random(seed)  # noqa: S311 - a seed is the point
+        stream = random.Random(seed)  # noqa: S311 - repeatable on purpose
         self.psk = stream.randbytes(32) if seed % 2 else bytes(32)
         self.ours, self.theirs = (StaticIdentity.from_private(stream.randbytes(32)) for _ in range(2))
         self.our_ephemeral, self.their_ephemeral = stream.randbytes(32), stream.randbytes(32)

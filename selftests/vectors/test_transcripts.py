@@ -1,4 +1,4 @@
-"""The files in `transcripts/`: refwg makes them again, and code that is not refwg's derives every byte of them."""
+"""Check the files in `transcripts/`: refwg makes them again, and other code derives every byte of them."""
 
 from __future__ import annotations
 

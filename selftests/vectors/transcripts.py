@@ -1,9 +1,9 @@
-"""Whole conversations, byte for byte, for any implementation: writes the files in `transcripts/`.
+"""Write the files in `transcripts/`: whole conversations, byte for byte, for any implementation.
 
     python -m selftests.vectors.transcripts
 
-Two refwg devices talk in virtual time; README.md says what the fields mean. `test_transcripts.py` makes the files again
-and compares, and checks each byte of them by code that is not refwg's.
+Two refwg devices exchange messages in virtual time; README.md explains the fields. `test_transcripts.py` makes the
+files again and compares them, and `witness.py` derives each byte of them without refwg.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOBODY: Final = "00" * 32
 
 
 class Script:
-    """A conversation of two devices, and what went into each message that no one can see in it."""
+    """A conversation of two devices, with the inputs of each message that cannot be read from its bytes."""
 
     def __init__(self, preshared_key: bytes = bytes(32)) -> None:
         self.pair = Pair(seed=SEED)
@@ -43,7 +43,7 @@ class Script:
         self._packets[side.name].append(self.pair.send(side, payload))
 
     def put_under_load(self, *sides: Side) -> None:
-        """For the next second, starting now."""
+        """Let these sides be under load for the next second."""
         for side in sides:
             side.last_under_load.time = self.pair.now
 
@@ -59,8 +59,8 @@ class Script:
 
     def _message(self, sent: Sent) -> dict[str, Any]:
         message = parse(sent.datagram)
-        known = {"at": sent.time, "from": sent.sender, "type": sent.type.name.lower()}
-        return known | self._inputs(sent, message) | {"bytes": sent.datagram.hex()}
+        header = {"at": sent.time, "from": sent.sender, "type": sent.type.name.lower()}
+        return header | self._inputs(sent, message) | {"bytes": sent.datagram.hex()}
 
     def _inputs(self, sent: Sent, message: Initiation | Response | CookieReply | Data) -> dict[str, Any]:
         side, other = (self.pair.a, self.pair.b) if sent.sender == "A" else (self.pair.b, self.pair.a)
@@ -71,7 +71,7 @@ class Script:
         if isinstance(message, CookieReply):
             cookie = self._cookie_in(message, side, other)
             return {"receiver_index": message.receiver_index, "nonce": message.nonce.hex(), "cookie": cookie.hex()}
-        private = next(one for one in side.ephemerals if public_key_of(one) == message.ephemeral)
+        private = next(key for key in side.ephemerals if public_key_of(key) == message.ephemeral)
         inputs: dict[str, Any] = {"ephemeral_private": private.hex(), "sender_index": message.sender_index}
         if isinstance(message, Response):
             return inputs | {"receiver_index": message.receiver_index}
@@ -91,7 +91,7 @@ class Script:
 
 def _side(side: Side, number: int) -> dict[str, Any]:
     identity = side.device.identity
-    # The first thing that a device draws is the secret of its cookies.
+    # The secret of its cookies is the first that a device draws.
     secret = SeededEnvironment(SEED + number, int).random_bytes(32)
     return {
         "static_private": NOBODY if identity is None else identity.private.hex(),
@@ -103,7 +103,7 @@ def _side(side: Side, number: int) -> dict[str, Any]:
 
 
 def handshake(preshared_key: bytes = bytes(32)) -> Script:
-    """A sends a packet, B another; then B has something to confirm ten seconds after A's last packet."""
+    """A sends a packet, B another; ten seconds after A's last packet B sends a keepalive."""
     script = Script(preshared_key)
     pair = script.pair
     script.send(pair.a, b"the first packet waits for the session")
@@ -116,7 +116,7 @@ def handshake(preshared_key: bytes = bytes(32)) -> Script:
 
 
 def cookie() -> Script:
-    """B is under load, then A: cookies for an initiation and for a response, and both in use."""
+    """B is under load, then A: cookie replies to an initiation and a response, and mac2 on both."""
     script = Script()
     pair = script.pair
     script.put_under_load(pair.b)
@@ -132,7 +132,7 @@ def cookie() -> Script:
 
 
 def rekey() -> Script:
-    """Once its session is 120 seconds old A asks for a new one; what is sent on the old one meanwhile is no loss."""
+    """A rekeys when its session is 120 seconds old; data sent on the old session until then arrives."""
     script = Script()
     pair = script.pair
     script.send(pair.a, b"on the first session")
@@ -163,5 +163,5 @@ def rendered(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for one in SCRIPTS:
-        (DIRECTORY / f"{one}.json").write_text(rendered(one))
+    for script in SCRIPTS:
+        (DIRECTORY / f"{script}.json").write_text(rendered(script))

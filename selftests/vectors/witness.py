@@ -1,6 +1,6 @@
-"""Derives the messages of a transcript from its inputs, by code that is not refwg's: a second witness.
+"""Derive the messages of a transcript from its inputs without refwg: a second witness.
 
-The handshake is played by noiseprotocol in both roles, hashes come from hashlib, seals from cryptography; HChaCha20 is
+noiseprotocol plays both roles of the handshake, hashes come from hashlib, the AEAD from cryptography; HChaCha20 is
 written out. Nothing here imports refwg.
 """
 
@@ -23,11 +23,11 @@ COLUMNS_AND_DIAGONALS: Final = (
 
 
 class Witness:
-    """One method per type of message, named as the type is in the file; each returns the bytes of the message."""
+    """Returns the bytes of each message; one method per type, with the name of the type in the file."""
 
     def __init__(self, transcript: dict[str, Any]) -> None:
         self._transcript = transcript
-        # By the index that messages name: who initiated, what it wrote, whom it wrote to.
+        # By the sender index: the initiator's connection, its message, and the responder.
         self._handshakes: dict[int, tuple[NoiseConnection, bytes, str]] = {}
         self._transport_keys: dict[int, bytes] = {}
         self._mac1: dict[int, bytes] = {}

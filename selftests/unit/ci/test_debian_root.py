@@ -1,4 +1,4 @@
-"""Where a Debian root comes from: the sources of this machine's apt, or Debian's own."""
+"""Check the sources of a Debian root: those of this machine's apt, or Debian's own."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ http://mirror.example/debian/|trixie|main|Debian
 
 
 def test_sources_are_those_of_apt() -> None:
-    found = sources("bookworm", TARGETS)
-    assert found.mirror == "http://mirror.example/debian/"
-    assert found.lines.splitlines() == [
+    chosen = sources("bookworm", TARGETS)
+    assert chosen.mirror == "http://mirror.example/debian/"
+    assert chosen.lines.splitlines() == [
         "deb http://mirror.example/debian/ bookworm main",
         "deb http://mirror.example/security/ bookworm-security main",
     ]
 
 
 def test_sources_are_those_of_debian_when_apt_has_none() -> None:
-    found = sources("bookworm", "http://archive.example/ubuntu/|noble|main|Ubuntu\n")
-    assert found.mirror == "http://deb.debian.org/debian/"
-    assert found.lines.splitlines() == [
+    chosen = sources("bookworm", "http://archive.example/ubuntu/|noble|main|Ubuntu\n")
+    assert chosen.mirror == "http://deb.debian.org/debian/"
+    assert chosen.lines.splitlines() == [
         "deb http://deb.debian.org/debian/ bookworm main",
         "deb http://deb.debian.org/debian/ bookworm-updates main",
         "deb http://deb.debian.org/debian-security/ bookworm-security main",

@@ -70,17 +70,17 @@ def test_timer_has_arrow_for_each_event(timer: Timer) -> None:
 
 
 def arrows_of(name: str, states: Iterable[str]) -> set[tuple[str, str, str]]:
-    """From, to and label of every arrow in a diagram; what leads from any state is an arrow from each."""
+    """Source, target and label of every arrow in a diagram; an arrow from any state counts as one from each."""
     diagram = drawings.DRAWINGS[name]()
-    shown = {match[2]: [match[1]] for match in re.finditer(r'state "(.+)" as (\w+)', diagram)}
-    shown["any_state"] = list(states)
-    found = re.findall(r"^ +(\w+) --> (\w+): (.+)$", diagram, re.MULTILINE)
+    names = {match[2]: [match[1]] for match in re.finditer(r'state "(.+)" as (\w+)', diagram)}
+    names["any_state"] = list(states)
+    arrows = re.findall(r"^ +(\w+) --> (\w+): (.+)$", diagram, re.MULTILINE)
     return {
         (source, target, label)
-        for start, end, labels in found
+        for start, end, labels in arrows
         for label in labels.split(" / ")
-        for source in shown.get(start, [start])
-        for target in shown.get(end, [end])
+        for source in names.get(start, [start])
+        for target in names.get(end, [end])
     }
 
 

@@ -1,4 +1,4 @@
-"""The history of ci/flakes: what is counted, and what the rates are."""
+"""Check the history of ci/flakes: what is counted, and which rates are printed."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_malformed_books_file_is_named_in_error(history: History, text: str) -> 
 
 
 def test_summary_prints_rates_by_load_and_failures_by_test(history: History) -> None:
-    for one in (run(1), run(2, "a", "b", spinners=2), run(3), run(4, "b", spinners=2)):
-        history.add(one)
+    for finished in (run(1), run(2, "a", "b", spinners=2), run(3), run(4, "b", spinners=2)):
+        history.add(finished)
     assert history.summary().splitlines() == [
         "all        2 of 4 (50.00 %) of runs red; median 3 s",
         "quiet      0 of 2 (below 100.00 %) of runs red; median 3 s",

@@ -1,4 +1,4 @@
-"""The gates of ci/test: which are run, and how a run is judged and counted."""
+"""Check the gates of ci/test: which are run, and how their results are counted and judged."""
 
 from __future__ import annotations
 

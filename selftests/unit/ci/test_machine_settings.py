@@ -1,4 +1,4 @@
-"""What is handed on to a root of its own: registries, proxies and certificates, and nothing else."""
+"""Check which settings another root receives: registries, proxies and certificates, nothing else."""
 
 from __future__ import annotations
 

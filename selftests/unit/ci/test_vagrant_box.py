@@ -1,4 +1,4 @@
-"""The gate that runs provisioners: their order, their commands as steps, and their exit statuses."""
+"""Check the gate that runs provisioners: their order, their commands as steps, their exit statuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(script: str, place: Path) -> tuple[list[str], str]:
-    """Follow a script; its output, and the log."""
+    """Run a script under `follow`; return its output and the log."""
     output: list[str] = []
     file, log = place / "script", io.StringIO()
     file.write_text(traced(script))
@@ -27,7 +27,7 @@ def run(script: str, place: Path) -> tuple[list[str], str]:
 
 
 def steps_of(printed: str) -> list[str]:
-    """How each step ended, and its name; signs of life left out."""
+    """State and name of each step, without the signs of life."""
     rows = (re.fullmatch(r"(ok|FAILED) +(\S.*?) +\d+\.\d s.*", line) for line in printed.splitlines())
     return [f"{row[1]} {row[2]}" for row in rows if row]
 

@@ -1,4 +1,4 @@
-"""The reader of the Vagrantfile: what it finds in one, and what it refuses."""
+"""Check the reader of the Vagrantfile: what it reads, and what it refuses."""
 
 from __future__ import annotations
 

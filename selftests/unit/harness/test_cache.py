@@ -1,4 +1,4 @@
-"""The cache directory: where it lies, and that what appears in it is whole."""
+"""Check the cache directory: its place, and that only complete directories appear in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAIT_FOR_LOCK = """
 import pathlib, sys
 from harness.install.cache import locked
 with locked(pathlib.Path(sys.argv[1]), lambda line: print(line, flush=True)):
-    print("got it", flush=True)
+    print("locked", flush=True)
 """
 
 
@@ -90,7 +90,7 @@ def test_second_process_waits_for_lock_and_reports_it(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == f"waiting for another run that uses {target}\n"
         assert other.poll() is None
-    assert other.communicate(timeout=20)[0] == "got it\n"
+    assert other.communicate(timeout=20)[0] == "locked\n"
 
 
 def test_lock_is_released_after_block(tmp_path: Path) -> None:

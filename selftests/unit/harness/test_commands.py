@@ -1,4 +1,4 @@
-"""The command wg-interop: what it prints and exits with, and that nothing of a run stays when it ends."""
+"""Check the command wg-interop: output, exit status, and that nothing of a run is left when it ends."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_bad(): assert "moon" == "cheese"
 @pytest.mark.skip(reason="no x; install x")
 def test_skipped(): pass
 def test_hang():
-    with open("alive", "w"):  # a FIFO: whoever reads it knows that we run, and when we are gone
+    with open("alive", "w"):  # a FIFO: its reader sees that the test runs, and when it ends
         signal.pause()
 """
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with tests of its own, the current one."""
+    """A current directory with tests of its own."""
     (tmp_path / "selftests").mkdir()
     (tmp_path / "selftests" / "test_few.py").write_text(TESTS)
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def call(*arguments: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of a wg-interop of its own."""
+    """Exit status, stdout and stderr of wg-interop in its own process."""
     process = start(*arguments)
     stdout, stderr = process.communicate(timeout=60)
     return process.returncode, stdout, stderr
@@ -71,7 +71,7 @@ def status(*arguments: str) -> int:
 
 @pytest.fixture
 def hanging(checkout: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A run whose test hangs, and the descriptor that is at its end when the test is gone."""
+    """A run whose test hangs, and a descriptor that reads end of file once the test is gone."""
     os.mkfifo(checkout / "alive")
     process = start("run", "-k", "good or hang")
     with (checkout / "alive").open("rb", buffering=0) as alive:  # waits for the test
@@ -181,9 +181,9 @@ def test_clean_removes_dead_runs_and_lists_running_ones(cache: Path, capsys: pyt
         dead = Path(tempfile.mkdtemp(dir=cache / "runs"))
         (dead / "owner").touch()
         assert status("clean") == 0
-        said = capsys.readouterr().out
-        assert f"removed {dead}" in said
-        assert f"left alone, still running: {living.path} (uid " in said
+        output = capsys.readouterr().out
+        assert f"removed {dead}" in output
+        assert f"left alone, still running: {living.path} (uid " in output
         assert (dead.exists(), living.path.exists()) == (False, True)
 
 
@@ -221,8 +221,8 @@ def test_install_of_unknown_name_exits_with_2(capsys: pytest.CaptureFixture[str]
 
 def test_command_without_arguments_prints_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert status() == 0
-    said = capsys.readouterr().out
-    assert all(word in said for word in ("run", "doctor", "clean", "install", "Exit status", "First time"))
+    output = capsys.readouterr().out
+    assert all(word in output for word in ("run", "doctor", "clean", "install", "Exit status", "First time"))
 
 
 def test_version_option_prints_program_name_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""How a refusal reads, and how long a request may take."""
+"""Check the text of a refusal, and the time limit of a request."""
 
 from __future__ import annotations
 
@@ -7,17 +7,10 @@ import socket
 
 import pytest
 
-from harness.control.base import (
-    describe,
-)
+from harness.control.base import describe
 from harness.control.records import DeviceConfig, Endpoint, Key, PeerConfig, allowed_ips
-from harness.errors import (
-    error_name,
-    refusal,
-)
-from harness.wait import (
-    Deadline,
-)
+from harness.errors import error_name, refusal
+from harness.wait import Deadline
 
 KEY = Key(bytes(range(32)))
 TEXT = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="

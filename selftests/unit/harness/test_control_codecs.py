@@ -1,4 +1,4 @@
-"""Both codecs of the configuration say and read the same things, for any configuration there is."""
+"""Check that both codecs of the configuration read what they write, for any configuration."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ CONFIGS = st.builds(
 
 
 def over_netlink(config: DeviceConfig) -> DeviceState:
-    """Let the reader of dumps read the requests: both are made of the same attributes."""
+    """Decode our requests as a dump, which has the same attributes."""
     requests = [message for data in genl.encode_set("wg0", config, 30) for message in netlink.parse_messages(data)]
     return genl.decode_dump([*requests, netlink.Message(netlink.NLMSG_DONE, 0, 0, bytes(4))])
 
 
 def over_text(config: DeviceConfig) -> DeviceState:
-    """Let the reader of answers read the request: both are made of the same lines."""
+    """Decode our request as an answer, which has the same lines."""
     lines = uapi.encode_set(config).decode().split()
     return uapi.decode_get([*lines[1:], "errno=0"])
 
 
 def read_back(config: DeviceConfig) -> DeviceState:
-    """Tell what a device without any other settings reports after this configuration."""
+    """The state that a device without other settings reports after this configuration."""
     return DeviceState(
         private_key=config.private_key if config.private_key != ZERO_KEY else None,
         listen_port=config.listen_port or 0,

@@ -1,4 +1,4 @@
-"""What is said to the kernel and read from it: pyroute2 and hand-made bytes are the witnesses."""
+"""Check requests to the kernel and its answers against pyroute2 and bytes packed by hand."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ SOCKADDRS = pytest.mark.parametrize(
     [
         (Endpoint("192.0.2.1", 1), struct.pack("=H", 2) + bytes.fromhex("0001 c0000201") + bytes(8)),
         (
-            # pyroute2 is no witness here: it takes the scope for big-endian, but sin6_scope_id is a number of the host.
+            # Not by pyroute2, which packs the scope as big-endian: sin6_scope_id is in host byte order.
             Endpoint("fe80::2", 0xCA6C, 3),
             struct.pack("=H", 10)
             + bytes.fromhex("ca6c 00000000 fe80000000000000 0000000000000002")
@@ -246,7 +246,7 @@ def test_peer_split_over_messages_is_decoded_as_one_peer() -> None:
 
 
 def continued(**changes: Any) -> list[dict[str, Any]]:
-    """Read with pyroute2 the entries that a peer of many allowed-ips is cut into."""
+    """Read with pyroute2 the entries into which a peer with many allowed-ips is split."""
     config = DeviceConfig(peers=(PeerConfig(public_key=ALICE, allowed_ips=MANY, **changes),))
     return [peer for request in requested(config) for peer in request["PEERS"]]
 
@@ -292,7 +292,7 @@ def test_device_settings_are_sent_in_first_request_only() -> None:
 def test_request_size_is_bounded_and_large_on_average(address: str) -> None:
     peers = (PeerConfig(public_key=ALICE, allowed_ips=allowed_ips(address) * 5000),)
     sizes = [len(request) for request in encode_set("wg0", DeviceConfig(peers=peers), FAMILY)]
-    # An attribute's length has 16 bits, and few large requests are quicker than many small ones.
+    # An attribute's length has 16 bits; few large requests are faster than many small ones.
     assert max(sizes) < 32768 + 200
     assert sum(sizes) / len(sizes) > 12000
 

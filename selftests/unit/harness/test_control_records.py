@@ -1,4 +1,4 @@
-"""The configuration records: the spellings they take and give, and what they refuse."""
+"""Check the configuration records: the notations they read and print, and what they refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from harness.control.records import AllowedIP, DeviceState, Endpoint, Key, PeerState
 from harness.errors import UsageError
 
-# What `wg pubkey` of wireguard-tools 1.0.20210914 says.
+# The output of `wg pubkey` of wireguard-tools 1.0.20210914.
 PRIVATE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PUBLIC = "j0DFrbaPJWJK5bIU6nZ6bslNgp09e14a0bpvPiE4KF8="
 

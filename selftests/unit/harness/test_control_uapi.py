@@ -1,4 +1,4 @@
-"""The programs' way to configure: what is said and read, and conversations with a server at a socket pair."""
+"""Check the UAPI client: requests, answers, and conversations with a server behind a socket pair."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BOB = Key(bytes.fromhex("b2" * 32))
 ZERO = Key(bytes(32))
 DONE = b"errno=0\n\n"
 
-# What wireguard-go 0.0.20220316 answered (keys shortened to ours).
+# An answer of wireguard-go 0.0.20220316, with the keys replaced.
 WIREGUARD_GO = f"""\
 private_key={"c0" * 32}
 listen_port=51820
@@ -202,11 +202,11 @@ def test_malformed_value_raises_ebadmsg(line: str, complaint: str) -> None:
 
 
 class Server:
-    """A program under test: hands out connections, reads one request from each, answers as it was told."""
+    """Plays a program: each connection reads one request and sends `answers`."""
 
     def __init__(self) -> None:
         self.answers: list[bytes] = [DONE]
-        self.asked = b""
+        self.request = b""
         self.reads_at_most = 1 << 30
         self._thread = threading.Thread()
 
@@ -222,8 +222,8 @@ class Server:
 
     def _serve(self, sock: socket.socket) -> None:
         with sock:
-            while not self.asked.endswith(b"\n\n") and len(self.asked) < self.reads_at_most:
-                self.asked += sock.recv(1 << 16)
+            while not self.request.endswith(b"\n\n") and len(self.request) < self.reads_at_most:
+                self.request += sock.recv(1 << 16)
             for piece in self.answers:
                 sock.sendall(piece)
 
@@ -242,13 +242,13 @@ def control(server: Server) -> UapiControl:
 
 def test_set_sends_its_lines_to_socket(server: Server, control: UapiControl) -> None:
     control.set(DeviceConfig(listen_port=5))
-    assert server.asked == b"set=1\nlisten_port=5\n\n"
+    assert server.request == b"set=1\nlisten_port=5\n\n"
 
 
 def test_get_sends_request_and_decodes_answer(server: Server, control: UapiControl) -> None:
     server.answers = [b"public_key=" + b"a1" * 32 + b"\nendpoint=[fe80::1%not-here]:9\n", DONE]
     assert control.get() == DeviceState(peers=(PeerState(public_key=ALICE, endpoint=Endpoint("fe80::1", 9, 42)),))
-    assert server.asked == b"get=1\n\n"
+    assert server.request == b"get=1\n\n"
 
 
 @pytest.mark.parametrize("answers", [[b"errno=-98\n\n"], [b"errno=98\n\n"], [b"err", b"no=-98\n", b"\n"]])

@@ -1,4 +1,4 @@
-"""The doctor: how a probe's outcome becomes a finding, and when the netns lane can run."""
+"""Check the doctor: how a probe becomes a finding, and when lane netns can run."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ def probe(error: Exception | None, *, kind: str = "ability", name: str = "x", tm
             raise error
         return "fine"
 
-    tried = Probe(name=name, kind=kind, attempt=attempt, disables="all", remedy="turn it on", package="pack")
-    return tried.run(Bench(tmp_path))
+    tested = Probe(name=name, kind=kind, attempt=attempt, disables="all", remedy="turn it on", package="pack")
+    return tested.run(Bench(tmp_path))
 
 
 def test_successful_probe_disables_nothing(tmp_path: Path) -> None:
-    found = probe(None, tmp_path=tmp_path)
-    assert (found.works, found.detail, found.disables, found.remedy) == (True, "fine", "", "")
+    finding = probe(None, tmp_path=tmp_path)
+    assert (finding.works, finding.detail, finding.disables, finding.remedy) == (True, "fine", "", "")
 
 
 def test_failed_probe_reports_disabled_feature_and_remedy(tmp_path: Path) -> None:
-    found = probe(OSError(errno.EPERM, "not yours"), tmp_path=tmp_path)
-    assert (found.works, found.disables, found.remedy) == (False, "all", "turn it on")
-    assert "not yours" in found.detail
+    finding = probe(OSError(errno.EPERM, "not yours"), tmp_path=tmp_path)
+    assert (finding.works, finding.disables, finding.remedy) == (False, "all", "turn it on")
+    assert "not yours" in finding.detail
 
 
 def test_probe_without_sandbox_is_reported_as_not_tried(tmp_path: Path) -> None:
-    found = probe(Unavailable("no sandbox: reason: remedy"), tmp_path=tmp_path)
-    assert (found.detail, found.remedy) == ("not tried: no sandbox", "")
+    finding = probe(Unavailable("no sandbox: reason: remedy"), tmp_path=tmp_path)
+    assert (finding.detail, finding.remedy) == ("not tried: no sandbox", "")
 
 
 ASK_THE_KERNEL = """
@@ -60,18 +60,18 @@ print(probe.run(doctor.Bench(pathlib.Path(sys.argv[1]))).detail)
 
 
 def test_kernel_probe_is_not_tried_in_bare_user_namespace(tmp_path: Path) -> None:
-    # In a user namespace alone nobody has a right to the network, as an ordinary user has none.
+    # A bare user namespace has no capability over the network, like an ordinary user.
     command = ["unshare", "--user", sys.executable, "-c", ASK_THE_KERNEL, str(tmp_path)]
     env = {name: value for name, value in os.environ.items() if name != INSIDE}
     if subprocess.run(["unshare", "--user", "true"], check=False).returncode:
         pytest.skip("no user namespace here: allow kernel.unprivileged_userns_clone")
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.stderr) == ("not tried: no sandbox\n", "")
+    completed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (completed.stdout, completed.stderr) == ("not tried: no sandbox\n", "")
 
 
 def test_output_of_program_is_cut_to_its_first_and_last_line(tmp_path: Path) -> None:
-    found = probe(HarnessError("wg-go ended:\nbanner\nbanner\nERROR: no TUN"), tmp_path=tmp_path)
-    assert found.detail == "wg-go ended: ERROR: no TUN"
+    finding = probe(HarnessError("wg-go ended:\nbanner\nbanner\nERROR: no TUN"), tmp_path=tmp_path)
+    assert finding.detail == "wg-go ended: ERROR: no TUN"
 
 
 def test_remedy_of_missing_error_replaces_remedy_of_probe(tmp_path: Path) -> None:
@@ -79,21 +79,21 @@ def test_remedy_of_missing_error_replaces_remedy_of_probe(tmp_path: Path) -> Non
 
 
 def test_missing_program_is_reported_with_its_package(tmp_path: Path) -> None:
-    found = probe(HarnessError("?"), kind="program", name="no-such-program", tmp_path=tmp_path)
-    assert (found.detail, found.package) == ("not installed", "pack")
-    assert found.remedy == "as root: apt-get install -y pack"
+    finding = probe(HarnessError("?"), kind="program", name="no-such-program", tmp_path=tmp_path)
+    assert (finding.detail, finding.package) == ("not installed", "pack")
+    assert finding.remedy == "as root: apt-get install -y pack"
 
 
 def test_program_outside_path_has_path_export_as_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(doctor, "_SBIN", ["/bin"])
-    found = probe(HarnessError("?"), kind="program", name="sh", tmp_path=tmp_path)
-    assert (found.detail, found.remedy) == ("/bin/sh is not on PATH", "export PATH=$PATH:/bin")
+    finding = probe(HarnessError("?"), kind="program", name="sh", tmp_path=tmp_path)
+    assert (finding.detail, finding.remedy) == ("/bin/sh is not on PATH", "export PATH=$PATH:/bin")
 
 
 def test_failing_program_is_not_reported_as_missing(tmp_path: Path) -> None:
-    found = probe(ProgramFailed("sh: status 1: broken"), kind="program", name="sh", tmp_path=tmp_path)
-    assert (found.detail, found.package) == ("sh: status 1: broken", "")
+    finding = probe(ProgramFailed("sh: status 1: broken"), kind="program", name="sh", tmp_path=tmp_path)
+    assert (finding.detail, finding.package) == ("sh: status 1: broken", "")
 
 
 @pytest.mark.parametrize(
@@ -113,45 +113,45 @@ def test_forbidden_tun_device_is_reported_with_its_mode(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("found", "able"), [([WORKS, PEER], True), ([WORKS], False), ([LACKS, PEER], False), ([], False)], ids=str
+    ("findings", "able"), [([WORKS, PEER], True), ([WORKS], False), ([LACKS, PEER], False), ([], False)], ids=str
 )
-def test_lane_needs_its_abilities_and_one_implementation(found: list[Finding], able: bool) -> None:
-    assert is_able(found) is able
+def test_lane_needs_its_abilities_and_one_implementation(findings: list[Finding], able: bool) -> None:
+    assert is_able(findings) is able
 
 
-def examine(found: list[Finding], monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> tuple[int, str]:
-    monkeypatch.setattr(doctor, "findings", lambda: iter(found))
+def examine(findings: list[Finding], monkeypatch: pytest.MonkeyPatch, *, as_json: bool) -> tuple[int, str]:
+    monkeypatch.setattr(doctor, "findings", lambda: iter(findings))
     stream = io.StringIO()
     return doctor.examine(stream, as_json=as_json), stream.getvalue()
 
 
 def test_findings_are_printed_with_disabled_feature_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    status, said = examine([WORKS, LACKS, PEER], monkeypatch, as_json=False)
+    status, output = examine([WORKS, LACKS, PEER], monkeypatch, as_json=False)
     assert status == 125
-    assert [line.split() for line in said.splitlines()[2:5]] == [
+    assert [line.split() for line in output.splitlines()[2:5]] == [
         ["MISSING", "y", "gone"], ["disables:", "all"], ["to", "fix:", "get", "y"],
     ]  # fmt: skip
-    assert said.splitlines()[-1] == "The netns lane cannot run without y."
+    assert output.splitlines()[-1] == "The netns lane cannot run without y."
 
 
 def test_findings_are_printed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    status, said = examine([WORKS, PEER], monkeypatch, as_json=True)
+    status, output = examine([WORKS, PEER], monkeypatch, as_json=True)
     assert status == 0
-    document = json.loads(said)
+    document = json.loads(output)
     assert (document["schema"], document["netns"], document["findings"][1]["name"]) == (1, True, "wg-x")
 
 
 def test_real_probes_report_success_or_disabled_feature() -> None:
-    found = {finding.name: finding for finding in doctor.findings()}
-    assert {"sandbox", "/dev/net/tun", "nft", "wg", "kernel", "wireguard-go"} <= found.keys()
-    assert all(finding.works or finding.disables for finding in found.values())
+    findings = {finding.name: finding for finding in doctor.findings()}
+    assert {"sandbox", "/dev/net/tun", "nft", "wg", "kernel", "wireguard-go"} <= findings.keys()
+    assert all(finding.works or finding.disables for finding in findings.values())
 
 
 def test_interrupted_doctor_leaves_no_running_timer() -> None:
-    found = doctor.findings()
-    next(found)
+    findings = doctor.findings()
+    next(findings)
     (timer,) = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
-    found.close()
+    findings.close()
     timer.join(5)
     assert not timer.is_alive()
 

@@ -1,4 +1,4 @@
-"""All that harness raises on purpose is a HarnessError, and the drawing in its docstring is complete."""
+"""Check that harness raises only HarnessErrors, and that the drawing in their docstring is complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ELSEWHERE = {
     "harness.plugin.verdicts.Differs": "an outcome of a test: pytest's Skipped",
     "harness.plugin.verdicts.Blocked": "an outcome of a test: pytest's Failed",
 }
-# A branch of the drawing: what stands left of the name tells its depth, three characters a level.
+# A branch of the drawing: the text left of the name has three characters for each level.
 BRANCH = re.compile(r"^((?:[| ]  )*)[|`]- (\w+) {2,}\S", re.MULTILINE)
 
 
@@ -52,13 +52,13 @@ def is_exception(name: str, bases_of: dict[str, list[str]]) -> bool:
 
 
 def subclasses(name: str, bases_of: dict[str, list[str]]) -> dict[str, str]:
-    """All direct and indirect subclasses of a class, each with the one that it derives from."""
+    """All direct and indirect subclasses of a class, each with its base."""
     children = {child: name for child, bases in bases_of.items() if name in bases}
     return children | {k: v for child in children for k, v in subclasses(child, bases_of).items()}
 
 
 def drawn() -> dict[str, str]:
-    """The drawing in the docstring: every name, with the one that it hangs from."""
+    """The drawing in the docstring: every name with its parent."""
     parents, path = {}, ["HarnessError"]
     for indent, name in BRANCH.findall(cleandoc(HarnessError.__doc__ or "")):
         depth = len(indent) // 3
@@ -74,8 +74,8 @@ def test_exceptions_of_harness_derive_from_harness_error() -> None:
 
 
 def test_drawing_of_harness_error_has_every_subclass() -> None:
-    found = subclasses(ROOT, classes())
-    assert drawn() == {name.rpartition(".")[2]: parent.rpartition(".")[2] for name, parent in found.items()}
+    defined = subclasses(ROOT, classes())
+    assert drawn() == {name.rpartition(".")[2]: parent.rpartition(".")[2] for name, parent in defined.items()}
 
 
 @pytest.mark.parametrize(("detail", "reason"), [("", "Invalid argument"), ("bad key", "Invalid argument (bad key)")])

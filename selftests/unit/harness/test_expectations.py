@@ -1,4 +1,4 @@
-"""Known failures: read strictly, applied to the right test, program, version and role."""
+"""Check known failures: read strictly, applied by test, program, version and role."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fresh() -> Iterator[None]:
 
 
 def write(directory: Path, name: str = "mine", *more: dict[str, Any], **changes: Any) -> Path:
-    """Write a program's expectations: one with these changes, and one more for each dict of changes."""
+    """Write a program's expectations: one with these changes, and one for each further dict of changes."""
     path = directory / f"{name}.toml"
     path.write_text("".join(map(as_toml, (changes, *more))))
     return path
@@ -63,7 +63,7 @@ def as_toml(changes: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changes", "nodeid", "sides", "found"),
+    ("changes", "nodeid", "sides", "applies"),
     [
         ({}, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER), True),
         ({}, "test_x.py::test_it[other~mine]", (OTHER, PROGRAM), True),
@@ -78,10 +78,10 @@ def as_toml(changes: dict[str, Any]) -> str:
     ],
 )
 def test_expectation_applies_by_test_program_version_and_side(
-    tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], found: bool
+    tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], applies: bool
 ) -> None:
     write(tmp_path, **changes)
-    assert bool(expectations.applying(tmp_path, nodeid, sides)) is found
+    assert bool(expectations.applying(tmp_path, nodeid, sides)) is applies
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_expectations_of_refwg_are_refused(tmp_path: Path, name: str) -> None:
 def test_failure_is_explained_by_any_matching_expectation(tmp_path: Path, message: str, observed: str | None) -> None:
     write(tmp_path, "mine", {"message": "too late", "observed": "it is late"})
     write(tmp_path, "other", message="never came", observed="other loses it", side="b")
-    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
-    expected = expectations.explains(found, message)
+    applying = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    expected = expectations.explains(applying, message)
     assert (expected and expected.observed) == observed
 
 
@@ -146,8 +146,11 @@ def test_program_paired_with_itself_has_each_expectation_once(tmp_path: Path) ->
 def test_success_refutes_only_expectations_without_race(tmp_path: Path) -> None:
     write(tmp_path, "mine", {"always": False, "observed": "it is late"})
     write(tmp_path, "other", observed="other loses it")
-    found = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
-    assert [one.observed for one in expectations.refuted(found)] == ["it answers from elsewhere", "other loses it"]
+    applying = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
+    assert [entry.observed for entry in expectations.refuted(applying)] == [
+        "it answers from elsewhere",
+        "other loses it",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Frames and the messages in them: found, changed with the right checksum, cut into segments."""
+"""Check frames: finding the datagram, changing it with the right checksum, splitting it into segments."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ def data(counter: int, size: int = 16, receiver: bytes = b"abcd") -> bytes:
     return b"\4\0\0\0" + receiver + struct.pack("<Q", counter) + bytes([counter % 256]) * (size + 16)
 
 
-def is_summed(made: bytes) -> bool:
-    """Whether the UDP checksum of a frame holds, by code that is not the harness's own."""
-    found = frames.udp(made)
-    assert found is not None
-    segment = made[found.start : found.end]
-    pseudo = found.addresses + struct.pack(">II", len(segment), 17)
+def is_summed(whole: bytes) -> bool:
+    """Whether the UDP checksum of a frame is right, by refwg's code."""
+    datagram = frames.udp(whole)
+    assert datagram is not None
+    segment = whole[datagram.start : datagram.end]
+    pseudo = datagram.addresses + struct.pack(">II", len(segment), 17)
     return segment[6:8] != bytes(2) and internet_checksum(pseudo + segment) == 0
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05", b"\x88\xa8\x00\x05\x81\x00\x00\x06"])
 def test_datagram_is_found_behind_vlan_tags_and_ip_header(ethertype: int, tags: bytes) -> None:
-    made = frame(ethertype, b"payload", tags)
-    found = frames.udp(made + bytes(20))
-    assert found is not None
+    whole = frame(ethertype, b"payload", tags)
+    datagram = frames.udp(whole + bytes(20))
+    assert datagram is not None
     source, destination = ADDRESSES[ethertype]
-    assert (found.source(made), found.destination(made)) == ((source, 1), (destination, 2))
-    assert found.payload(made) == b"payload"
+    assert (datagram.source(whole), datagram.destination(whole)) == ((source, 1), (destination, 2))
+    assert datagram.payload(whole) == b"payload"
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 def test_truncated_frame_has_no_datagram(ethertype: int) -> None:
-    made = frame(ethertype, b"payload")
-    assert [size for size in range(len(made)) if frames.udp(made[:size])] == []
+    whole = frame(ethertype, b"payload")
+    assert [size for size in range(len(whole)) if frames.udp(whole[:size])] == []
 
 
 def test_fragment_or_other_protocol_has_no_datagram() -> None:
-    made = bytearray(frame(0x0800, b"payload"))
+    whole = bytearray(frame(0x0800, b"payload"))
     for place, value in ((20, 0x20), (21, 0x01), (23, 6), (12, 0x90)):
-        changed = made.copy()
+        changed = whole.copy()
         changed[place] = value
         assert frames.udp(bytes(changed)) is None
 
@@ -67,41 +67,41 @@ def test_fragment_or_other_protocol_has_no_datagram() -> None:
 @given(before=PAYLOADS, after=PAYLOADS, port=st.integers(1, 65535))
 def test_changed_datagram_has_valid_checksum(ethertype: int, before: bytes, after: bytes, port: int) -> None:
     size = min(len(before), len(after))
-    made = frame(ethertype, before[:size])
-    found = frames.udp(made)
-    assert found is not None
-    changed = frames.changed(made, found, after[:size], port=port)
+    whole = frame(ethertype, before[:size])
+    datagram = frames.udp(whole)
+    assert datagram is not None
+    changed = frames.changed(whole, datagram, after[:size], port=port)
     assert is_summed(changed)
-    assert (found.payload(changed), found.source(changed)[1]) == (after[:size], port)
+    assert (datagram.payload(changed), datagram.source(changed)[1]) == (after[:size], port)
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 @pytest.mark.parametrize("tags", [b"", b"\x81\x00\x00\x05"])
 def test_reflected_datagram_goes_back_with_valid_checksum(ethertype: int, tags: bytes) -> None:
-    made = frame(ethertype, b"payload", tags)
-    made = b"to him" + b"from I" + made[12:]
-    found = frames.udp(made)
-    assert found is not None
-    made = frames.changed(made, found, b"payload")
-    back = frames.reflected(made, found)
+    whole = frame(ethertype, b"payload", tags)
+    whole = b"to-mac" + b"by-mac" + whole[12:]
+    datagram = frames.udp(whole)
+    assert datagram is not None
+    whole = frames.changed(whole, datagram, b"payload")
+    back = frames.reflected(whole, datagram)
     again = frames.udp(back)
     assert again is not None
-    assert (again.source(back), again.destination(back)) == (found.destination(made), found.source(made))
-    assert (back[:12], back[12 : 12 + len(tags)], again.payload(back)) == (b"from I" + b"to him", tags, b"payload")
+    assert (again.source(back), again.destination(back)) == (datagram.destination(whole), datagram.source(whole))
+    assert (back[:12], back[12 : 12 + len(tags)], again.payload(back)) == (b"by-mac" + b"to-mac", tags, b"payload")
     assert is_summed(back)
-    assert frames.reflected(back, again) == made
+    assert frames.reflected(back, again) == whole
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 def test_udp_checksum_of_zero_is_sent_as_all_ones(ethertype: int) -> None:
     """RFC 768: zero would say that there is no checksum."""
     blank = frame(ethertype, bytes(2))
-    found = frames.udp(blank)
-    assert found is not None
-    sum_without = frames.changed(blank, found, bytes(2))[found.start + 6 : found.start + 8]
+    datagram = frames.udp(blank)
+    assert datagram is not None
+    sum_without = frames.changed(blank, datagram, bytes(2))[datagram.start + 6 : datagram.start + 8]
     # A payload of the checksum itself makes the sum all ones, of which the complement is zero.
-    changed = frames.changed(blank, found, sum_without)
-    assert changed[found.start + 6 : found.start + 8] == b"\xff\xff"
+    changed = frames.changed(blank, datagram, sum_without)
+    assert changed[datagram.start + 6 : datagram.start + 8] == b"\xff\xff"
     assert is_summed(changed)
 
 
@@ -159,15 +159,15 @@ def test_checksum_equals_internet_checksum_of_refwg(data: bytes) -> None:
 def test_datagrams_sent_by_udp_segment_are_split(ethertype: int, last: int) -> None:
     sent = [data(7), data(8), data(9, last)]
     cut = frames.segments(frame(ethertype, b"".join(sent)))
-    assert [found.payload(made) for made in cut if (found := frames.udp(made))] == sent
-    assert all(is_summed(made) and len(made) - 14 == _ip_length(made) for made in cut)
-    assert ethertype == 0x86DD or all(internet_checksum(made[14:34]) == 0 for made in cut)
+    assert [datagram.payload(part) for part in cut if (datagram := frames.udp(part))] == sent
+    assert all(is_summed(part) and len(part) - 14 == _ip_length(part) for part in cut)
+    assert ethertype == 0x86DD or all(internet_checksum(part[14:34]) == 0 for part in cut)
 
 
-def _ip_length(made: bytes) -> int:
-    if made[14] >> 4 == 4:
-        return int.from_bytes(made[16:18])
-    return int.from_bytes(made[18:20]) + 40
+def _ip_length(whole: bytes) -> int:
+    if whole[14] >> 4 == 4:
+        return int.from_bytes(whole[16:18])
+    return int.from_bytes(whole[18:20]) + 40
 
 
 @pytest.mark.parametrize("payload", [data(1), data(1) + data(3), data(1) + data(2, receiver=b"efgh"), b"\1\0\0\0" * 37])
@@ -189,7 +189,7 @@ def test_message_kind_is_found_by_type_and_length(payload: bytes, kind: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("payload", "told"),
+    ("payload", "printed"),
     [
         (KEEPALIVE, "keepalive 7740398493674204011 (32)"),
         (data(5), "data 5 (48)"),
@@ -197,6 +197,6 @@ def test_message_kind_is_found_by_type_and_length(payload: bytes, kind: int) -> 
         (b"hello", "not a WireGuard message (5)"),
     ],
 )
-def test_message_is_printed_with_its_kind_and_length(payload: bytes, told: str) -> None:
+def test_message_is_printed_with_its_kind_and_length(payload: bytes, printed: str) -> None:
     message = Message(time=1_500_000_000, source=("a", 1), destination=("b", 2), payload=payload)
-    assert str(message) == f"1.500 1>2 {told}"
+    assert str(message) == f"1.500 1>2 {printed}"

@@ -1,4 +1,4 @@
-"""Guests beside a session: which tests they get, who hears what they tell, how they are stopped."""
+"""Check guests beside a session: the tests they get, the events they send, and how they are stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 FILES = ("selftests/netns/test_a.py", "selftests/netns/test_b.py")
-# In place of QEMU: each guest is a process of this machine, and notes which files it was given.
+# Replaces QEMU: each guest is a process of this machine, and records the files that it was given.
 NO_QEMU = """
 import os, pathlib, subprocess, sys, tempfile, types
 from harness.vm import boot
@@ -44,14 +44,14 @@ from harness.vm import boot
 def guest(kernel, command, *, environment, folder, show, **rest):
     # In a guest `python` is this interpreter, here it may be another.
     command = [sys.executable, *command[1:]]
-    done = subprocess.run(command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE)
-    show(done.stdout)
+    completed = subprocess.run(command, env=os.environ | environment, cwd=folder, stdout=subprocess.PIPE)
+    show(completed.stdout)
     with open(environment["WG_INTEROP_LANE"] + ".txt", "a") as note:
         print(*(word for word in command if word.endswith(".py")), file=note)
     results = pathlib.Path(tempfile.mkdtemp(dir=folder))
     (results / "kernel.log").touch()
     return types.SimpleNamespace(
-        ending=boot.Ending.EXITED, status=done.returncode, kernel=kernel, results=results
+        ending=boot.Ending.EXITED, status=completed.returncode, kernel=kernel, results=results
     )
 
 boot.boot = guest
@@ -63,7 +63,7 @@ DESTROYED = "wireguard: wg0: Interface destroyed\n"
 
 @pytest.fixture
 def session() -> Any:
-    """What a session has that GuestPool asks for."""
+    """The attributes of a session that GuestPool uses."""
     return SimpleNamespace(
         shouldfail=False, shouldstop=False, Failed=pytest.Session.Failed, Interrupted=pytest.Session.Interrupted
     )
@@ -71,45 +71,45 @@ def session() -> Any:
 
 @pytest.fixture
 def running(session: Any) -> Iterator[GuestPool]:
-    made = GuestPool(session, 2, lambda _: None)
-    yield made
-    made.close()
+    pool = GuestPool(session, 2, lambda _: None)
+    yield pool
+    pool.close()
 
 
 def test_guest_events_run_in_session_thread_and_in_order(running: GuestPool) -> None:
-    heard: list[tuple[str, int]] = []
+    events: list[tuple[str, int]] = []
 
-    def hear(word: str) -> None:
-        heard.append((word, threading.get_ident()))
+    def handle(word: str) -> None:
+        events.append((word, threading.get_ident()))
 
     def work() -> str:
-        running.put(lambda: hear("first"))
-        running.put(lambda: hear("second"))
+        running.put(lambda: handle("first"))
+        running.put(lambda: handle("second"))
         return "the end"
 
-    running.start(work, hear, lambda error: hear(str(error)))
+    running.start(work, handle, lambda error: handle(str(error)))
     running.finish()
-    assert heard == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
+    assert events == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
 
 
 def test_failed_guest_and_finished_guest_are_both_reported(running: GuestPool) -> None:
-    heard: list[str] = []
+    events: list[str] = []
 
     def work() -> str:
         raise HarnessError("no such kernel")
 
-    running.start(work, heard.append, lambda error: heard.append(f"failed: {error}"))
-    running.start(lambda: "fine", heard.append, lambda error: heard.append(str(error)))
+    running.start(work, events.append, lambda error: events.append(f"failed: {error}"))
+    running.start(lambda: "fine", events.append, lambda error: events.append(str(error)))
     running.finish()
-    assert sorted(heard) == ["failed: no such kernel", "fine"]
+    assert sorted(events) == ["failed: no such kernel", "fine"]
 
 
 def test_guest_event_waits_until_local_test_has_ended(running: GuestPool) -> None:
-    heard: list[str] = []
-    running.put(lambda: heard.append("a guest's test"))
-    assert not heard
+    events: list[str] = []
+    running.put(lambda: events.append("a guest's test"))
+    assert not events
     running.pytest_runtest_logfinish()
-    assert heard == ["a guest's test"]
+    assert events == ["a guest's test"]
 
 
 @pytest.mark.parametrize(("attribute", "error"), [("shouldfail", "Failed"), ("shouldstop", "Interrupted")])
@@ -222,7 +222,7 @@ def test_guest_receives_programs_of_chosen_pairs(pytester: pytest.Pytester, word
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with a test for each lane, and guests that are processes."""
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin,pytest_timeout")
     pytester.makeconftest(NO_QEMU)
@@ -250,7 +250,7 @@ def test_every_test_runs_only_in_its_chosen_lanes(
     run = project.runpytest_subprocess("--results=results.json", "--impl=kernel", *options.split())
     results = json.loads((project.path / "results.json").read_text())["results"]
     assert sorted(f"{each['lane']}::{each['id'].partition('::')[2]}" for each in results) == ran.split()
-    # Several guests are given the same files, of whose tests each has a shard.
+    # Several guests get the same files; each runs its shard of the tests.
     files = {path.stem: path.read_text().split() for path in project.path.glob("*.txt")}
     assert {lane: " ".join(dict.fromkeys(each)) for lane, each in files.items()} == given, run.stdout.str()
 
@@ -270,8 +270,8 @@ def test_guest_failure_sends_count_and_result_events(
     GuestReporter(reporting(pytester), Shard("vm", "6.12"), pytester.path, LeakCheck(1)).failed(
         HarnessError("no such kernel")
     )
-    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
-    assert [event.get("count") or event["id"] for event in told] == [1, "vm::guest[6.12]"]
+    events = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    assert [event.get("count") or event["id"] for event in events] == [1, "vm::guest[6.12]"]
     os.close(writing)
     os.close(reading)
 
@@ -293,20 +293,20 @@ def test_guest_fails_when_reports_do_not_explain_its_exit_status(
     pytester: pytest.Pytester, outcome: Any, status: int, complaints: int
 ) -> None:
     config = reporting(pytester)
-    told = GuestReporter(config, Shard("vm", "6.12"), pytester.path, LeakCheck(1))
+    reporter = GuestReporter(config, Shard("vm", "6.12"), pytester.path, LeakCheck(1))
     if outcome:
         report = pytest.TestReport("test_it.py::test_it", ("test_it.py", 0, "test_it"), {}, outcome, None, "call")
         data = config.hook.pytest_report_to_serializable(config=config, report=report)
-        told.take({"event": "report", "data": data})
+        reporter.take({"event": "report", "data": data})
     (pytester.path / "results").mkdir()
     (pytester.path / "results" / "kernel.log").touch()
     result = boot.VmResult(
         ending=boot.Ending.EXITED, status=status, message="", kernel="6.12", accelerator="tcg",
         directory=pytester.path, durations={},
     )  # fmt: skip
-    told.ended(result, [])
-    found = [result.id for result in state_of_run(config).results.by_id.values() if result.lane == "vm"]
-    assert found == complaints * ["vm::guest[6.12]"]
+    reporter.ended(result, [])
+    ids = [result.id for result in state_of_run(config).results.by_id.values() if result.lane == "vm"]
+    assert ids == complaints * ["vm::guest[6.12]"]
 
 
 def test_unknown_kernel_is_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +321,7 @@ def test_share_is_taken_from_tests_that_keyword_option_selects(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, shard: str, chosen: str
 ) -> None:
     monkeypatch.setenv(SHARD, shard)
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
     pytester.makepyfile(
         """
         import pytest

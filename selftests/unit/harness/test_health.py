@@ -1,4 +1,4 @@
-"""Which lines of a log the health check takes for a crash report."""
+"""Check which lines of a log the health check reports as crashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The installer of implementations: what it takes, what it finds, what it says when it fails."""
+"""Check the installer of implementations: its tables, what it builds and finds, and its errors."""
 
 from __future__ import annotations
 
@@ -16,17 +16,10 @@ from harness.errors import Unavailable, UsageError
 from harness.implementations.manifest import load_manifest
 from harness.install import installer
 from harness.install.cache import REMEDY
-from harness.install.go import (
-    find_go,
-    go_environment,
-    go_version,
-)
+from harness.install.go import find_go, go_environment, go_version
 from harness.install.installer import install, install_each, on_request, recipes, why_not_installed
 from harness.install.recipes import CargoProgram, DebianProgram, GoProgram, parse_recipe
-from harness.install.tools import (
-    parse_version,
-    reason,
-)
+from harness.install.tools import parse_version, reason
 from harness.tables import Table
 
 if TYPE_CHECKING:
@@ -68,7 +61,7 @@ echo $@ > $root/arguments
 """
 
 
-# Used by every test: none may touch the real cache.
+# Every test uses it: none may touch the real cache.
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -77,7 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that stands first on PATH."""
+    """The first directory on PATH."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     return tmp_path / "bin"
@@ -173,9 +166,9 @@ def test_rust_program_is_built_into_cache_with_locked_option(cache: Path, progra
     built = install("peer", CARGO)
     target = cache / "peers" / "peer" / "1.2.3"
     assert built == CARGO.installed("peer") == target / "bin" / "wg"
-    said = (target / "arguments").read_text()
-    assert re.search(r"install --locked --root \S+ --target-dir \S+ some-wg@1\.2\.3\n$", said)
-    # Nothing that was fetched or compiled on the way is left.
+    arguments = (target / "arguments").read_text()
+    assert re.search(r"install --locked --root \S+ --target-dir \S+ some-wg@1\.2\.3\n$", arguments)
+    # Nothing else that was fetched or compiled is left.
     assert {path.name for path in target.iterdir()} == {"bin", "env", "arguments"}
 
 
@@ -208,7 +201,7 @@ def test_failure_names_peer_last_line_and_remedy(cache: Path, programs: Path) ->
 
 def test_unwritable_file_is_not_reported_as_network_problem(cache: Path, programs: Path) -> None:
     write_program(programs / "go", WORKING_GO)
-    # A name with which its lock may be made, and the directory beside it may not.
+    # The lock's name is just short enough for the file system, that of the directory beside it is not.
     version = f"v1.2.3-{'x' * 238}"
     with pytest.raises(Unavailable, match=r"^peer could not be installed: .*File name too long") as refusal:
         install("peer", replace(GO, version=version))

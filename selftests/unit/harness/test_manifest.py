@@ -1,4 +1,4 @@
-"""Implementations: every mistake in a manifest or in `--impl` is one line that names it."""
+"""Check implementations: each mistake in a manifest or in `--impl` is named in one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from harness.implementations.manifest import (
     Manifest,
     load_manifest,
 )
-from harness.implementations.registry import (
-    Registry,
-)
+from harness.implementations.registry import Registry
 
 GOOD = """\
 name = "mine"
@@ -47,7 +45,7 @@ def program(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Path:
-    """Where the test puts its manifest."""
+    """The path for the test's manifest."""
     return tmp_path / "mine.toml"
 
 
@@ -185,8 +183,8 @@ def test_variant_starts_installed_program_of_its_manifest(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "mine.toml").write_text(f'{GOOD}{INSTALL}\n[variant]\nargs = ["--{{variant}}"]')
     variant = load_manifest(tmp_path / "mine.toml").varied("fast")
-    said = f"mine+fast is not installed; to install it: wg-interop install {tmp_path}/mine.toml"
-    assert variant.why_unavailable() == said
+    reason = f"mine+fast is not installed; to install it: wg-interop install {tmp_path}/mine.toml"
+    assert variant.why_unavailable() == reason
     built = tmp_path / "wg-interop" / "peers" / "mine" / "v1.2.3" / "wg"
     built.parent.mkdir(parents=True)
     built.write_text("")

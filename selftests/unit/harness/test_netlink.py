@@ -1,4 +1,4 @@
-"""Conversations over generic netlink: a socket pair stands for the kernel, its answers queued before we ask."""
+"""Check requests over generic netlink; a socket pair plays the kernel, its answers are queued beforehand."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BAD = struct.pack("=i", -errno.EINVAL)
 
 
 class Kernel:
-    """The far end of `control`: what it answers is queued beforehand, what it was asked is read afterwards."""
+    """The far end of `control`: answers are queued before a request, and requests are read afterwards."""
 
     def __init__(self, sock: socket.socket, control: GenlControl) -> None:
         self.control = control
@@ -46,8 +46,8 @@ class Kernel:
         """Queue an answer to the request of this number; number 1 is the look-up of the family."""
         self.far.send(b"".join(message._replace(sequence=sequence).to_bytes() for message in messages))
 
-    def asked(self) -> list[Message]:
-        """The requests that came after the look-up of the family."""
+    def requests(self) -> list[Message]:
+        """The requests after the look-up of the family."""
         requests = []
         while True:
             try:
@@ -84,7 +84,7 @@ def kernel(bare_kernel: Kernel) -> Kernel:
 def test_set_sends_interface_name_and_requests_acknowledgement(kernel: Kernel) -> None:
     kernel.answer(2, acknowledged(0))
     kernel.control.interface("wg0").set(DeviceConfig(listen_port=5))
-    [request] = kernel.asked()
+    [request] = kernel.requests()
     payload = struct.pack("=HH", 8, 2) + b"wg0\0" + struct.pack("=HHHxx", 6, 6, 5)
     assert request == Message(FAMILY, 0x5, 2, b"\1\1\0\0" + payload)
 
@@ -93,7 +93,7 @@ def test_get_requests_dump_and_decodes_it(kernel: Kernel) -> None:
     kernel.answer(2, dumped(51820))
     kernel.answer(2, DONE)
     assert kernel.control.interface("wg0").get() == DeviceState(listen_port=51820)
-    assert kernel.asked() == [Message(FAMILY, 0x301, 2, b"\0\1\0\0" + struct.pack("=HH", 8, 2) + b"wg0\0")]
+    assert kernel.requests() == [Message(FAMILY, 0x301, 2, b"\0\1\0\0" + struct.pack("=HH", 8, 2) + b"wg0\0")]
 
 
 def test_family_id_is_looked_up_once(kernel: Kernel) -> None:
@@ -101,7 +101,7 @@ def test_family_id_is_looked_up_once(kernel: Kernel) -> None:
     kernel.answer(3, acknowledged(0))
     kernel.control.set("wg0", DeviceConfig())
     kernel.control.set("wg1", DeviceConfig())
-    assert [request.kind for request in kernel.asked()] == [FAMILY, FAMILY]
+    assert [request.kind for request in kernel.requests()] == [FAMILY, FAMILY]
 
 
 def test_interrupted_dump_is_read_again(kernel: Kernel) -> None:
@@ -136,7 +136,7 @@ def test_large_set_stops_at_first_refused_part(kernel: Kernel) -> None:
     config = DeviceConfig(peers=(PeerConfig(public_key=Key(bytes(32)), allowed_ips=MANY * 2),))
     with pytest.raises(ControlError, match=r"ENOMEM: .* \(part 2 of 4\): Cannot allocate memory"):
         kernel.control.set("wg0", config)
-    assert [request.sequence for request in kernel.asked()] == [2, 3]
+    assert [request.sequence for request in kernel.requests()] == [2, 3]
 
 
 def test_kernel_without_wireguard_family_is_unavailable(bare_kernel: Kernel) -> None:

@@ -1,4 +1,4 @@
-"""pcapng files as Wireshark's programs read them, and key logs."""
+"""Check pcapng files by Wireshark's programs, and key logs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEY = b64encode(bytes(32)).decode()
 
 
 def wireshark(program: str, *arguments: str) -> str:
-    """What a program of Wireshark's prints."""
+    """The output of one of Wireshark's programs."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is missing: apt-get install --no-install-recommends tshark")
     return subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
@@ -39,10 +39,10 @@ def wireshark(program: str, *arguments: str) -> str:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    made = tmp_path / "a.pcapng"
+    capture = tmp_path / "a.pcapng"
     ends = [pcapng.End("ns1-veth1"), pcapng.End("ns2-veth2", missed=3)]
-    pcapng.save(made, ends, PACKETS, keys=f"PRESHARED_KEY = {KEY}\n", comment="seed 7")
-    return made
+    pcapng.save(capture, ends, PACKETS, keys=f"PRESHARED_KEY = {KEY}\n", comment="seed 7")
+    return capture
 
 
 def test_packets_keep_time_interface_direction_and_comment(path: Path) -> None:
@@ -60,7 +60,7 @@ def test_file_holds_interfaces_missed_count_secrets_and_comment(path: Path) -> N
     printed = wireshark("capinfos", str(path))
     for line in ("Number of interfaces in file: 2", "Number of decryption secrets in file: 1", "seed 7", "wg-interop"):
         assert line in printed
-    # Nobody prints how many frames were missed: the last block, option 5.
+    # No program prints how many frames were missed: the last block, option 5.
     assert path.read_bytes()[-16:-8] == (3).to_bytes(8, "little")
 
 
@@ -70,13 +70,13 @@ def test_file_without_keys_has_no_secrets_block(tmp_path: Path) -> None:
 
 
 class Dead:
-    """An interface whose process is gone."""
+    """An interface whose process has ended."""
 
     def __init__(self, key_log: Path | None) -> None:
         self.key_log = key_log
 
     def get(self, _timeout: float) -> Any:
-        raise HarnessError("nobody answers")
+        raise HarnessError("no answer")
 
 
 def test_key_log_of_dead_program_keeps_only_valid_keys(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_key_log_of_dead_program_keeps_only_valid_keys(tmp_path: Path) -> None:
 
 @dataclass
 class Alive:
-    """An interface that answers, without a key log."""
+    """An interface that answers, without a key log. told: the key that was configured last."""
 
     reported: Key | None
     told: Key | None

@@ -1,4 +1,4 @@
-"""The plugin: silent where it is not used, one line and the right status where it is used wrongly."""
+"""Check the plugin: silent in a run that does not use it, one line and status 4 for wrong usage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_core(): pass
 def test_pair(lab, pair, family): pass
 """
 IMPLEMENTATION: Final = "def test(implementation): pass"
-# Somebody else's project, with names that are ours too.
+# A foreign project whose fixtures have the names of ours.
 FOREIGN: Final = """
 import pytest
 
@@ -59,12 +59,12 @@ def pytest_sessionfinish():
 """
 
 
-# Used by every test: an inner pytest knows nothing of the run around it.
+# Every test uses it: an inner pytest gets no settings of the run around it.
 @pytest.fixture(autouse=True)
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (INSIDE, REFUSED):
         monkeypatch.delenv(name, raising=False)
-    # To load no other plugin saves a second each time; `test_unused_plugin_prints_and_imports_nothing` loads all.
+    # Loading no other plugin saves a second per run; `test_unused_plugin_prints_and_imports_nothing` loads all.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -72,8 +72,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There can be no sandbox, so that the inner pytest needs none."""
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    """Refuse the sandbox, so that the inner pytest does not enter one."""
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
 
 
 @pytest.mark.parametrize("module", ["def test(): pass", FOREIGN], ids=["plain", "own fixtures of our names"])
@@ -103,8 +103,8 @@ def test_run_that_uses_lab_asks_for_sandbox(pytester: pytest.Pytester) -> None:
 def test_foreign_fixtures_of_same_name_are_not_implementations(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it=FOREIGN)
     assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
-    found = json.loads((pytester.path / "results.json").read_text())["results"]
-    assert [(entry["id"], entry["a"], entry["lane"]) for entry in found] == [
+    results = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert [(entry["id"], entry["a"], entry["lane"]) for entry in results] == [
         (f"test_it.py::test[{name}]", None, "core") for name in ("fast", "slow")
     ]
 
@@ -294,9 +294,9 @@ def test_report_about_whole_guest_is_sent_as_event(
     monkeypatch.setenv(EVENTS, str(writing))
     assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
     os.close(writing)
-    told = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
+    events = [json.loads(line) for line in os.read(reading, 1 << 16).splitlines()]
     os.close(reading)
-    assert [event["id"] for event in told if event["event"] == "result"] == [
+    assert [event["id"] for event in events if event["event"] == "result"] == [
         "test_it.py::test_core",
         f"vm::{name}[6.12]",
     ]
@@ -307,7 +307,7 @@ def test_skip_reason_is_reason_of_missing_sandbox(pytester: pytest.Pytester) -> 
     pytester.makepyfile(test_it="def test(lab): pass")
     run = pytester.runpytest_inprocess("-rs")
     run.stdout.fnmatch_lines(
-        ["wg-interop: no sandbox: a unit test wants none, seed *", "SKIPPED*: a unit test wants none"]
+        ["wg-interop: no sandbox: unit tests need no sandbox, seed *", "SKIPPED*: unit tests need no sandbox"]
     )
 
 
@@ -349,12 +349,12 @@ def test_difference_is_printed_and_does_not_fail_run(
     assert run.ret == OK
     assert {"passed": 1, "differs": 1}.items() <= run.parseoutcomes().items()
     run.stdout.fnmatch_lines("DIFFERS *.py::test_it - 1360 bytes, not 1359")
-    found = json.loads((pytester.path / "results.json").read_text())["results"]
-    assert {entry["state"]: entry["message"] for entry in found} == {"passed": "", "differs": "1360 bytes, not 1359"}
+    results = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert {entry["state"]: entry["message"] for entry in results} == {"passed": "", "differs": "1360 bytes, not 1359"}
 
 
 def collected(pytester: pytest.Pytester, *options: str) -> list[pytest.Item]:
-    """The tests that a run with these options would run, in order."""
+    """The tests that a run with these options selects, in order."""
     session = pytester.inline_run("--collect-only", *options).getcall("pytest_collection_finish").session
     items: list[pytest.Item] = session.items
     return items
@@ -416,7 +416,7 @@ def test_beside(n):
 
 def test_marker_alone_keeps_other_workers_waiting(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
     pytester.mkdir("running")
     pytester.makepyfile(ALONE)
     run = pytester.runpytest_subprocess("-n", "2", "--dist", "worksteal", "-v")
@@ -429,8 +429,8 @@ def test_marker_alone_puts_test_last(pytester: pytest.Pytester) -> None:
     assert [item.name.partition("[")[0] for item in items] == ["test_beside"] * 20 + ["test_alone"] * 2
 
 
-def await_taken(lock: Path) -> None:
-    """Return when somebody holds the lock of this file."""
+def await_locked(lock: Path) -> None:
+    """Return when the lock of this file is held."""
     end = time.monotonic() + 5
     with lock.open() as file:
         while time.monotonic() < end:
@@ -440,7 +440,7 @@ def await_taken(lock: Path) -> None:
                 return
             fcntl.flock(file, fcntl.LOCK_UN)
             os.sched_yield()
-    pytest.fail(f"nobody took {lock}")
+    pytest.fail(f"{lock} was not locked within 5 s")
 
 
 def test_exclusive_lock_waits_for_shared_and_precedes_later_ones(tmp_path: Path) -> None:
@@ -455,9 +455,9 @@ def test_exclusive_lock_waits_for_shared_and_precedes_later_ones(tmp_path: Path)
     with held(tmp_path, exclusive=False):
         threads = [threading.Thread(target=take, args=("alone",), kwargs={"exclusive": True})]
         threads[0].start()
-        # The exclusive one is in the queue as soon as nobody else gets the queue's lock.
+        # The exclusive one is queued as soon as it holds the lock of the queue.
         assert waits.wait(5)
-        await_taken(tmp_path / "alone.queue")
+        await_locked(tmp_path / "alone.queue")
         threads.append(threading.Thread(target=take, args=("later",), kwargs={"exclusive": False}))
         threads[1].start()
         assert order == []

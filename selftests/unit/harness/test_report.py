@@ -1,4 +1,4 @@
-"""The report: what its page says of results, and that it says no more than that."""
+"""Check the report's page: what it shows of results, and that hostile text stays text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EVIL = '</pre></details><script>alert(1)</script><img src=x onerror="alert(1)"> 
 
 
 def entry(name: str = "test_it.py::test_ping", a: str = "x", b: str = "y", state: str = "passed", **more: Any) -> Any:
-    """One result of A with B, or of A alone where B is empty, or of neither."""
+    """A result of A with B, of A alone if B is empty, or of neither."""
     pair = "~".join(filter(None, (a, b)))
     sides = {key: {"impl": impl, "version": "1"} if impl else None for key, impl in (("a", a), ("b", b))}
     rest = {"lane": "netns", "kernel": "6.1", "seconds": 0.5, "message": "", "artifacts": ""}
@@ -44,7 +44,7 @@ def page_of(folder: Path, *entries: Any, complaint: str = "") -> Page:
 
 
 class Tags(HTMLParser):
-    """The elements of a page, its text, and where it leads."""
+    """The elements, text, ids and links of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -301,21 +301,21 @@ def test_hostile_text_stays_text(tmp_path: Path, evidence: Path, where: str) -> 
     (evidence / "a.log").write_text(EVIL if where == "text" else "text")
     wrong = {"a": {"impl": EVIL, "version": EVIL}, "scenarios": [EVIL], "requirements": [EVIL]}.get(where, EVIL)
     results = [entry(), entry(state="failed", artifacts="evidence/one") | ({} if where == "text" else {where: wrong})]
-    found = tags(render([write(tmp_path, *results)], tmp_path))
-    assert (found.tags.count("script"), found.tags.count("img"), found.events) == (1, 0, [])
-    assert "{{ 7 * 7 }}" in found.text
+    page = tags(render([write(tmp_path, *results)], tmp_path))
+    assert (page.tags.count("script"), page.tags.count("img"), page.events) == (1, 0, [])
+    assert "{{ 7 * 7 }}" in page.text
 
 
 def test_page_has_no_external_links(tmp_path: Path) -> None:
-    found = tags(render([write(tmp_path, entry(), entry(a="y", state="failed"))], tmp_path))
-    assert [link for link in found.links if not link.startswith(("#", "data:"))] == []
+    page = tags(render([write(tmp_path, entry(), entry(a="y", state="failed"))], tmp_path))
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
 
 
 def test_every_link_within_page_has_its_target(tmp_path: Path) -> None:
     entries = [entry(), entry(b=""), entry(a="", b=""), entry(a="y", state="failed"), entry(lane="vm", state="xfailed")]
-    found = tags(render([write(tmp_path, *entries)], tmp_path))
-    assert {link[1:] for link in found.links if link.startswith("#")} - {""} <= set(found.ids)
-    assert len(found.ids) == len(set(found.ids))
+    page = tags(render([write(tmp_path, *entries)], tmp_path))
+    assert {link[1:] for link in page.links if link.startswith("#")} - {""} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,8 @@ def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, che
     )
     coverage = gather([read(path)], tmp_path, checkout).coverage
     shares = {
-        name: [(each.covered, each.of, each.bad) for each in found.values()] for name, found in coverage.shares.items()
+        name: [(share.covered, share.of, share.bad) for share in shares.values()]
+        for name, shares in coverage.shares.items()
     }
     assert shares == {
         "w": [(0, 2, 0), (0, 1, 0), (0, 1, 0)],
@@ -403,7 +404,7 @@ def test_coverage_of_test_without_implementation_has_no_name(tmp_path: Path, che
 
 
 def expect(checkout: Path, *expectations: dict[str, Any]) -> None:
-    """Write what is expected of the program y."""
+    """Write the expectations of the program y."""
     rest = {"versions": "1", "requirement": "HS-01", "observed": "no answer", "link": "https://example.org/1"}
     text = "".join(
         "[[expect]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in (rest | each).items())

@@ -1,4 +1,4 @@
-"""The report as its reader has it: opened in Chromium, clicked through, and looked at."""
+"""Open the report in Chromium, click through it, and check what a reader sees."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EVIL: Final = "</pre><script>document.title = 'owned'</script><img src=https://e
 
 
 class Browser:
-    """Chromium at the other end of a pipe, with one page open; speaks the DevTools protocol."""
+    """Chromium with one page open, driven by the DevTools protocol over pipes."""
 
     def __init__(self, commands: int, answers: int) -> None:
         self._commands, self._answers = commands, answers
@@ -53,7 +53,7 @@ class Browser:
             self(f"{domain}.enable")
 
     def __call__(self, method: str, **parameters: Any) -> Any:
-        """Give a command; returns its result."""
+        """Send a command and return its result."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
         message = {"id": self._number, "method": method, "params": parameters} | session
@@ -73,13 +73,13 @@ class Browser:
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._answers], [], [], max(0, end - time.monotonic()))
             data = os.read(self._answers, 1 << 16) if ready else b""
-            assert data, "chromium says nothing more"
+            assert data, "chromium closed its pipe, or sent nothing for a minute"
             self._rest += data
         message, _, self._rest = self._rest.partition(b"\0")
         return dict(json.loads(message))
 
     def open(self, address: str) -> None:
-        """Open a page and wait until all of it is there."""
+        """Open a page and wait until it has loaded."""
         for each in ("about:blank", address):
             self._loaded = False
             self("Page.navigate", url=each)
@@ -93,22 +93,22 @@ class Browser:
         return answer["result"].get("value")
 
     def seen(self, selector: str = "body") -> str:
-        """The text that a reader sees there: nothing of what is hidden or folded."""
+        """The visible text of these elements, without what is hidden or folded."""
         shown = f"[...document.querySelectorAll({json.dumps(selector)})].filter(each => each.checkVisibility())"
         return str(self.value(f"{shown}.map(each => each.innerText).join('\\n')"))
 
     def await_sight(self, selector: str, text: str) -> None:
-        """What a click or a key does is seen a moment later."""
+        """Wait until these elements show this text: the effect of a click or key takes a moment."""
         end = time.monotonic() + 10
         while (seen := self.seen(selector)) != text and time.monotonic() < end:
             pass
         assert seen == text
 
     def click(self, selector: str) -> None:
-        """Press the mouse where the first such element is."""
-        found = f"document.querySelector({json.dumps(selector)})"
-        self.value(f"{found}.scrollIntoView({{block: 'center'}})")
-        box = self.value(f"JSON.parse(JSON.stringify({found}.getBoundingClientRect()))")
+        """Click on the first of these elements."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.value(f"{element}.scrollIntoView({{block: 'center'}})")
+        box = self.value(f"JSON.parse(JSON.stringify({element}.getBoundingClientRect()))")
         place = {"x": box["x"] + min(box["width"] / 2, 200), "y": box["y"] + box["height"] / 2}
         for kind in ("mousePressed", "mouseReleased"):
             self("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **place)
@@ -122,12 +122,12 @@ class Browser:
 
 @contextmanager
 def chromium(profile: Path) -> Iterator[Browser]:
-    """A browser with a profile of its own, ended with the block."""
+    """Run a browser with its own profile until the block ends."""
     pipes = [*os.pipe(), *os.pipe()]
     theirs_in, commands, answers, theirs_out = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 20) for end in pipes)
     for end in pipes:
         os.close(end)
-    # It reads from descriptor 3 and writes to 4.
+    # Chromium reads commands from descriptor 3 and writes answers to 4.
     script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
     command = ["bash", "-c", script, "bash", str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
     child = subprocess.Popen(
@@ -138,7 +138,7 @@ def chromium(profile: Path) -> Iterator[Browser]:
     try:
         browser = Browser(commands, answers)
         yield browser
-        browser._session = ""  # noqa: SLF001 - the browser itself is asked now, not the page
+        browser._session = ""  # noqa: SLF001 - a command to the browser, not to the page
         browser("Browser.close")
         child.wait(DEADLINE)
     finally:
@@ -163,7 +163,7 @@ def entry(name: str, a: str, b: str | None, state: str = "passed", **more: Any) 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report in which y fails to talk to x, with evidence that would like to be more than text."""
+    """A report in which y with x fails, with evidence that contains markup."""
     folder = tmp_path_factory.mktemp("report")
     evidence = folder / "evidence" / "one"
     evidence.mkdir(parents=True)
@@ -183,7 +183,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser, page: Path) -> Browser:
-    """The browser with the report in it."""
+    """A browser that has opened the report."""
     browser.open(page.as_uri())
     return browser
 
@@ -260,7 +260,7 @@ def test_text_has_enough_contrast_in_light_and_dark(opened: Browser, scheme: str
         assert opened.value(CONTRAST % selector) >= 4.5, selector
 
 
-# The contrast of WCAG 2: of the text of an element to the first background behind it that is not transparent.
+# The contrast ratio of WCAG 2 between an element's text and the first opaque background behind it.
 CONTRAST: Final = """(() => {
   const light = (colour) => {
     const linear = c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;

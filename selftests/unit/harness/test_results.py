@@ -1,4 +1,4 @@
-"""Results: what pytest's reports of a test make of it, and the file that other programs read."""
+"""Check results: the state that pytest's reports of a test add up to, and the file of all results."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def not_undone():
 """
 
 
-# Used by every test: an inner pytest must not look for a sandbox.
+# Every test uses it: an inner pytest must not enter a sandbox.
 @pytest.fixture(autouse=True)
 def no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def results() -> Results:
 
 
 def run(pytester: pytest.Pytester, results: Results, *tests: str) -> list[Result]:
-    """Run each test as a module of its own, all in one pytest, and collect what is reported."""
+    """Run each test as its own module, all in one pytest, and add its reports to the results."""
     pytester.makepyfile(**{f"test_{number:02}": MODULE + test for number, test in enumerate(tests)})
     for report in pytester.inline_run("-q").getreports("pytest_runtest_logreport"):
         results.add(report)
@@ -101,10 +101,10 @@ def run(pytester: pytest.Pytester, results: Results, *tests: str) -> list[Result
 
 
 def test_reports_of_one_test_add_up_to_one_state(pytester: pytest.Pytester, results: Results) -> None:
-    found = run(pytester, results, *(test for test, _, _ in CASES))
+    single_results = run(pytester, results, *(test for test, _, _ in CASES))
     states = [
         (test, result.state, result.message.split("\n", 1)[0])
-        for (test, _, _), result in zip(CASES, found, strict=True)
+        for (test, _, _), result in zip(CASES, single_results, strict=True)
     ]
     assert states == CASES
     assert {state for _, state, _ in states} <= set(STATES)
@@ -189,8 +189,8 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     )
     results.by_id = {(result.id, result.lane, result.kernel): result for result in (bare, full)}
     results.write(tmp_path / "results.json")
-    found = read_results(tmp_path / "results.json")
-    assert (found.seed, found.host, found.results) == (7, results.document()["host"], [bare, full])
+    restored = read_results(tmp_path / "results.json")
+    assert (restored.seed, restored.host, restored.results) == (7, results.document()["host"], [bare, full])
 
 
 @pytest.mark.parametrize(

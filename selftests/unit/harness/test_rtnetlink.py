@@ -1,4 +1,4 @@
-"""Requests and notifications of rtnetlink: a socket pair stands for the kernel; hand-made bytes are the witnesses."""
+"""Check requests and notifications of rtnetlink against bytes packed by hand; a socket pair plays the kernel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SUCCESS = Message(NLMSG_ERROR, NLM_F_CAPPED, 1, bytes(20))
 
 @pytest.fixture
 def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Ours and the kernel's."""
+    """Our socket and the kernel's."""
     ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, kernel:
         yield ours, kernel
 
 
 def nsid_message(kind: int, nsid: int) -> Message:
-    """A notification as the kernel writes it: family and padding, then the attribute NETNSA_NSID."""
+    """A notification of the kernel: family and padding, then the attribute NETNSA_NSID."""
     return Message(kind, 0, 0, bytes(4) + struct.pack("=HHi", 8, 1, nsid))
 
 

@@ -1,4 +1,4 @@
-"""The rules of a wire: which message meets with which fault, without a wire."""
+"""Check the rules of a wire, without a wire: which fault each message meets."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def rules(*rules: Rule, seed: int = 1) -> Rules:
 
 
 def decisions(rule: Rule, messages: str, side: int = 0) -> str:
-    """What becomes of each message: the first letter of what the rules did."""
-    made = rules(rule)
-    return "".join(made.arrive(frame(message), side, 0)[0].did[0] for message in messages)
+    """What became of each message: the first letter of each decision."""
+    active = rules(rule)
+    return "".join(active.arrive(frame(message), side, 0)[0].did[0] for message in messages)
 
 
 def counters(deliveries: list[bytes]) -> list[int]:
     return [struct.unpack_from("<Q", delivery, 50)[0] for delivery in deliveries]
 
 
-def carried(made: Rules, numbers: range, now: int = 0) -> list[int]:
-    """The counters of what leaves while data messages with these counters arrive."""
-    out = [made.arrive(frame("d", number), 0, now)[1] for number in numbers]
+def carried(active: Rules, numbers: range, now: int = 0) -> list[int]:
+    """The counters of the messages that leave while data messages with these counters arrive."""
+    out = [active.arrive(frame("d", number), 0, now)[1] for number in numbers]
     return counters([delivery.frame for deliveries in out for delivery in deliveries])
 
 
@@ -70,7 +70,7 @@ def test_message_word_selects_its_messages(word: str, expected: str) -> None:
 )
 def test_nth_counts_only_messages_that_meet_other_conditions(nth: Numbers, expected: str) -> None:
     assert decisions(Drop(message="data", nth=nth), "ddddd") == expected
-    # Other messages between them count for nothing.
+    # Other messages in between are not counted.
     assert decisions(Drop(message="data", nth=nth), "idrdcdkdid")[1::2] == expected
 
 
@@ -84,8 +84,8 @@ def test_sender_selects_direction_and_unknown_node_is_refused() -> None:
 
 
 def test_first_matching_rule_decides() -> None:
-    made = rules(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
-    assert [len(made.arrive(frame("d"), 0, 0)[1]) for _ in range(3)] == [0, 2, 1]
+    active = rules(Drop(message="data", nth=1), Duplicate(message="data", nth=1))
+    assert [len(active.arrive(frame("d"), 0, 0)[1]) for _ in range(3)] == [0, 2, 1]
 
 
 def test_held_messages_are_released_after_next_message() -> None:
@@ -106,80 +106,80 @@ def test_held_messages_are_released_after_next_message() -> None:
 
 
 def test_held_message_waits_for_others_of_its_own_direction() -> None:
-    made = rules(Hold(message="data", nth=1, behind=1))
-    made.arrive(frame("d"), 0, 0)
-    assert len(made.arrive(frame("k"), 1, 0)[1]) == 1
-    assert len(made.arrive(frame("k"), 0, 0)[1]) == 2
+    active = rules(Hold(message="data", nth=1, behind=1))
+    active.arrive(frame("d"), 0, 0)
+    assert len(active.arrive(frame("k"), 1, 0)[1]) == 1
+    assert len(active.arrive(frame("k"), 0, 0)[1]) == 2
 
 
 def test_held_message_is_released_when_its_time_is_over() -> None:
-    made = rules(Hold(message="data", behind=9, seconds=2.0))
-    assert carried(made, range(1), now=SECOND) == []
-    assert made.next_deadline() == 3 * SECOND
-    assert made.due(3 * SECOND - 1) == []
-    (delivery,) = made.due(3 * SECOND)
+    active = rules(Hold(message="data", behind=9, seconds=2.0))
+    assert carried(active, range(1), now=SECOND) == []
+    assert active.next_deadline() == 3 * SECOND
+    assert active.due(3 * SECOND - 1) == []
+    (delivery,) = active.due(3 * SECOND)
     assert delivery.comment == "released: data 1 (rule 1: hold message=data behind=9 seconds=2.0)"
-    assert (made.holds, made.next_deadline()) == (0, None)
+    assert (active.holds, active.next_deadline()) == (0, None)
 
 
 def test_deadline_of_released_message_is_removed() -> None:
-    made = rules(Hold(message="data", seconds=2.0))
-    carried(made, range(3))
-    assert counters([delivery.frame for delivery in made.release()]) == [0, 1, 2]
-    assert made.next_deadline() is None
+    active = rules(Hold(message="data", seconds=2.0))
+    carried(active, range(3))
+    assert counters([delivery.frame for delivery in active.release()]) == [0, 1, 2]
+    assert active.next_deadline() is None
 
 
 def test_equal_delays_keep_order_and_jitter_does_not() -> None:
     for jitter, in_order in ((0.0, True), (0.5, False)):
-        made = rules(Delay(message="data", seconds=0.3, jitter=jitter))
-        carried(made, range(50))
-        late = counters([delivery.frame for delivery in made.due(SECOND)])
+        active = rules(Delay(message="data", seconds=0.3, jitter=jitter))
+        carried(active, range(50))
+        late = counters([delivery.frame for delivery in active.due(SECOND)])
         assert sorted(late) == list(range(50))
         assert (late == list(range(50))) is in_order
 
 
 def test_replay_passes_message_and_sends_copy_later() -> None:
-    made = rules(Replay(message="data", nth=1, behind=2))
-    assert carried(made, range(4)) == [0, 1, 2, 0, 3]
+    active = rules(Replay(message="data", nth=1, behind=2))
+    assert carried(active, range(4)) == [0, 1, 2, 0, 3]
 
 
 def test_comment_names_message_number_and_rule() -> None:
-    made = rules(Drop(message="response", nth=2))
-    said = [made.arrive(frame("r"), 1, 0)[0].comment for _ in range(2)]
-    assert said == ["", "dropped: response 2 (rule 1: drop message=response nth=2)"]
+    active = rules(Drop(message="response", nth=2))
+    comments = [active.arrive(frame("r"), 1, 0)[0].comment for _ in range(2)]
+    assert comments == ["", "dropped: response 2 (rule 1: drop message=response nth=2)"]
 
 
-def lottery(seed: int, others: int) -> list[str]:
-    """What becomes of 200 messages of ns1 while so many of ns2 come in between."""
-    made = rules(Drop(share=0.1), seed=seed)
-    outcome = []
+def random_decisions(seed: int, others: int) -> list[str]:
+    """The decisions on 200 messages of ns1, with this many messages of ns2 after each."""
+    active = rules(Drop(share=0.1), seed=seed)
+    decided = []
     for _ in range(200):
-        outcome.append(made.arrive(frame("d"), 0, 0)[0].did)
+        decided.append(active.arrive(frame("d"), 0, 0)[0].did)
         for _ in range(others):
-            made.arrive(frame("d"), 1, 0)
-    return outcome
+            active.arrive(frame("d"), 1, 0)
+    return decided
 
 
 def test_random_drops_depend_on_seed_and_not_on_other_direction() -> None:
-    assert lottery(1, 0) == lottery(1, 3) != lottery(2, 0)
-    assert 5 <= lottery(1, 0).count("dropped") <= 45
+    assert random_decisions(1, 0) == random_decisions(1, 3) != random_decisions(2, 0)
+    assert 5 <= random_decisions(1, 0).count("dropped") <= 45
 
 
 def test_script_seed_takes_precedence_over_lab_seed() -> None:
     outcomes = []
     for seed in (1, 2):
-        made = Rules(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
-        outcomes.append([made.arrive(frame("d"), 0, 0)[0].did for _ in range(50)])
+        active = Rules(Script((Drop(share=0.5),), seed=3), NODES, seed=seed)
+        outcomes.append([active.arrive(frame("d"), 0, 0)[0].did for _ in range(50)])
     assert outcomes[0] == outcomes[1]
 
 
 def test_non_wireguard_frame_passes_drop_rule() -> None:
-    made = rules(Drop())
+    active = rules(Drop())
     arp = bytes(12) + b"\x08\x06" + bytes(28)
     truncated = frame("i")[:100]
     other_datagram = frame("i").replace(b"\1\0\0\0", b"\5\0\0\0")
     for other in (arp, truncated, other_datagram):
-        decision, deliveries = made.arrive(other, 0, 0)
+        decision, deliveries = active.arrive(other, 0, 0)
         assert (decision.did, [delivery.frame for delivery in deliveries]) == ("passed", [other])
 
 

@@ -1,4 +1,4 @@
-"""The run directory: a dead run's is removed by the next run, a living one's never."""
+"""Check the run directory: the next run removes that of a dead run, never that of a living one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ input()
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the run directories are made."""
+    """The parent of all run directories."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "wg-interop" / "runs"
 

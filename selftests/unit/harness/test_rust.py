@@ -1,4 +1,4 @@
-"""The Rust that peers are built with: which one is taken, where it comes from, and with which settings it builds."""
+"""Check the Rust for building peers: which one is chosen, where it comes from, and its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.errors import Unavailable
 from harness.install.rust import Rust, find_rust, rust, users_settings
 from harness.install.tools import parse_version
 
-# Debian's, as it lies in the packages: the compiler works only with the libraries beside it.
+# Debian's packages, unpacked: the compiler works only with the libraries beside it.
 UNPACK = """#!/bin/sh
 [ -d "$3" ] || exit 1
 mkdir -p $3/usr/bin $3/usr/lib/x86_64-linux-gnu
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The first directory on PATH, and the only one that has a Rust."""
+    """The first directory on PATH, the only one with a Rust."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     write_rust(tmp_path / "bin", "rustc 1.63.0 (x)")
@@ -74,10 +74,10 @@ def test_rust_on_path_counts_only_if_new_enough(programs: Path) -> None:
 def test_rust_of_debian_is_unpacked_into_cache_once(cache: Path, programs: Path) -> None:
     write_program(programs / "apt-get", FETCH)
     write_program(programs / "dpkg-deb", UNPACK)
-    found = rust("1.95", lambda _: None)
-    assert found.cargo == cache / "toolchains" / "rust-debian" / "usr" / "bin" / "cargo"
+    unpacked = rust("1.95", lambda _: None)
+    assert unpacked.cargo == cache / "toolchains" / "rust-debian" / "usr" / "bin" / "cargo"
     write_program(programs / "apt-get", "#!/bin/sh\nexit 1\n")
-    assert rust("1.95", lambda _: None) == found
+    assert rust("1.95", lambda _: None) == unpacked
 
 
 def test_too_old_rust_is_refused_with_available_version(programs: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fault scripts: a TOML file and the records say the same, and what is wrong with one is said in one line."""
+"""Check fault scripts: a TOML file gives the same records, and each mistake is named in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reader of TOML and JSON files: values come out with their types, mistakes with the file and the key."""
+"""Check the reader of TOML and JSON files: values by type, and mistakes named with file and key."""
 
 from __future__ import annotations
 

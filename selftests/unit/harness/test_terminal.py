@@ -1,4 +1,4 @@
-"""What a run looks like and comes to: its numbers, its lines, its conclusion."""
+"""Check the output of a run: its counts, its lines, its conclusion."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ def event(**facts: object) -> bytes:
 
 
 def test_events_are_counted_in_tally() -> None:
-    taken = Tally()
+    counts = Tally()
     for line in (event(event="collected", count=2), event(event="result", id="t", pair="", state="passed")):
-        taken.take(line)
-    assert str(taken) == "1 of 2 tests, 1 passed"
+        counts.take(line)
+    assert str(counts) == "1 of 2 tests, 1 passed"
 
 
 def test_difference_is_printed_and_blocked_test_fails_run() -> None:
     different = Outcome(id="t.py::test_mtu[a~b]", pair="a~b", state="differs", message="1360 bytes, not 1359")
     blocked = Outcome(id="t.py::test_drop[a~b]", pair="a~b", state="blocked", message="its twin was not shown")
-    said = summary(different, blocked)
-    assert "1 differs: 1360 bytes, not 1359" in said
-    assert {"blocked: a~b  test_drop[a~b]", "    its twin was not shown"} <= set(said)
+    lines = summary(different, blocked)
+    assert "1 differs: 1360 bytes, not 1359" in lines
+    assert {"blocked: a~b  test_drop[a~b]", "    its twin was not shown"} <= set(lines)
     assert conclude(1, {"differs", "blocked", "passed"}, []).status == terminal.FAILED
     assert conclude(0, {"differs", "passed"}, []).status == terminal.OK
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{", b'{"event":"new"}', b'{"event":"result","moon":1}', b"\xff"])
 def test_malformed_event_line_is_ignored(line: bytes) -> None:
-    taken = Tally()
-    assert taken.take(line) is None
-    assert str(taken) == "0 tests"
+    counts = Tally()
+    assert counts.take(line) is None
+    assert str(counts) == "0 tests"
 
 
 def test_incomplete_event_line_waits_for_its_rest() -> None:
@@ -88,17 +88,17 @@ def test_incomplete_event_line_waits_for_its_rest() -> None:
 
 
 def test_tally_takes_pair_of_test_from_results() -> None:
-    taken = Tally()
+    counts = Tally()
     a, b = {"impl": "x", "version": "1"}, {"impl": "y", "version": "1"}
-    taken.replace([Result(id="t", a=a, b=b, state="failed", artifacts="e", lane="vm", kernel="6.1")])
-    assert taken.outcomes["t", "vm", "6.1"].pair == "x~y"
-    assert taken.outcomes["t", "vm", "6.1"].artifacts == "e"
+    counts.replace([Result(id="t", a=a, b=b, state="failed", artifacts="e", lane="vm", kernel="6.1")])
+    assert counts.outcomes["t", "vm", "6.1"].pair == "x~y"
+    assert counts.outcomes["t", "vm", "6.1"].artifacts == "e"
 
 
 def test_passed_result_without_end_event_is_not_counted() -> None:
-    taken = tally(GOOD)
-    taken.replace([Result(id=name, lane="", state="passed") for name in (GOOD.id, "interrupted")])
-    assert list(taken.outcomes) == [GOOD.identity]
+    counts = tally(GOOD)
+    counts.replace([Result(id=name, lane="", state="passed") for name in (GOOD.id, "interrupted")])
+    assert list(counts.outcomes) == [GOOD.identity]
 
 
 def test_matrix_has_first_sides_as_rows_and_second_as_columns() -> None:
@@ -151,13 +151,13 @@ def test_pipe_gets_no_control_characters(variable: str, monkeypatch: pytest.Monk
 
 def test_terminal_progress_is_redrawn_in_place() -> None:
     stream = Terminal()
-    taken = tally(GOOD)
-    taken.total = 2
+    counts = tally(GOOD)
+    counts.total = 2
     times = iter([0.0, 1.0, 2.0, 3.0])
-    with Progress(terminal.console(stream), taken, lambda: next(times)) as progress:
+    with Progress(terminal.console(stream), counts, lambda: next(times)) as progress:
         progress.tick()
     assert "1 of 2 tests, 1 passed" in stream.getvalue()
-    assert "\x1b[2K" in stream.getvalue()  # erases what it drew
+    assert "\x1b[2K" in stream.getvalue()  # erases the line
 
 
 def test_log_receives_progress_line_every_three_seconds() -> None:
@@ -176,7 +176,7 @@ def test_failure_is_printed_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "states", "said", "expected"),
+    ("status", "states", "output", "expected"),
     [
         (0, {"passed", "skipped"}, [], Conclusion(0)),
         (1, {"passed", "failed"}, [], Conclusion(1)),
@@ -196,18 +196,18 @@ def test_failure_is_printed_at_once() -> None:
     ],
 )
 def test_run_verdict_follows_status_states_and_output(
-    status: int, states: set[str], said: list[str], expected: Conclusion
+    status: int, states: set[str], output: list[str], expected: Conclusion
 ) -> None:
-    assert conclude(status, states, said) == expected
+    assert conclude(status, states, output) == expected
 
 
 def test_uncollectable_file_is_named_with_its_error() -> None:
-    said = ["___ ERROR collecting a/t.py ___", "a/t.py:1: in <module>", "E   NameError: x", "E   more"]
-    assert uncollected(said) == {"a/t.py": "NameError: x"}
+    output = ["___ ERROR collecting a/t.py ___", "a/t.py:1: in <module>", "E   NameError: x", "E   more"]
+    assert uncollected(output) == {"a/t.py": "NameError: x"}
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("output", "expected"),
     [
         (
             ["ERROR: usage: pytest", "pytest: error: no such --x", "  rootdir: /"],
@@ -218,8 +218,8 @@ def test_uncollectable_file_is_named_with_its_error() -> None:
         ([], "pytest refused the command line and said nothing"),
     ],
 )
-def test_usage_error_is_taken_from_pytest_output(said: list[str], expected: str) -> None:
-    assert usage_error(said) == expected
+def test_usage_error_is_taken_from_pytest_output(output: list[str], expected: str) -> None:
+    assert usage_error(output) == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, "0 B"), (2048, "2 KiB"), (3 << 20, "3 MiB"), (5 << 30, "5.0 GiB")])

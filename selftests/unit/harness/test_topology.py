@@ -1,4 +1,4 @@
-"""Topologies: what is wrong with one is said before anything is made."""
+"""Check topologies: a mistake is reported before anything is created."""
 
 from __future__ import annotations
 

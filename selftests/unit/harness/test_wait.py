@@ -1,6 +1,6 @@
-"""Waiting: a missed deadline says what was seen instead, and what is there already is not waited for.
+"""Check waiting: a missed deadline reports what was seen, and an event that has happened ends the wait at once.
 
-Polling returns what was seen last, in time or not; its tests run by a clock of their own.
+Polling returns the last state, in time or not; its tests use their own clock.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SHORT = 0.02
-# Longer than a test may take: an event that is seen only when the deadline has passed is seen too late.
+# Longer than the timeout of a test, so that a wait that misses its event fails the test.
 LONG = 60.0
 pytestmark = pytest.mark.timeout(30)
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A log with nothing in it."""
+    """An empty log."""
     path = tmp_path / "log"
     path.touch()
     return path
@@ -58,14 +58,14 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends when its input does."""
+    """A process that ends when its input is closed."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
         yield process
 
 
 @dataclass
 class Clock:
-    """A clock that only sleeping moves; it takes the place of `time` in wait.py."""
+    """A clock that only `sleep` moves; replaces `time` in wait.py."""
 
     now: float = 100.0
     sleeps: list[float] = field(default_factory=list)
@@ -86,7 +86,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def late(function: object, *arguments: object) -> threading.Timer:
-    """Do it while the test waits."""
+    """Call the function while the test waits."""
     timer = threading.Timer(SHORT, function, arguments)  # type: ignore[arg-type]
     timer.start()
     return timer

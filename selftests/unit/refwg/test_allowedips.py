@@ -14,7 +14,7 @@ def prefix(text: str) -> Prefix:
 
 
 def table(**prefixes: str) -> AllowedIPs[str]:
-    """Owners by name, each with its prefixes separated by blanks."""
+    """A table of owners, each with its prefixes, separated by spaces."""
     allowed: AllowedIPs[str] = AllowedIPs()
     for owner, texts in prefixes.items():
         for text in texts.split():

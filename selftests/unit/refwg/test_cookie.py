@@ -16,9 +16,9 @@ ADDRESS, PORT, INDEX = b"\x0a\0\0\1", 4000, 7
 
 
 def checker(public_key: bytes = KEY) -> CookieChecker:
-    made = CookieChecker(Random(1).randbytes, 0)  # noqa: S311 - a seed is the point
-    made.set_public_key(public_key)
-    return made
+    checker = CookieChecker(Random(1).randbytes, 0)  # noqa: S311 - repeatable on purpose
+    checker.set_public_key(public_key)
+    return checker
 
 
 def state_of(
@@ -30,14 +30,14 @@ def state_of(
     now: int = 0,
     limiter: RateLimiter | None = None,
 ) -> MacState:
-    """What the checker says under load."""
+    """The state of a message under load."""
     return checker.validate(
         message, address, port, now=now, allow=(RateLimiter() if limiter is None else limiter).allow
     )
 
 
 def with_cookie(checker: CookieChecker, jar: CookieJar, *, now: int = 0) -> bytes:
-    """A message that has proved its address."""
+    """A message with the mac2 of a cookie."""
     rejected = jar.add_macs(BLANK, now)
     jar.consume_reply(checker.create_reply(rejected, INDEX, ADDRESS, PORT, now), now)
     return jar.add_macs(BLANK, now)

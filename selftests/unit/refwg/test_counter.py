@@ -8,7 +8,7 @@ from refwg.messages import REJECT_AFTER_MESSAGES as LIMIT
 
 
 def verdicts(counters: list[int]) -> list[bool]:
-    """Whether each counter is taken, one after the other."""
+    """Whether each of these counters is accepted, one after the other."""
     window, answers = ReplayWindow(), []
     for counter in counters:
         answers.append(window.is_fresh(counter))

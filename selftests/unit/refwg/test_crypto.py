@@ -93,7 +93,7 @@ def test_same_compares_every_byte_and_length() -> None:
     assert not same(KEY, KEY[:31])
 
 
-# Which modules a session imports beyond those that are there when refwg serves its interface.
+# Prints the modules that a session imports, beyond those imported when refwg serves its interface.
 IMPORTS_OF_A_SESSION = """
 import sys
 from refwg import crypto, loop
@@ -111,8 +111,8 @@ print(*sorted(set(sys.modules) - before))
 def test_no_module_is_imported_after_load() -> None:
     def late(*words: str) -> list[str]:
         command = [sys.executable, "-c", IMPORTS_OF_A_SESSION, *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        return done.stdout.split()
+        completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return completed.stdout.split()
 
     assert "cryptography.hazmat.backends" in late()
     assert late("load") == []
@@ -122,7 +122,7 @@ def test_load_uses_curve_cipher_and_hash(monkeypatch: pytest.MonkeyPatch) -> Non
     names = {"dh", "public_key_of", "xseal", "xopen", "mac", "kdf"}
     used: set[str] = set()
 
-    def noted(name: str) -> Callable[..., object]:
+    def recorded(name: str) -> Callable[..., object]:
         function = getattr(crypto, name)
 
         def call(*words: object) -> object:
@@ -132,6 +132,6 @@ def test_load_uses_curve_cipher_and_hash(monkeypatch: pytest.MonkeyPatch) -> Non
         return call
 
     for name in names:
-        monkeypatch.setattr(crypto, name, noted(name))
+        monkeypatch.setattr(crypto, name, recorded(name))
     crypto.load()
     assert used == names

@@ -29,7 +29,7 @@ def connected() -> Pair:
 
 
 def times(sent: list[Sent]) -> list[float]:
-    return [one.time / SECOND for one in sent]
+    return [message.time / SECOND for message in sent]
 
 
 def keepalives(pair: Pair) -> list[Sent]:
@@ -187,7 +187,7 @@ def test_packets_arrive_when_both_sides_initiate_at_once() -> None:
 
 
 def flood(pair: Pair, count: int = 512) -> bytes:
-    """Fill B's queue with one valid initiation of A; returns it. Nothing is processed yet."""
+    """Fill B's queue with copies of a valid initiation of A, unprocessed; returns the initiation."""
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
     datagram = pair.log[-1].datagram

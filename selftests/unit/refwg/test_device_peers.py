@@ -1,4 +1,4 @@
-"""What a device does with peers that move, share an address, or come back to what was replaced."""
+"""Check a device whose peers move, share an address, or answer messages that were replaced."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_packet_with_wrong_checksums_is_delivered_unchanged() -> None:
 
 
 class Hub:
-    """A device with two peers that it sees behind one address and port; whatever is sent arrives at once."""
+    """A device with two peers behind one address and port; everything sent arrives at once."""
 
     SHARED = Endpoint(b"\x0a\0\0\x63", 99)
 
@@ -120,11 +120,11 @@ class Hub:
             if isinstance(effect, Deliver):
                 sender.delivered.append(effect.packet)
             if isinstance(effect, Transmit):
-                receiver, source = self._way(sender, effect)
+                receiver, source = self._route(sender, effect)
                 effects = receiver.device.receive_datagram(effect.datagram, source, 0, 0)
-                waiting += ((receiver, one) for one in [*effects, *receiver.device.process_handshakes(0)])
+                waiting += ((receiver, later) for later in [*effects, *receiver.device.process_handshakes(0)])
 
-    def _way(self, sender: Side, effect: Transmit[Peer]) -> tuple[Side, Endpoint]:
+    def _route(self, sender: Side, effect: Transmit[Peer]) -> tuple[Side, Endpoint]:
         if sender is not self.hub:
             return self.hub, self.SHARED
         assert effect.endpoint == self.SHARED

@@ -1,4 +1,4 @@
-"""What a device does as time passes; what it does at once is in test_device.py."""
+"""Check what a device does as time passes; test_device.py checks what it does at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def connected() -> Pair:
 
 
 def times(sent: list[Sent]) -> list[float]:
-    return [one.time / SECOND for one in sent]
+    return [message.time / SECOND for message in sent]
 
 
 def keepalives(pair: Pair) -> list[Sent]:

@@ -18,7 +18,7 @@ SETUP = """
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("address add fd00::1/64 dev v0 nodad")
         while RtnetlinkSocket().route(ip_address("fd00::1").packed).interface != 1:
-            pass  # a kernel thread makes the route a moment later
+            pass  # a kernel thread adds the route a moment later
         def sent(sender, address, count, now=0):
             error = unreachable(ip_packet(address, "fd00::99" if ":" in address else "10.99.0.1"))
             limits = sender.limits

@@ -76,7 +76,7 @@ def fragment(offset: int, protocol: int = 17, payload: bytes = b"\0\1\0\2abcd") 
 
 
 def behind(extension: int, length: int, payload: bytes) -> bytes:
-    """An extension header in front of an ICMPv6 message; length: as the header itself says it."""
+    """An extension header in front of an ICMPv6 message; length: in the header's own units."""
     size = (length + 2) * 4 if extension == AH else (length + 1) * 8
     return bytes([ICMPV6, length]).ljust(size, b"\0") + payload
 
@@ -131,7 +131,7 @@ def test_icmpv6_address_unreachable_is_limited_to_1240_bytes() -> None:
     [
         ip_packet("10.0.0.1", "224.0.0.1"),
         ip_packet("10.0.0.1", "255.255.255.255"),
-        ip_packet("0.0.0.0", "10.0.0.2"),  # noqa: S104 - an address that is nobody's
+        ip_packet("0.0.0.0", "10.0.0.2"),  # noqa: S104 - not bound to
         ip_packet("10.0.0.1", "10.0.0.2", bytes([3, 1]), protocol=ICMP),
         ip_packet("10.0.0.1", "10.0.0.2", b"", protocol=ICMP),
         LATER_V4,

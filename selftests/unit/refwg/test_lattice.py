@@ -1,4 +1,4 @@
-"""Many devices in one process, in virtual time; bench/lattice.py has the figures in seconds."""
+"""Run many devices in one process, in virtual time; bench/lattice.py measures the seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_thousand_devices_handshake_with_all_their_neighbours() -> None:
     links = len(lattice.links)
     assert links == 1000 * NEIGHBOURS // 2
     assert all(node.delivered == {"ping": NEIGHBOURS // 2, "pong": NEIGHBOURS // 2} for node in lattice.nodes)
-    # Ping, pong, and ten seconds later the keepalive of who has got the pong.
+    # Ping, pong, and ten seconds later a keepalive of the side that received the pong.
     assert lattice.messages == {
         MessageType.INITIATION: links,
         MessageType.RESPONSE: links,
@@ -34,8 +34,8 @@ def test_thousand_devices_handshake_with_all_their_neighbours() -> None:
     assert all(not node.device.statistics.drops for node in lattice.nodes)
 
 
-def calls_of_a_conversation(devices: int) -> int:
-    """How many Python functions are called until everybody has talked: a measure of time that is always the same."""
+def calls_until_all_are_answered(devices: int) -> int:
+    """How many Python functions are called until all pings are answered: a repeatable measure of the work."""
     lattice, calls = Lattice(devices), 0
 
     def count(_: FrameType, event: str, __: object) -> None:
@@ -50,7 +50,7 @@ def calls_of_a_conversation(devices: int) -> int:
     return calls
 
 
-def bytes_of_a_conversation(devices: int) -> int:
+def bytes_when_all_are_answered(devices: int) -> int:
     tracemalloc.start()
     try:
         lattice = Lattice(devices)
@@ -62,10 +62,10 @@ def bytes_of_a_conversation(devices: int) -> int:
 
 @pytest.mark.requirement("ROB-11")
 def test_work_is_in_proportion_to_links() -> None:
-    assert calls_of_a_conversation(60) / calls_of_a_conversation(20) == pytest.approx(3, rel=0.02)
+    assert calls_until_all_are_answered(60) / calls_until_all_are_answered(20) == pytest.approx(3, rel=0.02)
 
 
 @pytest.mark.requirement("ROB-11")
 def test_memory_is_in_proportion_to_links() -> None:
-    bytes_of_a_conversation(10)
-    assert bytes_of_a_conversation(60) / bytes_of_a_conversation(20) == pytest.approx(3, rel=0.1)
+    bytes_when_all_are_answered(10)
+    assert bytes_when_all_are_answered(60) / bytes_when_all_are_answered(20) == pytest.approx(3, rel=0.1)

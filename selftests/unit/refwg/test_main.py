@@ -23,9 +23,9 @@ START = """
                 time.sleep(0.01)
         def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
         def is_free(port):
-            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as one:
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
                 try:
-                    one.bind(("::", port))
+                    probe.bind(("::", port))
                 except OSError:
                     return False
                 return True
@@ -63,22 +63,22 @@ def test_help_explains_usage_and_version_is_printed(capsys: pytest.CaptureFixtur
 
 def test_main_imports_only_standard_library_and_cryptography() -> None:
     code = "import sys; before = set(sys.modules); import refwg.__main__; print(*set(sys.modules) - before)"
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
         capture_output=True,
         text=True,
         check=True,
     )
-    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    packages = {name.partition(".")[0] for name in completed.stdout.split()}
     assert packages - sys.stdlib_module_names <= {"refwg", "cryptography", "_cffi_backend", "_openssl"}
     late = {"refwg.selftest", "refwg.privileges", "refwg.trace", "refwg.inotify", "refwg.mutants"}
-    assert not {"asyncio", "ctypes", "json", "importlib.metadata", "logging"} & set(done.stdout.split())
-    assert not late & set(done.stdout.split())
+    assert not {"asyncio", "ctypes", "json", "importlib.metadata", "logging"} & set(completed.stdout.split())
+    assert not late & set(completed.stdout.split())
 
 
 @pytest.mark.requirement("CFG-54")
 @pytest.mark.parametrize(
-    "end", ["os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)", "made[1].path.unlink()"]
+    "end", ["os.kill(os.getpid(), signal.SIGTERM)", "os.kill(os.getpid(), signal.SIGINT)", "listener[1].path.unlink()"]
 )
 def test_socket_is_removed_when_refwg_ends_right_after_making_it(end: str) -> None:
     program = f"""if True:
@@ -86,15 +86,15 @@ def test_socket_is_removed_when_refwg_ends_right_after_making_it(end: str) -> No
         from refwg import __main__ as refwg
         listen = refwg._listener
         def listen_and_end(name):
-            made = listen(name)
+            listener = listen(name)
             {end}
-            return made
+            return listener
         refwg._listener = listen_and_end
         sys.exit(refwg.main(["-f", "wg0"]))
     """
     code = f"""
-        done = subprocess.run([sys.executable, "-c", {program!r}], timeout=10)
-        print(done.returncode, path.exists(), ip("link show wg0").returncode)
+        completed = subprocess.run([sys.executable, "-c", {program!r}], timeout=10)
+        print(completed.returncode, path.exists(), ip("link show wg0").returncode)
     """
     assert run_in_sandbox(START, code) == "0 False 1\n"
 
@@ -142,8 +142,8 @@ def test_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> 
 def test_invalid_descriptor_in_environment_is_reported(environment: str, words: str) -> None:
     code = f"""
         env = {{**os.environ, **dict({environment})}}
-        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], env=env, capture_output=True, text=True)
-        print(done.returncode, {words!r} in done.stderr, "Traceback" in done.stderr)
+        completed = subprocess.run([sys.executable, "-m", "refwg", "wg0"], env=env, capture_output=True, text=True)
+        print(completed.returncode, {words!r} in completed.stderr, "Traceback" in completed.stderr)
     """
     assert run_in_sandbox(START, code) == "1 True False\n"
 
@@ -151,8 +151,8 @@ def test_invalid_descriptor_in_environment_is_reported(environment: str, words: 
 def test_interface_name_in_use_is_reported() -> None:
     code = """
         ip("link add wg0 type veth peer name other")
-        done = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
-        print(done.returncode, done.stderr, end="")
+        completed = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
+        print(completed.returncode, completed.stderr, end="")
     """
     words = "refwg: wg0: [Errno 16] Device or resource busy: an interface with this name already exists\n"
     assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
@@ -252,7 +252,7 @@ def test_socket_is_removed_when_refwg_ends_after_privilege_drop(end: str) -> Non
     code = f"""
         print(start("--drop-privileges", "root").wait())
         others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-        (pid,) = [one for one in others if status(one, "NoNewPrivs") == "1"]
+        (pid,) = [other for other in others if status(other, "NoNewPrivs") == "1"]
         {end}
         wait_for(lambda: not path.exists()); wait_for(lambda: ip("link show wg0").returncode)
     """
@@ -261,9 +261,9 @@ def test_socket_is_removed_when_refwg_ends_after_privilege_drop(end: str) -> Non
 
 def test_unknown_user_for_privilege_drop_is_reported() -> None:
     code = """
-        done = subprocess.run([sys.executable, "-m", "refwg", "--drop-privileges", "nobody-at-all", "wg0"],
+        completed = subprocess.run([sys.executable, "-m", "refwg", "--drop-privileges", "nobody-at-all", "wg0"],
                               capture_output=True, text=True)
-        print(done.returncode, done.stderr, path.exists(), ip("link show wg0").returncode)
+        print(completed.returncode, completed.stderr, path.exists(), ip("link show wg0").returncode)
     """
     words = "refwg: wg0: --drop-privileges nobody-at-all: this user does not exist"
     assert run_in_sandbox(START, code) == f"1 {words}\n False 1\n"
@@ -357,7 +357,7 @@ def test_trace_is_written_and_keylog_has_mode_0600() -> None:
 
 
 def test_missing_privilege_ends_with_status_1_without_traceback() -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         ["unshare", "--user", "--net", sys.executable, "-m", "refwg", "-f", "wg0"],
         cwd=ROOT,
         env={**os.environ, "LOG_LEVEL": "error"},
@@ -365,5 +365,5 @@ def test_missing_privilege_ends_with_status_1_without_traceback() -> None:
         text=True,
         check=False,
     )
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 1
+    assert "Traceback" not in completed.stderr
+    assert completed.returncode == 1

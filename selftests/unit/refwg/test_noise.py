@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refwg.messages import Initiation, Response
-    from refwg.noise import (
-        Keypair,
-    )
+    from refwg.noise import Keypair
 
 ALICE = StaticIdentity.from_private(b"a" * 32)
 BOB = StaticIdentity.from_private(b"b" * 32)
@@ -51,7 +49,7 @@ def consume(receiver: Handshake, message: Initiation, now: int = 0) -> None:
 
 
 def exchange() -> tuple[Handshake, Handshake, Response]:
-    """Alice's and Bob's handshake, and Bob's response that Alice has not seen yet."""
+    """Alice's and Bob's handshake, and Bob's response, which Alice has not consumed yet."""
     alice, bob = handshake(ALICE, BOB), handshake(BOB, ALICE)
     consume(bob, initiation(alice))
     return alice, bob, bob.create_response(ephemeral=b"f" * 32, sender_index=2)
@@ -81,8 +79,8 @@ def test_private_key_of_identity_is_clamped() -> None:
 def test_transcript_hash_covers_responder_key_and_mixed_data() -> None:
     transcript = Transcript.start(BOB.public)
     assert transcript.hash == (first := blake2s(INITIAL_HASH + BOB.public).digest())
-    transcript.mix_hash(b"what is said")
-    assert transcript.hash == blake2s(first + b"what is said").digest()
+    transcript.mix_hash(b"data")
+    assert transcript.hash == blake2s(first + b"data").digest()
 
 
 @pytest.mark.requirement("CR-15", "CR-06")
@@ -220,14 +218,14 @@ def test_session_does_not_begin_before_its_handshake() -> None:
 
 
 def keypair(number: int, *, initiator: bool, birthdate: int = 0) -> Keypair:
-    key = Handshake(b"")
-    key.local_index = number
-    key.state = HandshakeState.CONSUMED_RESPONSE if initiator else HandshakeState.CREATED_RESPONSE
-    return key.begin_session(birthdate)
+    finished = Handshake(b"")
+    finished.local_index = number
+    finished.state = HandshakeState.CONSUMED_RESPONSE if initiator else HandshakeState.CREATED_RESPONSE
+    return finished.begin_session(birthdate)
 
 
 def numbers(*keypairs: Keypair | None) -> list[int | None]:
-    return [None if one is None else one.local_index for one in keypairs]
+    return [None if slot is None else slot.local_index for slot in keypairs]
 
 
 @pytest.mark.requirement("DT-14", "DT-15", "DT-18")
@@ -266,7 +264,7 @@ def test_keypairs_move_only_when_next_keypair_receives_data(
     before: tuple[int | None, ...], received: int, after: list[int | None], destroyed: list[int]
 ) -> None:
     slots = Keypairs(*(None if number is None else keypair(number, initiator=False) for number in before))
-    by_number = {one.local_index: one for one in (slots.previous, slots.current, slots.next) if one is not None}
+    by_number = {slot.local_index: slot for slot in (slots.previous, slots.current, slots.next) if slot is not None}
     is_confirmed, gone = slots.received_with(by_number[received])
     assert (is_confirmed, numbers(*gone)) == (received == 3, destroyed)
     assert numbers(slots.previous, slots.current, slots.next) == after
@@ -276,7 +274,7 @@ def test_keypairs_move_only_when_next_keypair_receives_data(
 def test_sending_is_forbidden_on_current_and_next() -> None:
     slots = Keypairs(*(keypair(number, initiator=True) for number in (1, 2, 3)))
     slots.forbid_sending()
-    assert [one is not None and one.is_valid_for_sending for one in (slots.previous, slots.current, slots.next)] == [
+    assert [slot is not None and slot.is_valid_for_sending for slot in (slots.previous, slots.current, slots.next)] == [
         True,
         False,
         False,

@@ -92,7 +92,7 @@ def test_stopped_peer_has_no_index_timer_or_staged_packet() -> None:
 
 
 class Notes:
-    """A watcher that keeps events and whom they are about."""
+    """A watcher that records events and their peers."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, bytes]] = []
@@ -102,7 +102,7 @@ class Notes:
         self.events.append((event, peer))
 
     def keys(self, static_private: bytes, remote_static: bytes, ephemeral_private: bytes, preshared: bytes) -> None:
-        """Not wanted here."""
+        """Keys are not recorded."""
 
 
 def test_watcher_receives_device_events_and_their_peer() -> None:

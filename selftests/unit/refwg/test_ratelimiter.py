@@ -12,7 +12,7 @@ B = ip_address("10.0.0.2").packed
 
 
 def burst(limiter: RateLimiter, source: bytes, now: int, attempts: int = 20) -> int:
-    """How many of some messages that come at once may pass."""
+    """How many of several messages at once are allowed."""
     return sum(limiter.allow(source, now) for _ in range(attempts))
 
 

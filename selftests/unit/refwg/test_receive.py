@@ -40,7 +40,7 @@ def connected() -> Pair:
 
 
 def sealed(sender: Peer, plaintext: bytes, counter: int | None = None) -> bytes:
-    """A data message of the sender's current session with any plaintext and counter."""
+    """A data message of the sender's current session with this plaintext and counter."""
     keypair = sender.keypairs.current
     assert keypair is not None
     number = keypair.sending_counter if counter is None else counter
@@ -171,7 +171,7 @@ def test_cookie_reply_sets_cookie_and_changes_nothing_else(kind: MessageType) ->
 
 
 def initiation(pair: Pair, *, mac1: bool, mac2: bool) -> bytes:
-    """An initiation of A that B has not seen, with right or wrong macs."""
+    """An initiation of A that B has not received, with right or wrong macs."""
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
     first = pair.log[0].datagram

@@ -1,4 +1,4 @@
-"""What a program meets in the world: rubbish, limits, being stopped, and ground that vanishes below it."""
+"""Run refwg under hardship: malformed requests, limits, SIGSTOP, deleted interface, namespace or directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ SETUP = """
             refwg.terminate()
             print(refwg.wait(5), path.exists(), Path("/run/errors").read_text())
 """
-WELL = "0 False \n"
+# Exit status 0, no socket left, no errors printed.
+CLEAN_EXIT = "0 False \n"
 
 
 def run(code: str) -> str:
@@ -60,7 +61,7 @@ def test_malformed_request_gets_errno_or_closed_connection() -> None:
         print(wg("show wg0 listen-port").stdout.strip()); end()
     """
     answers = "b'' b''\nTrue\nTrue\nb'errno=-22\\n\\n' b'errno=-71\\n\\n'\n7\n7\n"
-    assert run(code) == answers + WELL
+    assert run(code) == answers + CLEAN_EXIT
 
 
 def test_stopped_process_applies_link_changes_when_continued() -> None:
@@ -73,7 +74,7 @@ def test_stopped_process_applies_link_changes_when_continued() -> None:
         refwg.send_signal(signal.SIGCONT); wait_for(lambda: 7 not in ports())
         ip("link set wg0 up"); wait_for(lambda: 7 in ports()); end()
     """
-    assert run(code) == WELL
+    assert run(code) == CLEAN_EXIT
 
 
 def test_link_state_is_read_again_after_netlink_overflow() -> None:
@@ -84,7 +85,7 @@ def test_link_state_is_read_again_after_netlink_overflow() -> None:
         ip("-batch /run/batch"); ip("link set wg0 down"); refwg.send_signal(signal.SIGCONT)
         wait_for(lambda: 7 not in ports()); end()
     """
-    assert run(code) == WELL
+    assert run(code) == CLEAN_EXIT
 
 
 def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
@@ -103,7 +104,7 @@ def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
         end()
     """
     answers = "b'errno=-24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
-    assert run(code) == answers + WELL
+    assert run(code) == answers + CLEAN_EXIT
 
 
 def test_interface_goes_down_again_when_its_port_is_in_use() -> None:
@@ -126,7 +127,7 @@ def test_refwg_ends_when_namespace_of_its_interface_is_deleted(is_up: bool) -> N
             ip("-n other link set wg0 up"); wait_for(lambda: 7 in ports())
         ip("netns delete other"); print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
     """
-    assert run(code) == WELL
+    assert run(code) == CLEAN_EXIT
 
 
 @pytest.mark.requirement("ROB-07", "CFG-54")
@@ -143,7 +144,7 @@ def test_refwg_ends_cleanly_when_busy_interface_is_deleted() -> None:
                     pass
         print(refwg.wait(10), path.exists(), Path("/run/errors").read_text())
     """
-    assert run(code) == WELL
+    assert run(code) == CLEAN_EXIT
 
 
 @pytest.mark.requirement("CFG-54")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def rtnetlink() -> Iterator[RtnetlinkSocket]:
-    opened = RtnetlinkSocket()
-    yield opened
-    opened.close()
+    rtnetlink = RtnetlinkSocket()
+    yield rtnetlink
+    rtnetlink.close()
 
 
 def test_link_is_found_by_name(rtnetlink: RtnetlinkSocket) -> None:
@@ -96,7 +96,7 @@ def test_monitor_does_not_keep_other_namespace_alive() -> None:
         rtnetlink, everywhere, here = RtnetlinkSocket(), Monitor(links=True, everywhere=True), Monitor(links=True)
         ip("netns add other"); other = os.open("/run/netns/other", os.O_RDONLY)
         print(rtnetlink.namespace_id(other) is not None); os.close(other)
-        # A veth pair between the namespaces goes when one of them is destroyed.
+        # A veth pair is deleted with the namespace of either end.
         ip("link add outside type veth peer name inside netns other")
         print({link.name for where, link in everywhere.drain() if where is not None} >= {"inside"})
         ip("netns delete other")
@@ -113,13 +113,13 @@ def test_link_message_without_name_or_mtu_is_ignored(left_out: str) -> None:
         import socket, struct
         from refwg.rtnetlink import Monitor, attribute, open_socket
         RTM_NEWLINK, IFLA_IFNAME, IFLA_MTU, IFLA_WIRELESS = 16, 3, 4, 11
-        def news(*attributes):
+        def new_link(*attributes):
             body = struct.pack("=BxHlLL", socket.AF_UNSPEC, 1, 7, 0, 0) + b"".join(attributes)
             return struct.pack("=LHHLL", 16 + len(body), RTM_NEWLINK, 0, 0, 0) + body
-        said = dict(name=attribute(IFLA_IFNAME, b"wlan0\\0"), mtu=attribute(IFLA_MTU, struct.pack("=L", 1500)))
+        attributes = dict(name=attribute(IFLA_IFNAME, b"wlan0\\0"), mtu=attribute(IFLA_MTU, struct.pack("=L", 1500)))
         monitor, sender = Monitor(links=True), open_socket(0)
-        sender.sendto(news(*said.values()), (0, 1)); print([link.name for _, link in monitor.drain()])
-        del said[{left_out!r}]
-        sender.sendto(news(*said.values(), attribute(IFLA_WIRELESS, bytes(8))), (0, 1)); print(monitor.drain())
+        sender.sendto(new_link(*attributes.values()), (0, 1)); print([link.name for _, link in monitor.drain()])
+        attributes[{left_out!r}] = attribute(IFLA_WIRELESS, bytes(8))
+        sender.sendto(new_link(*attributes.values()), (0, 1)); print(monitor.drain())
     """
     assert run_in_sandbox("", code) == "['wlan0']\n[]\n"

@@ -18,7 +18,7 @@ def test_selftest_checks_pass_and_print_one_line_each(capsys: pytest.CaptureFixt
 
 
 def shortest_prefix(self: Trie[int], address: int) -> int | None:
-    """What a lookup must not do: stop at the first prefix that contains the address."""
+    """A wrong lookup: it stops at the first prefix that contains the address."""
     node = self.root
     while node is not None and (address ^ node.bits) >> self._width - node.length == 0:
         if node.owner is not None or node.length == self._width:

@@ -154,10 +154,10 @@ def test_sending_counter_ends_below_reject_after_messages() -> None:
 def test_initiator_and_responder_rekey_after_many_messages(side: str, counter: int, asks: bool) -> None:
     pair = connected()
     pair.run(6 * SECOND)
-    worn = getattr(pair, side)
-    worn.peer.keypairs.current.sending_counter = counter
-    pair.send(worn)
-    assert bool(pair.sent(worn, INITIATION)) is asks
+    sender = getattr(pair, side)
+    sender.peer.keypairs.current.sending_counter = counter
+    pair.send(sender)
+    assert bool(pair.sent(sender, INITIATION)) is asks
 
 
 @pytest.mark.requirement("TM-07", "TM-08")
@@ -167,11 +167,11 @@ def test_initiator_and_responder_rekey_after_many_messages(side: str, counter: i
 )
 def test_initiator_alone_rekeys_when_session_is_old(side: str, age: int, asks: bool) -> None:
     pair = connected()
-    old = getattr(pair, side)
-    pair.run(old.peer.keypairs.current.birthdate + age - pair.now)
+    sender = getattr(pair, side)
+    pair.run(sender.peer.keypairs.current.birthdate + age - pair.now)
     pair.forget()
-    pair.send(old)
-    assert bool(pair.sent(old, INITIATION)) is asks
+    pair.send(sender)
+    assert bool(pair.sent(sender, INITIATION)) is asks
     assert pair.log[0].type is DATA
 
 
@@ -182,13 +182,13 @@ def test_expired_session_is_not_used_for_sending(side: str, age: int, kind: Mess
     pair = Pair()
     pair.wire.latency = 0
     pair.connect()
-    old = getattr(pair, side)
-    pair.run(old.peer.keypairs.current.birthdate + age - pair.now)
+    sender = getattr(pair, side)
+    pair.run(sender.peer.keypairs.current.birthdate + age - pair.now)
     pair.forget()
-    packet = pair.send(old)
+    packet = pair.send(sender)
     assert pair.log[0].type is kind
     pair.settle()
-    assert (pair.b if old is pair.a else pair.a).delivered == [packet]
+    assert (pair.b if sender is pair.a else pair.a).delivered == [packet]
 
 
 @pytest.mark.requirement("TM-17", "TM-16")
@@ -271,7 +271,7 @@ def test_cookie_reply_is_sent_to_message_sender() -> None:
 
 
 class Keys:
-    """A watcher that keeps what it is told."""
+    """A watcher that records keys and events."""
 
     def __init__(self) -> None:
         self.handshakes: list[tuple[bytes, bytes, bytes, bytes]] = []

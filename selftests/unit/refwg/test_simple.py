@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class FakeTun:
-    """An interface that is two lists."""
+    """An interface made of two lists."""
 
     def __init__(self) -> None:
         self.link = Link(1, "wg0", 1420, is_up=True)
@@ -49,15 +49,15 @@ class FakeTun:
 
 
 class FakeUdp:
-    """Sockets that are two lists; `why` is what goes wrong with all that is sent."""
+    """Sockets made of two lists; `why` is the error of everything sent, empty for none."""
 
     def __init__(self) -> None:
         self.waiting: list[Received] = []
         self.sent: list[Transmit[Peer]] = []
         self.why = ""
 
-    def receive(self, one: socket.socket) -> Received | None:
-        del one
+    def receive(self, sock: socket.socket) -> Received | None:
+        del sock
         return self.waiting.pop(0) if self.waiting else None
 
     def send(self, transmit: Transmit[Peer]) -> str:
@@ -66,13 +66,13 @@ class FakeUdp:
 
 
 class Rig:
-    """Side A of a pair, moved by an engine."""
+    """Side A of a pair, driven by an engine."""
 
     def __init__(self) -> None:
         self.pair, self.tun, self.udp = Pair(), FakeTun(), FakeUdp()
         self.device = self.pair.a.device
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
-        # How much time each look at the clock takes.
+        # How far the clock moves each time it is read.
         self.step = 0
         self.engine = SimpleEngine(self.device, sockets, tun, self.clock)
 

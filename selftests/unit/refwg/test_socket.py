@@ -26,25 +26,25 @@ def endpoint(version: int, port: int, source: LocalAddress | None = None) -> End
 
 def listener(version: int, sockets: UdpSockets) -> socket.socket:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    (one,) = [one for one in sockets.sockets if one.family == family]
-    one.setblocking(True)
-    one.settimeout(2)
-    return one
+    (sock,) = [sock for sock in sockets.sockets if sock.family == family]
+    sock.setblocking(True)
+    sock.settimeout(2)
+    return sock
 
 
 @pytest.fixture
 def sockets() -> Iterator[UdpSockets]:
     rtnetlink = RtnetlinkSocket()
-    opened = UdpSockets(rtnetlink)
-    yield opened
-    opened.close()
+    sockets = UdpSockets(rtnetlink)
+    yield sockets
+    sockets.close()
     rtnetlink.close()
 
 
 @pytest.mark.requirement("IF-04", "MSG-19")
 def test_ipv4_and_ipv6_sockets_share_port(sockets: UdpSockets) -> None:
     port = sockets.open(0)
-    assert [one.getsockname()[1] for one in sockets.sockets] == [port, port]
+    assert [sock.getsockname()[1] for sock in sockets.sockets] == [port, port]
 
 
 @pytest.mark.requirement("CFG-19", "CFG-20", "IF-06")
@@ -55,7 +55,7 @@ def test_sockets_stay_unchanged_when_new_port_is_taken(sockets: UdpSockets) -> N
         with pytest.raises(ConfigError) as error:
             sockets.open(other.getsockname()[1])
     assert error.value.errno == errno.EADDRINUSE
-    assert [one.getsockname()[1] for one in sockets.sockets] == [port, port]
+    assert [sock.getsockname()[1] for sock in sockets.sockets] == [port, port]
     sockets.close()
     assert sockets.sockets == []
 
@@ -120,21 +120,21 @@ def test_icmp_error_is_ignored_and_next_datagram_is_read(sockets: UdpSockets) ->
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("127.0.0.1", 0))
         nobody = other.getsockname()[1]
-        one = listener(4, sockets)
-        one.connect(("127.0.0.1", nobody))
+        sock = listener(4, sockets)
+        sock.connect(("127.0.0.1", nobody))
         other.sendto(b"real", ("127.0.0.1", port))
-    one.send(b"to nobody")
-    assert sockets.receive(one) is None
-    received = sockets.receive(one)
+    sock.send(b"to nobody")
+    assert sockets.receive(sock) is None
+    received = sockets.receive(sock)
     assert received is not None
     assert received[0] == b"real"
 
 
 def test_receive_from_closed_socket_returns_none(sockets: UdpSockets) -> None:
     sockets.open(0)
-    one = listener(4, sockets)
+    sock = listener(4, sockets)
     sockets.close()
-    assert sockets.receive(one) is None
+    assert sockets.receive(sock) is None
 
 
 def test_interface_is_found_by_name_or_refused_with_einval(sockets: UdpSockets) -> None:
@@ -155,7 +155,7 @@ def test_machine_without_ipv6_has_ipv4_socket_alone(sockets: UdpSockets, monkeyp
 
     monkeypatch.setattr(socket, "socket", without_ipv6)
     assert sockets.open(0) > 0
-    assert [one.family for one in sockets.sockets] == [socket.AF_INET]
+    assert [sock.family for sock in sockets.sockets] == [socket.AF_INET]
 
 
 DETOUR = """
@@ -221,7 +221,7 @@ def test_fwmark_of_32_bits_is_set_on_both_sockets(is_open_first: bool) -> None:
             sockets = UdpSockets(RtnetlinkSocket())
             for do in (lambda: sockets.open(0), lambda: sockets.set_fwmark(mark))[::{1 if is_open_first else -1}]:
                 do()
-            marks = {{one.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF for one in sockets.sockets}}
+            marks = {{s.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) & 0xFFFFFFFF for s in sockets.sockets}}
             print(len(sockets.sockets), marks == {{mark}})
             sockets.close()
     """

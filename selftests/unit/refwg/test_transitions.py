@@ -50,7 +50,7 @@ A, B = (StaticIdentity.from_private(private_key(name)) for name in "AB")
 
 
 class TwoHandshakes:
-    """A's half of a handshake, which is looked at, and B's. Each method is a step of A's, a second after the last."""
+    """A's half of a handshake, which is checked, and B's. Each method is a step of A, a second after the last."""
 
     def __init__(self) -> None:
         self.a = Handshake(B.public, precomputed_static_static=static_static(A, B.public))
@@ -118,7 +118,7 @@ def test_handshake_table_names_every_method() -> None:
 
 
 def shake_hands(pair: Pair, initiator: Side) -> None:
-    """A whole handshake; what would confirm it to A is lost."""
+    """Complete a handshake that `initiator` starts; data messages of B are lost, so that A sees no confirmation."""
     pair.now += SECOND
     initiator.peer.last_sent_handshake = None
     pair.carry_out(initiator, send.handshake_initiation(initiator.peer, pair.now))
@@ -140,12 +140,12 @@ def without_confirmation() -> Pair:
 
 
 def from_b(pair: Pair, keypair: Keypair | None, plaintext: bytes) -> None:
-    """B says something on one of the sessions; `keypair` is A's half of it."""
+    """Send data from B on one of the sessions; `keypair` is A's half of it."""
     assert keypair is not None
     (other,) = (
-        one
-        for one in (pair.b.peer.keypairs.previous, pair.b.peer.keypairs.current, pair.b.peer.keypairs.next)
-        if one is not None and one.remote_index == keypair.local_index
+        keypair_of_b
+        for keypair_of_b in (pair.b.peer.keypairs.previous, pair.b.peer.keypairs.current, pair.b.peer.keypairs.next)
+        if keypair_of_b is not None and keypair_of_b.remote_index == keypair.local_index
     )
     counter, other.sending_counter = other.sending_counter, other.sending_counter + 1
     message = Data(
@@ -347,14 +347,14 @@ def test_each_event_sets_and_stops_timers_as_in_driver(before: Situation, event:
     expected |= {timer: deadline if deadline is None else pair.now + deadline for timer, deadline in changes.items()}
     TO_TIMERS[event](pair)
     for timer, deadline in expected.items():
-        found = timers.deadline_of(timer)
-        if found is None or deadline is None or deadline < JITTER:
-            assert found == deadline, timer
+        actual = timers.deadline_of(timer)
+        if actual is None or deadline is None or deadline < JITTER:
+            assert actual == deadline, timer
         else:
-            assert 0 <= found - (deadline - JITTER) <= REKEY_TIMEOUT_JITTER_MAX, timer
+            assert 0 <= actual - (deadline - JITTER) <= REKEY_TIMEOUT_JITTER_MAX, timer
 
 
-# Timers: what happens when one of them runs out.
+# Timers: what happens when a timer runs out.
 
 SET_ALONE: Final[dict[Timer, Callable[[PeerTimers, int], None]]] = {
     RETRANSMIT: lambda timers, now: timers.handshake_initiated(now, int),

@@ -28,8 +28,8 @@ def test_interface_passes_raw_ip_packets_and_reports_changes() -> None:
     code = """
         ip("address add 10.0.0.1/24 dev wg0"); ip("link set wg0 mtu 1300 up")
         tun.refresh(); print(tun.write(b"rubbish"), tun.refresh(), tun.link.mtu, tun.link.is_up)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-            one.sendto(b"hello", ("10.0.0.2", 7))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"hello", ("10.0.0.2", 7))
         packet = tun.read()
         print(packet[0] >> 4, packet[-5:])
         print(tun.mtu_to(bytes([10, 0, 0, 2])))
@@ -43,8 +43,8 @@ def test_interface_passes_raw_ip_packets_and_reports_changes() -> None:
 SETTINGS = """
         def settings(name, *command):
             for file in (f"ipv6/conf/{name}/addr_gen_mode", f"ipv4/conf/{name}/send_redirects"):
-                done = subprocess.run([*command, "cat", f"/proc/sys/net/{file}"], stdout=subprocess.PIPE, text=True)
-                print(done.stdout.strip(), end=" ")
+                value = subprocess.check_output([*command, "cat", f"/proc/sys/net/{file}"], text=True)
+                print(value.strip(), end=" ")
             print()
 """
 

@@ -30,7 +30,7 @@ def ask(side: Side, text: str) -> Answer:
 
 
 def apply(side: Side, *lines: str) -> int:
-    """Carry out a set request; returns its errno, without the minus."""
+    """Send a set request; returns its errno as a positive number."""
     reply = ask(side, "".join(f"{line}\n" for line in ("set=1", *lines, ""))).reply.decode()
     assert reply.endswith("\n\n")
     return -int(reply.removeprefix("errno="))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the socket of wg0 is made."""
+    """The path of the socket of wg0, below a temporary directory."""
     monkeypatch.setattr(uapi_socket, "DIRECTORY", tmp_path / "run" / "wireguard")
     return uapi_socket.socket_path("wg0")
 
@@ -45,16 +45,16 @@ class Server:
         )
 
     def turn(self) -> None:
-        """Do everything that can be done now."""
+        """Handle all events that are ready."""
         while ready := self.selector.select(0):
             for key, events in ready:
                 key.data(events)
 
     def client(self) -> socket.socket:
-        made = socket.socket(socket.AF_UNIX)
-        made.settimeout(2)
-        made.connect(str(self.path))
-        return made
+        client = socket.socket(socket.AF_UNIX)
+        client.settimeout(2)
+        client.connect(str(self.path))
+        return client
 
     def close(self) -> None:
         self.turn()
@@ -64,9 +64,9 @@ class Server:
 
 @pytest.fixture
 def server(path: Path) -> Iterator[Server]:
-    made = Server(path)
-    yield made
-    made.close()
+    server = Server(path)
+    yield server
+    server.close()
 
 
 @pytest.mark.requirement("CFG-40")
@@ -111,8 +111,8 @@ def test_control_socket_is_removed_unless_it_was_replaced(path: Path, is_replace
 
 
 def test_unbound_socket_has_no_file_to_remove() -> None:
-    with socket.socket(socket.AF_UNIX) as one:
-        file = uapi_socket.SocketFile(one)
+    with socket.socket(socket.AF_UNIX) as unbound:
+        file = uapi_socket.SocketFile(unbound)
         file.remove()
     assert (file.path, file.is_there) == (None, False)
 

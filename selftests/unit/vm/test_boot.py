@@ -1,4 +1,4 @@
-"""How a run in the VM is judged from what the guest has told."""
+"""Check the verdict on a run in a VM, made from the records that the guest sent."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NONCE = "n0nce"
 PANIC = "Kernel panic - not syncing: x"
 
 
-def told(**changes: Any) -> Received:
-    """What a healthy guest tells, with changes; `verdict=None` for one that told nothing."""
+def records(**changes: Any) -> Received:
+    """The records of a healthy guest, with changes; `verdict=None`: the guest sent no verdict."""
     received = Received()
     record = {"event": "verdict", "nonce": NONCE, "status": 0, "results": 0, "drifts": [0.0, 0.0], "interrupts": 0}
     if changes.get("verdict", record) is not None:
@@ -31,27 +31,29 @@ def told(**changes: Any) -> Received:
 
 
 @pytest.mark.parametrize(
-    ("received", "found", "ending", "words"),
+    ("received", "complaints", "ending", "words"),
     [
-        (told(), [], Ending.EXITED, ""),
-        (told(status=5), [], Ending.EXITED, ""),
-        (told(verdict=None), [], Ending.LOST, "ended without a verdict, before it ran"),
-        (told(nonce="guess"), [], Ending.LOST, "without a verdict"),
-        (told(results=1), [], Ending.LOST, "without a verdict"),
-        (told(verdict=None), [PANIC], Ending.PANICKED, PANIC),
-        (told(), [PANIC], Ending.PANICKED, PANIC),
-        (told(), ["BUG: y", "BUG: z"], Ending.COMPLAINED, "(2), first: BUG: y"),
-        (told(status=None), [], Ending.OVERDUE, "exceeded its deadline"),
-        (told(drifts=[0.0, 2.0], interrupts=900), [], Ending.EXITED, ""),
+        (records(), [], Ending.EXITED, ""),
+        (records(status=5), [], Ending.EXITED, ""),
+        (records(verdict=None), [], Ending.LOST, "ended without a verdict, before it ran"),
+        (records(nonce="guess"), [], Ending.LOST, "without a verdict"),
+        (records(results=1), [], Ending.LOST, "without a verdict"),
+        (records(verdict=None), [PANIC], Ending.PANICKED, PANIC),
+        (records(), [PANIC], Ending.PANICKED, PANIC),
+        (records(), ["BUG: y", "BUG: z"], Ending.COMPLAINED, "(2), first: BUG: y"),
+        (records(status=None), [], Ending.OVERDUE, "exceeded its deadline"),
+        (records(drifts=[0.0, 2.0], interrupts=900), [], Ending.EXITED, ""),
     ],
 )
-def test_vm_verdict_is_worst_finding_of_run(received: Received, found: list[str], ending: Ending, words: str) -> None:
-    judged, message = ending_of(received, found, in_time=True, warp=False)
-    assert (judged, words in message) == (ending, True)
+def test_vm_verdict_is_worst_finding_of_run(
+    received: Received, complaints: list[str], ending: Ending, words: str
+) -> None:
+    actual, message = ending_of(received, complaints, in_time=True, warp=False)
+    assert (actual, words in message) == (ending, True)
 
 
 def test_guest_is_hung_when_verdict_misses_deadline() -> None:
-    ending, message = ending_of(told(verdict=None), [], in_time=False, warp=False)
+    ending, message = ending_of(records(verdict=None), [], in_time=False, warp=False)
     assert (ending, message) == (Ending.HUNG, "the guest hung, before it ran the command")
 
 
@@ -60,7 +62,7 @@ def test_guest_is_hung_when_verdict_misses_deadline() -> None:
     [({"drifts": [0.0, -70.0]}, "by -70.000 s"), ({"interrupts": 900}, "900 interrupts from the host")],
 )
 def test_warp_run_is_drifted_by_clock_error_or_interrupts(changes: dict[str, Any], words: str) -> None:
-    ending, message = ending_of(told(**changes), [], in_time=True, warp=True)
+    ending, message = ending_of(records(**changes), [], in_time=True, warp=True)
     assert (ending, words in message) == (Ending.DRIFTED, True)
 
 
@@ -76,7 +78,7 @@ def test_exit_status_is_passed_on_only_when_command_exited(ending: Ending, statu
 @pytest.mark.parametrize("step", [1, 3, 1000])
 def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None:
     stream = b"5 kernel.log\na\nb\nc0 empty\n3 sub/x\n123"
-    received = told(results=3)
+    received = records(results=3)
     for start in range(0, len(stream), step):
         assert not received.complete()
         received.collect(stream[start : start + step])
@@ -88,7 +90,7 @@ def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None
 
 @pytest.fixture
 def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
-    """A machine that says nothing, and the far end of its only port."""
+    """A machine that sends nothing, and the far end of its only port."""
     ours, theirs = socket.socketpair()
     with ours, theirs, subprocess.Popen(["sleep", "99"]) as process:
         yield Machine(process, {"output": ours}, NONCE), theirs
@@ -107,16 +109,16 @@ def test_guest_has_ended_when_its_channels_are_closed(sleeping: tuple[Machine, s
     reading, writing = os.pipe()
     sleeping[1].sendall(b"last words")
     sleeping[1].close()
-    said: list[bytes] = []
-    assert sleeping[0].watch(time.monotonic() + 60, said.append, reading)
-    assert b"".join(said) == b"last words"
+    output: list[bytes] = []
+    assert sleeping[0].watch(time.monotonic() + 60, output.append, reading)
+    assert b"".join(output) == b"last words"
     for end in (reading, writing):
         os.close(end)
 
 
 @pytest.mark.parametrize("name", ["../out", "{above}/out", "a/../../out"])
 def test_result_path_outside_of_folder_is_not_saved(name: str, tmp_path: Path) -> None:
-    received = told()
+    received = records()
     received.collect(f"1 {name.format(above=tmp_path)}\nx".encode())
     received.save(tmp_path / "in")
     assert not list(tmp_path.rglob("out"))

@@ -1,4 +1,4 @@
-"""Compiled Python for the guest: only what an import there would take, and what pytest rewrote."""
+"""Check which compiled Python a guest gets: what an import there accepts, and what pytest has rewritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cpio archives that become the guest's root, read by a reader of our own and, where installed, by cpio(1)."""
+"""Check the cpio archives of the guest's root by a second reader and, where installed, by cpio(1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def members(data: bytes) -> Iterator[tuple[str, list[int], bytes]]:
-    """Name, the thirteen numbers and content of each member, as the kernel's documentation lays them out."""
+    """Name, the thirteen numbers and content of each member (early-userspace/buffer-format.rst)."""
     at = 0
     while True:
         assert data[at : at + 6] == b"070701"
@@ -38,22 +38,22 @@ def archive(tmp_path: Path) -> bytes:
     source.write_bytes(b"12345")
     source.chmod(0o755)
     out = io.BytesIO()
-    with Archive(out) as made:
-        made.file("/etc/deep/hosts", b"abc", mtime=77)
-        made.copy("bin/program", source)
-        made.symlink("sbin", "bin")
-        made.character_device("dev/console", 5, 1)
+    with Archive(out) as writer:
+        writer.file("/etc/deep/hosts", b"abc", mtime=77)
+        writer.copy("bin/program", source)
+        writer.symlink("sbin", "bin")
+        writer.character_device("dev/console", 5, 1)
     return out.getvalue()
 
 
 def test_members_keep_kind_permissions_time_and_content(archive: bytes) -> None:
-    found = {name: (numbers, content) for name, numbers, content in members(archive)}
-    assert found["etc/deep/hosts"][0][5] == 77
-    assert found["etc/deep/hosts"][1] == b"abc"
-    assert found["bin/program"][0][1] == stat.S_IFREG | 0o755
-    assert found["bin/program"][1] == b"12345"
-    assert (stat.S_ISLNK(found["sbin"][0][1]), found["sbin"][1]) == (True, b"bin")
-    assert (stat.S_ISCHR(found["dev/console"][0][1]), found["dev/console"][0][9:11]) == (True, [5, 1])
+    by_name = {name: (numbers, content) for name, numbers, content in members(archive)}
+    assert by_name["etc/deep/hosts"][0][5] == 77
+    assert by_name["etc/deep/hosts"][1] == b"abc"
+    assert by_name["bin/program"][0][1] == stat.S_IFREG | 0o755
+    assert by_name["bin/program"][1] == b"12345"
+    assert (stat.S_ISLNK(by_name["sbin"][0][1]), by_name["sbin"][1]) == (True, b"bin")
+    assert (stat.S_ISCHR(by_name["dev/console"][0][1]), by_name["dev/console"][0][9:11]) == (True, [5, 1])
 
 
 def test_directories_come_once_and_before_their_content(archive: bytes) -> None:

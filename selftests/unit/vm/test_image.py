@@ -1,4 +1,4 @@
-"""What the guest's root takes along: files at their own paths, links as links, compiled Python beside its source."""
+"""Check the guest's root: files at their own paths, links as links, compiled Python beside its source."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def test_program_of_extra_tree_is_added_with_its_libraries(tmp_path: Path) -> No
     assert ip is not None
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "wg").write_bytes(Path(ip).read_bytes())
-    found = extra_tree([(tmp_path / "mine", "/opt/mine")]).members
-    assert found[Path("/opt/mine/wg")] == tmp_path / "mine/wg"
-    assert "libmnl.so.0" in {path.name for path in found}
+    members = extra_tree([(tmp_path / "mine", "/opt/mine")]).members
+    assert members[Path("/opt/mine/wg")] == tmp_path / "mine/wg"
+    assert "libmnl.so.0" in {path.name for path in members}
 
 
 def test_guest_packages_include_test_but_not_developer_tools() -> None:
-    found = closure("wg-interop", ("", "test"))
-    assert {"wg-interop", "pyroute2", "pytest", "pluggy", "cffi"} <= found
-    assert not {"mypy", "ruff", "pre-commit"} & found
+    packages = closure("wg-interop", ("", "test"))
+    assert {"wg-interop", "pyroute2", "pytest", "pluggy", "cffi"} <= packages
+    assert not {"mypy", "ruff", "pre-commit"} & packages
 
 
 def test_project_outside_git_has_its_code_but_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

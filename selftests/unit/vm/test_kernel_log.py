@@ -1,4 +1,4 @@
-"""What counts as a complaint of the kernel, and what is noise."""
+"""Check which lines of a kernel log are complaints, and which are noise."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ def test_every_noise_table_entry_has_reason() -> None:
     assert all(entry["reason"] for entry in entries)
 
 
-@pytest.mark.parametrize(("found", "expected"), [((), ["d", "[ 4.0] e"]), (("b",), ["[ 2.0] b", "c"])])
-def test_excerpt_starts_at_first_complaint_or_shows_log_end(found: tuple[str, ...], expected: list[str]) -> None:
-    assert excerpt("[ 1.0] a\n[ 2.0] b\nc\n\nd\n[ 4.0] e\n", found, 2) == expected
+@pytest.mark.parametrize(("reported", "expected"), [((), ["d", "[ 4.0] e"]), (("b",), ["[ 2.0] b", "c"])])
+def test_excerpt_starts_at_first_complaint_or_shows_log_end(reported: tuple[str, ...], expected: list[str]) -> None:
+    assert excerpt("[ 1.0] a\n[ 2.0] b\nc\n\nd\n[ 4.0] e\n", reported, 2) == expected

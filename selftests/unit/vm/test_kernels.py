@@ -1,4 +1,4 @@
-"""How `--kernel` finds its kernel, and what it says when there is none."""
+"""Check how `--kernel` finds its kernel, and the errors when there is none."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ APT = {
 
 @pytest.fixture
 def apt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An apt that knows the packages above; the names it was asked for."""
-    asked: list[str] = []
+    """Replace apt by one that has the packages above; return the names that it was queried for."""
+    queried: list[str] = []
 
     def record(package: str) -> dict[str, str]:
-        asked.append(package)
+        queried.append(package)
         return APT.get(package, {})
 
     monkeypatch.setattr(kernels, "apt_record", record)
     monkeypatch.setattr(kernels, "APT_LISTS", Path("/"))
-    return asked
+    return queried
 
 
 def bzimage(path: Path, release: str) -> Path:
-    """The few bytes of a bzImage that say what it is (boot.rst: HdrS at 0x202, kernel_version at 0x20e)."""
+    """Write the header of a bzImage with its version (boot.rst: HdrS at 0x202, kernel_version at 0x20e)."""
     head = bytearray(0x1000)
     head[0x202:0x206] = b"HdrS"
     head[0x20E:0x210] = struct.pack("<H", 0x300)
@@ -60,17 +60,17 @@ def test_package_is_found_by_version_alias_or_package_name(which: str, expected:
 
 def test_apt_is_queried_once_per_kernel(apt: list[str], tmp_path: Path) -> None:
     first = kernels.find_package("6.1", tmp_path)
-    questions = len(apt)
+    queries = len(apt)
     assert kernels.find_package("6.1", tmp_path) == first
-    assert len(apt) == questions
+    assert len(apt) == queries
 
 
 @pytest.mark.usefixtures("apt")
 def test_known_kernel_is_found_when_apt_no_longer_lists_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = kernels.find_package("6.1", tmp_path)
+    package = kernels.find_package("6.1", tmp_path)
     monkeypatch.setattr(kernels, "APT_LISTS", tmp_path)
     monkeypatch.setattr(kernels, "apt_record", lambda _: {})
-    assert kernels.find_package("6.1", tmp_path) == found
+    assert kernels.find_package("6.1", tmp_path) == package
 
 
 def test_kernel_release_is_read_from_bzimage(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_missing_qemu_error_shows_install_command(
 
 def test_kernel_identity_differs_with_and_without_modules(tmp_path: Path) -> None:
     image = bzimage(tmp_path / "arch/x86/boot/bzImage", "6.13.0-mine")
-    found = [kernels.find(str(path), tmp_path) for path in (tmp_path, image)]
-    assert found[0].identity() != found[1].identity()
+    with_modules, without = (kernels.find(str(path), tmp_path) for path in (tmp_path, image))
+    assert with_modules.identity() != without.identity()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which modules the guest loads, in which order; the modules are made here, as ELF files with a `.modinfo` alone."""
+"""Check which modules a guest loads and in which order, with ELF files that have only a `.modinfo`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def module(*modinfo: str) -> bytes:
-    """An ELF file (elf(5)) of three sections: the empty one, the names, `.modinfo`."""
+    """An ELF file (elf(5)) of three sections: the null section, the names, `.modinfo`."""
     names = b"\0.shstrtab\0.modinfo\0"
     info = b"".join(line.encode() + b"\0" for line in modinfo)
     sections = [(0, 0, 0), (1, 64, len(names)), (11, 64 + len(names), len(info))]

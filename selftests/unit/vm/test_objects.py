@@ -1,4 +1,4 @@
-"""Creations and destructions in the kernel log are counted by kind."""
+"""Check that creations and destructions in a kernel log are counted by kind."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def test_undestroyed_object_is_reported_by_kind(kind: str) -> None:
 
 
 def test_log_without_objects_is_reported_as_imbalance() -> None:
-    (said,) = leaks("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
-    assert "dynamic debug" in said
+    (complaint,) = leaks("<6>[    1.0] wireguard: WireGuard 1.0.0 loaded.\n")
+    assert "dynamic debug" in complaint
