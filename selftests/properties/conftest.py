@@ -1,4 +1,4 @@
-"""Take hypothesis's limit of 200 ms off each example: on a busy machine one takes longer."""
+"""Lift hypothesis's limit of 200 ms for each example: a busy machine takes longer."""
 
 from __future__ import annotations
 

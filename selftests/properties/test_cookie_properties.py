@@ -1,4 +1,4 @@
-"""mac1, mac2 and cookies: valid for exactly the message, the source and the time that they were made for."""
+"""Check mac1, mac2 and cookies: each is valid for its message, its source and its time only."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SPANS = [0, 1, SECOND, 5 * SECOND, 115 * SECOND - 1, 115 * SECOND, 120 * SECOND 
 spans = st.one_of(st.sampled_from(SPANS), st.integers(0, 400 * SECOND))
 
 
-# What `numbered_bytes` gives first.
+# The first bytes of `numbered_bytes`.
 FIRST_SECRET = (1).to_bytes(32)
 
 
 def numbered_bytes() -> Callable[[int], bytes]:
-    """A source of random bytes that never gives the same twice."""
+    """A source of random bytes that never returns the same bytes twice."""
     numbers = count(1)
     return lambda length: next(numbers).to_bytes(length)
 
@@ -100,7 +100,7 @@ def test_cookie_reply_with_any_bit_flipped_is_refused(
 ) -> None:
     checker, jar = checker_of(public_key), CookieJar(public_key)
     reply = rejected_and_answered(checker, jar, message, source)
-    # Behind the type and the receiver index, which is looked up before.
+    # Bits after the type and the receiver index, which is looked up first.
     forged = flip(reply.to_bytes(), data.draw(st.integers(8 * 8, 8 * 64 - 1)))
     with pytest.raises(Refused, match="tag"):
         jar.consume_reply(CookieReply.parse(forged), 0)
@@ -130,7 +130,7 @@ def test_cookie_expires_by_age_of_secret_and_of_itself(
 def test_cookie_changes_with_secret_and_no_secret_is_used_120_s(
     public_key: bytes, source: tuple[bytes, int], pauses: list[int]
 ) -> None:
-    """Each jar takes one reply; its mac2 of a fixed message shows whether the cookie has changed."""
+    """Each jar gets one reply; mac2 of a fixed message differs if the cookie has changed."""
     checker, now = checker_of(public_key), 0
     issued: list[tuple[bytes, int]] = []
     replies: set[bytes] = set()
@@ -145,8 +145,8 @@ def test_cookie_changes_with_secret_and_no_secret_is_used_120_s(
     for mac2 in {mac2 for mac2, _ in issued}:
         times = [time for other, time in issued if other == mac2]
         assert max(times) - min(times) < COOKIE_SECRET_MAX_AGE
-        # One secret follows another and does not come back.
+        # A secret that was replaced is not used again.
         assert [time for _, time in issued if min(times) <= time <= max(times)] == times
-    # A new secret comes only when the last one has had its 120 seconds, which begin at its first use or before.
+    # A secret lives for 120 seconds or longer; only the first may be older than its first use here.
     firsts = sorted({min(time for other, time in issued if other == mac2) for mac2, _ in issued})
     assert all(later - earlier >= COOKIE_SECRET_MAX_AGE for earlier, later in pairwise(firsts[1:]))

@@ -1,4 +1,4 @@
-"""The primitives of refwg agree with RFC 7693, RFC 7748 and RFC 8439 written out, and with OpenSSL."""
+"""Check the primitives against RFC 7693, RFC 7748 and RFC 8439 written out, and against OpenSSL."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_kdf_is_hkdf_of_openssl(key: bytes, data: bytes, outputs: int) -> None:
     assert kdf(outputs, key, data) == tuple(expected[at : at + 32] for at in range(0, len(expected), 32))
 
 
-# Also those with the highest bit set, which X25519 masks, and those at or above the prime, which it reduces.
+# With points of small order, and one at or above the prime, which X25519 reduces.
 public_keys = st.one_of(keys, st.sampled_from(LOW_ORDER_POINTS), st.just(b"\xff" * 32))
 
 

@@ -1,4 +1,4 @@
-"""IP packets: what was built is read again, checksums are dumb sums, and no bytes of a packet raise an error."""
+"""Check the reader of IP packets against packets built field by field, plain sums, and truncated bytes."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def packets(draw: st.DrawFn) -> bytes:
     return ip_packet(str(source), str(destination), payload, tos=tos, protocol=protocol)
 
 
-def dumb_sum(data: bytes) -> int:
-    """The ones' complement sum, word by word: a carry is added at the other end."""
+def plain_sum(data: bytes) -> int:
+    """RFC 1071: the ones' complement sum, word by word, with each carry added at the low end."""
     total = 0
     for high, low in zip(data[::2], data[1::2] + bytes(len(data) % 2), strict=True):
         total += high << 8 | low
@@ -92,7 +92,7 @@ def test_udp_ports_are_those_that_packet_was_built_from(
 
 
 def extended(chain: Sequence[tuple[int, int]], protocol: int, payload: bytes) -> tuple[int, bytes]:
-    """Put extension headers, as protocol and length, before a payload; the first header's protocol and the bytes."""
+    """Prepend extension headers to a payload; return the protocol of the first header, and all bytes."""
     for extension, units in reversed(chain):
         if extension == FRAGMENT:
             header = bytes([protocol, 0]) + bytes(6)
@@ -139,11 +139,11 @@ def sizes_before_fragment(chain: Sequence[tuple[int, int]]) -> list[tuple[int, i
 
 @example(b"\xff\xff\xff\xff")
 @given(st.binary(max_size=200))
-def test_checksum_is_complement_of_dumb_sum(data: bytes) -> None:
+def test_checksum_is_complement_of_plain_sum(data: bytes) -> None:
     checksum = ip.internet_checksum(data)
-    assert checksum == dumb_sum(data) ^ 0xFFFF
-    # Who sums up data and checksum gets "all ones" (RFC 1071, 1).
-    assert dumb_sum(data + bytes(len(data) % 2) + pack(">H", checksum)) in {0xFFFF, 0}
+    assert checksum == plain_sum(data) ^ 0xFFFF
+    # RFC 1071, 1: the sum over data and checksum is all ones.
+    assert plain_sum(data + bytes(len(data) % 2) + pack(">H", checksum)) in {0xFFFF, 0}
 
 
 @pytest.mark.requirement("DT-29")
@@ -163,7 +163,7 @@ def test_decapsulation_changes_only_ecn_and_keeps_checksum_right(packet: bytes, 
         header[checksum] = bytes(len(header[checksum]))
     assert before == after
     if is_v4:
-        assert (dumb_sum(marked[:20]) == 0xFFFF) is (dumb_sum(packet[:20]) == 0xFFFF) is not is_damaged
+        assert (plain_sum(marked[:20]) == 0xFFFF) is (plain_sum(packet[:20]) == 0xFFFF) is not is_damaged
     assert ip.decapsulate_ecn(marked, outer) == marked
 
 
@@ -188,7 +188,7 @@ def test_unreachable_answers_hosts_but_never_icmp_errors(
     assert error.destination == source.packed
     assert error.message[8:] == packet
     assert error.message[:2] == (b"\3\1" if is_v4 else b"\1\3")
-    assert not is_v4 or dumb_sum(error.message) == 0xFFFF
+    assert not is_v4 or plain_sum(error.message) == 0xFFFF
 
 
 @pytest.mark.requirement("ROB-02")

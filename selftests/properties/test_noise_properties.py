@@ -1,4 +1,4 @@
-"""The handshake: byte for byte noiseprotocol's for any keys, and no change to a message goes unnoticed."""
+"""Check the handshake against noiseprotocol byte for byte, and refuse every message with a flipped bit."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:One of ephemeral keypairs is alr
 slow = settings(max_examples=30)
 # Wall-clock times up to the year 2106.
 wall_clocks = st.integers(0, 2**32 * SECOND)
-# What TAI64N drops from the nanoseconds, section 5.1 of the paper as the driver implements it: the last 24 bits.
+# The step of a timestamp in nanoseconds (CR-12): the driver clears the last 24 bits.
 WHITENED: Final = 2**24
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Everything that is chosen freely in one handshake."""
+    """All inputs of one handshake."""
 
     initiator: StaticIdentity
     responder: StaticIdentity
@@ -235,7 +235,7 @@ def test_timestamp_is_tai64n_and_keeps_order(first: int, second: int) -> None:
 
 
 class KeypairsHoldEachSessionOnce(RuleBasedStateMachine):
-    """Every session is in one of the three slots or was returned as destroyed, once; data never goes out on `next`."""
+    """Each session is in one of three slots or was returned as destroyed, once; `next` never sends."""
 
     @initialize()
     def begin(self) -> None:
@@ -255,7 +255,7 @@ class KeypairsHoldEachSessionOnce(RuleBasedStateMachine):
         current = self.keypairs.current
         self.destroyed += self.keypairs.add_new(session)
         self.added.append(session)
-        # The responder must not use a session before the initiator has (paper, 5.4.5 and 6.2).
+        # HS-24: a responder sends nothing on a session before the initiator has.
         assert self.keypairs.current is (session if i_am_the_initiator else current)
         if i_am_the_initiator:
             self.confirmed.append(session)
@@ -271,7 +271,7 @@ class KeypairsHoldEachSessionOnce(RuleBasedStateMachine):
         self.confirmed.append(session)
         assert is_confirmed is (slot == "next")
         assert self.keypairs.current is (session if slot == "next" else current)
-        # The session used until now still receives what is under way.
+        # The session used until now still receives packets in flight.
         assert slot != "next" or self.keypairs.previous is current
 
     @rule()

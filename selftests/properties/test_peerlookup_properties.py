@@ -1,4 +1,4 @@
-"""The tables of peers and indices against a list of pairs."""
+"""Check the tables of peers and indices against lists of pairs."""
 
 from __future__ import annotations
 

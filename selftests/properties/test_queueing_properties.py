@@ -1,4 +1,4 @@
-"""The queues against lists; load against a record of every look at a queue."""
+"""Check the queues against lists, and load against the history of all looks at the queues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ batch_sizes = st.one_of(st.integers(0, 3), st.sampled_from([STAGED - 1, STAGED, 
 
 
 class StagedQueueAgainstList(RuleBasedStateMachine):
-    """The queue holds what a list holds that keeps its newest 128 packets whenever a batch comes."""
+    """The queue holds the same as a list that is cut to its newest 128 packets before each batch."""
 
     @initialize()
     def begin(self) -> None:
@@ -43,7 +43,7 @@ class StagedQueueAgainstList(RuleBasedStateMachine):
 
     @rule(sent=st.integers(0, 200))
     def restage_all_but_sent(self, sent: int) -> None:
-        """Send some of the packets taken, until there is no session any more."""
+        """Send some of the packets taken, and put the rest back."""
         self.sent += len(self.taken[:sent])
         self.queue.restage(self.taken[sent:])
         self.waiting = self.taken[sent:] + self.waiting
@@ -56,20 +56,21 @@ class StagedQueueAgainstList(RuleBasedStateMachine):
 
 
 class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
-    """Two devices with one flag of load: under load is who looks within a second after a queue seen an eighth full."""
+    """Two devices share `last_under_load`, or not: load lasts for a second after a queue was seen an eighth full."""
 
-    @initialize(flags=st.sampled_from([1, 2]))
-    def begin(self, flags: int) -> None:
-        shared = [LastUnderLoad() for _ in range(flags)]
-        self.flag_of = [0, flags - 1]
-        self.queues: list[HandshakeQueue[int]] = [HandshakeQueue(shared[flag]) for flag in self.flag_of]
+    @initialize(shared=st.booleans())
+    def begin(self, shared: bool) -> None:
+        times = [LastUnderLoad(), LastUnderLoad()]
+        # The time that each device uses.
+        self.time_of = [0, 0 if shared else 1]
+        self.queues: list[HandshakeQueue[int]] = [HandshakeQueue(times[place]) for place in self.time_of]
         self.waiting: list[list[int]] = [[], []]
         self.looks: list[tuple[int, int, int]] = []
         self.number = self.now = 0
 
     @rule(device=DEVICES, length=st.sampled_from([0, 1, EIGHTH - 1, EIGHTH, HANDSHAKES, HANDSHAKES + 1]))
     def put_or_process_until(self, device: int, length: int) -> None:
-        """Bring a queue to this length, or try to: it takes no more than 4096 messages."""
+        """Put or process messages until a queue has this length; it takes no more than 4096."""
         queue, waiting = self.queues[device], self.waiting[device]
         for _ in range(length - len(waiting)):
             self.number += 1
@@ -88,9 +89,9 @@ class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
     @rule(pause=st.sampled_from([0, 1, SECOND - 1, SECOND, 10 * SECOND]), device=DEVICES)
     def look(self, pause: int, device: int) -> None:
         self.now += pause
-        flag = self.flag_of[device]
-        self.looks.append((self.now, flag, len(self.waiting[device])))
-        recent = [length for time, seen, length in self.looks if seen == flag and self.now - time < SECOND]
+        place = self.time_of[device]
+        self.looks.append((self.now, place, len(self.waiting[device])))
+        recent = [length for time, seen, length in self.looks if seen == place and self.now - time < SECOND]
         assert self.queues[device].is_under_load(self.now) is any(length >= EIGHTH for length in recent)
 
     @invariant()

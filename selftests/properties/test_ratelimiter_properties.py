@@ -1,4 +1,4 @@
-"""The rate limiter against exact token buckets that are never forgotten."""
+"""Check the rate limiter against exact token buckets that are never forgotten."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refwg.ratelimiter import RateLimiter
 
 # Two IPv4 hosts, and IPv6 hosts of which two share a /64.
 SOURCES = [ip_address(text) for text in ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00::ffff:0:0:1", "fd00:0:0:1::1")]
-# Around the price of a message, and around the second after which the limiter forgets a source.
+# Around the refill time of one token, and around the second after which a source is forgotten.
 PAUSES = [0, 1, 50 * MILLISECOND - 1, 50 * MILLISECOND, 100 * MILLISECOND, 250 * MILLISECOND, SECOND, SECOND + 1]
 pauses = st.one_of(st.sampled_from(PAUSES), st.integers(0, 3 * SECOND))
 attempts = st.lists(st.tuples(st.sampled_from(SOURCES), pauses, st.integers(1, 8)), max_size=40)
@@ -61,7 +61,7 @@ def test_full_table_admits_new_source_only_when_one_is_forgotten(
         owner = TokenBuckets.owner(source)
         is_allowed = limiter.allow(source.packed, now)
         recent = {known for known, time in last_attempt.items() if now - time <= SECOND}
-        # A source that was quiet for two seconds has been swept; between one and two it may have been.
+        # After two idle seconds a source has been swept; after one it may have been.
         possible = {known for known, time in last_attempt.items() if now - time < 2 * SECOND}
         if owner not in possible and len(possible) < max_entries:
             assert is_allowed
@@ -81,7 +81,7 @@ def test_sweeping_in_time_forgets_all_sources_of_past_flood(attempts: list[tuple
         limiter.allow(source.packed, now)
     end = now
     while (deadline := limiter.next_sweep()) is not None:
-        # Each sweep is a second after the last, so that the loop ends.
+        # Two sweeps, one second apart, are enough.
         assert now <= end + 2 * SECOND
         now = max(now, deadline)
         limiter.sweep(now)

@@ -1,4 +1,4 @@
-"""The rules of a wire under any script: each message leaves as often, as late and as changed as its rule says."""
+"""Check the rules of a wire with any script: how often, when and how changed each message leaves."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MILLISECOND: Final = 1_000_000
 SECOND: Final = 1000 * MILLISECOND
 # Where IPv4, UDP and the message begin in a frame.
 IPV4, UDP, PAYLOAD = 14, 34, 42
-# What leaves the wire at once.
+# The decisions after which a message leaves the wire at once.
 AT_ONCE: Final = {"passed", "duplicated", "replayed", "flipped"}
 # The messages that each word of a script stands for (docs/wires.md).
 WORDS: Final = {
@@ -51,7 +51,7 @@ def scripts(*sorts: str, **conditions: st.SearchStrategy[float]) -> st.SearchStr
 
 @dataclass
 class Arrival:
-    """A message that came, what was decided, and what left the wire in this moment and because of it."""
+    """A message that arrived, the decision on it, and what left the wire because of it."""
 
     kind: str
     frame: bytes
@@ -63,7 +63,7 @@ class Arrival:
 
     @property
     def leaves(self) -> int:
-        """How often it leaves the wire, once all that waits has been let go."""
+        """How often it leaves the wire in the end."""
         if isinstance(self.rule, Duplicate):
             return 1 + self.rule.copies
         return {"dropped": 0, "replayed": 2}.get(self.decision.did, 1)
@@ -71,11 +71,11 @@ class Arrival:
 
 @dataclass
 class Course:
-    """All messages that came, by number, and all that left: when, and of which number."""
+    """All messages that arrived, by number, and all that left, with time and number."""
 
     arrivals: list[Arrival] = field(default_factory=list)
     departures: list[tuple[int, int, Delivery]] = field(default_factory=list)
-    # From here on, what left was released at the end.
+    # The departures from this one on were released at the end.
     released: int = 0
 
     def left(self, time: int, deliveries: list[Delivery]) -> None:
@@ -86,7 +86,7 @@ class Course:
 
 
 def numbered(kind: str, number: int) -> bytes:
-    """A frame that has its number where no rule looks and no fault reaches: in the Ethernet address."""
+    """A frame with its number in the Ethernet address, where no rule looks and no fault changes it."""
     return number.to_bytes(2) + frame(kind, number)[2:]
 
 
@@ -95,11 +95,11 @@ def number_of(frame: bytes) -> int:
 
 
 def course_of(script: Script, traffic: Traffic, *, seed: int = 1) -> Course:
-    """Send traffic past the rules, let timed messages go at their deadlines, and release the rest at the end."""
+    """Let traffic arrive, release timed messages at their deadlines, and all others at the end."""
     rules, course, now = Rules(script, NODES, seed=seed), Course(), 0
     for number, (kind, side, pause) in enumerate(traffic):
         now += pause * MILLISECOND
-        let_go_until(now, rules, course)
+        release_until(now, rules, course)
         arriving = numbered(kind, number)
         decision, deliveries = rules.arrive(arriving, side, now)
         rule = None if decision.rule is None else script.rules[decision.rule - 1]
@@ -107,14 +107,14 @@ def course_of(script: Script, traffic: Traffic, *, seed: int = 1) -> Course:
         course.left(now, deliveries)
         assert rules.holds == sum(arrival.leaves for arrival in course.arrivals) - len(course.departures)
     now += 2 * SECOND
-    let_go_until(now, rules, course)
+    release_until(now, rules, course)
     course.released = len(course.departures)
     course.left(now, rules.release())
     assert (rules.holds, rules.next_deadline()) == (0, None)
     return course
 
 
-def let_go_until(end: int, rules: Rules, course: Course) -> None:
+def release_until(end: int, rules: Rules, course: Course) -> None:
     while (deadline := rules.next_deadline()) is not None and deadline <= end:
         assert rules.due(deadline - 1) == []
         due = rules.due(deadline)
@@ -125,7 +125,7 @@ def let_go_until(end: int, rules: Rules, course: Course) -> None:
 @fewer
 @given(scripts(), traffics)
 def test_messages_in_are_messages_out_dropped_and_held(script: Script, traffic: Traffic) -> None:
-    """`course_of` counts those held after each message."""
+    """`course_of` checks the number held after each message."""
     course = course_of(script, traffic)
     out = Counter(number for _, number, _ in course.departures)
     assert out == Counter({number: arrival.leaves for number, arrival in enumerate(course.arrivals) if arrival.leaves})
@@ -186,7 +186,7 @@ def test_timed_message_leaves_neither_early_nor_late(script: Script, traffic: Tr
         rule = arrival.rule
         if not isinstance(rule, Delay | Hold | Replay) or not rule.seconds:
             continue
-        # The last departure: a replayed message has left before.
+        # The last departure: the copy of a replayed message.
         waited = course.departures_of(number)[-1][0] - arrival.time
         span = int(rule.seconds * SECOND)
         if isinstance(rule, Delay):

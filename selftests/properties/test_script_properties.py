@@ -1,4 +1,4 @@
-"""Fault scripts: a file says what the records say, and ranges mean what they mean written out."""
+"""Check fault scripts: a TOML file gives equal records, and ranges contain the numbers that they name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def toml(value: object) -> str:
 
 
 def as_file(script: Script) -> str:
-    """A script as TOML, with every value that a rule does not have by default."""
+    """A script as TOML, with every value that is not a default."""
     lines = [] if script.seed is None else [f"seed = {script.seed}"]
     for rule in script.rules:
         lines += ["[[rule]]", f'do = "{rule.do}"']
@@ -63,7 +63,7 @@ def test_printed_rule_names_every_value_that_is_not_default(rule: Rule) -> None:
 
 
 def written_out(value: Numbers) -> set[int]:
-    """The numbers up to HIGHEST that ranges stand for."""
+    """The numbers up to HIGHEST in these ranges."""
     if isinstance(value, int):
         return {value}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""The timers of a peer against the history of its events, and the timer heap against a dict."""
+"""Check a peer's timers against the history of its events, and the timer heap against a dict."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ spans = st.one_of(
 
 
 class TimersAgainstHistory(RuleBasedStateMachine):
-    """Each deadline follows from what has happened since the timer last ran out, was cancelled or was stopped."""
+    """Each deadline follows from the events since its timer last ran out, was cancelled or was stopped."""
 
     @initialize(interval=st.sampled_from([0, 1, 25, 65535]))
     def begin(self, interval: int) -> None:
         self.timers = PeerTimers(persistent_keepalive_interval=interval)
         self.timers.start()
         self.now = 0
-        # Event, time and what the deadline depends on besides.
+        # Event, time, and the jitter that the deadline includes.
         self.history: list[tuple[str, int, int]] = []
 
     def note(self, event: str, value: int = 0) -> None:
         self.history.append((event, self.now, value))
 
     def since(self, *ends: str) -> list[tuple[str, int, int]]:
-        """The events after the last one of these, of which a stop is always one."""
+        """The events after the last of these, or after the last stop."""
         last = max((at for at, (event, *_) in enumerate(self.history) if event in {*ends, "stop"}), default=-1)
         return self.history[last + 1 :]
 
-    # What may happen.
+    # Events.
 
     @rule(jitter=jitters)
     def data_sent(self, jitter: int) -> None:
@@ -102,7 +102,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
 
     @rule(span=spans)
     def wait(self, span: int) -> None:
-        """Let time pass; what is due comes in order and never early."""
+        """Let time pass; timers run out in order, and never early."""
         end = self.now + span
         while (deadline := self.timers.next_deadline()) is not None and deadline <= end:
             assert deadline >= self.now
@@ -121,7 +121,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
             self.timers.handshake_initiated(self.now, lambda: 0)
             self.note("initiated")
 
-    # What must hold.
+    # Invariants.
 
     @invariant()
     def retransmission_follows_last_unanswered_initiation(self) -> None:
@@ -140,7 +140,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
     def erasure_follows_last_session_or_first_failure(self) -> None:
         sessions = [time for event, time, _ in self.since("cleared", "ZERO_KEY_MATERIAL") if event == "derived"]
         failures = [time for event, time, _ in self.since("cleared", "ZERO_KEY_MATERIAL") if event == "GIVE_UP"]
-        # A failed exchange leaves secrets behind, too, but does not postpone the erasure of a session.
+        # A failed handshake leaves secrets, too, but does not postpone the erasure of a session.
         start = sessions[-1] if sessions else failures[0] if failures else None
         expected = None if start is None else start + 3 * REJECT_AFTER_TIME
         assert self.timers.deadline_of(Timer.ZERO_KEY_MATERIAL) == expected
@@ -162,7 +162,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
             assert deadline is not None
             assert deadline <= received[0] + KEEPALIVE_TIMEOUT
         elif deadline is not None:
-            # More data came while the last keepalive was due, which could not be sent then.
+            # More data arrived before the last keepalive was due, and that keepalive was not sent.
             sent = [time for event, time, _ in self.since("packet sent", "GIVE_UP") if event == "SEND_KEEPALIVE"]
             assert sent
             assert deadline == sent[-1] + KEEPALIVE_TIMEOUT
@@ -171,7 +171,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
 TimersAgainstHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestPeerTimers = pytest.mark.requirement("TM-13", "TM-19", "TM-21")(TimersAgainstHistory.TestCase)
 
-# Everything that can happen to a peer but the two that end or replace its keys.
+# All events of a peer except those that erase or replace its keys.
 other_events = st.lists(
     st.tuples(
         st.sampled_from(

@@ -1,4 +1,4 @@
-"""Generate rules of fault scripts for hypothesis, and build the frames that they take."""
+"""Generate rules of fault scripts for hypothesis, and frames for them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _small = st.integers(0, 9)
 _range = st.tuples(_small, _small).map(lambda pair: f"{min(pair)}-{max(pair)}")
 _number: st.SearchStrategy[int | str] = st.one_of(_small, _small.map(str), _range, _small.map("{}-".format))
 numbers = st.one_of(_number, st.lists(_number, min_size=1, max_size=3).map(tuple))
-# Whole milliseconds, so that no rounding depends on how they are added.
+# Whole milliseconds, so that sums are not rounded differently.
 seconds = st.integers(1, 500).map(lambda milliseconds: milliseconds / 1000)
 
 

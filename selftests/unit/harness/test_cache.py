@@ -38,7 +38,7 @@ def test_cache_root_follows_xdg_cache_home_only_when_absolute(
 
 
 def test_unusable_cache_error_names_xdg_cache_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")  # nobody can make a directory there, not even root
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")  # not even root can make a directory there
     with pytest.raises(Unavailable, match=r"cannot create /proc/wg-interop/peers: .*; set XDG_CACHE_HOME"):
         directory(Area.PEERS)
 

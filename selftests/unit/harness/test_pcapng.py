@@ -99,11 +99,12 @@ class Alive:
         return DeviceState(private_key=self.reported)
 
 
-ONE, TWO = (Key(bytes([number]) * 32) for number in (1, 2))
+KEY_1, KEY_2 = (Key(bytes([number]) * 32) for number in (1, 2))
 
 
 @pytest.mark.parametrize(
-    ("reported", "told", "known"), [(ONE, None, ONE), (ONE, TWO, ONE), (None, TWO, TWO), (None, None, None)]
+    ("reported", "told", "known"),
+    [(KEY_1, None, KEY_1), (KEY_1, KEY_2, KEY_1), (None, KEY_2, KEY_2), (None, None, None)],
 )
 def test_private_key_is_reported_key_or_else_configured_key(
     reported: Key | None, told: Key | None, known: Key | None

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 OK, FAILED, USAGE = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.USAGE_ERROR
-ONE: Final = "wireguard-go"
-TWO: Final = "wireguard-go-debian"
+GO: Final = "wireguard-go"
+DEBIAN: Final = "wireguard-go-debian"
 
 LAB: Final = """
 import pytest
@@ -109,7 +109,7 @@ def test_foreign_fixtures_of_same_name_are_not_implementations(pytester: pytest.
     ]
 
 
-@pytest.mark.parametrize("options", [[], ["--impl", ONE], ["--lane", "netns"]])
+@pytest.mark.parametrize("options", [[], ["--impl", GO], ["--lane", "netns"]])
 def test_collect_only_run_enters_no_sandbox(pytester: pytest.Pytester, options: list[str]) -> None:
     pytester.makepyfile(LAB)
     pytester.makeconftest(LISTENING)
@@ -126,8 +126,8 @@ def test_collect_only_run_enters_no_sandbox(pytester: pytest.Pytester, options: 
         (["--impl", "mine=/nowhere"], "--impl mine=/nowhere: no program /nowhere"),
         (["--impl-manifest", "/nowhere"], "manifest /nowhere: No such file or directory"),
         (["--pair", "nope~kernel"], "unknown implementation 'nope'; there are: boringtun, *"),
-        (["--pair", ONE], f"--pair {ONE}: want A~B, two implementations with a tilde between"),
-        (["--pair", f"{ONE}~{TWO}~kernel"], "--pair *: want A~B, two implementations with a tilde between"),
+        (["--pair", GO], f"--pair {GO}: want A~B, two implementations with a tilde between"),
+        (["--pair", f"{GO}~{DEBIAN}~kernel"], "--pair *: want A~B, two implementations with a tilde between"),
         (["--lane", "fast"], "argument --lane: invalid choice: 'fast' (choose from *"),
         (["--results", "."], "--results /*: is a directory; name a file: --results /*/results.json"),
         (["--results", "/proc/stat/x/y"], "results /proc/stat/x/y: cannot write to /proc/stat; choose a place: *"),
@@ -159,10 +159,10 @@ def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, num
 @pytest.mark.parametrize(
     ("options", "pairs"),
     [
-        (["--impl", ONE], [f"{ONE}~{ONE}"]),
-        (["--impl", ONE, "--impl", TWO], [f"{ONE}~{ONE}", f"{ONE}~{TWO}", f"{TWO}~{ONE}", f"{TWO}~{TWO}"]),
-        (["--impl", ONE, "--impl", TWO, "--pair", f"{TWO}~{ONE}"], [f"{TWO}~{ONE}"]),
-        (["--pair", f"{ONE}~{TWO}", "--pair", "kernel~kernel"], [f"{ONE}~{TWO}", "kernel~kernel"]),
+        (["--impl", GO], [f"{GO}~{GO}"]),
+        (["--impl", GO, "--impl", DEBIAN], [f"{GO}~{GO}", f"{GO}~{DEBIAN}", f"{DEBIAN}~{GO}", f"{DEBIAN}~{DEBIAN}"]),
+        (["--impl", GO, "--impl", DEBIAN, "--pair", f"{DEBIAN}~{GO}"], [f"{DEBIAN}~{GO}"]),
+        (["--pair", f"{GO}~{DEBIAN}", "--pair", "kernel~kernel"], [f"{GO}~{DEBIAN}", "kernel~kernel"]),
     ],
 )
 def test_pair_comes_first_in_test_id(pytester: pytest.Pytester, options: list[str], pairs: list[str]) -> None:
@@ -176,10 +176,10 @@ def test_every_implementation_meets_every_other_by_default(pytester: pytest.Pyte
     pytester.makepyfile(test_it=LAB)
     items, _ = pytester.inline_genitems("-q")
     names = {item.name for item in items}
-    assert {f"test_pair[{a}~{b}-v4]" for a in (ONE, TWO, "kernel") for b in (ONE, TWO, "kernel")} <= names
+    assert {f"test_pair[{a}~{b}-v4]" for a in (GO, DEBIAN, "kernel") for b in (GO, DEBIAN, "kernel")} <= names
 
 
-@pytest.mark.parametrize(("options", "ids"), [(["--impl", ONE], [ONE]), (["--impl", TWO, "--impl", ONE], [TWO, ONE])])
+@pytest.mark.parametrize(("options", "ids"), [(["--impl", GO], [GO]), (["--impl", DEBIAN, "--impl", GO], [DEBIAN, GO])])
 def test_single_implementation_is_parameter_in_test_id(
     pytester: pytest.Pytester, options: list[str], ids: list[str]
 ) -> None:
@@ -192,15 +192,15 @@ def test_single_implementation_is_parameter_in_test_id(
     ("lanes", "names"),
     [
         (["core"], ["test_core"]),
-        (["netns"], [f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
-        (["core", "netns"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
-        (["core", "vm"], ["test_core", f"test_pair[{ONE}~{ONE}-v4]", f"test_pair[{ONE}~{ONE}-v6]"]),
+        (["netns"], [f"test_pair[{GO}~{GO}-v4]", f"test_pair[{GO}~{GO}-v6]"]),
+        (["core", "netns"], ["test_core", f"test_pair[{GO}~{GO}-v4]", f"test_pair[{GO}~{GO}-v6]"]),
+        (["core", "vm"], ["test_core", f"test_pair[{GO}~{GO}-v4]", f"test_pair[{GO}~{GO}-v6]"]),
         (["core", "warp"], ["test_core"]),
     ],
 )
 def test_lane_option_selects_tests_by_use_of_lab(pytester: pytest.Pytester, lanes: list[str], names: list[str]) -> None:
     pytester.makepyfile(test_it=LAB)
-    run = pytester.runpytest_inprocess("--collect-only", "-q", "--impl", ONE, *(f"--lane={lane}" for lane in lanes))
+    run = pytester.runpytest_inprocess("--collect-only", "-q", "--impl", GO, *(f"--lane={lane}" for lane in lanes))
     assert [line for line in run.outlines if "::" in line] == [f"test_it.py::{name}" for name in names]
 
 
@@ -208,11 +208,11 @@ def test_lane_option_selects_tests_by_use_of_lab(pytester: pytest.Pytester, lane
 @pytest.mark.parametrize(
     ("module", "options", "complaint"),
     [
-        (LAB, ["--impl", ONE, "-k", "pair"], "no test passed"),
-        (LAB, ["--lane", "netns", "--impl", ONE], "no test passed"),
-        (LAB, ["--impl", ONE], f"{ONE} was asked for and all its tests were skipped"),
-        (LAB, ["--lane", "netns", "--lane", "core", "--impl", ONE], "lane netns was asked for and did not run"),
-        (IMPLEMENTATION, ["--impl", ONE], "no test passed"),
+        (LAB, ["--impl", GO, "-k", "pair"], "no test passed"),
+        (LAB, ["--lane", "netns", "--impl", GO], "no test passed"),
+        (LAB, ["--impl", GO], f"{GO} was asked for and all its tests were skipped"),
+        (LAB, ["--lane", "netns", "--lane", "core", "--impl", GO], "lane netns was asked for and did not run"),
+        (IMPLEMENTATION, ["--impl", GO], "no test passed"),
     ],
 )
 def test_run_fails_when_requested_tests_did_not_run(
@@ -242,7 +242,7 @@ def test_run_in_guest_exits_with_0_when_all_tests_are_skipped(
 ) -> None:
     monkeypatch.setenv(LANE, "vm")
     pytester.makepyfile(test_it=LAB)
-    assert pytester.runpytest_inprocess("--lane", "netns", "--impl", ONE).ret == OK
+    assert pytester.runpytest_inprocess("--lane", "netns", "--impl", GO).ret == OK
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
@@ -382,18 +382,18 @@ def test_suite_option_selects_tests_by_what_they_are_about(
 ) -> None:
     pytester.makepyfile(test_it=SUITES_HERE)
     pytester.mkdir("lab").joinpath("test_node.py").write_text("def test_node(lab): pass")
-    items = collected(pytester, "--pair", f"{ONE}~{TWO}", *options.split())
+    items = collected(pytester, "--pair", f"{GO}~{DEBIAN}", *options.split())
     assert {item.nodeid.partition("[")[0] for item in items} == chosen
 
 
 @pytest.mark.usefixtures("refused")
 def test_kernel_pairs_are_left_to_lane_vm_without_wireguard_here(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_it="def test_pair(lab, pair): pass\ndef test_one(lab, implementation): pass")
-    words = ("--impl=kernel", f"--impl={ONE}", "--lane=netns")
+    words = ("--impl=kernel", f"--impl={GO}", "--lane=netns")
     with_guest, without = (pytester.inline_genitems(*words, *more)[0] for more in (["--lane=vm"], []))
     plan = state_of_run(with_guest[0].config).plan
     here = [item.nodeid for item in with_guest if runs_here(item, plan)]
-    assert here == [f"test_it.py::test_pair[{ONE}~{ONE}]", f"test_it.py::test_one[{ONE}]"]
+    assert here == [f"test_it.py::test_pair[{GO}~{GO}]", f"test_it.py::test_one[{GO}]"]
     assert all(runs_here(item, state_of_run(item.config).plan) for item in without)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Seconds: a deadline that is missed, and the delay of an event that comes while a test waits.
 SHORT = 0.02
 # Longer than the timeout of a test, so that a wait that misses its event fails the test.
 LONG = 60.0
