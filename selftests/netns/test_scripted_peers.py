@@ -43,16 +43,16 @@ PATIENCE = 60.0
 def test_replay_window_accepts_each_counter_once_and_no_older(lab: Lab, implementation: Manifest) -> None:
     peer = Scripted(1)
     stage = Stage(lab, implementation, [peer])
-    stage.converse(b"a session", AT_ONCE)
+    stage.exchange(b"a session", AT_ONCE)
     peer.count_from(NEWEST)
-    stage.converse(b"the newest", AT_ONCE)
+    stage.exchange(b"the newest", AT_ONCE)
     for behind in BEHIND * 2:
         peer.count_from(NEWEST - behind)
-        stage.say(peer, str(behind).encode())
+        stage.send(peer, str(behind).encode())
     # A tunnel keeps order: no earlier message can arrive after this one.
     peer.count_from(NEWEST + 1)
     with twin("a message with a new counter is delivered"):
-        stage.say(peer, b"the end")
+        stage.send(peer, b"the end")
         stage.wait_for(lambda: stage.arrived[-1] == b"the end", AT_ONCE, "the last message")
     taken = [int(data) for data in stage.arrived[2:-1]]
     window = max(taken, default=0)
@@ -76,26 +76,32 @@ def test_message_of_wrong_length_type_or_peer_is_not_answered(lab: Lab, implemen
     first, last, other, stranger = (Scripted(number) for number in range(1, 5))
     stage = Stage(lab, implementation, [first, last, other])
     target = lab.key("key1").public()
-    stranger.know(target)
-    stage.say(first, b"a session")
+    stranger.add_target(target)
+    stage.send(first, b"a session")
     stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer")
     if first.cookies:
         let_pass(LOAD_IS_OVER, "the driver is still under load from another test, and answers by cookie replies")
     before = stage.wg0.peer(other.public_key)
-    (initiation,), (unknown,), (data,) = other.say(b""), stranger.say(b""), first.say(b"as it was")
+    (initiation,), (unknown,), (data,) = (
+        other.encapsulated(b""),
+        stranger.encapsulated(b""),
+        first.encapsulated(b"as it was"),
+    )
     for datagram in malformed_messages(initiation, data, unknown, target.raw)[wrong]:
-        stage.throw(datagram)
-    stage.say(last, b"after all these")
-    stage.wait_for(lambda: last.heard == [b"after all these"], AT_ONCE, "an answer to the last message")
+        stage.send_datagram(datagram)
+    stage.send(last, b"after all these")
+    stage.wait_for(lambda: last.received == [b"after all these"], AT_ONCE, "an answer to the last message")
     assert stage.unowned == [], "a malformed message was answered"
     assert stage.arrived == [b"a session", b"after all these"], "a malformed message was delivered"
     seen = stage.wg0.peer(other.public_key)
     assert seen.rx_bytes == before.rx_bytes, f"a malformed message was counted: {seen.rx_bytes - before.rx_bytes} bytes"
     assert seen.endpoint is None, f"a malformed message moved the endpoint to {seen.endpoint}"
     with twin("the unchanged initiation and data are answered"):
-        stage.throw(initiation)
-        stage.throw(data)
-        stage.wait_for(lambda: len(stage.unowned) == 1 and len(first.heard) > 1, AT_ONCE, "a response, and an answer")
+        stage.send_datagram(initiation)
+        stage.send_datagram(data)
+        stage.wait_for(
+            lambda: len(stage.unowned) == 1 and len(first.received) > 1, AT_ONCE, "a response, and an answer"
+        )
     assert stage.unowned == ["response"]
 
 
@@ -137,10 +143,10 @@ def test_thousand_peers_keep_sessions_and_get_own_replies(lab: Lab, implementati
     if os.environ.get(LANE) in GUESTS and implementation.kind != "kernel":
         pytest.skip(f"a thousand peers of {implementation.name} take minutes where the processor is emulated")
     stage = Stage(lab, implementation, [Scripted(number) for number in range(1, PEERS + 1)])
-    stage.converse(b"a session", PATIENCE)
+    stage.exchange(b"a session", PATIENCE)
     # Again, now that all sessions exist.
-    stage.converse(b"again", PATIENCE)
-    assert all(peer.heard == [b"a session", b"again"] for peer in stage.peers), "an answer went to another peer"
+    stage.exchange(b"again", PATIENCE)
+    assert all(peer.received == [b"a session", b"again"] for peer in stage.peers), "an answer went to another peer"
     states = stage.wg0.get().peers
     assert {state.public_key for state in states} == {peer.public_key for peer in stage.peers}
     assert all(state.latest_handshake for state in states), "a peer has no latest handshake"

@@ -54,13 +54,13 @@ _BUFFER: Final = 4 << 20
 class Scripted:
     """A peer of the interface under test.
 
-    heard: the payloads that it received through the tunnel. cookies: how many cookie replies it received.
+    received: the payloads that it received through the tunnel. cookies: how many cookie replies it received.
     """
 
     def __init__(self, number: int) -> None:
         self._now = 0
         self.address = f"10.8.{number >> 8}.{number & 255}"
-        self.heard: list[bytes] = []
+        self.received: list[bytes] = []
         self.cookies = 0
         self._device = Device(SeededEnvironment(number, lambda: self._now), FakeSockets(), now=0)
         self._device.set_private_key(private_key(f"scripted peer {number}"), 0)
@@ -68,7 +68,7 @@ class Scripted:
         assert identity is not None
         self.public_key = Key(identity.public)
 
-    def know(self, target: Key) -> None:
+    def add_target(self, target: Key) -> None:
         """Add the interface under test as a peer."""
         peer = self._device.add_peer(target.raw, 0)
         assert peer is not None
@@ -77,12 +77,12 @@ class Scripted:
         self._device.insert_allowed_ip(peer, Prefix(socket.inet_aton(V4_OF_A), 32))
         self._device.up(0)
 
-    def say(self, payload: bytes) -> list[bytes]:
+    def encapsulated(self, payload: bytes) -> list[bytes]:
         """The datagrams that carry a payload through the tunnel: a data message, or an initiation first."""
         packet = ip_packet(self.address, V4_OF_A, udp(PORT_INSIDE, PORT_INSIDE, payload))
         return self._carry_out(self._device.send_packet(packet, MTU, self._now))
 
-    def hear(self, datagram: bytes) -> list[bytes]:
+    def receive(self, datagram: bytes) -> list[bytes]:
         """Receive a datagram, and return those to be sent because of it."""
         effects = self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)
         effects += self._device.process_handshakes(self._now)
@@ -99,7 +99,7 @@ class Scripted:
         session.sending_counter = counter
 
     def _carry_out(self, effects: Sequence[Effect]) -> list[bytes]:
-        self.heard += [effect.packet[HEADERS:] for effect in effects if isinstance(effect, Deliver)]
+        self.received += [effect.packet[HEADERS:] for effect in effects if isinstance(effect, Deliver)]
         return [effect.datagram for effect in effects if isinstance(effect, Transmit)]
 
 
@@ -134,28 +134,28 @@ class Stage:
     def _configured(self, lab: Lab, implementation: Manifest, node: NetNS) -> Interface:
         interface, key = lab.interface("wg0", implementation, node), lab.key("key1")
         for peer in self.peers:
-            peer.know(key.public())
+            peer.add_target(key.public())
         peers = [PeerConfig(public_key=p.public_key, allowed_ips=allowed_ips(f"{p.address}/32")) for p in self.peers]
         interface.set(DeviceConfig(private_key=key, listen_port=PORT_OF_A, peers=tuple(peers)))
         interface.up(f"{V4_OF_A}/24")
         return interface
 
-    def say(self, peer: Scripted, payload: bytes) -> None:
+    def send(self, peer: Scripted, payload: bytes) -> None:
         """Send a payload from a peer to the interface under test."""
-        self._send(peer, peer.say(payload))
+        self._send(peer, peer.encapsulated(payload))
 
-    def throw(self, datagram: bytes) -> None:
+    def send_datagram(self, datagram: bytes) -> None:
         """Send a datagram to the interface under test, from the address of the peers."""
         self._outer.send(datagram)
 
-    def converse(self, payload: bytes, deadline: float) -> None:
+    def exchange(self, payload: bytes, deadline: float) -> None:
         """Send a payload from every peer and wait for its return, for AT_ONCE peers at any time."""
         before, started = self.answers, 0
 
         def is_over() -> bool:
             nonlocal started
             while started < min(len(self.peers), self.answers - before + AT_ONCE):
-                self.say(self.peers[started], payload)
+                self.send(self.peers[started], payload)
                 started += 1
             return self.answers - before == len(self.peers)
 
@@ -183,9 +183,9 @@ class Stage:
                 # An initiation, perhaps: no peer is silent for so long that the interface has to send one.
                 self.unowned.append(NAMES[datagram[0]])
                 continue
-            before = len(peer.heard)
-            self._send(peer, peer.hear(datagram))
-            self.answers += len(peer.heard) - before
+            before = len(peer.received)
+            self._send(peer, peer.receive(datagram))
+            self.answers += len(peer.received) - before
         for data, sender in _all_of(self._inner):
             self.arrived.append(data)
             self._inner.sendto(data, sender)
