@@ -1,7 +1,7 @@
 """Define the records of a configuration: keys, endpoints, allowed-ips, peers, devices.
 
 The same over UAPI and generic netlink. Names follow the driver's uapi header (include/uapi/linux/wireguard.h) and
-wg(8).
+wg(8). A record's repr is what a failed assertion prints: short, in the words of `wg show`, and without whole keys.
 """
 
 from __future__ import annotations
@@ -16,17 +16,29 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypedDict
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 KEY_SIZE: Final = 32
+# Characters of a key that a repr shows: 48 bits tell keys apart, and no secret is revealed.
+_KEY_SHOWN: Final = 8
+# Entries of a list that a repr shows. pytest cuts a repr of more than 240 characters in its middle.
+_ENTRIES_SHOWN: Final = 3
+_NANOSECONDS: Final = 1_000_000_000
 _WIDTH: Final = {4: 32, 16: 128}
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A Curve25519 key or preshared key: 32 bytes; printed in base64 as `wg` does."""
+    """A Curve25519 key or preshared key: 32 bytes; printed in base64 as `wg` does, shortened in its repr."""
 
     raw: bytes
+
+    # Spelt out, because pytest explains a difference of records by the generated `__eq__` field by field: whole keys.
+    def __eq__(self, other: object) -> bool:
+        return self.raw == other.raw if isinstance(other, Key) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.raw)
 
     def __post_init__(self) -> None:
         if len(self.raw) != KEY_SIZE:
@@ -57,8 +69,16 @@ class Key:
 
         return Key(X25519PrivateKey.from_private_bytes(self.raw).public_key().public_bytes_raw())
 
+    @property
+    def short(self) -> str:
+        """`j0DFrbaP...=`: tells keys apart, and keeps a secret."""
+        return f"{str(self)[:_KEY_SHOWN]}...="
+
     def __str__(self) -> str:
         return base64.b64encode(self.raw).decode()
+
+    def __repr__(self) -> str:
+        return f"Key({self.short})"
 
 
 ZERO_KEY: Final = Key(bytes(KEY_SIZE))
@@ -98,6 +118,9 @@ class AllowedIP(NamedTuple):
         sign = "-" if self.remove else ""
         return f"{sign}{socket.inet_ntop(self.family, self.address)}/{self.length}"
 
+    def __repr__(self) -> str:
+        return f"AllowedIP({self})"
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -133,6 +156,9 @@ class Endpoint:
             return f"{self.host}:{self.port}"
         return f"[{self.host}{f'%{self.scope}' if self.scope else ''}]:{self.port}"
 
+    def __repr__(self) -> str:
+        return f"Endpoint({self})"
+
 
 def _scope_id(text: str, scope_index: Callable[[str], int]) -> int:
     if not text:
@@ -156,6 +182,10 @@ class PeerConfig:
     remove: bool = False
     update_only: bool = False
     protocol_version: int | None = None
+
+    def __repr__(self) -> str:
+        changes = keyword_changes(self) | {"public_key": None}
+        return f"PeerConfig({'; '.join([f'peer {self.public_key.short}', *_words(changes)])})"
 
 
 class PeerChanges(TypedDict, total=False):
@@ -184,6 +214,9 @@ class DeviceConfig:
     replace_peers: bool = False
     peers: tuple[PeerConfig, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"DeviceConfig({'; '.join(_words(keyword_changes(self)))})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerState:
@@ -203,6 +236,20 @@ class PeerState:
     allowed_ips: tuple[AllowedIP, ...] = ()
     protocol_version: int = 1
 
+    def __repr__(self) -> str:
+        """`PeerState(peer j0DFrbaP...=; endpoint 127.0.0.1:2; transfer 92 B received, 148 B sent)`."""
+        handshake, transfer = self.latest_handshake, (self.rx_bytes, self.tx_bytes)
+        told = {
+            "preshared_key": self.preshared_key,
+            "endpoint": self.endpoint,
+            "allowed_ips": self.allowed_ips or None,
+            "latest_handshake": f"{handshake / _NANOSECONDS:.3f}" if handshake else None,
+            "transfer": f"{transfer[0]} B received, {transfer[1]} B sent" if any(transfer) else None,
+            "persistent_keepalive": self.persistent_keepalive or None,
+            "protocol_version": self.protocol_version if self.protocol_version != 1 else None,
+        }
+        return f"PeerState({'; '.join([f'peer {self.public_key.short}', *_words(told)])})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceState:
@@ -213,6 +260,17 @@ class DeviceState:
     listen_port: int = 0
     fwmark: int = 0
     peers: tuple[PeerState, ...] = ()
+
+    def __repr__(self) -> str:
+        """`DeviceState(interface: public key j0DFrbaP...=; listening port 51820; peers hPg1Fr41...=)`."""
+        told = {
+            "private_key": self.private_key,
+            "public_key": self.public_key,
+            "listening_port": self.listen_port or None,
+            "fwmark": self.fwmark or None,
+            "peers": self.peers or None,
+        }
+        return f"DeviceState(interface: {'; '.join(_words(told)) or '(none)'})"
 
     def peer(self, public_key: Key) -> PeerState:
         """The peer with this public key."""
@@ -233,3 +291,24 @@ def keyword_changes(record: DeviceConfig | PeerConfig) -> dict[str, object]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     # By identity: 0 equals False, but a listen port of 0 is a change.
     return {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
+
+
+def _words(values: Mapping[str, object]) -> list[str]:
+    """What there is of these fields, each in the words of `wg show`."""
+    return [_word(name, value) for name, value in values.items() if value is not None]
+
+
+def _word(name: str, value: object) -> str:
+    field = name.replace("_", " ")
+    match value:
+        case True:
+            return field
+        case Key():
+            return f"{field} {value.short}"
+        case tuple():
+            texts = [entry.public_key.short if isinstance(entry, PeerConfig | PeerState) else entry for entry in value]
+            more = f" and {len(texts) - _ENTRIES_SHOWN} more" if len(texts) > _ENTRIES_SHOWN else ""
+            return f"{field} {', '.join(map(str, texts[:_ENTRIES_SHOWN]))}{more}"
+    if name == "fwmark":
+        return f"fwmark 0x{value:x}"
+    return f"{field} every {value} seconds" if name == "persistent_keepalive" and value else f"{field} {value}"

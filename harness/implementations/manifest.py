@@ -88,6 +88,9 @@ class Manifest:
     base: str = ""
     """What a variant is a variant of; empty for any other."""
 
+    def __repr__(self) -> str:
+        return f"Manifest({self.name})"
+
     def find_program(self) -> Path:
         """Where the program is; raises Unavailable with the remedy if it is nowhere."""
         if self.program is not None:

@@ -69,6 +69,9 @@ class Topology:
             if devices.count((node, device)) > 1:
                 raise UsageError(f"topology {self.name}: {node} has two devices of the name {device}")
 
+    def __repr__(self) -> str:
+        return f"topology {self.name}"
+
     def build(self, lab: Lab) -> dict[str, NetNS]:
         """Make the nodes and links in this lab; returns the nodes by name."""
         lab.note("topology.txt", self.drawing)

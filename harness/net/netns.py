@@ -100,7 +100,7 @@ class NetNS:
         self.handle.unlink()
 
     def __repr__(self) -> str:
-        return f"NetNS({self.name!r})"
+        return f"node {self.name}"
 
     # Programs and sockets
 

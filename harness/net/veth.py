@@ -36,6 +36,9 @@ class Veth:
     a: tuple[NetNS, str]
     b: tuple[NetNS, str]
 
+    def __repr__(self) -> str:
+        return " - ".join(f"{node.name} {device}" for node, device in (self.a, self.b))
+
     def close(self) -> None:
         """Delete the pair, unless the kernel did so already when a namespace of an end was destroyed."""
         node, device = self.a

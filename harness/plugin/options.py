@@ -24,6 +24,9 @@ class Pair(NamedTuple):
     def __str__(self) -> str:
         return f"{self.a.name}~{self.b.name}"
 
+    def __repr__(self) -> str:
+        return f"Pair({self})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _TERMINATION: Final = 2.0
 _KERNEL: Final = 10.0
+_COMMAND_SHOWN: Final = 150  # characters of a command in a repr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,10 @@ class Completed:
     status: int
     stdout: str
     stderr: str
+
+    def __repr__(self) -> str:
+        """Leave out what it wrote: an assertion about that prints it beside."""
+        return f"Completed({shlex.join(self.argv)[:_COMMAND_SHOWN]}: status {self.status})"
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -25,6 +25,7 @@ PING_TIMEOUT: Final = 4.0
 # Seconds to wait for a reply once a request is lost, so that the rest of the requests does not take long.
 PING_INTERVAL: Final = 0.2
 _SO_BINDTODEVICE: Final = 25
+_NAMED: Final = 10  # lost requests that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,13 @@ class Pings:
         return self.sent - len(self.answered)
 
     def __str__(self) -> str:
-        missing = [number for number in range(self.sent) if number not in self.answered]
-        return f"{self.destination}: {len(self.answered)} of {self.sent} answered" + (
-            f", not {missing}" if missing else ""
-        )
+        missing = [str(number) for number in range(self.sent) if number not in self.answered]
+        more = [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
+        lost = f", not [{', '.join([*missing[:_NAMED], *more])}]" if missing else ""
+        return f"{self.destination}: {len(self.answered)} of {self.sent} answered{lost}"
+
+    def __repr__(self) -> str:
+        return f"Pings({self})"
 
 
 def ping(

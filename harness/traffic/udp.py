@@ -65,6 +65,9 @@ class Arrivals:
             f"{self.reordered} reordered, {self.broken} broken"
         )
 
+    def __repr__(self) -> str:
+        return f"Arrivals({self})"
+
 
 class UdpStream:
     """Numbered UDP datagrams of one size, from one node to an address of another; a context manager.

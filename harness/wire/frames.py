@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
@@ -49,7 +49,7 @@ class Transport:
     network: int
     start: int
     end: int
-    addresses: bytes
+    addresses: bytes = field(repr=False)
 
     def source(self, frame: bytes) -> tuple[str, int]:
         """Read source address and port from the frame."""

@@ -108,3 +108,6 @@ class Message:
         seconds = self.time / NANOSECONDS
         counter = "" if self.counter is None else f" {self.counter}"
         return f"{seconds:.3f} {self.source[1]}>{self.destination[1]} {self.name}{counter} ({len(self.payload)})"
+
+    def __repr__(self) -> str:
+        return f"Message({self})"

@@ -7,7 +7,7 @@ header), 4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7 (decryption sec
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Packet:
 
     end: int
     time: int
-    frame: bytes
+    frame: bytes = field(repr=False)
     is_outbound: bool
     comment: str = ""
 

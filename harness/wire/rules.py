@@ -28,7 +28,7 @@ ENDS: Final = (0, 1)
 class Delivery:
     """A frame to send now. side: the end it came from; it leaves by the other. comment: what a rule did to it."""
 
-    frame: bytes
+    frame: bytes = field(repr=False)
     side: int
     comment: str = ""
 

@@ -25,6 +25,7 @@ MESSAGES: Final = (
     "any", "handshake", "initiation", "response", "cookie-reply", "transport", "data", "keepalive",
 )  # fmt: skip
 _HANDSHAKE: Final = {"initiation": INITIATION, "response": RESPONSE, "cookie-reply": COOKIE_REPLY}
+_RULES_SHOWN: Final = 3  # in the repr of a script
 Numbers = int | str | tuple[int | str, ...]
 
 
@@ -205,6 +206,11 @@ class Script:
 
     rules: tuple[Rule, ...] = ()
     seed: int | None = None
+
+    def __repr__(self) -> str:
+        left_out = len(self.rules) - _RULES_SHOWN
+        more = [f"and {left_out} more"] if left_out > 0 else []
+        return f"Script({'; '.join([*map(str, self.rules[:_RULES_SHOWN]), *more])})"
 
 
 def load_script(path: Path | str) -> Script:

@@ -64,6 +64,9 @@ class Sighting:
     def __str__(self) -> str:
         return f"{self.sender}: {self.message} {self.did}"
 
+    def __repr__(self) -> str:
+        return f"Sighting({self})"
+
 
 class Wire:
     """A wire between two nodes. It carries frames from its construction to `close`."""
