@@ -5,10 +5,11 @@ A tunnel may run in another one; what then differs is a `Plan`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from harness.control.records import DeviceConfig, Endpoint, PeerConfig, allowed_ips
+from harness.control.base import EVIDENCE_TIMEOUT
+from harness.control.records import DeviceConfig, DeviceState, Endpoint, PeerConfig, allowed_ips
 from harness.errors import HarnessError
 from harness.traffic.ping import ping
 from harness.wait import poll_until
@@ -127,23 +128,19 @@ class Tunnel:
 
     def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
         """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""
+        __tracebackhide__ = True  # pytest's traceback ends at the test's own line
         pings = ping(self.nodes[sender], address, count=count)
         if pings.lost:
-            raise HarnessError(f"{sender}: ping {pings}; {self.diagnosis()}")
+            raise HarnessError(f"{sender}: ping {pings}: {self.diagnosis()}")
 
     def diagnosis(self) -> str:
-        """What both sides know of a tunnel that does not work: handshakes, bytes, endpoints, complaints in the logs."""
-        said = []
-        ends = (("A", self.a, self.seen_by_a()), ("B", self.b, self.seen_by_b()))
-        for (name, side, peer), (other, its_side, _) in (ends, ends[::-1]):
-            handshake = "a handshake" if peer.latest_handshake else "no handshake"
-            traffic_seen = f"sent {peer.tx_bytes} and took {peer.rx_bytes} bytes"
-            said.append(f"{name} ({side.manifest.name}) has {handshake}, {traffic_seen}")
-            said.append(
-                f"{name} looks for {other} at {peer.endpoint}, and {other} listens on {its_side.get().listen_port}"
-            )
-            said += [f"{name} logs {line!r}" for line in side.complaints_in_log()]
-        return "; ".join(said)
+        """Describe a tunnel that does not work: what is odd about it, then the state of both sides, then their logs."""
+        a, b = _look("A", self.a, self.pub_b), _look("B", self.b, self.pub_a)
+        logs = [f"{side.name} logs {line!r}" for side in (a, b) for line in side.interface.complaints_in_log()]
+        return "\n".join([_clue(a, b), str(a), str(b), *logs])
+
+    def __repr__(self) -> str:
+        return f"Tunnel({self.a.manifest.name}~{self.b.manifest.name}, {self.topology!r})"
 
     def _make(self, manifest: Manifest, side: int) -> Interface:
         birth = self.nodes[self.topology.birth[side]]
@@ -165,6 +162,54 @@ class Tunnel:
             endpoint=Endpoint.parse(endpoint) if endpoint else None,
             allowed_ips=allowed_ips(*map(_alone, self.plan.addresses[side])),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """A or B in a diagnosis: its state, and the other one as it reports it; error: why there is no state."""
+
+    name: str
+    interface: Interface
+    state: DeviceState = field(default_factory=DeviceState)
+    peer: PeerState | None = None
+    error: str = ""
+
+    def __str__(self) -> str:
+        """`A (refwg) has a handshake, sent 404 and received 220 bytes; its endpoint for B is 127.0.0.1:2`."""
+        whose, other = f"{self.name} ({self.interface.manifest.name})", "BA"[self.name == "B"]
+        if self.peer is None:
+            return f"{whose} does not report its state: {self.error}"
+        handshake = "a handshake" if self.peer.latest_handshake else "no handshake"
+        carried = f"sent {self.peer.tx_bytes} and received {self.peer.rx_bytes} bytes"
+        return f"{whose} has {handshake}, {carried}; its endpoint for {other} is {self.peer.endpoint}"
+
+
+def _look(name: str, interface: Interface, other: Key) -> _Side:
+    try:
+        state = interface.get(EVIDENCE_TIMEOUT)
+        return _Side(name=name, interface=interface, state=state, peer=state.peer(other))
+    except (HarnessError, OSError) as error:
+        # The program may be gone: that is the diagnosis, and must not take the place of what it explains.
+        return _Side(name=name, interface=interface, error=str(error))
+
+
+def _clue(a: _Side, b: _Side) -> str:
+    """What most likely keeps the tunnel from working, in one line."""
+    silent = [side for side in (a, b) if side.peer is None]
+    if silent:
+        return ", ".join(f"{side.name} does not report its state" for side in silent)
+    odd = []
+    for side, other in ((a, b), (b, a)):
+        endpoint = side.peer.endpoint if side.peer else None
+        if endpoint is None:
+            odd.append(f"{side.name} has no endpoint for {other.name}")
+        elif other.state.listen_port not in {0, endpoint.port}:
+            listens = f"{other.name} listens on {other.state.listen_port}"
+            odd.append(f"{side.name}'s endpoint for {other.name} is {endpoint}, {listens}")
+    shaken = [side for side in (a, b) if side.peer and side.peer.latest_handshake]
+    if len(shaken) == 1:
+        odd.append(f"only {shaken[0].name} has a handshake")
+    return ", ".join(odd) or ("both have a handshake" if shaken else "neither has a handshake")
 
 
 def _alone(address: str) -> str:

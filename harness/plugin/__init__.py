@@ -9,6 +9,7 @@ pytest_plugins = [
     "harness.plugin.hooks",
     "harness.plugin.fixtures",
     "harness.plugin.verdicts",
+    "harness.plugin.assertions",
     "harness.plugin.reporter",
     "harness.plugin.alone",
 ]

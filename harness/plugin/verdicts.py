@@ -15,6 +15,7 @@ import pytest
 from _pytest.outcomes import Failed, Skipped
 
 from harness.errors import HarnessError, Unsupported
+from harness.plugin.assertions import put_clue_first
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
@@ -118,6 +119,7 @@ def pytest_runtest_makereport(
         if special:
             _describe(report, special)
         return report
+    put_clue_first(report)
     facts = _facts(item)
     if report.when == "call":
         special = _apply_expectations(item, report) or special

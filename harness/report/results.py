@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,8 @@ SCHEMA: Final = 1
 PROPERTY: Final = "wg-interop"
 # Facts of one phase, from which the result's own state and message are made.
 _OF_A_PHASE: Final = frozenset({"state", "message"})
+# Classes that say nothing beside their message, which names what failed, and what was expected.
+_PLAIN_CLASS: Final = re.compile(r"(?:harness\.[\w.]+|_pytest\.outcomes\.\w+|AssertionError|Failed): ")
 GATING: Final = frozenset({"failed", "error", "xpassed", "blocked"})
 STATES: Final = (
     "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "flaky", "skipped",
@@ -176,5 +179,11 @@ def message_of(report: pytest.TestReport) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
-        return str(crash.message)
+        return without_class(str(crash.message))
     return str(getattr(report, "wasxfail", "")) or report.longreprtext[-500:]
+
+
+def without_class(message: str) -> str:
+    """The message of an exception without its class, if that is one of ours or an assertion's: the clue comes first."""
+    found = _PLAIN_CLASS.match(message)
+    return message[found.end() :] if found else message

@@ -125,6 +125,7 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
 
 def must_ping(node: NetNS, destination: str, *, count: int = 1, size: int = 56, device: str | None = None) -> None:
     """Send echo requests as `ping` does; HarnessError lists the lost ones if any request is not answered."""
+    __tracebackhide__ = True  # pytest's traceback ends at the test's own line
     outcome = ping(node, destination, count=count, size=size, device=device)
     if outcome.lost:
         raise HarnessError(f"{node.name}: ping {outcome}")

@@ -44,7 +44,7 @@ CASES = [
         "no-roaming",
         "b",
         f"{ROAMING}::test_endpoint_follows_peer_to_new_ipv4_address_and_port",
-        "B looks for A at 127.0.0.1:1, and A listens on 9999",
+        "B's endpoint for A is 127.0.0.1:1, A listens on 9999",
     ),
     Case(
         "no-keepalive",

@@ -66,7 +66,7 @@ def test_packets_longer_than_path_mtu_arrive_in_fragments(direct: Tunnel, host: 
         node.set_link("wg0", mtu=9000)
     device = "veth1"
     before = direct.nodes["ns1"].links()[device]["tx_bytes"]
-    assert ping(direct.nodes["ns1"], V4_OF_B, size=8000).lost == 0, direct.diagnosis()
+    assert ping(direct.nodes["ns1"], V4_OF_B, size=8000).lost == 0, f"8000 bytes: no answer: {direct.diagnosis()}"
     sent = direct.nodes["ns1"].links()[device]["tx_bytes"] - before
     # A handshake, and six fragments with a header each where one datagram would have had one.
     assert sent > 8000 + 5 * header

@@ -57,6 +57,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.lanes",
     "harness.plugin",
     "harness.plugin.alone",
+    "harness.plugin.assertions",
     "harness.plugin.fixtures",
     "harness.plugin.hooks",
     "harness.plugin.options",

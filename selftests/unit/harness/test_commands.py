@@ -94,7 +94,7 @@ def test_passing_run_exits_with_0_and_writes_results() -> None:
 def test_failing_run_exits_with_1_and_prints_reason() -> None:
     code, stdout, _ = call("run", "selftests/test_few.py::test_bad", "selftests/test_few.py::test_good")
     assert code == 1
-    assert "    AssertionError: assert 'moon' == 'cheese'" in stdout
+    assert "    assert 'moon' == 'cheese'" in stdout
 
 
 @pytest.mark.usefixtures("checkout")

@@ -21,20 +21,21 @@ NOT_SHOWN = "its positive twin was not shown, it lives: AssertionError: assert n
 # A module with one test, the state that its reports add up to, and the message.
 CASES = [
     ("def test(): pass", "passed", ""),
-    ("def test(): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
+    ("def test(): assert not 'wrong'", "failed", "assert not 'wrong'"),
     ("def test(): raise SystemExit('at once')", "failed", "SystemExit: at once"),
-    ("def test(): assert not 'XPASS(strict)'", "failed", "AssertionError: assert not 'XPASS(strict)'"),
-    ("def test(): pytest.fail('[XPASS(strict)] y', pytrace=False)", "failed", "Failed: [XPASS(strict)] y"),
-    ("def test(): pytest.fail('Blocked: y')", "failed", "Failed: Blocked: y"),
+    ("def test(): assert not 'XPASS(strict)'", "failed", "assert not 'XPASS(strict)'"),
+    ("def test(): pytest.fail('[XPASS(strict)] y', pytrace=False)", "failed", "[XPASS(strict)] y"),
+    ("def test(): raise DeadlineExceeded('waited 3 s')", "failed", "waited 3 s"),
+    ("def test(): pytest.fail('Blocked: y')", "failed", "Blocked: y"),
     ("def test(broken): pass", "error", "OSError: no way"),
     ("def test(not_undone): pass", "error", "OSError: undo"),
-    ("def test(not_undone): assert not 'wrong'", "failed", "AssertionError: assert not 'wrong'"),
-    ("@known\ndef test(): assert not 'wrong'", "xfailed", "AssertionError: assert not 'wrong'"),
+    ("def test(not_undone): assert not 'wrong'", "failed", "assert not 'wrong'"),
+    ("@known\ndef test(): assert not 'wrong'", "xfailed", "assert not 'wrong'"),
     ("@known\ndef test(broken): pass", "xfailed", "OSError: no way"),
     ("@known\ndef test(not_undone): assert not 'wrong'", "xfailed", "OSError: undo"),
     ("@pytest.mark.xfail(reason='known', strict=False)\ndef test(): pass", "xpassed", "known"),
     ("@pytest.mark.xfail(reason='known', strict=True)\ndef test(): pass", "xpassed", "[XPASS(strict)] known"),
-    ("def test(): pytest.xfail('known')", "xfailed", "_pytest.outcomes.XFailed: known"),
+    ("def test(): pytest.xfail('known')", "xfailed", "known"),
     ("def test(): pytest.skip('no net')", "skipped", "no net"),
     ("@pytest.mark.skip(reason='no net')\ndef test(): pass", "skipped", "no net"),
     ("def test(): pytest.skip('unsupported: roaming')", "skipped", "unsupported: roaming"),
@@ -54,12 +55,12 @@ CASES = [
     (
         "def test():\n  with twin('it lives'): pass\n  assert not 'refused'",
         "failed",
-        "AssertionError: assert not 'refused'",
+        "assert not 'refused'",
     ),
 ]
 MODULE = """
 import pytest
-from harness.errors import Unsupported
+from harness.errors import DeadlineExceeded, Unsupported
 from harness.plugin.verdicts import differs, twin
 
 known = pytest.mark.xfail(reason="known")
