@@ -21,6 +21,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness.report.causes import find_causes, tally_by_program, tally_of_causes
+from harness.report.conformance import find_catalogue, read_conformance
 from harness.report.results import GATING, STATES
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from harness.report.causes import Cause
+    from harness.report.conformance import Conformance
     from harness.report.results import Result
 
 
@@ -36,7 +40,8 @@ PYTEST_USAGE, PYTEST_NO_TESTS = 4, 5  # exit statuses, pytest.ExitCode
 PACE: Final = 3.0  # seconds between two lines of progress where there is no terminal
 FRAME: Final = 0.1  # and between two pictures on one
 RECENT: Final = 3  # finished tests that the live view names
-MESSAGE_LINES: Final = 6  # of a failure's message: the first and, after a gap, the last, where programs say why
+MESSAGE_LINES: Final = (50, 10)  # of a longer message so many from its start and its end; the page has all of them
+WITNESSES: Final = 10  # tests of a cause that are named; the page has all of them
 WIDTH: Final = 200  # where there is no terminal: nothing is folded that someone may want to grep
 ALONE: Final = "(alone)"  # the column of tests with one implementation
 _STYLES: Final = {"passed": "green", "skipped": "dim"} | dict.fromkeys(GATING, "bold red")
@@ -57,6 +62,7 @@ class Outcome:
     artifacts: str = ""
     lane: str = ""
     kernel: str = ""
+    requirements: Sequence[str] = ()
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -136,6 +142,7 @@ def _from_result(result: Result) -> Outcome:
         artifacts=result.artifacts,
         lane=result.lane,
         kernel=result.kernel,
+        requirements=tuple(result.requirements),
     )
 
 
@@ -254,7 +261,7 @@ def _style(state: str) -> str:
 
 
 def summary(out: Console, tally: Tally, report: Path) -> None:
-    """The matrix, each failure with its message and evidence, the reasons of what was skipped."""
+    """The matrix, what failed by cause with its message and evidence, the reasons of what was skipped."""
     outcomes = list(tally.outcomes.values())
     table = matrix(outcomes)
     if table is not None:
@@ -262,24 +269,56 @@ def summary(out: Console, tally: Tally, report: Path) -> None:
     rest = Counter(outcome.state for outcome in outcomes if not outcome.pair)
     if rest:
         line(out, f"without an implementation: {', '.join(_counted(rest))}")
-    for outcome in outcomes:
-        if outcome.state in GATING:
-            _show_failure(out, outcome, report)
+    _show_causes(out, outcomes, report)
     _show_reasons(out, [outcome for outcome in outcomes if outcome.state in _WITH_REASON])
 
 
-def _show_failure(out: Console, outcome: Outcome, report: Path) -> None:
+def _show_causes(out: Console, outcomes: Sequence[Outcome], report: Path) -> None:
+    failed = [outcome for outcome in outcomes if outcome.state in GATING]
+    if not failed:
+        return
+    causes = find_causes(failed, [outcome for outcome in outcomes if outcome.state == "passed"])
+    conformance = read_conformance(find_catalogue([report / "results.json"]))
     line(out)
-    line(out, f"{outcome.state}: {outcome.pair}{outcome.pair and '  '}{outcome.name}", _style(outcome.state))
-    lines = outcome.message.splitlines() or ["no message"]
-    if len(lines) > MESSAGE_LINES:
-        half = MESSAGE_LINES // 2
-        lines = [*lines[:half], f"... {len(lines) - 2 * half} more lines", *lines[-half:]]
+    line(out, tally_of_causes(len(failed), len(causes)), "bold red")
+    for text in tally_by_program(causes) if len(causes) > 1 else ():
+        line(out, f"    {text}")
+    for cause in causes:
+        _show_cause(out, cause, conformance, report)
+
+
+def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, report: Path) -> None:
+    """The message of one witness in full, with its evidence, then the other tests, one on each line."""
+    shown = cause.typical
+    line(out)
+    line(out, _header(cause), _style(shown.state))
+    lines = shown.message.splitlines() or ["no message"]
+    head, tail = MESSAGE_LINES
+    if len(lines) > head + tail:
+        lines = [*lines[:head], f"... {len(lines) - head - tail} more lines; all are in the page", *lines[-tail:]]
     for text in lines:
         line(out, f"    {text}")
-    line(out, f"    test: {outcome.id}", "dim")
-    if outcome.artifacts:
-        line(out, f"    evidence: {short(report / outcome.artifacts)}", "dim")
+    if len(cause.witnesses) == len(cause.programs) == 1 and cause.blame != shown.pair:
+        line(out, f"    program: {cause.blame}", "dim")
+    for name in cause.requirements:
+        line(out, f"    requirement: {conformance.entry(name)}", "dim")
+    line(out, f"    test: {shown.id}", "dim")
+    if shown.artifacts:
+        line(out, f"    evidence: {short(report / shown.artifacts)}", "dim")
+    others = [witness for witness in cause.witnesses if witness is not shown]
+    for other in others[: WITNESSES - 1]:
+        line(out, f"    test: {other.id}", "dim")
+    if len(others) >= WITNESSES:
+        line(out, f"    ... and {len(others) - WITNESSES + 1} more; all are in the page", "dim")
+
+
+def _header(cause: Cause[Outcome]) -> str:
+    """`failed: mine~refwg  test_x[mine~refwg]`, or for several tests `12 failed, 1 error: mine`."""
+    if len(cause.witnesses) == 1:
+        (outcome,) = cause.witnesses
+        return f"{outcome.state}: {outcome.pair}{outcome.pair and '  '}{outcome.name}"
+    counted = ", ".join(f"{count} {state}" for state, count in cause.states)
+    return f"{counted}: {cause.blame or 'without an implementation'}"
 
 
 def _show_reasons(out: Console, outcomes: list[Outcome]) -> None:

@@ -209,7 +209,18 @@ def _clue(a: _Side, b: _Side) -> str:
     shaken = [side for side in (a, b) if side.peer and side.peer.latest_handshake]
     if len(shaken) == 1:
         odd.append(f"only {shaken[0].name} has a handshake")
-    return ", ".join(odd) or ("both have a handshake" if shaken else "neither has a handshake")
+    if not shaken:
+        odd.append("neither has a handshake")
+    return ", ".join(odd or ["both have a handshake", *_losses(a, b)])
+
+
+def _losses(a: _Side, b: _Side) -> list[str]:
+    """What one side has sent and the other not received: a datagram may be on its way, a ping's deadline later none."""
+    return [
+        f"{taker.name} received {taker.peer.rx_bytes} of {sender.name}'s {sender.peer.tx_bytes} bytes"
+        for sender, taker in ((a, b), (b, a))
+        if sender.peer and taker.peer and taker.peer.rx_bytes < sender.peer.tx_bytes
+    ]
 
 
 def _alone(address: str) -> str:

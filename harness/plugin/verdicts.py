@@ -70,7 +70,9 @@ def twin(shows: str) -> Iterator[None]:
     except (Exception, Failed) as error:
         if isinstance(error, Blocked | Unsupported):
             raise
-        raise Blocked(f"its positive twin was not shown, {shows}: {type(error).__name__}: {error}") from error
+        plain = isinstance(error, HarnessError | AssertionError | Failed)
+        reason = str(error) if plain else f"{type(error).__name__}: {error}"
+        raise Blocked(f"its positive twin was not shown, {shows}: {reason}") from error
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,8 +19,10 @@ from hashlib import blake2s, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError
 from harness.report import expectations
+from harness.report.causes import find_causes, tally_by_program, tally_of_causes
+from harness.report.conformance import find_catalogue, read_conformance
 from harness.report.evidence import Reader, clean
 from harness.report.page import (
     BAD,
@@ -33,19 +35,21 @@ from harness.report.page import (
     Run,
     Share,
     Shown,
+    ShownCause,
     Skip,
     rank,
     rank_of,
     seconds,
 )
 from harness.report.results import read_results, write_in_one_step
-from harness.tables import read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from jinja2 import Template
 
+    from harness.report.causes import Cause
+    from harness.report.conformance import Conformance, Entry
     from harness.report.expectations import Expectation
     from harness.report.results import Result
 
@@ -88,13 +92,6 @@ def _sha256(text: str) -> str:
     return b64encode(sha256(text.encode()).digest()).decode()
 
 
-def find_catalogue(results: Sequence[Path]) -> Path | None:
-    """The checkout: above the results, above the current directory, or where this file lies."""
-    starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
-    every = (directory for start in starts for directory in (start, *start.parents))
-    return next((directory for directory in every if (directory / "selftests" / "conformance").is_dir()), None)
-
-
 # Reading
 
 
@@ -130,18 +127,6 @@ def _clean_side(side: Mapping[str, str] | None) -> dict[str, str] | None:
     return None if side is None else {key: clean(value) for key, value in side.items()}
 
 
-def read_catalogue(root: Path | None, name: str, table: str) -> dict[str, dict[str, str]]:
-    """The title and the level of each scenario or requirement by its id; none where they are not to be found."""
-    if root is None:
-        return {}
-    path = root / "selftests" / "conformance" / name
-    try:
-        entries = read_toml(path, str(path)).tables(table)
-    except UsageError:
-        return {}
-    return {entry.text("id"): {key: entry.text(key, "") for key in ("title", "level")} for entry in entries}
-
-
 # Gathering
 
 
@@ -152,20 +137,37 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
     ordered = sorted(latest.values(), key=lambda entry: rank_of(entry[1].state))
     reader = Reader(place)
     tests = [_shown(run, result, reader, root) for run, result in ordered]
-    scenarios = read_catalogue(root, "netns-scenarios.toml", "scenario")
-    requirements = read_catalogue(root, "requirements.toml", "requirement")
+    bad, passed = ([t.result for t in tests if t.bad], [t.result for t in tests if t.state == "passed"])
+    causes = find_causes(bad, passed)
+    conformance = read_conformance(root)
     return Page(
         runs=runs,
         tests=tests,
-        groups=_groups(tests, scenarios),
-        failures=_by(lambda test: test.test, (test for test in tests if test.bad)),
+        groups=_groups(tests, conformance.scenarios),
+        causes=_causes(causes, tests),
+        tally=[tally_of_causes(len(bad), len(causes)), *tally_by_program(causes)],
         known=_known(tests),
         skips=_skips(tests),
-        coverage=cover(tests, scenarios, requirements),
+        coverage=cover(tests, conformance),
         slowest=sorted(tests, key=lambda test: -test.result.seconds)[:10],
         complaint=complaint,
-        titles={name: entry["title"] for name, entry in (scenarios | requirements).items()},
+        conformance=conformance,
     )
+
+
+def _causes(causes: Sequence[Cause[Result]], tests: Sequence[Shown]) -> list[ShownCause]:
+    """The causes with what is shown of each result."""
+    shown = {id(test.result): test for test in tests}
+    return [
+        ShownCause(
+            anchor=_anchor("c", f"{cause.blame} {cause.fingerprint}"),
+            blame=cause.blame,
+            typical=shown[id(cause.typical)],
+            tests=[shown[id(result)] for result in cause.witnesses],
+            requirements=cause.requirements,
+        )
+        for cause in causes
+    ]
 
 
 def _identity(result: Result) -> str:
@@ -231,7 +233,7 @@ def _load(root: Path, name: str) -> tuple[Expectation, ...]:
         return ()
 
 
-def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> list[Group]:
+def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:
     """One group for each lane and kernel; lanes with pairs come first."""
     ordered = sorted(tests, key=lambda test: test.result.id)
     lanes = _by(lambda test: (test.result.lane, test.result.kernel), ordered)
@@ -239,42 +241,45 @@ def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) 
     return sorted(groups, key=lambda group: (not group.matrix, not group.alone, group.lane == "core"))
 
 
-def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]]) -> Group:
+def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> Group:
     label = _Labels(tests)
     where = f"{lane}, {kernel}" if kernel else lane
-
-    def panel(title: str, members: Sequence[Shown]) -> Panel:
-        ordered = sorted(members, key=lambda test: (rank(test), test.result.id))
-        return Panel(anchor=_anchor("p", f"{where} {title}"), title=title, where=where, tests=ordered)
-
     pairs = _by(lambda test: (label.of(test.result.a), label.of(test.result.b)), tests)
-    matrix = {(a, b): panel(f"{a} ~ {b}", found) for (a, b), found in pairs.items() if a and b}
-    alone = {a: panel(a, found) for (a, b), found in pairs.items() if a and not b}
-    files = _by(lambda test: test.file, [test for (a, _), found in pairs.items() if not a for test in found])
     names = sort_names({name for pair in pairs for name in pair if name})
-    every = [*((a, b) for a in names for b in names), *((name, "") for name in names), ("", "")]
-    sides = [pair for pair in every if any(test.result.scenarios for test in pairs.get(pair, ()))]
+    sides = [pair for pair in _columns(names) if any(test.result.scenarios for test in pairs.get(pair, ()))]
+    alone = {a: _panel(where, a, pairs[a, ""]) for a in names if (a, "") in pairs}
+    files = _by(lambda test: test.file, pairs.get(("", ""), ()))
     return Group(
         lane=lane,
         kernel=kernel,
         names=names,
         versions=label.versions(names),
-        matrix={(a, b): matrix[a, b] for a in names for b in names if (a, b) in matrix},
+        matrix={(a, b): _panel(where, f"{a} ~ {b}", pairs[a, b]) for a in names for b in names if (a, b) in pairs},
         scenarios=_scenarios([pairs[pair] for pair in sides], scenarios),
         sides=sides,
-        alone={name: alone[name] for name in names if name in alone},
-        configuration=_configuration([name for name in names if name in alone], alone),
-        others=[panel(file, files[file]) for file in sorted(files)],
+        alone=alone,
+        configuration=_configuration([*alone], alone),
+        others=[_panel(where, file, files[file]) for file in sorted(files)],
     )
 
 
-def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Mapping[str, str]]) -> list[Row]:
+def _columns(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Every pair of implementations, each of them alone, and none, in the order in which tables have them."""
+    return [*((a, b) for a in names for b in names), *((name, "") for name in names), ("", "")]
+
+
+def _panel(where: str, title: str, tests: Sequence[Shown]) -> Panel:
+    ordered = sorted(tests, key=lambda test: (rank(test), test.result.id))
+    return Panel(anchor=_anchor("p", f"{where} {title}"), title=title, where=where, tests=ordered)
+
+
+def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Entry]) -> list[Row]:
     """Each scenario of the catalogue, covered or not, and what else tests cite; nothing where none cites any."""
     cited = {entry for tests in columns for test in tests for entry in test.result.scenarios}
     return [
         Row(
             id=entry,
-            title=catalogue.get(entry, {}).get("title", ""),
+            title=catalogue[entry].title if entry in catalogue else "",
             cells=[[test for test in tests if entry in test.result.scenarios] for tests in columns],
         )
         for entry in (*(catalogue if cited else ()), *sorted(cited - catalogue.keys()))
@@ -330,9 +335,7 @@ def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row
     ]
 
 
-def cover(
-    tests: Sequence[Shown], scenarios: Mapping[str, Mapping[str, str]], requirements: Mapping[str, Mapping[str, str]]
-) -> Coverage:
+def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
     """Which scenarios and requirements were tested with which implementation; the empty name is: with none."""
     cited: dict[str, dict[str, list[Shown]]] = {}
     for test in tests:
@@ -342,18 +345,18 @@ def cover(
     every = {name for found in cited.values() for name in found} | {name for test in tests for name in test.names}
     names = sort_names(every - {""}) + sorted(every & {""})
 
-    def rows(catalogue: Mapping[str, Mapping[str, str]]) -> list[Row]:
+    def rows(catalogue: Mapping[str, Entry]) -> list[Row]:
         return [
             Row(
-                id=entry,
-                title=values.get("title", ""),
-                level=values.get("level", ""),
-                cells=[cited.get(entry, {}).get(name, []) for name in names],
+                id=entry.id,
+                title=entry.title,
+                level=entry.level,
+                cells=[cited.get(entry.id, {}).get(name, []) for name in names],
             )
-            for entry, values in catalogue.items()
+            for entry in catalogue.values()
         ]
 
-    covered, demanded = rows(scenarios), rows(requirements)
+    covered, demanded = rows(conformance.scenarios), rows(conformance.requirements)
     parts = {
         "scenarios": covered,
         "must": [row for row in demanded if row.level == "must"],
@@ -364,7 +367,7 @@ def cover(
         scenarios=covered,
         areas=_by(lambda row: row.id.split("-")[0], demanded),
         shares={name: {part: _share(rows, n) for part, rows in parts.items()} for n, name in enumerate(names)},
-        unknown=sorted(cited.keys() - scenarios.keys() - requirements.keys()),
+        unknown=sorted(cited.keys() - conformance.scenarios.keys() - conformance.requirements.keys()),
     )
 
 

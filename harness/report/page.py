@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from harness.report.conformance import Conformance
     from harness.report.evidence import Text
     from harness.report.expectations import Expectation
     from harness.report.results import Result
@@ -71,6 +72,11 @@ class Shown:
         return self.message.strip().split("\n", 1)[0]
 
     @property
+    def rest_of_message(self) -> str:
+        """The message without its first line; empty if it has only one."""
+        return self.message.strip().partition("\n")[2]
+
+    @property
     def names(self) -> list[str]:
         """The implementations that it is about, each once."""
         return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
@@ -85,6 +91,22 @@ class Shown:
         """Where its expectation is discussed, if that is an address of the web."""
         link = self.expectation.link if self.expectation else ""
         return link if link.startswith(("https://", "http://")) else ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownCause:
+    """Tests that failed by one cause: the program to blame, the test whose message is shown, and all of them."""
+
+    anchor: str
+    blame: str
+    typical: Shown
+    tests: Sequence[Shown]
+    requirements: Sequence[str]
+
+    @property
+    def counts(self) -> list[tuple[str, int]]:
+        """How many of its tests are in each state."""
+        return count(test.state for test in self.tests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,18 +224,23 @@ class Skip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """All that the page shows. complaint: why the run failed beside its tests."""
+    """All that the page shows.
+
+    tally: how many failures of how many causes there are, then the same for each program to blame. complaint: why the
+    run failed beside its tests.
+    """
 
     runs: Sequence[Run]
     tests: Sequence[Shown]
     groups: Sequence[Group]
-    failures: Mapping[str, Sequence[Shown]]
+    causes: Sequence[ShownCause]
+    tally: Sequence[str]
     known: Sequence[Sequence[Shown]]
     skips: Sequence[Skip]
     coverage: Coverage
     slowest: Sequence[Shown]
     complaint: str
-    titles: Mapping[str, str]
+    conformance: Conformance
 
     @property
     def counts(self) -> list[tuple[str, int]]:

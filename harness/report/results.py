@@ -9,14 +9,16 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from harness.report.causes import find_causes
 from harness.tables import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     import pytest
 
+    from harness.report.causes import Cause
     from harness.tables import Table
 
 SCHEMA: Final = 1
@@ -91,7 +93,20 @@ class Results:
                 "root": os.geteuid() == 0,
             },
             "results": [asdict(result) for result in self.by_id.values() if result.state],
+            "causes": [
+                {
+                    "programs": list(cause.programs),
+                    "message": cause.typical.message,
+                    "tests": [witness.id for witness in cause.witnesses],
+                    "requirements": cause.requirements,
+                }
+                for cause in self.causes()
+            ],
         }
+
+    def causes(self) -> list[Cause[Result]]:
+        """The causes of what fails the run, the one with the most witnesses first."""
+        return causes_of(self.by_id.values())
 
     def write(self, path: Path) -> None:
         """Write the file, and its folder if that is not there."""
@@ -105,6 +120,13 @@ class RunResults:
     seed: int
     host: Mapping[str, object]
     results: list[Result]
+
+
+def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
+    """The causes of what fails a run with these results, the one with the most witnesses first."""
+    every = list(results)
+    failed = [result for result in every if result.state in GATING]
+    return find_causes(failed, [result for result in every if result.state == "passed"])
 
 
 def read_results(path: Path) -> RunResults:

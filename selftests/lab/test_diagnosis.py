@@ -34,7 +34,8 @@ def test_diagnosis_begins_with_missing_handshake(tunnel: Tunnel) -> None:
 
 def test_diagnosis_begins_with_endpoint_that_is_out_of_date(tunnel: Tunnel) -> None:
     tunnel.must_ping("ns2", V4_OF_A)
-    assert tunnel.diagnosis().split("\n")[0] == "both have a handshake"
+    # The last datagram may not be counted yet.
+    assert tunnel.diagnosis().startswith("both have a handshake")
     tunnel.a.set(DeviceConfig(listen_port=9))
     assert tunnel.diagnosis().split("\n")[0] == "B's endpoint for A is 127.0.0.1:1, A listens on 9"
 

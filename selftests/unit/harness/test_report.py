@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import UsageError
+from harness.report.conformance import find_catalogue, read_conformance
 from harness.report.evidence import _BUDGET, clean
 from harness.report.gather import _read as read
-from harness.report.gather import find_catalogue, gather, read_catalogue, render, sort_names
+from harness.report.gather import gather, render, sort_names
 from harness.report.page import seconds, tone
 from harness.report.results import GATING, STATES
 
@@ -119,6 +120,37 @@ def test_failures_come_first(tmp_path: Path) -> None:
     page = page_of(tmp_path, *(entry(f"test_it.py::test_{state}", state=state) for state in reversed(STATES)))
     assert [test.state for test in page.tests][:3] == ["failed", "error", "xpassed"]
     assert [state for state, _ in page.counts][-2:] == ["unsupported", "skipped"]
+
+
+@pytest.mark.parametrize("message", ["x" * 900 + " the clue", "first\n" + "line\n" * 5000 + "the clue"])
+@pytest.mark.parametrize("state", ["failed", "blocked", "xfailed", "differs"])
+def test_message_stands_in_page_whole(tmp_path: Path, message: str, state: str) -> None:
+    text = tags(render([write(tmp_path, entry(state=state, message=message))], tmp_path)).text
+    assert message in text
+
+
+def test_failures_are_grouped_by_cause(tmp_path: Path) -> None:
+    lost: dict[str, Any] = {"state": "failed", "requirements": ["RT-03"]}
+    page = page_of(
+        tmp_path,
+        *(entry(f"t.py::test_{n}", b=peer, message=f"{n} lost\nlog", **lost) for n in range(4) for peer in "yz"),
+        entry("t.py::test_0", a="z", state="error", message="no handshake"),
+        entry("t.py::test_0", b="z", a="z", message="5 lost", state="xfailed"),
+    )
+    assert [(cause.blame, cause.counts) for cause in page.causes] == [
+        ("x", [("failed", 8)]),
+        ("y or z", [("error", 1)]),
+    ]
+    assert page.causes[0].requirements == ["RT-03"]
+    assert page.tally == ["9 failures of 2 causes", "x: 8 failures of 1 cause", "y or z: 1 failure of 1 cause"]
+
+
+def test_each_cause_leads_to_all_its_tests(tmp_path: Path) -> None:
+    entries = [entry(f"t.py::test_{n}", state="failed", message=f"{n} lost") for n in range(30)]
+    found = tags(render([write(tmp_path, *entries)], tmp_path))
+    assert "30 failures of 1 cause" in found.text
+    # Ten of them are linked as the slowest, too.
+    assert len({link for link in found.links if link.startswith("#t-")}) == 30
 
 
 # Cells
@@ -459,16 +491,36 @@ def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
 
 def test_checkout_and_its_catalogue_are_found_above_results(checkout: Path) -> None:
     assert find_catalogue([checkout / "report" / "results.json"]) == checkout
-    assert [*read_catalogue(checkout, "netns-scenarios.toml", "scenario")] == ["N01", "N02"]
-    assert read_catalogue(checkout, "absent.toml", "scenario") == {}
-    assert read_catalogue(None, "netns-scenarios.toml", "scenario") == {}
+    assert [*read_conformance(checkout).scenarios] == ["N01", "N02"]
+    (checkout / "selftests" / "conformance" / "requirements.toml").unlink()
+    assert read_conformance(checkout).requirements == {}
+    assert read_conformance(None).scenarios == {}
 
 
 def test_catalogue_entry_without_id_is_named_in_error(tmp_path: Path) -> None:
     (tmp_path / "selftests" / "conformance").mkdir(parents=True)
-    (tmp_path / "selftests" / "conformance" / "x.toml").write_text("[[scenario]]\ntitle = 't'\n")
-    with pytest.raises(UsageError, match=r"conformance/x\.toml: scenario 1: id is missing$"):
-        read_catalogue(tmp_path, "x.toml", "scenario")
+    (tmp_path / "selftests" / "conformance" / "netns-scenarios.toml").write_text("[[scenario]]\ntitle = 't'\n")
+    with pytest.raises(UsageError, match=r"conformance/netns-scenarios\.toml: scenario 1: id is missing$"):
+        read_conformance(tmp_path)
+
+
+def test_scenario_states_its_steps_and_what_is_expected(checkout: Path) -> None:
+    (checkout / "selftests" / "conformance" / "netns-scenarios.toml").write_text(
+        '[[scenario]]\nid="N13"\ntitle="roaming"\ntopology="nat"\nsteps="A moves\\nand pings"\nexpect="B follows"\n'
+    )
+    entry = read_conformance(checkout).entry("N13")
+    assert (str(entry), entry.statement) == ("N13 (roaming)", "A moves and pings. Expected: B follows")
+    assert entry.source.endswith("netns.sh, topology nat")
+    assert str(read_conformance(None).entry("N99")) == "N99"
+
+
+def test_statement_and_source_stand_beside_each_verdict(tmp_path: Path, checkout: Path) -> None:
+    (checkout / "selftests" / "conformance" / "requirements.toml").write_text(
+        '[[requirement]]\nid="HS-07"\ntitle="replay"\nlevel="must"\nstatement="It is dropped."\nsource="paper 5.1"\n'
+    )
+    text = tags(render([write(tmp_path, entry(requirements=["HS-07"]))], tmp_path, root=checkout)).text
+    assert "It is dropped." in text
+    assert "Source: paper 5.1" in text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.004, "0.00 s"), (1.25, "1.2 s"), (59.9, "59.9 s"), (61, "1 min 1 s")])

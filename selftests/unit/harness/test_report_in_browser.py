@@ -221,7 +221,7 @@ def test_click_on_scenario_shows_why_its_test_differs(opened: Browser) -> None:
 
 
 def test_address_of_test_opens_its_evidence(opened: Browser) -> None:
-    opened.click(".card.bad .links a")
+    opened.click(".card.bad .witnesses a")
     opened.await_sight(".panel pre", DRAWING)
     assert opened.value("location.hash").startswith("#t-")
 

@@ -37,6 +37,17 @@ def terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
 
 
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose catalogue has one requirement."""
+    conformance = tmp_path / "selftests" / "conformance"
+    conformance.mkdir(parents=True)
+    (conformance / "requirements.toml").write_text(
+        '[[requirement]]\nid = "HS-07"\ntitle = "replayed initiation is dropped"\n'
+    )
+    return tmp_path
+
+
 def tally(*outcomes: Outcome) -> Tally:
     return Tally(outcomes={outcome.identity: outcome for outcome in outcomes})
 
@@ -129,8 +140,48 @@ def test_failure_is_printed_with_pair_test_message_and_evidence() -> None:
 
 
 def test_long_message_keeps_its_start_and_its_end() -> None:
-    lines = summary(Outcome(id="t", state="error", message="\n".join("abcdefghij")))
-    assert [line.strip() for line in lines[3:10]] == ["a", "b", "c", "... 4 more lines", "h", "i", "j"]
+    lines = summary(Outcome(id="t", state="error", message="\n".join(map(str, range(99)))))
+    texts = [line.strip() for line in lines[5:-1]]
+    assert texts == [*map(str, range(50)), "... 39 more lines; all are in the page", *map(str, range(89, 99))]
+
+
+def test_failures_are_printed_by_cause_with_their_requirements(checkout: Path) -> None:
+    lost = [
+        Outcome(
+            id=f"t.py::test_{n:02}[bad~{peer}]", pair=f"bad~{peer}", state="failed", requirements=("HS-07", "X-1"),
+            message=f"ns1: ping ::{n}: 0 of 1 answered\nA logs {n}", artifacts=f"evidence/{n}",
+        )
+        for n in range(6) for peer in ("x", "y")
+    ]  # fmt: skip
+    other = Outcome(id="t.py::test_other[x~y]", pair="x~y", state="xpassed", message="the expectation must go")
+    stream = io.StringIO()
+    terminal.summary(terminal.console(stream), tally(other, *reversed(lost), GOOD), checkout / "report")
+    lines = stream.getvalue().splitlines()
+    assert lines[lines.index("13 failures of 2 causes") + 1 :] == [
+        "    bad: 12 failures of 1 cause",
+        "    x or y: 1 failure of 1 cause",
+        "",
+        "12 failed: bad",
+        "    ns1: ping ::0: 0 of 1 answered",
+        "    A logs 0",
+        "    requirement: HS-07 (replayed initiation is dropped)",
+        "    requirement: X-1",
+        "    test: t.py::test_00[bad~x]",
+        f"    evidence: {checkout}/report/evidence/0",
+        *(f"    test: {entry.id}" for entry in lost[1:10]),
+        "    ... and 2 more; all are in the page",
+        "",
+        "xpassed: x~y  test_other[x~y]",
+        "    the expectation must go",
+        "    test: t.py::test_other[x~y]",
+    ]
+
+
+def test_single_failure_names_program_that_peer_clears() -> None:
+    bad = Outcome(id="t.py::test_x[a~b]", pair="a~b", state="failed", message="why")
+    good = Outcome(id="t.py::test_x[a~c]", pair="a~c")
+    assert "    program: b" in summary(bad, good)
+    assert "    program: " not in "\n".join(summary(bad, GOOD))
 
 
 def test_skips_of_one_reason_are_one_line() -> None:

@@ -1,0 +1,192 @@
+"""Group failures by cause: a deviation that shows in twelve tests has twelve witnesses.
+
+A cause is what the first line of a message says, with numbers, keys, addresses and names left out, and the programs to
+blame for it. A message that says little of itself, such as a bare assertion, belongs to its test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+
+class Witness(Protocol):
+    """A result as far as its cause goes: `Result` of results.py is one."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def pair(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def message(self) -> str: ...
+    @property
+    def requirements(self) -> Sequence[str]: ...
+
+
+_W = TypeVar("_W", bound=Witness)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause(Generic[_W]):
+    """Results that fail by the same deviation, in the order of their ids.
+
+    programs: the one to blame, or all of whom none can be cleared; none if the tests are of no implementation.
+    """
+
+    fingerprint: str
+    programs: tuple[str, ...]
+    witnesses: tuple[_W, ...]
+
+    @property
+    def typical(self) -> _W:
+        """The witness whose message is shown: of the most frequent messages the first."""
+        messages = Counter(witness.message for witness in self.witnesses)
+        return max(self.witnesses, key=lambda witness: messages[witness.message])
+
+    @property
+    def states(self) -> list[tuple[str, int]]:
+        """How many witnesses there are in each state."""
+        return list(Counter(witness.state for witness in self.witnesses).items())
+
+    @property
+    def requirements(self) -> list[str]:
+        """The ids of all requirements that the witnesses check, each once."""
+        return list(dict.fromkeys(name for witness in self.witnesses for name in witness.requirements))
+
+    @property
+    def blame(self) -> str:
+        """The programs in words: `mine`, or `mine or wireguard-go`."""
+        return " or ".join(self.programs)
+
+
+def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Cause[_W]]:
+    """Group these failures by cause, the cause with the most witnesses first.
+
+    passed: results that clear a program: it passes the same test with another peer.
+    """
+    alike: dict[str, list[_W]] = {}
+    for witness in sorted(failed, key=lambda witness: witness.id):
+        alike.setdefault(fingerprint(witness), []).append(witness)
+    passes = {part for witness in passed for part in _parts(witness)}
+    found = [
+        Cause(fingerprint=text, programs=programs, witnesses=tuple(of_program))
+        for text, witnesses in alike.items()
+        for programs, of_program in _by_program(witnesses, passes)
+    ]
+    return sorted(found, key=lambda cause: (-len(cause.witnesses), cause.programs, cause.fingerprint))
+
+
+def tally_of_causes(failures: int, causes: int) -> str:
+    """`38 failures of 7 causes`."""
+    return f"{failures} failure{'s' * (failures != 1)} of {causes} cause{'s' * (causes != 1)}"
+
+
+def tally_by_program(causes: Iterable[Cause[_W]]) -> list[str]:
+    """`mine: 30 failures of 5 causes` for each program to blame, the one with the most failures first."""
+    failures: Counter[str] = Counter()
+    number: Counter[str] = Counter()
+    for cause in causes:
+        failures[cause.blame] += len(cause.witnesses)
+        number[cause.blame] += 1
+    return [f"{blame or 'no program'}: {tally_of_causes(n, number[blame])}" for blame, n in failures.most_common()]
+
+
+# Whom to blame
+
+
+def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tuple[tuple[str, ...], list[_W]]]:
+    """Split equal failures by the program to blame: whatever is in most of them first, while its peers vary."""
+    found: list[tuple[tuple[str, ...], list[_W]]] = []
+    left = list(witnesses)
+    while left:
+        counts = Counter(name for witness in left for name in _names(witness))
+        # A program that fails with itself needs no other to be wrong.
+        alone = Counter(name for witness in left if len(names := _names(witness)) == 1 for name in names)
+        chosen = min(counts, key=lambda name: (-counts[name], -alone[name], name), default="")
+        taken = [witness for witness in left if not chosen or chosen in _names(witness)]
+        left = [witness for witness in left if chosen and chosen not in _names(witness)]
+        found.append((_suspects(taken, passes) if chosen else (), taken))
+    return found
+
+
+def _suspects(taken: Sequence[_W], passes: Collection[_Part]) -> tuple[str, ...]:
+    """The programs that are in all of these tests, without one that another peer clears: it passes them with that."""
+    common = sorted(frozenset.intersection(*(_names(witness) for witness in taken)))
+
+    def is_cleared(name: str) -> bool:
+        parts = [part for witness in taken for part in _parts(witness) if part.program == name]
+        return all(
+            any(one.test == part.test and one.program == name and one.side == part.side and one.peer != part.peer
+                for one in passes)
+            for part in parts
+        )  # fmt: skip
+
+    return tuple(name for name in common if len(common) == 1 or not is_cleared(name)) or tuple(common)
+
+
+class _Part(NamedTuple):
+    """The part of one program in a result: the test without its implementations, the side (0 for A), and the peer."""
+
+    test: str
+    program: str
+    side: int
+    peer: str
+
+
+def _parts(witness: Witness) -> list[_Part]:
+    name, _, parameters = witness.id.partition("[")
+    test = f"{name}[{parameters.removesuffix(']').removeprefix(witness.pair)}"
+    a, _, b = witness.pair.partition("~")
+    return [_Part(test, a, 0, b), _Part(test, b, 1, a)]
+
+
+def _names(witness: Witness) -> frozenset[str]:
+    return frozenset(witness.pair.split("~")) - {""}
+
+
+# What a message says
+
+# A message that would fit many defects: its test tells them apart.
+_SAYS_LITTLE: Final = re.compile(r"$|assert |Timeout \(?>|DID NOT RAISE|[\w.]+(Error|Exception|Exit)\b")
+# What was seen while waiting differs from run to run; what was waited for does not.
+_SEEN: Final = re.compile(r"; seen: .*")
+# `where 0 = PeerState(...).rx_bytes`: what was compared.
+_COMPARED: Final = re.compile(r"(?:where|and) +\S.* = .*[\w)\]]\.(\w+)(?:\(.*\))?$", re.MULTILINE)
+_LIST: Final = re.compile(r"\[#(?:, (?:and )?#(?: more)?)*\]")
+_GENERAL: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
+    (re.compile(r"\b[\w+/]{42,43}=|\b[\w+/]{8}\.\.\.="), "KEY"),
+    (re.compile(r"\b0x[0-9a-f]+\b|\b(?=[a-f]*\d)[0-9a-f]{8,}\b"), "#"),
+    # An address with its port, scope or prefix length: IPv6 in brackets, IPv4, then IPv6 without brackets.
+    (re.compile(r"\[[0-9a-f]*:[0-9a-f:.]+(?:%\w+)?\](?::\d+)?", re.IGNORECASE), "ADDRESS"),
+    (re.compile(r"\b\d+\.\d+\.\d+\.\d+(?:[:/]\d+)?"), "ADDRESS"),
+    (re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}(?=:[0-9a-f]*:)|(?=::))[0-9a-f:]*(?:[0-9a-f]|::)(?:[/%]\w+)?(?!\w|:\w)",
+                re.IGNORECASE), "ADDRESS"),
+    (re.compile(r"\b0 of\b"), "none of"),
+    # The id of a requirement, RT-11, stays: it says what is compared.
+    (re.compile(r"\b([A-Z]{2,5}-\d+)\b|(?<![\w.])[+-]?\d+(?:\.\d+)?|\d+"), lambda found: found[1] or "#"),
+    (re.compile(r"\b[AB]\b"), "SIDE"),
+)  # fmt: skip
+
+
+def fingerprint(witness: Witness) -> str:
+    """What is the same in all messages of one deviation, whatever the numbers, keys, addresses, sides and peers."""
+    first, _, rest = witness.message.strip().partition("\n")
+    clue = _generalise(_SEEN.sub("", first), _names(witness))
+    if not _SAYS_LITTLE.match(first):
+        return clue
+    return " | ".join([clue, *sorted(set(_COMPARED.findall(rest))), witness.id.partition("[")[0]])
+
+
+def _generalise(text: str, programs: Iterable[str]) -> str:
+    for name in sorted(programs, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w+-]){re.escape(name)}(?![\w+-])", "PROGRAM", text)
+    for pattern, word in _GENERAL:
+        text = pattern.sub(word, text)
+    return _LIST.sub("[#]", text)

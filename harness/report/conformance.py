@@ -1,0 +1,100 @@
+"""Read the catalogues: what the ids of scenarios and requirements stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import UsageError
+from harness.tables import read_toml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from harness.tables import Table
+
+_FOLDER: Final = Path("selftests", "conformance")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One scenario or requirement; a text that the catalogue does not have is empty.
+
+    level: `must` or `should`, of a requirement. statement: what it demands; of a scenario, what is done and expected.
+    source: where that stands.
+    """
+
+    id: str
+    title: str = ""
+    level: str = ""
+    statement: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        """`HS-07 (replayed initiation is dropped)`."""
+        return f"{self.id} ({self.title})" if self.title else self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conformance:
+    """All scenarios and requirements by id; none where no checkout was found."""
+
+    scenarios: Mapping[str, Entry]
+    requirements: Mapping[str, Entry]
+
+    def entry(self, name: str) -> Entry:
+        """What an id stands for; the bare id if it is in neither catalogue."""
+        return self.scenarios.get(name) or self.requirements.get(name) or Entry(id=name)
+
+
+def find_catalogue(results: Sequence[Path]) -> Path | None:
+    """The checkout: above the results, above the current directory, or where this file lies."""
+    starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
+    every = (directory for start in starts for directory in (start, *start.parents))
+    return next((directory for directory in every if (directory / _FOLDER).is_dir()), None)
+
+
+def read_conformance(root: Path | None) -> Conformance:
+    """Read both catalogues of a checkout. Raises UsageError for an entry without an id."""
+    return Conformance(
+        scenarios=_read(root, "netns-scenarios.toml", "scenario", _scenario),
+        requirements=_read(root, "requirements.toml", "requirement", _requirement),
+    )
+
+
+def _read(root: Path | None, name: str, table: str, read: Callable[[Table], Entry]) -> dict[str, Entry]:
+    if root is None:
+        return {}
+    path = root / _FOLDER / name
+    try:
+        tables = read_toml(path, str(path)).tables(table)
+    except UsageError:
+        return {}
+    return {entry.id: entry for entry in map(read, tables)}
+
+
+def _scenario(table: Table) -> Entry:
+    texts = [("", _text(table, "steps")), ("Expected: ", _text(table, "expect"))]
+    topology = _text(table, "topology")
+    return Entry(
+        id=table.text("id"),
+        title=_text(table, "title"),
+        statement=". ".join(f"{label}{text}" for label, text in texts if text),
+        source=f"tools/testing/selftests/wireguard/netns.sh, topology {topology}" if topology else "",
+    )
+
+
+def _requirement(table: Table) -> Entry:
+    return Entry(
+        id=table.text("id"),
+        title=_text(table, "title"),
+        level=_text(table, "level"),
+        statement=_text(table, "statement"),
+        source=_text(table, "source"),
+    )
+
+
+def _text(table: Table, key: str) -> str:
+    """A text of several lines as one."""
+    return " ".join(table.text(key, "").split())
