@@ -8,20 +8,22 @@ from typing import Final
 
 
 class HarnessError(Exception):
-    """Anything the harness itself reports; its message is one line, fit to print without a traceback.
+    """The base of all errors that harness raises on purpose.
+
+    The message begins with what failed, in one line that makes sense without a traceback; details follow in others.
 
     HarnessError
     |- UsageError          the caller asked for something that does not exist or makes no sense (exit status 2)
     |- Unavailable         this machine lacks a program, a permission or a kernel feature (exit status 125)
     |- Unsupported         the implementation does not declare this capability
-    |- ControlError        an implementation or the kernel refused a request, with the errno it gave
-    |  `- DumpInterrupted  something changed while the kernel's answer was read; it may mix old and new
+    |- ControlError        an implementation or the kernel refused a request, with an errno
+    |  `- DumpInterrupted  the kernel's state changed during a dump, which may mix old and new values
     |- DeadlineExceeded    an awaited event did not come in time
     |- ProgramFailed       a program exited with a status other than zero
-    |- ToolFailed          a compiler or installer failed, with the line of its output that says why
+    |- ToolFailed          a compiler or installer failed, with the line of its output that names the reason
     |- Missing             a probe of `wg-interop doctor` found something missing, with the remedy
     |- Unhealthy           a health check found something wrong with a process under test
-    `- Stopped             a guest was stopped because nobody needs it any more
+    `- Stopped             a guest was stopped because its result is not needed any more
     """
 
 
@@ -40,8 +42,8 @@ class Unsupported(HarnessError):
 class ControlError(HarnessError):
     """An implementation, or the kernel, refused a request.
 
-    errno: the positive error number it gave (errno(3)), whatever its sign on the wire. reason: the number's meaning
-    and, from the kernel, its own words: `Network is unreachable (Nexthop has invalid gateway)`.
+    errno: the positive error number (errno(3)), whatever its sign on the wire. reason: the number's meaning and, from
+    the kernel, its extended ack: `Network is unreachable (Nexthop has invalid gateway)`.
     """
 
     def __init__(self, message: str, errno: int, reason: str) -> None:
@@ -58,22 +60,22 @@ class ProgramFailed(HarnessError):
     """A program exited with a status other than zero."""
 
 
-# Where a number has two names, Python knows the one that WireGuard's documentation does not use.
+# Some numbers have two names, and Python's errno.errorcode has the one that WireGuard's documentation does not use.
 _USUAL_NAMES: Final = {errno.EOPNOTSUPP: "EOPNOTSUPP", errno.EDEADLK: "EDEADLK"}
 
 
 def error_name(number: int) -> str:
-    """EADDRINUSE for 98, as errno(3) names it."""
+    """Return the name of an error number as in errno(3): EADDRINUSE for 98."""
     return _USUAL_NAMES.get(number) or errno.errorcode.get(number, f"errno {number}")
 
 
 def refusal(where: str, action: str, number: int, detail: str = "") -> ControlError:
-    """Make the error of a refused request: `wg0 (uapi): EADDRINUSE: set listen_port 51820: Address already in use`."""
+    """Make the error for a refused request: `wg0 (uapi): EADDRINUSE: set listen_port 51820: Address already in use`."""
     reason = f"{os.strerror(number)} ({detail})" if detail else os.strerror(number)
     return ControlError(f"{where}: {error_name(number)}: {action}: {reason}", number, reason)
 
 
 def unreadable(where: str, what: object) -> ControlError:
-    """Make the error of an answer that breaks the protocol."""
+    """Make the error for an answer that violates the protocol."""
     reason = f"unreadable answer: {what}"
     return ControlError(f"{where}: {reason}", errno.EBADMSG, reason)

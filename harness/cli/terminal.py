@@ -37,22 +37,22 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, COULD_NOT = 0, 1, 2, 125
 PYTEST_USAGE, PYTEST_NO_TESTS = 4, 5  # exit statuses, pytest.ExitCode
-PACE: Final = 3.0  # seconds between two lines of progress where there is no terminal
-FRAME: Final = 0.1  # and between two pictures on one
+PACE: Final = 3.0  # seconds between two lines of progress without a terminal
+FRAME: Final = 0.1  # seconds between two pictures on a terminal
 RECENT: Final = 3  # finished tests that the live view names
 MESSAGE_LINES: Final = (50, 10)  # of a longer message so many from its start and its end; the page has all of them
 WITNESSES: Final = 10  # tests of a cause that are named; the page has all of them
-WIDTH: Final = 200  # where there is no terminal: nothing is folded that someone may want to grep
+WIDTH: Final = 200  # columns without a terminal, so that tables are not folded
 ALONE: Final = "(alone)"  # the column of tests with one implementation
 _STYLES: Final = {"passed": "green", "skipped": "dim"} | dict.fromkeys(GATING, "bold red")
 _OTHER_STYLE: Final = "yellow"
-# Not passed, not failed: why, is told once for all tests with the same reason.
+# States that are listed by reason, not by test.
 _WITH_REASON: Final = frozenset({"differs", "unsupported", "skipped"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What became of one test; `pair` is `A~B`, `A` or empty, `artifacts` relative to the report directory."""
+    """The result of one test. pair: `A~B`, `A` or empty. artifacts: relative to the report directory."""
 
     id: str
     pair: str = ""
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What tells it from the same test in another lane or on another kernel."""
+        """Tells it from the same test in another lane or on another kernel."""
         return self.id, self.lane, self.kernel
 
     @property
@@ -76,7 +76,7 @@ class Outcome:
 
 
 class Events:
-    """The reading end of the pipe on which pytest tells what becomes of the tests."""
+    """Read the pipe on which pytest reports what becomes of the tests, without waiting."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -85,7 +85,7 @@ class Events:
         self.ended = False
 
     def lines(self) -> list[bytes]:
-        """The lines that have come since; does not wait."""
+        """Return the whole lines received since the last call."""
         with suppress(BlockingIOError):
             while chunk := os.read(self.descriptor, 1 << 16):
                 self._rest += chunk
@@ -96,13 +96,13 @@ class Events:
 
 @dataclass(slots=True)
 class Tally:
-    """The outcomes so far, by test, lane and kernel, and how many tests there are; None until that is known."""
+    """The outcomes so far, by test, lane and kernel. total: the number of tests; None before it is known."""
 
     total: int | None = None
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
 
     def take(self, line: bytes) -> Outcome | None:
-        """Take one event of the plugin's Reporter; returns the outcome if it is one. Other lines are passed over."""
+        """Read one event of the plugin's Reporter; returns the outcome, or None for any other line."""
         try:
             event = json.loads(line)
             kind = event.pop("event")
@@ -116,15 +116,16 @@ class Tally:
         return outcome
 
     def replace(self, results: Iterable[Result]) -> None:
-        """Take the results of results.json instead: they know more, such as where evidence lies.
+        """Replace the outcomes by those of results.json, which have the path of the evidence, too.
 
-        One that reads passed, and of whose end no event told, was interrupted.
+        A passed result without an event of its end was interrupted, and is left out.
         """
         whole = [_from_result(result) for result in results]
-        told = self.outcomes
-        self.outcomes = {each.identity: each for each in whole if each.state != "passed" or each.identity in told}
+        ended = self.outcomes
+        self.outcomes = {each.identity: each for each in whole if each.state != "passed" or each.identity in ended}
 
     def counts(self) -> Counter[str]:
+        """How many tests are in each state."""
         return Counter(outcome.state for outcome in self.outcomes.values())
 
     def __str__(self) -> str:
@@ -147,12 +148,12 @@ def _from_result(result: Result) -> Outcome:
 
 
 def _counted(counts: Counter[str]) -> list[str]:
-    """`14 passed`, `2 failed`, in the order of the states."""
+    """Format counts as `14 passed`, `2 failed`, in the order of STATES."""
     return [f"{counts[state]} {state}" for state in STATES if counts[state]]
 
 
 def console(stream: TextIO) -> Console:
-    """A console that draws on a terminal and writes plain text elsewhere, whatever FORCE_COLOR says."""
+    """Make a console that draws on a terminal, and writes plain text elsewhere even with FORCE_COLOR."""
     terminal = stream.isatty()
     made = Console(
         file=stream,
@@ -168,7 +169,7 @@ def console(stream: TextIO) -> Console:
 
 
 def line(out: Console, text: str = "", style: str = "") -> None:
-    """Print a line that is not folded, so that what is in it can be copied."""
+    """Print a line without folding it, so that paths in it can be copied."""
     out.print(Text(text, style=style), soft_wrap=True)
 
 
@@ -176,13 +177,13 @@ def line(out: Console, text: str = "", style: str = "") -> None:
 
 
 class Progress:
-    """Tells how a run is getting on; `moved` after each outcome, `tick` at least twice a second."""
+    """Print the progress of a run. Call `moved` after each outcome, `tick` at least twice a second."""
 
     def __init__(self, out: Console, tally: Tally, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
         self._tally = tally
         self._clock = clock
-        self._start = self._told = clock()
+        self._start = self._printed = clock()
         self._recent: list[Outcome] = []
         self._live = Live(console=out, auto_refresh=False, transient=True) if out.is_terminal else None
         self.note = ""
@@ -198,19 +199,20 @@ class Progress:
 
     @property
     def seconds(self) -> float:
+        """How long the run has taken so far."""
         return self._clock() - self._start
 
     def moved(self, outcome: Outcome) -> None:
-        """Take note of one more outcome; a failure is told at once."""
+        """Note one more outcome; a failure is printed at once."""
         self._recent = [*self._recent, outcome][-RECENT:]
         if outcome.state in GATING:
             line(self._out, f"{outcome.state}: {outcome.id}", _style(outcome.state))
 
     def tick(self) -> None:
-        """Draw, or say a line if the last was said a while ago."""
-        if self._clock() - self._told < (PACE if self._live is None else FRAME):
+        """Draw the picture, or print a line, if the last one is old enough."""
+        if self._clock() - self._printed < (PACE if self._live is None else FRAME):
             return
-        self._told = self._clock()
+        self._printed = self._clock()
         if self._live is None:
             line(self._out, self._status())
         else:
@@ -236,7 +238,7 @@ class Progress:
 
 
 def matrix(outcomes: Iterable[Outcome]) -> Table | None:
-    """How many tests came to which state, A downwards and B across; None if no test had an implementation."""
+    """Make the table of A and B with the states of their tests; None if no test had an implementation."""
     cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         a, _, b = outcome.pair.partition("~")
@@ -261,7 +263,7 @@ def _style(state: str) -> str:
 
 
 def summary(out: Console, tally: Tally, report: Path) -> None:
-    """The matrix, what failed by cause with its message and evidence, the reasons of what was skipped."""
+    """Print the matrix, what failed by cause with its message and evidence, and the reasons of skips."""
     outcomes = list(tally.outcomes.values())
     table = matrix(outcomes)
     if table is not None:
@@ -288,7 +290,7 @@ def _show_causes(out: Console, outcomes: Sequence[Outcome], report: Path) -> Non
 
 
 def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, report: Path) -> None:
-    """The message of one witness in full, with its evidence, then the other tests, one on each line."""
+    """Print the message of one witness with its evidence, then the other tests, one per line."""
     shown = cause.typical
     line(out)
     line(out, _header(cause), _style(shown.state))
@@ -329,7 +331,7 @@ def _show_reasons(out: Console, outcomes: list[Outcome]) -> None:
 
 
 def short(path: Path) -> str:
-    """A path as the user would type it: relative to the current directory if it is below that."""
+    """Shorten a path below the current directory to a relative one."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
@@ -337,47 +339,49 @@ def short(path: Path) -> str:
 # The conclusion
 
 
-def usage_error(said: Sequence[str]) -> str:
-    """The line of pytest's output that says what is wrong with the command line."""
-    for text in reversed(said):
+def usage_error(output: Sequence[str]) -> str:
+    """Find the line of pytest's output that names the mistake in the command line."""
+    for text in reversed(output):
         for mark in ("pytest: error: ", "ERROR: "):
             if mark in text and "ERROR: usage: " not in text:
                 return f"{text.partition(mark)[2]}; see wg-interop run --help"
-    return said[-1] if said else "pytest refused the command line and said nothing"
+    return output[-1] if output else "pytest refused the command line and said nothing"
 
 
-def uncollected(said: Sequence[str]) -> dict[str, str]:
-    """The files that pytest could not collect, and the error of each."""
-    found: dict[str, str] = {}
+def uncollected(output: Sequence[str]) -> dict[str, str]:
+    """Find the files that pytest could not collect, with the error of each."""
+    errors: dict[str, str] = {}
     name = ""
-    for text in said:
+    for text in output:
         if header := re.fullmatch(r"_+ ERROR collecting (.+?) _+", text):
             name = header[1]
-            found[name] = ""
-        elif name and text.startswith("E  ") and not found[name]:
-            found[name] = text[1:].strip()
-    return found
+            errors[name] = ""
+        elif name and text.startswith("E  ") and not errors[name]:
+            errors[name] = text[1:].strip()
+    return errors
 
 
 class Conclusion(NamedTuple):
-    """What a run comes to: the exit status, the reason if the outcomes do not show it, whether the log may tell."""
+    """The end of a run: exit status, the reason unless the outcomes show it, whether to print the log's end."""
 
     status: int
     reason: str = ""
     see_log: bool = False
 
 
-def conclude(status: int, states: set[str], said: Sequence[str]) -> Conclusion:
-    """Judge a run by pytest's exit status, the states that tests came to, and what pytest wrote."""
+def conclude(status: int, states: set[str], output: Sequence[str]) -> Conclusion:
+    """Derive the end of a run from pytest's exit status, the states of its tests, and its output."""
     if states & GATING:
         return Conclusion(FAILED)
     if status == OK and "passed" in states:
         return Conclusion(OK)
-    if uncollected(said):
+    if uncollected(output):
         return Conclusion(COULD_NOT, "could not test: tests could not be collected")
-    # The plugin ends its output with what it holds against a run without a failure.
-    told = [text.removeprefix("wg-interop: ") for text in said if re.match("wg-interop: (?!.*, seed )", text)]
-    reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"} | ({FAILED: told[-1]} if told else {})
+    # The plugin's last lines name what is wrong with a run without a failure.
+    complaints = [text.removeprefix("wg-interop: ") for text in output if re.match("wg-interop: (?!.*, seed )", text)]
+    reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"}
+    if complaints:
+        reasons[FAILED] = complaints[-1]
     if status in reasons:
         return Conclusion(COULD_NOT, f"could not test: {reasons[status]}")
     return Conclusion(COULD_NOT, f"could not test: pytest ended with status {status}", see_log=True)
@@ -387,7 +391,7 @@ def conclude(status: int, states: set[str], said: Sequence[str]) -> Conclusion:
 
 
 def human(size: float) -> str:
-    """A number of bytes as people read it."""
+    """Format a number of bytes: `2 KiB`."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:  # noqa: PLR2004
             return f"{size:.0f} {unit}"

@@ -9,20 +9,24 @@ from harness.control.records import keyword_changes
 if TYPE_CHECKING:
     from harness.control.records import DeviceConfig, DeviceState, PeerConfig
 
-# Of one that is asked for evidence after a failure, which may be that it does not answer.
+# Seconds to wait for a state that is read as evidence: the failure may be that the program does not answer.
 EVIDENCE_TIMEOUT: Final = 2.0
 
 
 class Control(Protocol):
-    """One WireGuard interface, in whichever way it is reached."""
+    """Read and change the configuration of one WireGuard interface."""
 
-    def get(self, timeout: float | None = None) -> DeviceState: ...
+    def get(self, timeout: float | None = None) -> DeviceState:
+        """Read the device. timeout: seconds, scaled; None for the control's own."""
+        ...
 
-    def set(self, config: DeviceConfig) -> None: ...
+    def set(self, config: DeviceConfig) -> None:
+        """Apply a configuration; raises ControlError with the errno of a refusal."""
+        ...
 
 
 def describe(config: DeviceConfig) -> str:
-    """Say in one line what a configuration changes; without private and preshared keys, which are of no help."""
+    """Describe in one line what a configuration changes, without the values of private and preshared keys."""
     changes = [_change(name, value) for name, value in keyword_changes(config).items() if name != "peers"]
     match config.peers:
         case []:

@@ -59,10 +59,10 @@ REPLACE_PEERS: Final = 1
 REMOVE, REPLACE_ALLOWED_IPS, UPDATE_ONLY = 1, 2, 4
 REMOVE_ALLOWED_IP: Final = 1
 
-# The list of peers is one attribute with 16 bits of length. Half of that is as much as the kernel itself puts into one
-# message of a dump, and stays far below any default socket buffer.
+# Bytes of peers in one request. The list of peers is one attribute, whose length has 16 bits. The kernel's own dumps
+# use half of that in one message, which is far below any default socket buffer.
 MAX_PEERS_LENGTH: Final = 32768
-# Of at most 48 bytes each, so that a part of a peer fits into one message with room to spare.
+# Allowed-ips in one entry. Each takes at most 48 bytes, so that an entry fits into one message.
 ALLOWED_IPS_PER_PART: Final = 512
 
 _U8: Final = Struct("=B")
@@ -79,9 +79,9 @@ D = TypeVar("D")
 
 
 class _Layout(NamedTuple):
-    """An allowed-ip as the kernel writes it: length, family, address; only the length and the address vary.
+    """The layout of an allowed-ip in the kernel's dump: length, family, address.
 
-    head, middle: what stands before the length, and between it and the address.
+    Only the length and the address vary. head, middle: the bytes before the length, and between it and the address.
     """
 
     head: bytes
@@ -90,7 +90,7 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, family: int, width: int) -> _Layout:
-        """Take it from an entry of length and address 0, as the codec makes it."""
+        """Derive the layout from an entry that the codec makes for length and address 0."""
         length = attribute(ALLOWED_IP_LENGTH, bytes(1))
         address = attribute(ALLOWED_IP_ADDRESS, bytes(width))
         layout = Struct(f"=8sB3x12s{width}s")
@@ -100,14 +100,14 @@ class _Layout(NamedTuple):
 
 _LAYOUTS: Final = {4: _Layout.of(socket.AF_INET, 4), 16: _Layout.of(socket.AF_INET6, 16)}
 _LAYOUT_OF_HEAD: Final = {layout.head: layout for layout in _LAYOUTS.values()}
-# Of the entry and of its first attribute.
+# Bytes of the headers of the entry and of its first attribute.
 _HEAD_SIZE: Final = 2 * ATTRIBUTE_HEADER
 
 
 def encode_set(ifname: str, config: DeviceConfig, family_id: int) -> list[bytes]:
-    """Make the SET_DEVICE requests that apply a configuration, one after the other.
+    """Encode a configuration as SET_DEVICE requests, to be sent one after the other.
 
-    Several if the peers do not fit into one; only the first has the fields of the device.
+    There are several if the peers do not fit into one; only the first has the fields of the device.
     """
     parts = (part for peer in config.peers for part in _encode_peer(peer))
     device = _encode_device(config)
@@ -120,7 +120,7 @@ def encode_set(ifname: str, config: DeviceConfig, family_id: int) -> list[bytes]
 
 
 def encode_get(ifname: str, family_id: int) -> bytes:
-    """Make the GET_DEVICE request; it exists as a dump only."""
+    """Encode the GET_DEVICE request, which the kernel answers with a dump only."""
     return generic(family_id, GET_DEVICE, NLM_F_REQUEST | NLM_F_DUMP, _name(ifname))
 
 
@@ -129,7 +129,7 @@ def _name(ifname: str) -> bytes:
 
 
 def _fill(parts: Iterable[bytes], room: int) -> Iterator[bytes]:
-    """Join parts as long as they fit; at least one answer, though it be empty."""
+    """Join parts into blocks that fit into one request; returns at least one block, which may be empty."""
     joined: list[bytes] = []
     size = 0
     for part in parts:
@@ -153,7 +153,7 @@ def _encode_device(config: DeviceConfig) -> bytes:
 
 
 def _encode_peer(peer: PeerConfig) -> Iterator[bytes]:
-    """Make the entries of one peer: the first says everything, each further one only adds allowed-ips."""
+    """Encode the entries of one peer: the first has all its fields, each further one only adds allowed-ips."""
     flags = REMOVE * peer.remove | UPDATE_ONLY * peer.update_only
     first_flags = flags | REPLACE_ALLOWED_IPS * peer.replace_allowed_ips
     public_key = attribute(PEER_PUBLIC_KEY, peer.public_key.raw)
@@ -162,7 +162,7 @@ def _encode_peer(peer: PeerConfig) -> Iterator[bytes]:
     yield nest(0, public_key, _flags(first_flags), settings, _encode_allowed_ips(prefixes[:ALLOWED_IPS_PER_PART]))
     for start in range(ALLOWED_IPS_PER_PART, len(prefixes), ALLOWED_IPS_PER_PART):
         more = prefixes[start : start + ALLOWED_IPS_PER_PART]
-        # To replace again would lose the first part; but a peer that must go, or must not be made, still must not.
+        # REPLACE_ALLOWED_IPS again would lose the first entry's; REMOVE and UPDATE_ONLY hold for every entry.
         yield nest(0, public_key, _flags(flags), _encode_allowed_ips(more))
 
 
@@ -182,7 +182,7 @@ def _flags(flags: int) -> bytes:
 
 
 def _optional(kind: int, name: str, value: int | None, layout: Struct) -> bytes:
-    """Make the attribute of an integer, or nothing for None."""
+    """Encode an integer as an attribute; no bytes for None."""
     if value is None:
         return b""
     try:
@@ -219,9 +219,9 @@ def _encode_allowed_ip(prefix: AllowedIP) -> bytes:
 
 
 def decode_dump(messages: Iterable[Message], where: str = "genl") -> DeviceState:
-    """Read the answer to GET_DEVICE, its NLMSG_DONE included; `where` begins the messages of the errors.
+    """Decode the answer to GET_DEVICE, NLMSG_DONE included. where: begins each error message.
 
-    ControlError if the kernel refused, DumpInterrupted if the device changed meanwhile: then read again.
+    Raises ControlError if the kernel refused, DumpInterrupted if the device changed during the dump: read again.
     """
     device: dict[int, bytes] = {}
     peers: list[_Peer] = []
@@ -236,7 +236,7 @@ def decode_dump(messages: Iterable[Message], where: str = "genl") -> DeviceState
 
 
 class _Peer(NamedTuple):
-    """One peer of a dump: its attributes as they came, and the allowed-ips of all entries that continue it."""
+    """One peer of a dump: its raw attributes, and the allowed-ips of its entry and all that continue it."""
 
     by_kind: dict[int, bytes]
     allowed_ips: list[AllowedIP]
@@ -252,7 +252,7 @@ def _split_device(payload: bytes, device: dict[int, bytes], peers: list[_Peer]) 
 
 
 def _split_peer(entry: bytes, peers: list[_Peer]) -> None:
-    """Add one peer, or more allowed-ips to the last one if that is what the entry continues."""
+    """Add one peer, or more allowed-ips to the last one if the entry continues it."""
     peer = _Peer({}, [])
     for kind, value in attributes(entry):
         if kind == PEER_ALLOWED_IPS:
@@ -293,30 +293,30 @@ def _peer_state(peer: _Peer) -> PeerState:
 
 
 def _read(by_kind: dict[int, bytes], kind: int, decode: Callable[[bytes], T], default: D) -> T | D:
-    """Decode an attribute; the default if the kernel left it out."""
+    """Decode an attribute; returns the default if the kernel left it out."""
     return decode(by_kind[kind]) if kind in by_kind else default
 
 
 def _decode_allowed_ips(entries: bytes) -> list[AllowedIP]:
-    """Read entries one unpack each, as long as they look as the kernel of today writes them."""
-    found: list[AllowedIP] = []
+    """Decode entries by one unpack each, as long as they have the layout that current kernels write."""
+    decoded: list[AllowedIP] = []
     at = 0
     while layout := _LAYOUT_OF_HEAD.get(entries[at : at + _HEAD_SIZE]):
         _, length, middle, address = layout.struct.unpack_from(entries, at)
         if middle != layout.middle:
             break
-        found.append(AllowedIP(address, length))
+        decoded.append(AllowedIP(address, length))
         at += layout.struct.size
-    return found + [_decode_allowed_ip(entry) for _, entry in attributes(entries[at:])]
+    return decoded + [_decode_allowed_ip(entry) for _, entry in attributes(entries[at:])]
 
 
 def _decode_allowed_ip(entry: bytes) -> AllowedIP:
-    found = dict(attributes(entry))
-    address = found.get(ALLOWED_IP_ADDRESS, b"")
-    if len(address) not in _LAYOUTS or ALLOWED_IP_LENGTH not in found:
+    by_kind = dict(attributes(entry))
+    address = by_kind.get(ALLOWED_IP_ADDRESS, b"")
+    if len(address) not in _LAYOUTS or ALLOWED_IP_LENGTH not in by_kind:
         raise ValueError(f"an allowed ip of {entry.hex()}")
-    flags = _u32(found[ALLOWED_IP_FLAGS]) if ALLOWED_IP_FLAGS in found else 0
-    return AllowedIP(address, _u8(found[ALLOWED_IP_LENGTH]), bool(flags & REMOVE_ALLOWED_IP))
+    flags = _u32(by_kind[ALLOWED_IP_FLAGS]) if ALLOWED_IP_FLAGS in by_kind else 0
+    return AllowedIP(address, _u8(by_kind[ALLOWED_IP_LENGTH]), bool(flags & REMOVE_ALLOWED_IP))
 
 
 def _decode_endpoint(value: bytes) -> Endpoint:
@@ -353,10 +353,10 @@ _u8, _u16, _u32, _u64 = map(_number, (_U8, _U16, _U32, _U64))
 
 
 class GenlControl:
-    """The WireGuard interfaces of the network namespace in which the socket was opened.
+    """Configure the WireGuard interfaces of the network namespace in which a socket was opened.
 
-    sock: socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC); closing it stays with the caller. timeout: seconds that one
-    get or set may take, unless a get is given its own.
+    sock: socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC); the caller closes it. timeout: seconds for one get or set; a
+    get may have its own.
     """
 
     def __init__(self, sock: socket.socket, *, timeout: float = REQUEST_TIMEOUT) -> None:
@@ -364,12 +364,12 @@ class GenlControl:
         self._timeout = timeout
 
     def interface(self, ifname: str) -> Control:
-        """One interface, so that it can stand where the text protocol could."""
+        """Return the Control of one interface."""
         return _Interface(self, ifname)
 
     @cached_property
     def family_id(self) -> int:
-        """The number that this kernel gave to WireGuard's family."""
+        """The id of WireGuard's generic netlink family in this kernel."""
         try:
             return self._socket.resolve_family("wireguard", Deadline(self._timeout))
         except ControlError as error:
@@ -380,7 +380,7 @@ class GenlControl:
             ) from error
 
     def set(self, ifname: str, config: DeviceConfig) -> None:
-        """Apply a configuration; what the kernel took before its first no, stays."""
+        """Apply a configuration; after a refusal the requests accepted before it stay applied."""
         requests = encode_set(ifname, config, self.family_id)
         action = describe(config)
         deadline = Deadline(self._timeout)
@@ -389,7 +389,7 @@ class GenlControl:
             self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)
 
     def get(self, ifname: str, timeout: float | None = None) -> DeviceState:
-        """Read the device; once more from the start whenever somebody changed it meanwhile."""
+        """Read the device; starts again whenever it changed during the dump."""
         where, deadline = f"{ifname} (genl)", Deadline(self._timeout if timeout is None else timeout)
         request = encode_get(ifname, self.family_id)
         while True:
@@ -403,7 +403,9 @@ class _Interface:
     ifname: str
 
     def get(self, timeout: float | None = None) -> DeviceState:
+        """Read this device."""
         return self.control.get(self.ifname, timeout)
 
     def set(self, config: DeviceConfig) -> None:
+        """Apply a configuration to this device."""
         self.control.set(self.ifname, config)

@@ -33,7 +33,7 @@ class Key:
 
     raw: bytes
 
-    # Spelt out, because pytest explains a difference of records by the generated `__eq__` field by field: whole keys.
+    # Not the generated one: pytest explains a difference of such records field by field, which prints whole keys.
     def __eq__(self, other: object) -> bool:
         return self.raw == other.raw if isinstance(other, Key) else NotImplemented
 
@@ -59,7 +59,7 @@ class Key:
 
     @classmethod
     def clamped(cls, raw: bytes) -> Self:
-        """The private key of these 32 bytes, clamped (RFC 7748, section 5)."""
+        """Make the private key of these 32 bytes, clamped (RFC 7748, section 5)."""
         return cls(bytes([raw[0] & 248, *raw[1:31], raw[31] & 127 | 64]))
 
     def public(self) -> Key:
@@ -111,6 +111,7 @@ class AllowedIP(NamedTuple):
 
     @property
     def family(self) -> int:
+        """AF_INET or AF_INET6."""
         return socket.AF_INET if len(self.address) == 4 else socket.AF_INET6  # noqa: PLR2004
 
     def __str__(self) -> str:
@@ -124,7 +125,7 @@ class AllowedIP(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a peer's datagrams go: an IP address in its usual notation, a UDP port, an IPv6 scope id."""
+    """A peer's endpoint: an IP address in canonical notation, a UDP port, an IPv6 scope id."""
 
     host: str
     port: int
@@ -134,14 +135,14 @@ class Endpoint:
     def parse(cls, text: str, scope_index: Callable[[str], int] = socket.if_nametoindex) -> Self:
         """Read `1.2.3.4:5` or `[fe80::1%3]:5`, as `wg show` prints it.
 
-        scope_index: finds the index of an interface named as scope; it has to ask in the right network namespace.
+        scope_index: returns the index of an interface named as scope, in the peer's network namespace.
         """
         host, _, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
         address, _, scope = bare.partition("%")
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            # There and back, because one address has many spellings, and this is the one that netlink's reader uses.
+            # Parsed and printed again: one address has many spellings, and inet_ntop's is the one that genl.py uses.
             usual = socket.inet_ntop(family, socket.inet_pton(family, address))
             return cls(usual, int(port), _scope_id(scope, scope_index))
         except (ValueError, OSError) as error:
@@ -149,6 +150,7 @@ class Endpoint:
 
     @property
     def family(self) -> int:
+        """AF_INET or AF_INET6."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def __str__(self) -> str:
@@ -168,7 +170,7 @@ def _scope_id(text: str, scope_index: Callable[[str], int]) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerConfig:
-    """What to change of one peer; None means: leave as it is.
+    """Changes to one peer; None leaves a field as it is.
 
     A preshared key of 32 zero bytes clears it; a persistent keepalive of 0 seconds turns it off.
     """
@@ -189,7 +191,7 @@ class PeerConfig:
 
 
 class PeerChanges(TypedDict, total=False):
-    """The fields of PeerConfig besides the key, as keywords: what to change of one peer."""
+    """The fields of PeerConfig besides the key, as keyword arguments."""
 
     preshared_key: Key | None
     endpoint: Endpoint | None
@@ -203,7 +205,7 @@ class PeerChanges(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """What to change of a device; None means: leave as it is.
+    """Changes to a device; None leaves a field as it is.
 
     A private key of 32 zero bytes clears it; a listen port of 0 means a random one; a fwmark of 0 turns it off.
     """
@@ -239,7 +241,7 @@ class PeerState:
     def __repr__(self) -> str:
         """`PeerState(peer j0DFrbaP...=; endpoint 127.0.0.1:2; transfer 92 B received, 148 B sent)`."""
         handshake, transfer = self.latest_handshake, (self.rx_bytes, self.tx_bytes)
-        told = {
+        values = {
             "preshared_key": self.preshared_key,
             "endpoint": self.endpoint,
             "allowed_ips": self.allowed_ips or None,
@@ -248,7 +250,7 @@ class PeerState:
             "persistent_keepalive": self.persistent_keepalive or None,
             "protocol_version": self.protocol_version if self.protocol_version != 1 else None,
         }
-        return f"PeerState({'; '.join([f'peer {self.public_key.short}', *_words(told)])})"
+        return f"PeerState({'; '.join([f'peer {self.public_key.short}', *_words(values)])})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,17 +265,17 @@ class DeviceState:
 
     def __repr__(self) -> str:
         """`DeviceState(interface: public key j0DFrbaP...=; listening port 51820; peers hPg1Fr41...=)`."""
-        told = {
+        values = {
             "private_key": self.private_key,
             "public_key": self.public_key,
             "listening_port": self.listen_port or None,
             "fwmark": self.fwmark or None,
             "peers": self.peers or None,
         }
-        return f"DeviceState(interface: {'; '.join(_words(told)) or '(none)'})"
+        return f"DeviceState(interface: {'; '.join(_words(values)) or '(none)'})"
 
     def peer(self, public_key: Key) -> PeerState:
-        """The peer with this public key."""
+        """Return the peer with this public key; raises UsageError that lists the keys of all peers."""
         for peer in self.peers:
             if peer.public_key == public_key:
                 return peer
@@ -287,14 +289,14 @@ def allowed_ips(*texts: str) -> tuple[AllowedIP, ...]:
 
 
 def keyword_changes(record: DeviceConfig | PeerConfig) -> dict[str, object]:
-    """The fields of a configuration record that change something, by name; for logs and evidence."""
+    """Return the fields of a configuration record that change something, by name."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     # By identity: 0 equals False, but a listen port of 0 is a change.
     return {name: value for name, value in values.items() if value is not None and value is not False and value != ()}
 
 
 def _words(values: Mapping[str, object]) -> list[str]:
-    """What there is of these fields, each in the words of `wg show`."""
+    """Format the fields that are not None in the words of `wg show`."""
     return [_word(name, value) for name, value in values.items() if value is not None]
 
 

@@ -38,7 +38,7 @@ D = TypeVar("D")
 
 
 def encode_set(config: DeviceConfig) -> bytes:
-    """Make the request that applies a configuration, its lines in the order in which the kernel applies a set."""
+    """Encode a configuration as a set request, its lines in the order in which the kernel applies a set."""
     lines = ["set=1"]
     lines += _integer("fwmark", config.fwmark)
     lines += _integer("listen_port", config.listen_port)
@@ -51,7 +51,7 @@ def encode_set(config: DeviceConfig) -> bytes:
 
 def _encode_peer(peer: PeerConfig) -> Iterator[str]:
     yield from _key("public_key", peer.public_key)
-    # First: from these lines on, an implementation may skip the rest of the section.
+    # These lines come first: an implementation may skip the rest of the section after them.
     yield from _claim("remove", peer.remove)
     yield from _claim("update_only", peer.update_only)
     yield from _integer("protocol_version", peer.protocol_version)
@@ -73,7 +73,7 @@ def _integer(name: str, value: int | None) -> list[str]:
 
 
 def _claim(name: str, value: bool) -> list[str]:
-    """Only `true` can be said: the protocol has no word for leaving a thing undone."""
+    """Encode a flag: the protocol has `true` only, and leaves the line out for False."""
     return [f"{name}=true"] if value else []
 
 
@@ -83,7 +83,7 @@ def decode_get(
     *,
     scope_index: Callable[[str], int] = socket.if_nametoindex,
 ) -> DeviceState:
-    """Read the answer to `get=1`, its errno line included; `where` begins the messages of the errors.
+    """Decode the answer to `get=1`, its errno line included. where: begins each error message.
 
     scope_index: finds the index behind an endpoint such as [fe80::1%eth0]:1, whose interface name belongs to the
     network namespace of the answering program. Names that the protocol does not know are ignored.
@@ -92,7 +92,7 @@ def decode_get(
     try:
         return DeviceState(
             private_key=_last(device, "private_key", _key_or_none, None),
-            # Only boringtun and its descendants tell it, by a name of their own.
+            # Only boringtun and its descendants send this line; it is not part of the protocol.
             public_key=_last(device, "own_public_key", _key_or_none, None),
             listen_port=_last(device, "listen_port", int, 0),
             fwmark=_last(device, "fwmark", int, 0),
@@ -103,7 +103,7 @@ def decode_get(
 
 
 def _check(answer: bytes | Iterable[str], where: str, action: str) -> list[str]:
-    """Take the lines before the errno line; raise what it says if it says no, or that there is none."""
+    """Return the lines before the errno line; raises ControlError if that is not 0 or is missing."""
     lines = answer.decode(errors="replace").split("\n") if isinstance(answer, bytes) else list(answer)
     while lines and not lines[-1]:
         lines.pop()
@@ -121,7 +121,7 @@ def _check(answer: bytes | Iterable[str], where: str, action: str) -> list[str]:
 
 
 def _sections(lines: list[str]) -> list[_Section]:
-    """Sort the lines: those of the device, then those of each peer; each name with all the values said for it."""
+    """Split the lines into those of the device and those of each peer: the values of each name, in order."""
     current: _Section = defaultdict(list)
     sections = [current]
     for line in lines:
@@ -149,7 +149,7 @@ def _decode_peer(section: _Section, scope_index: Callable[[str], int]) -> PeerSt
 
 
 def _last(section: _Section, name: str, parse: Callable[[str], T], default: D) -> T | D:
-    """Parse the last value said for a name."""
+    """Parse the last value of a name."""
     if name not in section:
         return default
     value = section[name][-1]
@@ -172,11 +172,10 @@ def _key_or_none(text: str) -> Key | None:
 
 
 class UapiControl:
-    """One interface under control of a program.
+    """Configure the interface of a userspace program.
 
-    connect: opens a connection to the program's socket, in the mount namespace where that is; each get and set opens
-    its own, as wg(8) does. timeout: seconds that one get or set may take, unless a get is given its own. scope_index:
-    see `decode_get`.
+    connect: opens a connection to the program's socket, in the mount namespace where it lies; each get and set opens
+    its own, as wg(8) does. timeout: seconds for one get or set; a get may have its own. scope_index: see `decode_get`.
     """
 
     def __init__(
@@ -193,15 +192,16 @@ class UapiControl:
         self._scope_index = scope_index
 
     def set(self, config: DeviceConfig) -> None:
-        """Apply a configuration; what the program took before its first no, stays."""
+        """Apply a configuration; after a refusal the lines accepted before it stay applied."""
         action = describe(config)
         _check(self.exchange(encode_set(config), action), self._where, action)
 
     def get(self, timeout: float | None = None) -> DeviceState:
+        """Read the device. timeout: seconds, scaled; None for the control's own."""
         return decode_get(self.exchange(GET, "get", timeout), self._where, scope_index=self._scope_index)
 
     def exchange(self, request: bytes, action: str, timeout: float | None = None) -> bytes:
-        """Send one request as it is and return the answer as it is; `action` names it in errors."""
+        """Send one request and return the answer, both as raw bytes. action: names the request in errors."""
         deadline = Deadline(self._timeout if timeout is None else timeout)
         answer = bytearray()
         try:
@@ -216,14 +216,14 @@ class UapiControl:
 
 
 def _send(sock: socket.socket, request: bytes, deadline: Deadline) -> None:
-    # A program may say no and hang up before it has read everything: its answer tells more than our broken pipe.
+    # EPIPE: a program may refuse and close before it has read everything. Its answer names the reason, so read it.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         deadline.limit(sock)
         sock.sendall(request)
 
 
 def _receive(sock: socket.socket, answer: bytearray, deadline: Deadline) -> None:
-    """Read up to the empty line that ends an answer, or to the end of the connection."""
+    """Receive up to the empty line that ends an answer, or to the end of the connection."""
     while not answer.endswith(b"\n\n"):
         deadline.limit(sock)
         data = sock.recv(_RECEIVE_SIZE)

@@ -1,6 +1,6 @@
 """Configure the two interfaces of a topology with the keys and addresses all tests share.
 
-A tunnel may run in another one; what then differs is a `Plan`.
+A tunnel may run inside another one, with another `Plan`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ V6_OF_B: Final = "fd00::2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the two interfaces of a tunnel are called and told; of each pair the first is A's.
+    """The names and settings of a tunnel's two interfaces; in each pair the first is A's.
 
-    keys: names of the lab's keys. addresses: in the tunnel, as ADDRESS/LENGTH. endpoints: where each is reached at
-    first; None for what the topology says. mtu: None for the implementation's own.
+    keys: names of the lab's keys. addresses: in the tunnel, as ADDRESS/LENGTH. endpoints: the first endpoint of each;
+    None for the topology's. mtu: None for the implementation's own.
     """
 
     name: str = "wg0"
@@ -48,7 +48,7 @@ class Plan:
 
 
 COMMON: Final = Plan()
-# A tunnel that carries another one.
+# The plan of a tunnel that carries another one, then that of the other one.
 OUTER: Final = Plan(addresses=(("fd00::5:1/112",), ("fd00::5:2/112",)))
 INNER: Final = Plan(
     name="wg1", keys=("key3", "key4"), ports=(5, 5), endpoints=("[fd00::5:1]:5", "[fd00::5:2]:5"), mtu=1340
@@ -58,8 +58,8 @@ INNER: Final = Plan(
 class Tunnel:
     """Two interfaces under test in a topology, configured with the common keys and addresses of the scenarios.
 
-    A has key1 and 192.168.241.1/24, fd00::1/112 and listens on port 1; B has key2 and the same with 2. Each allows the
-    other's /32 and /128; both share a preshared key.
+    A has key1, the addresses 192.168.241.1/24 and fd00::1/112, and listens on port 1. B has key2, 192.168.241.2/24 and
+    fd00::2/112, and listens on port 2. Each allows the other's /32 and /128; both share a preshared key.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Tunnel:
         plan: Plan = COMMON,
         nodes: dict[str, NetNS] | None = None,
     ) -> None:
-        """Build the topology, unless there are nodes already, and set up both interfaces."""
+        """Build the topology, unless `nodes` has one that is built, and set up both interfaces."""
         self.lab = lab
         self.topology = topology
         self.plan = plan
@@ -83,31 +83,32 @@ class Tunnel:
         self._configure()
 
     def inside(self, plan: Plan = INNER) -> Tunnel:
-        """A tunnel of the same implementations through this one: its sockets are where our links are."""
+        """Make a tunnel of the same implementations through this one: its sockets are in the nodes of our links."""
         within = replace(self.topology, birth=self.topology.place)
         return Tunnel(self.lab, within, self.a.manifest, self.b.manifest, plan=plan, nodes=self.nodes)
 
     @property
     def pub_a(self) -> Key:
+        """A's public key."""
         return self.key_a.public()
 
     @property
     def pub_b(self) -> Key:
+        """B's public key."""
         return self.key_b.public()
 
     def seen_by_a(self) -> PeerState:
-        """B as A reports it: endpoint, counters, latest handshake."""
+        """Return the peer B as A reports it: endpoint, counters, latest handshake."""
         return self.a.peer(self.pub_b)
 
     def seen_by_b(self) -> PeerState:
-        """A as B reports it."""
+        """Return the peer A as B reports it."""
         return self.b.peer(self.pub_a)
 
     def counted(self, deadline: float = 1.0) -> tuple[PeerState, PeerState]:
-        """B as A reports it and A as B does, once each has counted what the other has sent.
+        """Return both peers as reported, once the counters of the two sides agree, or else after the deadline.
 
-        A program counts a datagram a moment after it has sent it, and tells nobody; so this looks until the two agree,
-        or the deadline is over, and returns what was seen last.
+        A program counts a datagram a moment after it has sent it, without an event; so this polls.
         """
         return poll_until(
             lambda: (self.seen_by_a(), self.seen_by_b()),
@@ -116,9 +117,9 @@ class Tunnel:
         )
 
     def keep_alive(self, seconds: int) -> None:
-        """Have A send persistent keepalives so many seconds apart; none for 0.
+        """Make A send persistent keepalives every so many seconds; 0 turns them off.
 
-        One that cannot change a peer (capability `update-peer`) is given it anew, and begins a new session.
+        If A cannot change a peer (capability `update-peer`), it removes and adds the peer, which begins a new session.
         """
         if "update-peer" not in self.a.manifest.capabilities:
             self.a.set(DeviceConfig(peers=(PeerConfig(public_key=self.pub_b, remove=True),)))
@@ -127,7 +128,7 @@ class Tunnel:
             self.a.set_peer(self.pub_b, persistent_keepalive=seconds)
 
     def must_ping(self, sender: str, address: str, *, count: int = 1) -> None:
-        """Ping through the tunnel from a node; HarnessError with a diagnosis unless every request was answered."""
+        """Ping through the tunnel from a node; raises HarnessError with a diagnosis if a request is not answered."""
         __tracebackhide__ = True  # pytest's traceback ends at the test's own line
         pings = ping(self.nodes[sender], address, count=count)
         if pings.lost:
@@ -153,7 +154,7 @@ class Tunnel:
             interface.up(*self.plan.addresses[side], mtu=self.plan.mtu)
 
     def _peer(self, side: int) -> PeerConfig:
-        """A or B as the other one is told of it."""
+        """Make the configuration by which the other side knows A (0) or B (1)."""
         endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
         endpoint = endpoints[side]
         return PeerConfig(
@@ -224,6 +225,6 @@ def _losses(a: _Side, b: _Side) -> list[str]:
 
 
 def _alone(address: str) -> str:
-    """The prefix that holds this address and no other."""
+    """Return the prefix that contains this address only."""
     host = address.partition("/")[0]
     return f"{host}/{128 if ':' in host else 32}"

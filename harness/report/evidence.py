@@ -1,7 +1,7 @@
 """Read the evidence of tests for the page: which files there are, and their text.
 
-The texts come from the programs under test, so that nothing in them is trusted: only regular files below the directory
-of the results are read, and what cannot be seen in a text is made visible.
+The texts come from the programs under test and are not trusted: only regular files below the directory of the results
+are read, and invisible characters are made visible.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from urllib.parse import quote
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Of one text so much of its beginning and end stands in the page, of all together no more than the budget.
+# Bytes of one text that the page shows from its start and from its end, and of all texts together.
 _HEAD, _TAIL = 16_000, 32_000
 _BUDGET: Final = 12_000_000
-# What a file of the evidence is, by its name; the page shows them in this order.
+# The kind of each file of the evidence, by its name, in the order of the page.
 _KINDS: Final = (
     ("failure.txt", "failure"),
     ("topology.txt", "topology"),
@@ -35,13 +35,13 @@ _KINDS: Final = (
     ("*", "file"),
 )
 _COLOURS: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-# Control characters, halves of surrogate pairs, and what makes text run backwards.
+# Control characters, lone surrogates, and the marks that change the direction of text.
 _INVISIBLE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """One file of a test's evidence. text: None where it is linked and not shown."""
+    """One file of a test's evidence. text: None if the page only links it. left_out: bytes missing from its middle."""
 
     name: str
     kind: str
@@ -52,19 +52,19 @@ class Text:
 
 
 def clean(text: str) -> str:
-    """The text without colours, and with what cannot be seen made visible."""
+    """Remove colours from a text, and make invisible characters visible."""
     return _INVISIBLE.sub(lambda found: f"<{ord(found[0]):02x}>", _COLOURS.sub("", text).replace("\r\n", "\n"))
 
 
 class Reader:
-    """Reads evidence for a page in `place`, until the page is big enough."""
+    """Read evidence for a page in the folder `place`, until the page has reached its budget."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
         self._left = _BUDGET
 
     def read(self, base: Path, artifacts: str) -> list[Text]:
-        """The files of one test's evidence; none if it does not lie below the results."""
+        """Read the files of one test's evidence; none if its folder is not below that of the results."""
         if not artifacts or "\0" in artifacts:
             return []
         folder = base / artifacts
@@ -88,7 +88,7 @@ class Reader:
         )
 
     def _content(self, path: Path, size: int) -> tuple[str | None, int]:
-        """What stands in the page, and how many bytes in its middle do not."""
+        """Return the text for the page, and how many bytes of its middle are left out."""
         left_out = max(0, size - _HEAD - _TAIL)
         if size - left_out > self._left:
             return None, 0

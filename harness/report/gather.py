@@ -79,7 +79,7 @@ def _draw(gathered: Page) -> str:
 
 @cache
 def _template() -> Template:
-    # Imported late: whoever reads results alone need not wait for it.
+    # Imported late: reading results must not cost the import of a template engine.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -88,7 +88,7 @@ def _template() -> Template:
 
 
 def _sha256(text: str) -> str:
-    """The digest by which the page allows its own script and no other."""
+    """Return the digest by which the page's policy allows its own script and no other."""
     return b64encode(sha256(text.encode()).digest()).decode()
 
 
@@ -97,19 +97,19 @@ def _sha256(text: str) -> str:
 
 def _read(path: Path) -> Run:
     """Read a file of results; raises UsageError."""
-    found = read_results(path)
+    contents = read_results(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return Run(
         path=path.absolute(),
-        seed=found.seed,
-        host=found.host,
-        results=[_clean(result) for result in found.results],
+        seed=contents.seed,
+        host=contents.host,
+        results=[_clean(result) for result in contents.results],
         written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
     )
 
 
 def _clean(result: Result) -> Result:
-    """The result with its texts made visible; what programs say of themselves is in it."""
+    """Make invisible characters in a result's texts visible: programs under test wrote some of them."""
     return replace(
         result,
         id=clean(result.id),
@@ -133,7 +133,7 @@ def _clean_side(side: Mapping[str, str] | None) -> dict[str, str] | None:
 def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str = "") -> Page:
     """Collect what the page shows. place: the directory that it will lie in."""
     latest = {_identity(result): (run, result) for run in runs for result in run.results}
-    # Failures first: where the budget does not suffice, it is the evidence of passed tests that is linked.
+    # Failures first: if the budget runs out, the evidence of passed tests is linked only.
     ordered = sorted(latest.values(), key=lambda entry: rank_of(entry[1].state))
     reader = Reader(place)
     tests = [_shown(run, result, reader, root) for run, result in ordered]
@@ -175,7 +175,7 @@ def _identity(result: Result) -> str:
 
 
 def _anchor(kind: str, text: str) -> str:
-    """A name for links that is the same in every report."""
+    """Make a name for links that is the same in every report."""
     return f"{kind}-{blake2s(text.encode(errors='replace'), digest_size=6).hexdigest()}"
 
 
@@ -189,7 +189,7 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         file=file,
         sentence=name.removeprefix("test_").replace("_", " "),
         rest=rest,
-        # A passed test has nothing to say, whatever its reports contain.
+        # A passed test has no message, whatever its reports contain.
         message="" if result.state == "passed" else result.message,
         again=_again(result, run.seed),
         texts=reader.read(run.path.parent, result.artifacts),
@@ -210,13 +210,13 @@ def _again(result: Result, seed: int) -> str:
 
 
 def _expectation(result: Result, root: Path | None) -> Expectation | None:
-    """The expectation that made a result an xfail or an xpass."""
+    """Return the expectation that made a result an xfail or an xpass."""
     if root is None or result.state not in {"xfailed", "xpassed"}:
         return None
     found = [
         entry
         for name, side in (("a", result.a), ("b", result.b))
-        # A name is a part of a path here, and comes from the file of results.
+        # The name becomes part of a path, and comes from the file of results.
         for entry in (_load(root, side["impl"]) if side and re.fullmatch(r"[\w.+-]+", side["impl"]) else ())
         if fnmatchcase(result.id, entry.test + "*") and entry.side in {"", name}
         if fnmatchcase((side or {}).get("version", ""), entry.versions)
@@ -234,7 +234,7 @@ def _load(root: Path, name: str) -> tuple[Expectation, ...]:
 
 
 def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:
-    """One group for each lane and kernel; lanes with pairs come first."""
+    """Make one group for each lane and kernel; lanes with pairs come first."""
     ordered = sorted(tests, key=lambda test: test.result.id)
     lanes = _by(lambda test: (test.result.lane, test.result.kernel), ordered)
     groups = [_group(lane, kernel, found, scenarios) for (lane, kernel), found in lanes.items()]
@@ -274,7 +274,7 @@ def _panel(where: str, title: str, tests: Sequence[Shown]) -> Panel:
 
 
 def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Entry]) -> list[Row]:
-    """Each scenario of the catalogue, covered or not, and what else tests cite; nothing where none cites any."""
+    """Make a row for each scenario of the catalogue and each other cited one; no row if no test cites any."""
     cited = {entry for tests in columns for test in tests for entry in test.result.scenarios}
     return [
         Row(
@@ -287,15 +287,15 @@ def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Entry
 
 
 def _by(key: Callable[[_T], _K], things: Iterable[_T]) -> dict[_K, list[_T]]:
-    """The things of each key, in order."""
-    found: dict[_K, list[_T]] = {}
+    """Group things by key, in order."""
+    groups: dict[_K, list[_T]] = {}
     for thing in things:
-        found.setdefault(key(thing), []).append(thing)
-    return found
+        groups.setdefault(key(thing), []).append(thing)
+    return groups
 
 
 class _Labels:
-    """What implementations are called in a table: by name, and with the version only where there are several."""
+    """Label implementations in tables by name, and by version too if there are several versions."""
 
     def __init__(self, tests: Sequence[Shown]) -> None:
         self._versions: dict[str, set[str]] = {}
@@ -304,18 +304,19 @@ class _Labels:
             known.update({side.get("version", "unknown")} - {"unknown"})
 
     def of(self, side: Mapping[str, str] | None) -> str:
+        """Return the label of an implementation; empty for none."""
         if side is None:
             return ""
         several = len(self._versions[side["impl"]]) > 1
         return f"{side['impl']} {side.get('version', '')}" if several else side["impl"]
 
     def versions(self, labels: Sequence[str]) -> list[str]:
-        """Beside each label the version that it does not tell."""
+        """Return the version of each label; empty for a label that has it."""
         return [" ".join(self._versions.get(label, ())) for label in labels]
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
-    """Implementations in the order in which every table has them."""
+    """Sort implementations as every table has them."""
 
     def key(name: str) -> tuple[int, str]:
         known = re.split(r"[+ ]", name, maxsplit=1)[0]
@@ -336,7 +337,7 @@ def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row
 
 
 def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
-    """Which scenarios and requirements were tested with which implementation; the empty name is: with none."""
+    """Collect which scenarios and requirements were tested with which implementation; an empty name: with none."""
     cited: dict[str, dict[str, list[Shown]]] = {}
     for test in tests:
         for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements]):

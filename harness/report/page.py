@@ -1,6 +1,6 @@
 """Define what the report's page shows, as records: tests, tables, sums of their states.
 
-`gather.py` fills them from results, `report.html.j2` draws them.
+`gather.py` makes them from results, `report.html.j2` draws them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from harness.report.expectations import Expectation
     from harness.report.results import Result
 
-# From the worst to the mildest. The page has no history, so that to it every flaky test is a new one.
+# From the worst to the mildest. The page has no history, so every flaky test counts as a new one.
 _RANK: Final = (
     "failed", "error", "xpassed", "flaky", "blocked", "differs", "xfailed", "passed", "unsupported", "skipped",
 )  # fmt: skip
@@ -43,7 +43,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """One result. sentence: the test's name in words; rest: its parameters beside the implementations."""
+    """One result as the page shows it.
+
+    sentence: the test's name in words. rest: its parameters without the implementations. again: the command that runs
+    it again. texts: its evidence.
+    """
 
     result: Result
     anchor: str
@@ -57,18 +61,22 @@ class Shown:
 
     @property
     def state(self) -> str:
+        """The result's state."""
         return self.result.state
 
     @property
     def bad(self) -> bool:
+        """Whether it fails the run, or is flaky."""
         return self.state in BAD
 
     @property
     def tone(self) -> str:
+        """The colour of its state."""
         return tone([self.state])
 
     @property
     def first_line(self) -> str:
+        """The first line of the message: the clue."""
         return self.message.strip().split("\n", 1)[0]
 
     @property
@@ -78,17 +86,17 @@ class Shown:
 
     @property
     def names(self) -> list[str]:
-        """The implementations that it is about, each once."""
+        """The implementations under test, each once."""
         return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
 
     @property
     def test(self) -> str:
-        """The test without what stands in brackets."""
+        """The test's id without its parameters."""
         return self.result.id.partition("[")[0]
 
     @property
     def link(self) -> str:
-        """Where its expectation is discussed, if that is an address of the web."""
+        """The link of its expectation if that is a web address; else empty."""
         link = self.expectation.link if self.expectation else ""
         return link if link.startswith(("https://", "http://")) else ""
 
@@ -111,7 +119,7 @@ class ShownCause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """Tests that are shown together: those of a pair, of one implementation, or of a file."""
+    """Tests that are shown together: of a pair, of one implementation, or of a file."""
 
     anchor: str
     title: str
@@ -120,20 +128,23 @@ class Panel:
 
     @property
     def tone(self) -> str:
+        """The colour of its tests' states."""
         return tone(test.state for test in self.tests)
 
     @property
     def counts(self) -> list[tuple[str, int]]:
+        """How many of its tests are in each state."""
         return count(test.state for test in self.tests)
 
     @property
     def seconds(self) -> float:
+        """How long its tests took."""
         return sum(test.result.seconds for test in self.tests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One test of the configuration table, or one scenario or requirement: per implementation the results."""
+    """One row of a table: a configuration test, a scenario or a requirement. cells: its results per column."""
 
     id: str
     title: str
@@ -142,7 +153,7 @@ class Row:
 
     @property
     def marks(self) -> list[tuple[str, list[tuple[str, int]], Shown | None]]:
-        """Per cell its tone, its counts, and its worst test."""
+        """The colour, the counts and the worst test of each cell."""
         return [
             (tone(test.state for test in cell), count(test.state for test in cell), min(cell, key=rank, default=None))
             for cell in self.cells
@@ -151,9 +162,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """What ran in one lane on one kernel: A x B, scenario x pair, and implementation x configuration test.
+    """The results of one lane on one kernel, as tables.
 
-    sides: the columns of `scenarios`: A and B, or one implementation and nothing, or neither.
+    matrix: A x B. scenarios: scenario x pair; sides: its columns, as A and B, of which B or both may be empty.
+    configuration: test x implementation. others: tests without an implementation, by file.
     """
 
     lane: str
@@ -169,25 +181,28 @@ class Group:
 
     @property
     def rows(self) -> list[str]:
+        """The implementations that are A in the matrix."""
         return [name for name in self.names if any(a == name for a, _ in self.matrix)]
 
     @property
     def columns(self) -> list[str]:
+        """The implementations that are B in the matrix."""
         return [name for name in self.names if any(b == name for _, b in self.matrix)]
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """The columns of `scenarios` by A: its name, and how many there are side by side."""
+        """The columns of `scenarios` grouped by A: its name, and the number of columns."""
         return [(a, len(list(same))) for a, same in groupby(a if b else "" for a, b in self.sides)]
 
     @property
     def panels(self) -> list[Panel]:
+        """All panels, in the order of the page."""
         return [*self.matrix.values(), *self.alone.values(), *self.others]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """How much of a catalogue an implementation's tests cover, as far as they ran."""
+    """The share of a catalogue that an implementation's tests cover; tests that did not run cover nothing."""
 
     covered: int
     of: int
@@ -195,14 +210,14 @@ class Share:
 
     @property
     def percents(self) -> tuple[float, float]:
-        """What is covered and well, and what is covered and failed."""
+        """The percentages that are covered without a failure, and with one."""
         well, bad = (100 * part / max(self.of, 1) for part in (self.covered - self.bad, self.bad))
         return round(well, 1), round(bad, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Scenarios and requirements, per implementation. unknown: what tests cite and the catalogues do not hold."""
+    """Scenarios and requirements per implementation. unknown: ids that tests cite and no catalogue has."""
 
     names: Sequence[str]
     scenarios: Sequence[Row]
@@ -244,11 +259,12 @@ class Page:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
+        """How many results there are in each state."""
         return count(test.state for test in self.tests)
 
     @property
     def headline(self) -> tuple[str, str]:
-        """Good or bad, and why in a few words."""
+        """`good` or `bad`, and the reason in a few words."""
         bad = [f"{number} {state}" for state, number in self.counts if state in BAD]
         passed = dict(self.counts).get("passed", 0)
         if bad or self.complaint:
@@ -259,34 +275,37 @@ class Page:
 
     @property
     def seconds(self) -> float:
+        """How long all tests took."""
         return sum(test.result.seconds for test in self.tests)
 
 
 def rank(test: Shown) -> int:
+    """Return the rank of a test's state: 0 for the worst."""
     return rank_of(test.state)
 
 
 def rank_of(state: str) -> int:
+    """Return the rank of a state: 0 for the worst, and for an unknown one."""
     return _RANK.index(state) if state in _RANK else 0
 
 
 def tone(states: Iterable[str]) -> str:
-    """The colour of some results: the worst state that fails a run decides, then whether any passed."""
-    found = set(states)
-    if found & BAD or found - set(_RANK):
+    """Choose the colour for some states: any that fails a run decides, then whether any is `passed`."""
+    distinct = set(states)
+    if distinct & BAD or distinct - set(_RANK):
         return "bad"
-    if "passed" in found:
-        return "mixed" if found & _KNOWN else "good"
-    return "known" if found & _KNOWN else "none"
+    if "passed" in distinct:
+        return "mixed" if distinct & _KNOWN else "good"
+    return "known" if distinct & _KNOWN else "none"
 
 
 def count(states: Iterable[str]) -> list[tuple[str, int]]:
-    """How many of each state there are, the worst state first."""
+    """Count the states, the worst first."""
     return sorted(Counter(states).items(), key=lambda entry: rank_of(entry[0]))
 
 
 def seconds(value: float) -> str:
-    """A duration as it is read."""
+    """Format a duration: `0.25 s`, `59.9 s`, `1 min 1 s`."""
     if value < 60:  # noqa: PLR2004 - a minute
         return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
     return f"{int(value) // 60} min {int(value) % 60} s"

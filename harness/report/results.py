@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from harness.tables import Table
 
 SCHEMA: Final = 1
-# The user property of a report that carries what the plugin knows of the test.
+# The user property of a report that carries the plugin's facts about the test.
 PROPERTY: Final = "wg-interop"
-# Facts of one phase, from which the result's own state and message are made.
+# Facts of one phase; the result's state and message are made from those of all phases.
 _OF_A_PHASE: Final = frozenset({"state", "message"})
-# Classes that say nothing beside their message, which names what failed, and what was expected.
+# Classes whose name adds nothing to the message, which begins with what failed and what was expected.
 _PLAIN_CLASS: Final = re.compile(r"(?:harness\.[\w.]+|_pytest\.outcomes\.\w+|AssertionError|Failed): ")
 GATING: Final = frozenset({"failed", "error", "xpassed", "blocked"})
 STATES: Final = (
@@ -44,7 +44,7 @@ class Result:
     lane: str = "core"
     kernel: str = ""
     state: str = ""
-    """One of STATES; empty until the test has come so far."""
+    """One of STATES; empty until a phase has decided it."""
     seconds: float = 0.0
     scenarios: list[str] = field(default_factory=list)
     requirements: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def pair(self) -> str:
-        """`A~B`, `A` for one implementation, `` for none."""
+        """`A~B`; `A` for one implementation, empty for none."""
         return "~".join(side["impl"] for side in (self.a, self.b) if side)
 
 
@@ -66,8 +66,8 @@ class Results:
         """Every result by node id, lane and kernel, in the order in which the tests began."""
 
     def add(self, report: pytest.TestReport) -> Result:
-        """Take one phase (setup, call or teardown) of a test; returns the result as it stands now."""
-        # Only the phase that ends last knows all; what it does not know must not erase what was known.
+        """Add one phase (setup, call or teardown) of a test; returns the result so far."""
+        # A phase may lack a fact that an earlier one had, and must not erase it.
         facts = facts_of(report)
         identity = (report.nodeid, str(facts.get("lane", "core")), str(facts.get("kernel", "")))
         result = self.by_id.setdefault(identity, Result(id=report.nodeid))
@@ -81,7 +81,7 @@ class Results:
         return result
 
     def document(self) -> dict[str, object]:
-        """The whole, as it is written."""
+        """Build the document that `write` writes."""
         return {
             "schema": SCHEMA,
             "seed": self.seed,
@@ -105,17 +105,17 @@ class Results:
         }
 
     def causes(self) -> list[Cause[Result]]:
-        """The causes of what fails the run, the one with the most witnesses first."""
+        """Group what fails the run by cause, the cause with the most witnesses first."""
         return causes_of(self.by_id.values())
 
     def write(self, path: Path) -> None:
-        """Write the file, and its folder if that is not there."""
+        """Write the file atomically; makes its folder if that is missing."""
         write_in_one_step(path, json.dumps(self.document(), indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResults:
-    """What Results.write has written, read back."""
+    """The contents of a file that Results.write has written."""
 
     seed: int
     host: Mapping[str, object]
@@ -123,14 +123,14 @@ class RunResults:
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
-    """The causes of what fails a run with these results, the one with the most witnesses first."""
+    """Group what fails a run with these results by cause, the cause with the most witnesses first."""
     every = list(results)
     failed = [result for result in every if result.state in GATING]
     return find_causes(failed, [result for result in every if result.state == "passed"])
 
 
 def read_results(path: Path) -> RunResults:
-    """Read a file of results; raises UsageError for one that holds none, or that has another schema."""
+    """Read a file of results; raises UsageError if it is malformed or has another schema."""
     document = read_json(path, str(path))
     schema = document.take("schema")
     if schema != SCHEMA:
@@ -163,7 +163,7 @@ def _read_side(side: Table) -> dict[str, str] | None:
 
 
 def write_in_one_step(path: Path, text: str) -> None:
-    """Write a file so that a reader never sees half of it, and make its folder if that is not there."""
+    """Write a file atomically, so that a reader never sees half of it; makes its folder if that is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8", errors="replace")
@@ -171,16 +171,16 @@ def write_in_one_step(path: Path, text: str) -> None:
 
 
 def facts_of(report: pytest.TestReport) -> dict[str, object]:
-    """What the plugin knows of this phase of a test, wherever it ran; empty for one that has nothing to do with it."""
+    """Return the plugin's facts about this phase of a test, wherever it ran; empty for a test that is not ours."""
     facts = dict(report.user_properties).get(PROPERTY)
     return facts if isinstance(facts, dict) else {}
 
 
 def state_of(report: pytest.TestReport) -> str | None:
-    """The state that this phase of a test decides; None if it decides nothing.
+    """Return the state that this phase of a test decides; None if it decides nothing.
 
-    What pytest has no outcome for comes as a fact, from `harness.plugin.verdicts`: `differs`, `blocked`, `unsupported`,
-    and `xpassed` of a strict expectation. Everything else follows from pytest's outcome and the phase.
+    States that are not outcomes of pytest come as a fact from `harness.plugin.verdicts`: `differs`, `blocked`,
+    `unsupported`, and `xpassed` of a strict expectation. All others follow from pytest's outcome and the phase.
     """
     if state := facts_of(report).get("state"):
         return str(state)
@@ -194,7 +194,7 @@ def state_of(report: pytest.TestReport) -> str | None:
 
 
 def message_of(report: pytest.TestReport) -> str:
-    """Why, in one line or a few: what the plugin noted, else the exception's message, or the reason of a skip."""
+    """Return why a test did not pass: the plugin's note, the exception's message, or the reason of a skip."""
     if message := facts_of(report).get("message"):
         return str(message)
     if isinstance(report.longrepr, tuple):
@@ -206,6 +206,6 @@ def message_of(report: pytest.TestReport) -> str:
 
 
 def without_class(message: str) -> str:
-    """The message of an exception without its class, if that is one of ours or an assertion's: the clue comes first."""
-    found = _PLAIN_CLASS.match(message)
-    return message[found.end() :] if found else message
+    """Remove an exception's class from its message if it is one of ours or an assertion's: the clue comes first."""
+    match = _PLAIN_CLASS.match(message)
+    return message[match.end() :] if match else message
