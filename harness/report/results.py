@@ -202,7 +202,11 @@ def message_of(report: pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         return without_class(str(crash.message))
-    return str(getattr(report, "wasxfail", "")) or report.longreprtext[-500:]
+    if reason := getattr(report, "wasxfail", ""):
+        return str(reason)
+    # A text without an exception, such as a fixture that does not exist: pytest marks what went wrong by an E.
+    marked = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E  ")]
+    return "\n".join(marked) or report.longreprtext
 
 
 def without_class(message: str) -> str:
