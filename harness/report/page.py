@@ -90,11 +90,6 @@ class Shown:
         return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
 
     @property
-    def test(self) -> str:
-        """The test's id without its parameters."""
-        return self.result.id.partition("[")[0]
-
-    @property
     def link(self) -> str:
         """The link of its expectation if that is a web address; else empty."""
         link = self.expectation.link if self.expectation else ""
