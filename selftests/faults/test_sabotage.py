@@ -1,4 +1,4 @@
-"""Sabotage a program in one way: exactly its scenario fails, and the message gives the cause."""
+"""Sabotage a program in one way: exactly its scenario fails, with the cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that pytest in the sandbox behaves like pytest: exit status, -s, --pdb, Ctrl-C once and twice."""
+"""Check that pytest in the sandbox behaves like pytest: exit status, -s, --pdb, Ctrl-C."""
 
 from __future__ import annotations
 

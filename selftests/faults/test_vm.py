@@ -1,4 +1,4 @@
-"""Break guests: a dead or hung guest fails with its reason, and no QEMU outlives its runner."""
+"""Break guests: each fails with its reason, and no QEMU outlives its runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the health check: an unhealthy program fails its test, and the message gives the reason."""
+"""Check the health check: an unhealthy program fails its test, with the reason."""
 
 from __future__ import annotations
 

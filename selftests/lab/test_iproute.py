@@ -1,4 +1,7 @@
-"""Check that pyroute2's IPRoute works in its node alone and leaks nothing; `ip` and `tc` confirm it."""
+"""Check that pyroute2's IPRoute works in its node alone and leaks nothing.
+
+`ip` and `tc` confirm it.
+"""
 
 from __future__ import annotations
 

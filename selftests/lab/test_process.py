@@ -1,4 +1,4 @@
-"""Run programs in nodes: output is captured, deadlines are kept, and each command is logged."""
+"""Run programs in nodes: output is captured, deadlines hold, and commands are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a wire carries all traffic and changes WireGuard's messages as its script says.
+"""Check that a wire carries all traffic and changes messages as its script says.
 
 Sockets of the kernel send and receive. No implementation is needed: bytes that look like a message are one to a wire.
 """

@@ -1,4 +1,4 @@
-"""Break refwg in one way: the scenario that tests it fails, and the message gives the cause."""
+"""Break refwg in one way: the scenario that tests it fails, with the cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that captures hold every datagram, and that Wireshark decrypts them without other files."""
+"""Check that captures hold every datagram, and that Wireshark decrypts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check cryptokey routing: an inner source address belongs to one peer (topology `loopback`)."""
+"""Check cryptokey routing: an inner source address belongs to one peer (`loopback`)."""
 
 from __future__ import annotations
 

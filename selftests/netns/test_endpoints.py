@@ -1,4 +1,4 @@
-"""Check that endpoints survive a down link, are kept per peer, and follow refused packets (`direct`)."""
+"""Check that endpoints survive a down link, and follow refused packets (`direct`)."""
 
 from __future__ import annotations
 

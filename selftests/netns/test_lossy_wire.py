@@ -1,4 +1,4 @@
-"""Run a tunnel over a wire that drops, reorders, duplicates and delays messages (topology `wired`)."""
+"""Run a tunnel over a wire that drops, reorders, duplicates and delays messages (`wired`)."""
 
 from __future__ import annotations
 

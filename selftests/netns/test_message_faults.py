@@ -1,4 +1,4 @@
-"""Lose, change, replay and delay single messages of handshakes and sessions (topology `wired`)."""
+"""Lose, change, replay and delay single messages of handshakes and sessions (`wired`)."""
 
 from __future__ import annotations
 

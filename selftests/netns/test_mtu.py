@@ -1,4 +1,4 @@
-"""Check the overhead of messages, fragments, and errors for packets that are too long (`direct`)."""
+"""Check message overhead, fragments, and errors for packets that are too long (`direct`)."""
 
 from __future__ import annotations
 

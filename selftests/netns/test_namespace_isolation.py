@@ -1,4 +1,4 @@
-"""Check that plaintext and ciphertext never appear in the same namespace (topology `loopback`)."""
+"""Check that plaintext and ciphertext never appear in the same namespace (`loopback`)."""
 
 from __future__ import annotations
 

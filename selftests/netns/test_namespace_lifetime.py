@@ -1,4 +1,4 @@
-"""Check that unused namespaces are freed, wherever their interfaces are (topology `none`)."""
+"""Check that unused namespaces are freed, wherever their interfaces are (`none`)."""
 
 from __future__ import annotations
 

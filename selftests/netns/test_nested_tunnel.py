@@ -1,4 +1,4 @@
-"""Run a tunnel through a tunnel (topology `loopback`)."""
+"""Run a tunnel through a tunnel (`loopback`)."""
 
 from __future__ import annotations
 

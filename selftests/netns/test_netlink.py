@@ -1,4 +1,4 @@
-"""Send the driver netlink requests that neither `wg` nor the typed interface sends (one kernel interface).
+"""Send the driver requests that neither `wg` nor the typed interface sends.
 
 Sources: include/uapi/linux/wireguard.h, genetlink.h. A refused request changes nothing.
 """

@@ -1,4 +1,4 @@
-"""Check the outer headers of messages, and send messages with wrong headers, types and lengths."""
+"""Check outer headers, and send messages with wrong headers, types and lengths."""
 
 from __future__ import annotations
 

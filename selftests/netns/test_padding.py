@@ -1,4 +1,4 @@
-"""Check that padding follows the MTU of the link and of the route (topologies `loopback` and `direct`)."""
+"""Check that padding follows the MTU of the link and of the route (`loopback`, `direct`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reach a peer through another peer of the same interface, and through itself (topology `nat`)."""
+"""Reach a peer through another peer of the same interface, and through itself (`nat`)."""
 
 from __future__ import annotations
 

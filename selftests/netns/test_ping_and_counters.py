@@ -1,4 +1,4 @@
-"""Ping through sockets in the birth namespace, and check exact counters (topology `loopback`)."""
+"""Ping through sockets in the birth namespace, and check exact counters (`loopback`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Route inner packets and the tunnel's own datagrams by bound sockets, marks and rules (`nat`, `direct`)."""
+"""Route packets and the tunnel's datagrams by bound sockets and marks (`nat`, `direct`)."""
 
 from __future__ import annotations
 

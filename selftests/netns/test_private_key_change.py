@@ -1,4 +1,4 @@
-"""Change the private key: the new identity applies at once (topology `loopback`)."""
+"""Change the private key: the new identity applies at once (`loopback`)."""
 
 from __future__ import annotations
 

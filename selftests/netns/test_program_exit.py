@@ -1,4 +1,4 @@
-"""Check that a program ends with status 0 and leaves neither link nor socket (one interface)."""
+"""Check that a program ends with status 0 and leaves neither link nor socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send bursts: packets keep their order, and an unreachable peer delays no other (`direct`)."""
+"""Send bursts: packets keep order, and an unreachable peer delays no other (`direct`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Flood refwg: memory stays bounded, and peers connect (topology `loopback`); full size: bench/floods.py."""
+"""Flood refwg: its memory stays bounded, and peers connect (`loopback`).
+
+bench/floods.py floods at full size.
+"""
 
 from __future__ import annotations
 

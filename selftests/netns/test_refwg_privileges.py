@@ -1,4 +1,4 @@
-"""Check that refwg works as before once it has given up root's rights (topology `direct`)."""
+"""Check that refwg works as before once it has given up root's rights (`direct`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run refwg from an unmodified wg-quick(8) where the kernel has no WireGuard (topology `direct`)."""
+"""Run refwg from an unmodified wg-quick(8) where the kernel has no WireGuard (`direct`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that endpoints follow a peer's last authentic packet (topologies `loopback` and `nat`)."""
+"""Check that endpoints follow a peer's last authentic packet (`loopback`, `nat`)."""
 
 from __future__ import annotations
 

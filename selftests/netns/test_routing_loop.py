@@ -1,4 +1,4 @@
-"""Route an endpoint through its own tunnel: traffic must stay bounded (topology `loopback`)."""
+"""Route an endpoint through its own tunnel: traffic must stay bounded (`loopback`)."""
 
 from __future__ import annotations
 

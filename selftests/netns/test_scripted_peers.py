@@ -1,4 +1,4 @@
-"""Send chosen messages from scripted peers: replays, malformed ones, and a thousand sessions."""
+"""Send replays and malformed messages from scripted peers, and hold a thousand sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the source address of datagrams: the one that the peer sent to, while it is valid (`direct`)."""
+"""Check that datagrams leave from the address that the peer sent to (`direct`)."""
 
 from __future__ import annotations
 

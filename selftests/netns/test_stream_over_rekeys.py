@@ -1,4 +1,4 @@
-"""Run a TCP stream over five rekeys: nothing is lost (topology `loopback`)."""
+"""Run a TCP stream over five rekeys: nothing is lost (`loopback`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send TCP and UDP streams, one and many at a time: they arrive intact (topology `loopback`)."""
+"""Send TCP and UDP streams, one and many at a time: they arrive intact (`loopback`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check rekey, keepalives, retries, rejection and erasure over time (topologies `loopback` and `nat`)."""
+"""Check rekey, keepalives, retries, rejection and erasure over time (`loopback`, `nat`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Send a datagram whose UDP checksum is zero: over IPv6 it must be 0xffff (topology `loopback`)."""
+"""Send a datagram whose UDP checksum is zero: over IPv6 it must be 0xffff (`loopback`)."""
 
 from __future__ import annotations
 
