@@ -7,7 +7,7 @@ from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refwg.cookie import CookieChecker, CookieJar, MacState
@@ -125,6 +125,7 @@ def test_cookie_expires_by_age_of_secret_and_of_itself(
     assert state_of(checker, sent, source, issued + age) is expected
 
 
+@settings(max_examples=40)
 @pytest.mark.requirement("CK-05", "CK-07", "CK-15")
 @given(keys, sources, st.lists(spans, min_size=1, max_size=12))
 def test_cookie_changes_with_secret_and_no_secret_is_used_120_s(

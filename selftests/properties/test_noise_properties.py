@@ -296,5 +296,5 @@ class KeypairsHoldEachSessionOnce(RuleBasedStateMachine):
         assert self.keypairs.current is None or self.keypairs.current in self.confirmed
 
 
-KeypairsHoldEachSessionOnce.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
+KeypairsHoldEachSessionOnce.TestCase.settings = settings(max_examples=30, stateful_step_count=15)
 TestKeypairs = pytest.mark.requirement("HS-24", "HS-37")(KeypairsHoldEachSessionOnce.TestCase)

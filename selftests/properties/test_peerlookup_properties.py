@@ -99,6 +99,6 @@ class IndexTableAgainstList(RuleBasedStateMachine):
 
 
 for machine in (KeyTableAgainstList, IndexTableAgainstList):
-    machine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
+    machine.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
 TestKeyTable = pytest.mark.requirement("CFG-25")(KeyTableAgainstList.TestCase)
 TestIndexTable = pytest.mark.requirement("MSG-16", "HS-38")(IndexTableAgainstList.TestCase)

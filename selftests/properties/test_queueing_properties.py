@@ -14,6 +14,7 @@ from refwg.queueing import HandshakeQueue, LastUnderLoad, StagedQueue
 STAGED, HANDSHAKES = 128, 4096
 EIGHTH = HANDSHAKES // 8
 DEVICES = st.sampled_from([0, 1])
+LENGTHS = st.sampled_from([0, 1, EIGHTH - 1, EIGHTH, HANDSHAKES, HANDSHAKES + 1])
 batch_sizes = st.one_of(st.integers(0, 3), st.sampled_from([STAGED - 1, STAGED, STAGED + 1]), st.integers(0, 300))
 
 
@@ -68,7 +69,7 @@ class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
         self.looks: list[tuple[int, int, int]] = []
         self.number = self.now = 0
 
-    @rule(device=DEVICES, length=st.sampled_from([0, 1, EIGHTH - 1, EIGHTH, HANDSHAKES, HANDSHAKES + 1]))
+    @rule(device=DEVICES, length=LENGTHS)
     def put_or_process_until(self, device: int, length: int) -> None:
         """Put or process messages until a queue has this length; it takes no more than 4096."""
         queue, waiting = self.queues[device], self.waiting[device]
@@ -86,8 +87,9 @@ class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
         self.queues[device].clear()
         self.waiting[device].clear()
 
-    @rule(pause=st.sampled_from([0, 1, SECOND - 1, SECOND, 10 * SECOND]), device=DEVICES)
-    def look(self, pause: int, device: int) -> None:
+    @rule(pause=st.sampled_from([0, 1, SECOND - 1, SECOND, 10 * SECOND]), device=DEVICES, length=LENGTHS)
+    def look(self, pause: int, device: int, length: int) -> None:
+        self.put_or_process_until(device, length)
         self.now += pause
         place = self.time_of[device]
         self.looks.append((self.now, place, len(self.waiting[device])))
@@ -99,7 +101,7 @@ class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
         assert [len(queue) for queue in self.queues] == [len(messages) for messages in self.waiting]
 
 
-StagedQueueAgainstList.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
-HandshakeQueuesAgainstLists.TestCase.settings = settings(max_examples=40, stateful_step_count=20)
+StagedQueueAgainstList.TestCase.settings = settings(max_examples=30, stateful_step_count=20)
+HandshakeQueuesAgainstLists.TestCase.settings = settings(max_examples=30, stateful_step_count=15)
 TestStagedQueue = pytest.mark.requirement("Q-02", "Q-03", "Q-11")(StagedQueueAgainstList.TestCase)
 TestHandshakeQueue = pytest.mark.requirement("DOS-01", "DOS-07", "DOS-09")(HandshakeQueuesAgainstLists.TestCase)

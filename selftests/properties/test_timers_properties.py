@@ -168,7 +168,7 @@ class TimersAgainstHistory(RuleBasedStateMachine):
             assert deadline == sent[-1] + KEEPALIVE_TIMEOUT
 
 
-TimersAgainstHistory.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
+TimersAgainstHistory.TestCase.settings = settings(max_examples=50, stateful_step_count=40)
 TestPeerTimers = pytest.mark.requirement("TM-13", "TM-19", "TM-21")(TimersAgainstHistory.TestCase)
 
 # All events of a peer except those that erase or replace its keys.
@@ -183,6 +183,7 @@ other_events = st.lists(
 )
 
 
+@settings(max_examples=60)
 @pytest.mark.requirement("TM-27")
 @given(st.sampled_from([0, 7]), other_events)
 def test_keys_are_erased_after_540_s_whatever_happens(interval: int, events: list[tuple[str, int]]) -> None:
@@ -215,6 +216,7 @@ def test_keys_are_erased_after_540_s_whatever_happens(interval: int, events: lis
     assert erasures[0] == 3 * REJECT_AFTER_TIME
 
 
+@settings(max_examples=30)
 @pytest.mark.requirement("TM-01", "TM-03")
 @given(st.lists(jitters, min_size=INITIATIONS_IN_A_ROW, max_size=INITIATIONS_IN_A_ROW))
 def test_unanswered_handshake_is_given_up_after_20_initiations(jitters: list[int]) -> None:
@@ -276,5 +278,5 @@ class TimerHeapAgainstDict(RuleBasedStateMachine):
         assert self.heap.next_deadline() == min(self.due.values(), default=None)
 
 
-TimerHeapAgainstDict.TestCase.settings = settings(max_examples=50, stateful_step_count=30)
+TimerHeapAgainstDict.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestTimerHeap = TimerHeapAgainstDict.TestCase
