@@ -1,4 +1,4 @@
-"""Check mac1, mac2 and cookies: each is valid for its message, its source and its time only."""
+"""Check that mac1, mac2 and cookies are valid for their message, source and time only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the primitives against RFC 7693, RFC 7748 and RFC 8439 written out, and against OpenSSL."""
+"""Check the primitives against RFC 7693, 7748 and 8439 written out, and OpenSSL."""
 
 from __future__ import annotations
 

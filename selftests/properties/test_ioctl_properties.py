@@ -32,7 +32,7 @@ Sent = list[tuple[int, str, bytes]]
 
 @contextmanager
 def kernel(flags: int = 0) -> Iterator[tuple[Devices, Sent]]:
-    """Devices whose ioctls are recorded, as number, name and union, and answered with these interface flags."""
+    """Devices whose ioctls are recorded (number, name, union) and answered with these flags."""
     sent: Sent = []
 
     def ioctl(_: object, number: int, request: bytes) -> bytes:

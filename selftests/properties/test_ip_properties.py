@@ -1,4 +1,4 @@
-"""Check the reader of IP packets against packets built field by field, plain sums, and truncated bytes."""
+"""Check the reader of IP packets against built packets, plain sums and truncated bytes."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_udp_ports_are_those_that_packet_was_built_from(
 
 
 def extended(chain: Sequence[tuple[int, int]], protocol: int, payload: bytes) -> tuple[int, bytes]:
-    """Prepend extension headers to a payload; return the protocol of the first header, and all bytes."""
+    """Prepend extension headers to a payload; return the first protocol and all bytes."""
     for extension, units in reversed(chain):
         if extension == FRAGMENT:
             header = bytes([protocol, 0]) + bytes(6)

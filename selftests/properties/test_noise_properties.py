@@ -1,4 +1,4 @@
-"""Check the handshake against noiseprotocol byte for byte, and refuse every message with a flipped bit."""
+"""Check the handshake against noiseprotocol, and its messages with any bit flipped."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_timestamp_is_tai64n_and_keeps_order(first: int, second: int) -> None:
 
 
 class KeypairsHoldEachSessionOnce(RuleBasedStateMachine):
-    """Each session is in one of three slots or was returned as destroyed, once; `next` never sends."""
+    """Each session is in one slot or was returned as destroyed, once; `next` never sends."""
 
     @initialize()
     def begin(self) -> None:

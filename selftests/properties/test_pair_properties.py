@@ -52,7 +52,7 @@ def drops(side: Side) -> int:
 
 
 class TwoDevices(RuleBasedStateMachine):
-    """Packets, losses, pauses, changes of links, keys and addresses, replays and forgeries in any order."""
+    """Packets, losses, pauses, changes of link, key and address, and forgeries in any order."""
 
     @initialize(
         seed=st.integers(0, 1000), loss=PROBABILITIES, duplication=PROBABILITIES, reordering=st.sampled_from([0, 50])
@@ -147,7 +147,7 @@ class TwoDevices(RuleBasedStateMachine):
             self.pair.inject(self.side(name), self.pair.log[which % len(self.pair.log)].datagram)
 
     def teardown(self) -> None:
-        """Packets arrive at once when the wire loses nothing and both sides have the right endpoint.
+        """Packets arrive at once when nothing is lost and both sides have the right endpoint.
 
         The sides take turns: if both initiate at once, the retry of each may fall into the five seconds after its own
         response, and then, as in the driver, nothing happens until the next packet.

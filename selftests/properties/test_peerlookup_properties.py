@@ -57,7 +57,7 @@ class KeyTableAgainstList(RuleBasedStateMachine):
 
 
 class IndexTableAgainstList(RuleBasedStateMachine):
-    """An index names one entry from its insertion to its removal, and no other entry gets it in between."""
+    """An index names one entry from its insertion to its removal."""
 
     @initialize()
     def begin(self) -> None:

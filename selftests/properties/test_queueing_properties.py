@@ -19,7 +19,7 @@ batch_sizes = st.one_of(st.integers(0, 3), st.sampled_from([STAGED - 1, STAGED, 
 
 
 class StagedQueueAgainstList(RuleBasedStateMachine):
-    """The queue holds the same as a list that is cut to its newest 128 packets before each batch."""
+    """The queue equals a list that is cut to its newest 128 packets before each batch."""
 
     @initialize()
     def begin(self) -> None:
@@ -57,7 +57,7 @@ class StagedQueueAgainstList(RuleBasedStateMachine):
 
 
 class HandshakeQueuesAgainstLists(RuleBasedStateMachine):
-    """Two devices share `last_under_load`, or not: load lasts for a second after a queue was seen an eighth full."""
+    """Load lasts for a second after a queue was seen an eighth full, for all that share it."""
 
     @initialize(shared=st.booleans())
     def begin(self, shared: bool) -> None:

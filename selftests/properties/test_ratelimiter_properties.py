@@ -22,7 +22,7 @@ attempts = st.lists(st.tuples(st.sampled_from(SOURCES), pauses, st.integers(1, 8
 
 
 class TokenBuckets:
-    """At most five messages at once and twenty in a second, for each IPv4 address and each IPv6 /64."""
+    """Five messages at once and twenty a second, for each IPv4 address and each IPv6 /64."""
 
     def __init__(self) -> None:
         self._buckets: dict[object, tuple[Fraction, int]] = {}

@@ -1,4 +1,4 @@
-"""Check that pyroute2 and harness/net/rtnetlink.py read each other's messages; a socket pair plays the kernel."""
+"""Check that pyroute2 and harness/net/rtnetlink.py read each other's messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def exchanged(call: Callable[[Rtnetlink], T], *answers: bytes) -> tuple[T, bytes
 
 
 def read(call: Callable[[Rtnetlink], object], answer: bytes = DONE) -> Request:
-    """Read with pyroute2 the request that a call sends: name, flags, header fields other than 0, attributes."""
+    """Read with pyroute2 the request that a call sends.
+
+    Returned are name, flags, header fields other than 0, and attributes.
+    """
     _, request = exchanged(call, answer)
     [message] = MarshalRtnl().parse(request)
     assert message["header"]["length"] == len(request)
@@ -188,7 +191,7 @@ def encoded(message: Any, kind: int) -> bytes:
 
 @st.composite
 def links(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
-    """The result of `Rtnetlink.links` for a device, and its message, with the attributes in any order."""
+    """The result of `Rtnetlink.links` for a device, and its message with shuffled attributes."""
     state, kind = draw(st.sampled_from(sorted(state_by_name))), draw(st.one_of(st.none(), names))
     flags = draw(u32)
     facts: dict[str, Any] = {"index": draw(indices), "mtu": draw(u32), "rx_bytes": draw(u64), "tx_bytes": draw(u64)}

@@ -1,4 +1,4 @@
-"""Check the rules of a wire with any script: how often, when and how changed each message leaves."""
+"""Check the rules of a wire: how often, when and how changed each message leaves."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Course:
 
 
 def numbered(kind: str, number: int) -> bytes:
-    """A frame with its number in the Ethernet address, where no rule looks and no fault changes it."""
+    """A frame with its number in the Ethernet address, where no fault changes it."""
     return number.to_bytes(2) + frame(kind, number)[2:]
 
 

@@ -1,4 +1,4 @@
-"""Check fault scripts: a TOML file gives equal records, and ranges contain the numbers that they name."""
+"""Check fault scripts: TOML gives equal records, and ranges contain what they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check a peer's timers against the history of its events, and the timer heap against a dict."""
+"""Check a peer's timers against the history of its events, the timer heap against a dict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ spans = st.one_of(
 
 
 class TimersAgainstHistory(RuleBasedStateMachine):
-    """Each deadline follows from the events since its timer last ran out, was cancelled or was stopped."""
+    """Each deadline follows from the events since its timer last ran out or was cancelled."""
 
     @initialize(interval=st.sampled_from([0, 1, 25, 65535]))
     def begin(self, interval: int) -> None:
@@ -245,7 +245,7 @@ def test_jitter_is_at_most_333_ms_for_any_random_bytes(drawn: bytes) -> None:
 
 
 class TimerHeapAgainstDict(RuleBasedStateMachine):
-    """Each owner is due once, at the earliest time that it was scheduled for, and the earliest owner comes first."""
+    """Each owner is due once, at the earliest time that it was scheduled for."""
 
     @initialize()
     def begin(self) -> None:

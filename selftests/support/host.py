@@ -81,7 +81,7 @@ class Run:
         return workers[0]
 
     def wait_until_gone(self, namespaces: AbstractSet[str], deadline: float = 10.0) -> list[int]:
-        """Wait for the end of all processes of the run and in its namespaces; returns those that are left.
+        """Wait until all processes of the run and in its namespaces end; return those left.
 
         A dying process has no environment any more, but is still in its namespaces. The kernel may reuse the number of
         a namespace at once, so only processes older than this call count.
@@ -198,7 +198,7 @@ def home(*, ordinary: bool) -> Iterator[Path]:
 
 
 def as_ordinary_user(argv: list[str], tun: Path) -> list[str]:
-    """The command as an ordinary user who may read this checkout, as /mnt, and open /dev/net/tun.
+    """The command for an ordinary user who can read this checkout, at /mnt, and open TUN.
 
     tun: a device node that root has made for this user, because /dev/net/tun may be closed to users.
     """

@@ -154,7 +154,7 @@ def host_prefix(address: str) -> Prefix:
 
 @dataclass
 class Wire:
-    """What happens to datagrams between the sides; `filter` returns whether a datagram may pass."""
+    """What happens to datagrams between the sides; `filter` returns whether one may pass."""
 
     latency: int = 10 * MILLISECOND
     loss: float = 0
@@ -164,7 +164,10 @@ class Wire:
 
 
 class Pair:
-    """Two sides that have each other as peer, with an endpoint, and are up, unless the arguments say otherwise."""
+    """Two sides that have each other as peer and a wire between them.
+
+    up, endpoints: False leaves the devices down, or the peers without endpoints.
+    """
 
     def __init__(self, *, seed: int = 1, up: bool = True, endpoints: bool = True) -> None:
         self.now = 0
@@ -268,5 +271,5 @@ class Pair:
 
 
 def arrived_at(sender: Endpoint, side: Side) -> Endpoint:
-    """The endpoint of a datagram that arrived: the sender's, with the side's own address as the one to answer from."""
+    """The sender's endpoint of a datagram, with the side's address as the one to answer from."""
     return Endpoint(sender.address, sender.port, sender.scope_id, LocalAddress(side.endpoint.address, 3))

@@ -15,7 +15,7 @@ _PREPARE = 'mount -t tmpfs none /run && ip link set lo up && exec "$@"'
 
 
 def run_in_sandbox(setup: str, code: str, *, timeout: float = 100) -> str:
-    """Run two pieces of Python there and return their output; skip if this machine allows no sandbox."""
+    """Run two pieces of Python there and return their output; skip where that is forbidden."""
     probe = subprocess.run([*_UNSHARE, "sh", "-c", _PREPARE, "sh", "test", "-w", "/dev/net/tun"], check=False)
     if probe.returncode:
         pytest.skip("no user namespace or no /dev/net/tun here: allow kernel.unprivileged_userns_clone, modprobe tun")

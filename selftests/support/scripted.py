@@ -78,7 +78,7 @@ class Scripted:
         self._device.up(0)
 
     def encapsulated(self, payload: bytes) -> list[bytes]:
-        """The datagrams that carry a payload through the tunnel: a data message, or an initiation first."""
+        """The datagrams that carry a payload: a data message, or an initiation first."""
         packet = ip_packet(self.address, V4_OF_A, udp(PORT_INSIDE, PORT_INSIDE, payload))
         return self._carry_out(self._device.send_packet(packet, MTU, self._now))
 
@@ -104,7 +104,7 @@ class Scripted:
 
 
 class Stage:
-    """An interface under test and its scripted peers; payloads that arrive through the tunnel are sent back.
+    """An interface under test and its scripted peers; payloads that arrive are sent back.
 
     arrived: these payloads, in the order of arrival. answers: how many of them have come back to the peers. unowned:
     the names of messages that are for none of the peers.
@@ -175,7 +175,7 @@ class Stage:
         return self._both.fileno()
 
     def carry(self) -> None:
-        """Hand datagrams to the peers that they are for, and send payloads back that came through the tunnel."""
+        """Hand datagrams to their peers, and send payloads back that came through the tunnel."""
         for datagram, _ in _all_of(self._outer):
             start, end = FIELDS[datagram[0]].get("receiver", (0, 0))
             peer = self._owners.get(datagram[start:end])

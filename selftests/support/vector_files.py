@@ -18,7 +18,7 @@ def wycheproof(name: str) -> list[dict[str, Any]]:
 
 
 def nist(name: str) -> list[dict[str, str]]:
-    """The cases of a file of cryptography's vectors: lines `KEY = value`, cases separated by empty lines."""
+    """The cases of a file of cryptography's vectors: lines `KEY = value`, then an empty line."""
     text = (files("cryptography_vectors") / name).read_text()
     return [case for case in _blocks(text.splitlines(), "=") if case]
 

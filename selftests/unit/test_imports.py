@@ -1,4 +1,4 @@
-"""Check every import of harness and refwg against the tables of selftests/support/layers.py; no cycle, no clock.
+"""Check every import of harness and refwg against the tables of support/layers.py.
 
 Imports inside functions and imports for annotations count, too. Imports by string exist in two places, the
 facade `harness/__init__.py` and `pytest_plugins`; both are read as imports.
@@ -83,7 +83,7 @@ def is_module(name: str) -> bool:
 
 
 def imported(module: str) -> set[str]:
-    """Dotted names of all modules that a module imports, late imports and those for annotations included."""
+    """Dotted names of all imported modules, late imports and those for annotations included."""
     names: set[str] = set()
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):

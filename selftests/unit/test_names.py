@@ -1,4 +1,4 @@
-"""Test names are ids that reports quote for years: each is short, and begins with its subject."""
+"""Check that test names, which are ids in reports, are short and begin with a subject."""
 
 from __future__ import annotations
 

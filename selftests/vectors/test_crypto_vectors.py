@@ -1,4 +1,4 @@
-"""Check the primitives against vectors of other projects; README.md names the source of each."""
+"""Check the primitives against vectors of other projects; README.md names the sources."""
 
 from __future__ import annotations
 

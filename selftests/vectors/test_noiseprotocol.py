@@ -1,4 +1,4 @@
-"""Complete handshakes between refwg and the package noiseprotocol, in either role, with keys from a seed."""
+"""Complete handshakes between refwg and noiseprotocol, in either role."""
 
 from __future__ import annotations
 

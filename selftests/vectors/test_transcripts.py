@@ -1,4 +1,4 @@
-"""Check the files in `transcripts/`: refwg makes them again, and other code derives every byte of them."""
+"""Check the files in `transcripts/`: refwg makes them again, other code derives them too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the files in `transcripts/`: whole conversations, byte for byte, for any implementation.
+"""Write the files in `transcripts/`: whole conversations, byte for byte.
 
     python -m selftests.vectors.transcripts
 
@@ -30,7 +30,7 @@ NOBODY: Final = "00" * 32
 
 
 class Script:
-    """A conversation of two devices, with the inputs of each message that cannot be read from its bytes."""
+    """A conversation of two devices, with the hidden inputs of each message."""
 
     def __init__(self, preshared_key: bytes = bytes(32)) -> None:
         self.pair = Pair(seed=SEED)
@@ -116,7 +116,7 @@ def handshake(preshared_key: bytes = bytes(32)) -> Script:
 
 
 def cookie() -> Script:
-    """B is under load, then A: cookie replies to an initiation and a response, and mac2 on both."""
+    """B is under load, then A: cookie replies to both handshake messages, and mac2 on both."""
     script = Script()
     pair = script.pair
     script.put_under_load(pair.b)
@@ -132,7 +132,7 @@ def cookie() -> Script:
 
 
 def rekey() -> Script:
-    """A rekeys when its session is 120 seconds old; data sent on the old session until then arrives."""
+    """A rekeys when its session is 120 seconds old; data on the old session still arrives."""
     script = Script()
     pair = script.pair
     script.send(pair.a, b"on the first session")

@@ -23,7 +23,7 @@ COLUMNS_AND_DIAGONALS: Final = (
 
 
 class Witness:
-    """Returns the bytes of each message; one method per type, with the name of the type in the file."""
+    """Returns the bytes of each message, by one method per type, named as in the file."""
 
     def __init__(self, transcript: dict[str, Any]) -> None:
         self._transcript = transcript

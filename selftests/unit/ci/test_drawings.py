@@ -1,4 +1,4 @@
-"""Check that ARCHITECTURE.md has the drawings that the code makes, and that they show every row of their tables."""
+"""Check that ARCHITECTURE.md has the current drawings, and that they show every row."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_timer_has_arrow_for_each_event(timer: Timer) -> None:
 
 
 def arrows_of(name: str, states: Iterable[str]) -> set[tuple[str, str, str]]:
-    """Source, target and label of every arrow in a diagram; an arrow from any state counts as one from each."""
+    """Source, target and label of every arrow; one from any state counts for each state."""
     diagram = drawings.DRAWINGS[name]()
     names = {match[2]: [match[1]] for match in re.finditer(r'state "(.+)" as (\w+)', diagram)}
     names["any_state"] = list(states)

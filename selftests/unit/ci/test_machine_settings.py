@@ -1,4 +1,4 @@
-"""Check which settings another root receives: registries, proxies and certificates, nothing else."""
+"""Check that another root receives registries, proxies and certificates, nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ci/setup: what it refuses to change."""
+"""Check what ci/setup refuses to change."""
 
 from __future__ import annotations
 

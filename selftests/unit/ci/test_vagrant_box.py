@@ -1,4 +1,4 @@
-"""Check the gate that runs provisioners: their order, their commands as steps, their exit statuses."""
+"""Check the gate that runs provisioners: order, commands as steps, exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the command wg-interop: output, exit status, and that nothing of a run is left when it ends."""
+"""Check the command wg-interop: output, exit status, and that no run leaves anything."""
 
 from __future__ import annotations
 

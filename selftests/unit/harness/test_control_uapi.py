@@ -1,4 +1,4 @@
-"""Check the UAPI client: requests, answers, and conversations with a server behind a socket pair."""
+"""Check the UAPI client: requests, answers, and a server behind a socket pair."""
 
 from __future__ import annotations
 

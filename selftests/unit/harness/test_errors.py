@@ -1,4 +1,4 @@
-"""Check that harness raises only HarnessErrors, and that the drawing in their docstring is complete."""
+"""Check that harness raises only HarnessErrors, and the drawing in their docstring."""
 
 from __future__ import annotations
 

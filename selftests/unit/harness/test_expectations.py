@@ -48,7 +48,7 @@ def fresh() -> Iterator[None]:
 
 
 def write(directory: Path, name: str = "mine", *more: dict[str, Any], **changes: Any) -> Path:
-    """Write a program's expectations: one with these changes, and one for each further dict of changes."""
+    """Write a program's expectations: one with these changes, one for each further dict."""
     path = directory / f"{name}.toml"
     path.write_text("".join(map(as_toml, (changes, *more))))
     return path

@@ -1,4 +1,4 @@
-"""Check frames: finding the datagram, changing it with the right checksum, splitting it into segments."""
+"""Check frames: find the datagram, change it with its checksum, split it into segments."""
 
 from __future__ import annotations
 

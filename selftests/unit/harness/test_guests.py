@@ -1,4 +1,4 @@
-"""Check guests beside a session: the tests they get, the events they send, and how they are stopped."""
+"""Check guests beside a session: their tests, their events, and how they are stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check the installer of implementations: its tables, what it builds and finds, and its errors."""
+"""Check the installer of implementations: tables, builds, look-ups and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check requests over generic netlink; a socket pair plays the kernel, its answers are queued beforehand."""
+"""Check requests over generic netlink; a socket pair plays the kernel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BAD = struct.pack("=i", -errno.EINVAL)
 
 
 class Kernel:
-    """The far end of `control`: answers are queued before a request, and requests are read afterwards."""
+    """The far end of `control`: answers are queued before a request, requests read after it."""
 
     def __init__(self, sock: socket.socket, control: GenlControl) -> None:
         self.control = control

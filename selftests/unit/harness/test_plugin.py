@@ -1,4 +1,4 @@
-"""Check the plugin: silent in a run that does not use it, one line and status 4 for wrong usage."""
+"""Check the plugin: silent where it is not used, one line and status 4 for wrong usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check results: the state that pytest's reports of a test add up to, and the file of all results."""
+"""Check results: the state that a test's reports add up to, and the file of results."""
 
 from __future__ import annotations
 

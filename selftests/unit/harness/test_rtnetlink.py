@@ -1,4 +1,4 @@
-"""Check requests and notifications of rtnetlink against bytes packed by hand; a socket pair plays the kernel."""
+"""Check rtnetlink against bytes packed by hand; a socket pair plays the kernel."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ KINDS = {"i": (1, 148), "r": (2, 92), "c": (3, 64), "k": (4, 32), "d": (4, 48)}
 
 
 def frame(message: str, counter: int = 0) -> bytes:
-    """A message in a frame: initiation, response, cookie reply, keepalive or data, by its first letter."""
+    """A frame with an initiation, response, cookie reply, keepalive or data: by first letter."""
     kind, size = KINDS[message]
     payload = (bytes([kind, 0, 0, 0]) + bytes(4) + struct.pack("<Q", counter)).ljust(size, b"x")
     udp = struct.pack(">HHHH", 1, 2, 8 + size, 0) + payload

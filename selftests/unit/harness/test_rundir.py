@@ -1,4 +1,4 @@
-"""Check the run directory: the next run removes that of a dead run, never that of a living one."""
+"""Check the run directory: a later run removes that of a dead run, not of a living one."""
 
 from __future__ import annotations
 

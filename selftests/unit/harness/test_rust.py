@@ -1,4 +1,4 @@
-"""Check the Rust for building peers: which one is chosen, where it comes from, and its settings."""
+"""Check the Rust for building peers: which is chosen, its source, and its settings."""
 
 from __future__ import annotations
 

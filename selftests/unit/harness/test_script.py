@@ -1,4 +1,4 @@
-"""Check fault scripts: a TOML file gives the same records, and each mistake is named in one line."""
+"""Check fault scripts: TOML gives the same records, each mistake is named in one line."""
 
 from __future__ import annotations
 

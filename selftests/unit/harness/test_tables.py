@@ -1,4 +1,4 @@
-"""Check the reader of TOML and JSON files: values by type, and mistakes named with file and key."""
+"""Check the reader of TOML and JSON: values by type, mistakes named with file and key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check waiting: a missed deadline reports what was seen, and an event that has happened ends the wait at once.
+"""Check waiting: a missed deadline reports what was seen, a past event ends it at once.
 
 Polling returns the last state, in time or not; its tests use their own clock.
 """

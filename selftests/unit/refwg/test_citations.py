@@ -1,4 +1,4 @@
-"""Citations in refwg: each check of its core names the paper's section or the driver's function that it follows.
+"""Check that each decision in refwg's core cites the paper or the driver, and rightly.
 
 A citation is a comment on a line of its own: `# 5.4.6: reason` or `# counter_validate: reason`. A function of the core
 that drops a packet, compares or computes with a constant of the protocol, or verifies something has at least one. Every

@@ -187,7 +187,7 @@ def test_packets_arrive_when_both_sides_initiate_at_once() -> None:
 
 
 def flood(pair: Pair, count: int = 512) -> bytes:
-    """Fill B's queue with copies of a valid initiation of A, unprocessed; returns the initiation."""
+    """Fill B's queue with copies of a valid initiation of A, and return the initiation."""
     pair.wire.filter = lambda _: False
     pair.send(pair.a)
     datagram = pair.log[-1].datagram

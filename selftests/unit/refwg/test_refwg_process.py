@@ -1,4 +1,4 @@
-"""Run refwg under hardship: malformed requests, limits, SIGSTOP, deleted interface, namespace or directory."""
+"""Run refwg with malformed requests, under limits, stopped, and with its parts deleted."""
 
 from __future__ import annotations
 

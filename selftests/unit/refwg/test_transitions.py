@@ -1,4 +1,4 @@
-"""Check every row of the tables in selftests/support/transitions.py: refwg's handshake, sessions and timers."""
+"""Check refwg against every row of the tables in selftests/support/transitions.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ A, B = (StaticIdentity.from_private(private_key(name)) for name in "AB")
 
 
 class TwoHandshakes:
-    """A's half of a handshake, which is checked, and B's. Each method is a step of A, a second after the last."""
+    """A's half of a handshake, which is checked, and B's.
+
+    Each method is a step of A, a second after the last.
+    """
 
     def __init__(self) -> None:
         self.a = Handshake(B.public, precomputed_static_static=static_static(A, B.public))
@@ -118,7 +121,7 @@ def test_handshake_table_names_every_method() -> None:
 
 
 def shake_hands(pair: Pair, initiator: Side) -> None:
-    """Complete a handshake that `initiator` starts; data messages of B are lost, so that A sees no confirmation."""
+    """Complete a handshake that `initiator` starts; A sees no confirmation: B's data is lost."""
     pair.now += SECOND
     initiator.peer.last_sent_handshake = None
     pair.carry_out(initiator, send.handshake_initiation(initiator.peer, pair.now))

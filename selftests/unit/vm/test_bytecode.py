@@ -1,4 +1,4 @@
-"""Check which compiled Python a guest gets: what an import there accepts, and what pytest has rewritten."""
+"""Check the compiled Python for a guest: accepted by its imports, rewritten by pytest."""
 
 from __future__ import annotations
 

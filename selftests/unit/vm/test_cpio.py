@@ -1,4 +1,4 @@
-"""Check the cpio archives of the guest's root by a second reader and, where installed, by cpio(1)."""
+"""Check the cpio archives of the guest's root by a second reader, and by cpio(1)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def members(data: bytes) -> Iterator[tuple[str, list[int], bytes]]:
-    """Name, the thirteen numbers and content of each member (early-userspace/buffer-format.rst)."""
+    """Name, thirteen numbers and content of each member (early-userspace/buffer-format.rst)."""
     at = 0
     while True:
         assert data[at : at + 6] == b"070701"

@@ -1,4 +1,4 @@
-"""Check the guest's root: files at their own paths, links as links, compiled Python beside its source."""
+"""Check the guest's root: files at their paths, links as links, compiled Python in place."""
 
 from __future__ import annotations
 

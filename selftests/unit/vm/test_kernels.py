@@ -33,7 +33,7 @@ def apt(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def bzimage(path: Path, release: str) -> Path:
-    """Write the header of a bzImage with its version (boot.rst: HdrS at 0x202, kernel_version at 0x20e)."""
+    """Write a bzImage header with a version (boot.rst: HdrS 0x202, kernel_version 0x20e)."""
     head = bytearray(0x1000)
     head[0x202:0x206] = b"HdrS"
     head[0x20E:0x210] = struct.pack("<H", 0x300)

@@ -1,4 +1,4 @@
-"""Check which modules a guest loads and in which order, with ELF files that have only a `.modinfo`."""
+"""Check which modules a guest loads, and in which order, with minimal ELF files."""
 
 from __future__ import annotations
 
