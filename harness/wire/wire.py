@@ -212,7 +212,7 @@ class Wire:
         return position + len(new), [s for s in new if s.is_a(word) and sender in {None, s.sender}]
 
     @property
-    def lost_by_itself(self) -> int:
+    def unexplained_losses(self) -> int:
         """Number of frames lost without a rule, because a buffer was full; a test of lossy wires wants 0."""
         with self._lock:
             self._count_missed()

@@ -92,7 +92,7 @@ def test_wire_carries_traffic_in_both_directions(ends: Ends) -> None:
     must_ping(ends.nodes["ns1"], address, count=2, size=3000)
     tcp_stream(ends.nodes["ns1"], ends.nodes["ns2"], address)
     tcp_stream(ends.nodes["ns2"], ends.nodes["ns1"], ends.sender.getsockname()[0])
-    assert ends.wire.lost_by_itself == 0
+    assert ends.wire.unexplained_losses == 0
 
 
 def test_wire_completes_frames_left_to_offload(v4: Ends) -> None:

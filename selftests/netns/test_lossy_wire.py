@@ -47,7 +47,7 @@ def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = SIZE) -> tuple[A
         wire.apply()
         stream.send()
         arrivals = stream.wait_for(count - lost_on_wire + 1)
-        assert wire.lost_by_itself == 0
+        assert wire.unexplained_losses == 0
         return arrivals, lost_on_wire
 
 
