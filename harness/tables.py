@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from harness.errors import UsageError
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _T = TypeVar("_T")
+# How messages name the types that getters check. A number may have a fraction; an object of JSON is a table, too.
+_TOML_NAMES: Final[Mapping[type, str]] = {
+    str: "a string", int: "an integer", float: "a number", bool: "a boolean", list: "a list", dict: "a table",
+}  # fmt: skip
 
 
 def read_toml(path: Path, name: str) -> Table:
@@ -36,7 +40,7 @@ def _read(path: Path, name: str, parse: Callable[[str], object], language: str) 
     except ValueError as error:
         raise UsageError(f"{name}: not {language}: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"{name}: holds no table")
+        raise UsageError(f"{name}: the top level must be a table")
     return Table(name, values)
 
 
@@ -101,7 +105,7 @@ class Table:
         values: list[object] = self._checked(key, list, None)
         words = tuple(value for value in values if isinstance(value, str))
         if len(words) != len(values):
-            raise self.wrong(f"{key} must be a list of strings")
+            raise self.wrong(f"{self.title}{key} must be a list of strings")
         return words
 
     def strings(self, key: str, default: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -112,7 +116,7 @@ class Table:
         strings: dict[str, str] = {}
         for name, value in values.items():
             if not isinstance(value, str):
-                raise self.wrong(f"{self.title}{key}.{name} must be a str, not {value!r}")
+                raise self.wrong(f"{self.title}{key}.{name} must be a string, not {value!r}")
             strings[name] = value
         return strings
 
@@ -126,11 +130,11 @@ class Table:
         each: the word with which errors number them, `each 1`, `each 2`; by default the key.
         """
         if isinstance(self._values.get(key), dict):
-            raise self.wrong(f"{key}: each begins with a line [[{key}]]")
+            raise self.wrong(f"{self.title}{key}: each begins with a line [[{key}]]")
         values: list[object] = self._checked(key, list, [])
         tables = [value for value in values if isinstance(value, dict)]
         if len(tables) != len(values):
-            raise self.wrong(f"{key} must be a list of tables")
+            raise self.wrong(f"{self.title}{key} must be a list of tables")
         return [Table(f"{self.name}: {each or key} {n}", table) for n, table in enumerate(tables, 1)]
 
     def _checked(self, key: str, kind: type[_T], default: _T | None) -> _T:
@@ -139,5 +143,5 @@ class Table:
         if value is None:
             raise self.wrong(f"{self.title}{key} is missing")
         if not isinstance(value, kind):
-            raise self.wrong(f"{key} must be a {kind.__name__}, not {value!r}")
+            raise self.wrong(f"{self.title}{key} must be {_TOML_NAMES[kind]}, not {value!r}")
         return value

@@ -91,8 +91,8 @@ def test_expectation_applies_by_test_program_version_and_side(
         ({"observed": ""}, "no observed"),
         ({"reason": "it is slow"}, "unknown key reason"),
         ({"side": "c"}, "side is a or b, not 'c'"),
-        ({"side": 1}, "expectation 1: side must be a str, not 1"),
-        ({"always": "never"}, "expectation 1: always must be a bool, not 'never'"),
+        ({"side": 1}, "expectation 1: side must be a string, not 1"),
+        ({"always": "never"}, "expectation 1: always must be a boolean, not 'never'"),
         ({"message": "("}, "message: missing"),
     ],
 )

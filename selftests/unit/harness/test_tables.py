@@ -65,15 +65,15 @@ def test_null_counts_as_absent() -> None:
 @pytest.mark.parametrize(
     ("getter", "key", "complaint"),
     [
-        (Table.text, "number", "number must be a str, not 3"),
-        (Table.number, "text", "text must be a int, not 'x'"),
-        (Table.decimal, "text", "text must be a float, not 'x'"),
-        (Table.flag, "number", "number must be a bool, not 3"),
+        (Table.text, "number", "number must be a string, not 3"),
+        (Table.number, "text", "text must be an integer, not 'x'"),
+        (Table.decimal, "text", "text must be a number, not 'x'"),
+        (Table.flag, "number", "number must be a boolean, not 3"),
         (Table.words, "text", "text must be a list, not 'x'"),
         (Table.words, "tables", "tables must be a list of strings"),
-        (Table.strings, "text", "text must be a dict, not 'x'"),
-        (Table.strings, "mixed", "mixed.a must be a str, not 1"),
-        (Table.table, "text", "text must be a dict, not 'x'"),
+        (Table.strings, "text", "text must be a table, not 'x'"),
+        (Table.strings, "mixed", "mixed.a must be a string, not 1"),
+        (Table.table, "text", "text must be a table, not 'x'"),
         (Table.tables, "mixed", "mixed: each begins with a line [[mixed]]"),
         (Table.tables, "number", "number must be a list, not 3"),
         (Table.tables, "words", "words must be a list of tables"),
@@ -98,6 +98,8 @@ def test_mistake_in_inner_toml_table_names_that_table(table: Table) -> None:
         inner.text("no")
     with pytest.raises(UsageError, match=r"^file: unknown key mixed\.a$"):
         inner.refuse_rest()
+    with pytest.raises(UsageError, match=r"^file: mixed\.a must be a string, not 1$"):
+        inner.text("a")
     first, second = table.tables("tables", "row")
     with pytest.raises(UsageError, match=r"^file: row 2: text is missing$"):
         second.text("text")
@@ -121,7 +123,7 @@ def test_toml_file_is_read_as_utf8(tmp_path: Path) -> None:
         (read_json, None, "No such file or directory"),
         (read_json, b"\xff", "not JSON: 'utf-8' codec"),
         (read_json, b"{", "not JSON: Expecting property name"),
-        (read_json, b"[]", "holds no table"),
+        (read_json, b"[]", "the top level must be a table"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

@@ -126,7 +126,7 @@ def test_kernel_identity_differs_with_and_without_modules(tmp_path: Path) -> Non
     [
         ('default = "6.1"', "", "default is missing"),
         ('package = "linux-image-cloud-amd64"', "", "kernels.6.1.package is missing"),
-        ('aliases = ["newest"]', 'aliases = "newest"', "aliases must be a list, not 'newest'"),
+        ('aliases = ["newest"]', 'aliases = "newest"', "kernels.6.12.aliases must be a list, not 'newest'"),
         ("[modules]", "[lists]", "modules.transport is missing"),
     ],
 )
