@@ -1,8 +1,8 @@
-"""Send what an attacker would: `python -m bench.attack KIND COUNT RATE PORT KEY`.
+"""Flood a WireGuard port with datagrams: `python -m bench.attack KIND COUNT RATE PORT KEY`.
 
-KIND: `garbage` (random bytes of random lengths), `initiations` (well formed, with a wrong mac1) or `forged` (with the
-right mac1, so that more is to be done until it fails). RATE: datagrams a second, 0 without limit. KEY: that of
-the target at 127.0.0.1, in hexadecimal digits. Writes how many datagrams the stack took, and how many a second.
+KIND: `garbage` (random bytes), `initiations` (with a wrong mac1) or `forged` (initiations with a correct mac1, which
+cost the target more). COUNT: datagrams to send. RATE: datagrams per second; 0 means no limit. PORT: the target's UDP
+port at 127.0.0.1. KEY: the target's public key in hexadecimal. Prints how many datagrams were sent, and the rate.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-INITIATION_UP_TO_MAC1: Final = 116
-AT_ONCE: Final = 64
-VARIETY: Final = 256
+INITIATION_UP_TO_MAC1: Final = 116  # bytes; the whitepaper's section 5.4.2
+BURST: Final = 64  # datagrams that are sent between two checks of the rate
+VARIETY: Final = 256  # datagrams that are built in advance, and then sent in turn
 
 
-def garbage(chance: random.Random, _: bytes) -> bytes:
-    return chance.randbytes(chance.choice([0, 1, 31, 32, 64, 92, 147, 148, 149, 1000]))
+def garbage(rng: random.Random, _: bytes) -> bytes:
+    """Return random bytes; lengths include those of all four messages, and an initiation's plus and minus one."""
+    return rng.randbytes(rng.choice([0, 1, 31, 32, 64, 92, 147, 148, 149, 1000]))
 
 
-def initiation(chance: random.Random, _: bytes) -> bytes:
-    return b"\1\0\0\0" + chance.randbytes(144)
+def initiation(rng: random.Random, _: bytes) -> bytes:
+    """Return an initiation with random fields; its mac1 is wrong."""
+    return b"\1\0\0\0" + rng.randbytes(144)
 
 
-def forged(chance: random.Random, public_key: bytes) -> bytes:
-    start = b"\1\0\0\0" + chance.randbytes(INITIATION_UP_TO_MAC1 - 4)
+def forged(rng: random.Random, public_key: bytes) -> bytes:
+    """Return an initiation with random fields and a correct mac1.
+
+    Without load, the target computes a Diffie-Hellman before it finds out that the initiation is forged.
+    """
+    start = b"\1\0\0\0" + rng.randbytes(INITIATION_UP_TO_MAC1 - 4)
     key = blake2s(b"mac1----" + public_key).digest()
     return start + blake2s(start, key=key, digest_size=16).digest() + bytes(16)
 
@@ -44,18 +50,19 @@ KINDS: Final[dict[str, Callable[[random.Random, bytes], bytes]]] = {
 
 
 def main() -> None:
+    """Send the flood that the command line asks for."""
     kind, count, rate, port, key = sys.argv[1:]
-    chance = random.Random(kind)  # noqa: S311 - not a secret
-    datagrams = [KINDS[kind](chance, bytes.fromhex(key)) for _ in range(VARIETY)]
-    started, taken = time.monotonic(), 0
+    rng = random.Random(kind)  # noqa: S311 - not a secret
+    datagrams = [KINDS[kind](rng, bytes.fromhex(key)) for _ in range(VARIETY)]
+    started, sent = time.monotonic(), 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect(("127.0.0.1", int(port)))
         for number in range(int(count)):
-            taken += sender.send(datagrams[number % VARIETY]) >= 0
-            ahead = number / int(rate) - (time.monotonic() - started) if int(rate) and number % AT_ONCE == 0 else 0
+            sent += sender.send(datagrams[number % VARIETY]) >= 0
+            ahead = number / int(rate) - (time.monotonic() - started) if int(rate) and number % BURST == 0 else 0
             if ahead > 0:
                 time.sleep(ahead)
-    sys.stdout.write(f"{taken} {taken / (time.monotonic() - started):.0f}\n")
+    sys.stdout.write(f"{sent} {sent / (time.monotonic() - started):.0f}\n")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ from harness import Lab
 if TYPE_CHECKING:
     from harness import Manifest
 
-# 255 x 256 of either family, as the kernel's own test has them.
+# 255 x 256 allowed-ips of each family, as in the kernel's netns.sh.
 MANY: Final = tuple(text for a in range(1, 256) for b in range(256) for text in (f"{a}.{b}.0.0/16", f"{a}::{b}/128"))
-DEADLINE: Final = 120.0
+DEADLINE: Final = 120.0  # seconds for each command
 
 
 def measured(manifest: Manifest, rounds: int) -> dict[str, list[float]]:
-    """Both times, as often as that, by the names of the figures."""
+    """Measure both commands in that many rounds; return the seconds of each, keyed by the figure's name."""
     pairs = [seconds_for_many_allowed_ips(manifest) for _ in range(rounds)]
     return {
         "setconf_130560_allowed_ips_refwg": [written for written, _ in pairs],
@@ -27,7 +27,7 @@ def measured(manifest: Manifest, rounds: int) -> dict[str, list[float]]:
 
 
 def seconds_for_many_allowed_ips(manifest: Manifest) -> tuple[float, float]:
-    """Seconds for `wg setconf`, and for `wg show`, of one peer with 130 560 allowed-ips."""
+    """Return the seconds of `wg setconf` and of `wg show` for one peer with 130 560 allowed-ips."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         try:
@@ -41,5 +41,5 @@ def seconds_for_many_allowed_ips(manifest: Manifest) -> tuple[float, float]:
         finally:
             lab.close()
     if len(shown.split()) != len(MANY) + 1:
-        raise AssertionError(f"{len(shown.split()) - 1} allowed-ips were read back, not {len(MANY)}")
+        raise AssertionError(f"{len(shown.split()) - 1} allowed-ips were read back, expected {len(MANY)}")
     return written - started, read - written

@@ -1,6 +1,7 @@
 """Measure what a flood costs refwg in CPU and memory, and how soon a peer connects.
 
-The full size, some minutes: `.venv/bin/python harness/sandbox/launcher.py -- .venv/bin/python -m bench.floods`
+At full size it takes minutes: `.venv/bin/python harness/sandbox/launcher.py -- .venv/bin/python -m bench.floods`.
+bench/run sends smaller floods, and selftests/netns/test_refwg_flood.py checks that a peer connects during them.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ if TYPE_CHECKING:
     from harness.sandbox.process import Process
 
 MEBIBYTE: Final = 1 << 20
-FULL_SIZE: Final = {"garbage": 1_000_000, "initiations": 1_000_000, "forged": 100_000}
-FULL_RATE: Final = 64_000
-MAX_GROWTH: Final = 10 * MEBIBYTE
-PORT_OF_A, DISCARD = 1, 9
-_LOOK_AGAIN: Final = 0.05
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
-_PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+FULL_SIZE: Final = {"garbage": 1_000_000, "initiations": 1_000_000, "forged": 100_000}  # datagrams
+FULL_RATE: Final = 64_000  # datagrams per second
+MAX_GROWTH: Final = 10 * MEBIBYTE  # of resident memory during one flood
+PORT_OF_A, DISCARD = 1, 9  # UDP ports: A's listen port, and the discard service (RFC 863)
+_IDLE_TIME: Final = 0.2  # seconds without CPU time after which A counts as idle
+_TICKS: Final = os.sysconf("SC_CLK_TCK")  # clock ticks per second, the unit of CPU time in /proc
+_PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes, the unit of memory in /proc
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """Of a flood.
+class FloodResult:
+    """The figures of one flood.
 
-    sent: datagrams; read: how many of them the target took from its socket before the buffer was full again; cpu: its
-    seconds for those; growth: bytes of resident memory; connected: seconds after which a peer had its first packet
-    through, None if it had not.
+    sent: datagrams sent. read: datagrams that the target read from its socket; the others found its buffer full. cpu:
+    seconds of CPU that the target used. growth: bytes by which its resident memory grew. connected: seconds until the
+    first packet of B arrived; None if none arrived in time.
     """
 
     sent: int
@@ -60,25 +61,30 @@ class Outcome:
     connected: float | None
 
     def __str__(self) -> str:
-        connected = "not at all" if self.connected is None else f"after {self.connected:.1f} s"
+        connected = "no peer connected" if self.connected is None else f"a peer connected after {self.connected:.1f} s"
         cost = self.cpu * 1e6 / max(1, self.read)
         return (
             f"{self.sent} sent, {self.read} read, {cost:.1f} us of CPU each, memory grew by "
-            f"{self.growth / MEBIBYTE:.1f} MiB, a peer connected {connected}"
+            f"{self.growth / MEBIBYTE:.1f} MiB, {connected}"
         )
 
 
 class Flood:
-    """Two refwg that have not talked yet: A is to be flooded, and B will want to connect."""
+    """A tunnel between two refwg. A receives the flood, and B connects to A during it."""
 
     def __init__(self, lab: Lab) -> None:
+        """Make the tunnel in topology `loopback`; no handshake has taken place yet."""
         refwg = Registry().get("refwg")
         self.tunnel = Tunnel(lab, LOOPBACK, refwg, refwg)
         self._lab = lab
 
-    def run(self, kind: str, count: int, rate: int, *, patience: float = 5.0) -> Outcome:
-        """Flood A, and let B connect meanwhile; patience: how many seconds B has."""
-        # Nothing that a first handshake needs shall count as growth.
+    def run(self, kind: str, count: int, rate: int, *, patience: float = 5.0) -> FloodResult:
+        """Flood A, and connect B during the flood.
+
+        kind: of bench/attack.py. count: datagrams. rate: datagrams per second; 0 means no limit. patience: seconds
+        that B has to connect.
+        """
+        # A first handshake allocates memory, which must not count as growth.
         self.tunnel.must_ping("ns2", V4_OF_A)
         self._forget_sessions()
         target = self.tunnel.a
@@ -87,8 +93,8 @@ class Flood:
             connected = self._connect(patience)
             attack.wait(count / (rate or count) * 10 + 60)
             sent = int(attack.tail().split()[0])
-            self._calm_down()
-        return Outcome(
+            self._wait_until_idle()
+        return FloodResult(
             sent=sent,
             read=sent - (self._dropped() - dropped),
             cpu=cpu_seconds(target) - cpu,
@@ -98,7 +104,7 @@ class Flood:
 
     @contextmanager
     def attack(self, kind: str, count: int, rate: int) -> Iterator[Process]:
-        """Flood A as long as the block runs, or until `count` datagrams were sent."""
+        """Flood A while the block runs, with at most `count` datagrams; the arguments are those of `run`."""
         argv = [sys.executable, "-m", "bench.attack", kind, str(count), str(rate), str(PORT_OF_A)]
         argv.append(self.tunnel.pub_a.raw.hex())
         env = {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -110,78 +116,82 @@ class Flood:
             attack.close()
 
     def _forget_sessions(self) -> None:
+        """Set B's interface down and up: refwg then erases its sessions, so that B needs a new handshake."""
         for up in (False, True):
             self.tunnel.nodes["ns2"].set_link("wg0", up=up)
 
     def _connect(self, patience: float) -> float | None:
+        """Send a packet from B to A; return the seconds until it arrives, None if it does not arrive in time."""
         receiver = udp_receiver(self.tunnel.nodes["ns1"], V4_OF_A, DISCARD)
         started = time.monotonic()
         with receiver:
             udp_message(self.tunnel.nodes["ns2"], V4_OF_A, DISCARD, b"through the flood")
             try:
-                wait_for(Datagram(receiver), patience, "B to connect in spite of the flood")
+                wait_for(Datagram(receiver), patience, "B's packet during the flood")
             except DeadlineExceeded:
                 return None
         return time.monotonic() - started
 
-    def _calm_down(self) -> None:
-        """Wait until A has read all that waited in its socket."""
+    def _wait_until_idle(self) -> None:
+        """Wait until A uses no more CPU time: then it has read all datagrams that were in its socket."""
         before = -1.0
         while (now := cpu_seconds(self.tunnel.a)) > before:
             before = now
-            let_pass(4 * _LOOK_AGAIN, "that a queue is empty has no event outside")
+            let_pass(_IDLE_TIME, "another process's empty queue causes no event")
 
     def _dropped(self) -> int:
-        """How many datagrams to A found no room in its socket (proc(5), /proc/net/udp)."""
+        """Return the number of datagrams to A that found its socket's buffer full (/proc/net/udp, column drops)."""
         table = self.tunnel.nodes["ns0"].thread.call(Path("/proc/thread-self/net/udp").read_text)
         rows = [row.split() for row in table.splitlines()[1:]]
         return sum(int(row[-1]) for row in rows if int(row[1].rpartition(":")[2], 16) == PORT_OF_A)
 
 
 def cpu_seconds(side: Interface) -> float:
-    """User and system time of the program so far (proc(5), /proc/PID/stat)."""
+    """Return the program's user and system time in seconds (proc(5), /proc/PID/stat: utime, stime)."""
     fields = Path(f"/proc/{pid(side)}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def resident(side: Interface) -> int:
+    """Return the program's resident memory in bytes (proc(5), /proc/PID/statm)."""
     return int(Path(f"/proc/{pid(side)}/statm").read_text().split()[1]) * _PAGE
 
 
 def pid(side: Interface) -> int:
+    """Return the process id of the program behind an interface."""
     return int(side.process.pid)  # type: ignore[attr-defined]
 
 
 def measured(rounds: int) -> dict[str, list[float]]:
-    """CPU seconds for 100 000 datagrams of each kind, by the names of the figures."""
+    """Measure every kind of flood in that many rounds; return the CPU seconds, keyed by the figure's name."""
     return {f"flood_{kind}_refwg": [seconds_per_100_000(kind) for _ in range(rounds)] for kind in FULL_SIZE}
 
 
 def seconds_per_100_000(kind: str) -> float:
-    """CPU seconds of refwg for 100 000 datagrams of a kind that it takes in."""
+    """Return the CPU seconds that refwg needs for 100 000 datagrams of this kind, of those that it reads."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         try:
-            outcome = Flood(lab).run(kind, 50_000, 0)
-            return outcome.cpu / max(1, outcome.read) * 100_000
+            result = Flood(lab).run(kind, 50_000, 0)
+            return result.cpu / max(1, result.read) * 100_000
         finally:
             lab.close()
 
 
 def main() -> int:
-    """Flood at full size and say what came of it; 1 if memory grew too much, or a peer could not connect."""
+    """Send each flood at full size and print its result; return 1 if memory grew too much or no peer connected."""
     status = 0
     for kind, count in FULL_SIZE.items():
         with tempfile.TemporaryDirectory() as directory:
             lab = Lab(Path(directory))
             try:
-                # Under load the first initiation only brings a cookie, and the next goes out five seconds later.
-                outcome = Flood(lab).run(kind, count, FULL_RATE, patience=5.0 if kind == "garbage" else 12.0)
+                # Under load A answers B's first initiation with a cookie, and B waits five seconds before the next.
+                result = Flood(lab).run(kind, count, FULL_RATE, patience=5.0 if kind == "garbage" else 12.0)
             finally:
                 lab.close()
-        is_well = outcome.growth <= MAX_GROWTH and outcome.connected is not None
-        status |= not is_well
-        print(f"{kind}: {outcome}: {'ok' if is_well else 'FAILED'}", flush=True)
+        is_good = result.growth <= MAX_GROWTH and result.connected is not None
+        status |= not is_good
+        print(f"{kind}: {result}: {'ok' if is_good else 'FAILED'}", flush=True)
     return int(status)
 
 

@@ -1,4 +1,4 @@
-"""Measure the time from a command to its verdict from a guest with Debian's kernel."""
+"""Measure the time from booting a guest with Debian's kernel to a command's exit status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from harness.vm import boot, kernels
 
 
 def first_verdict() -> float:
-    """Seconds from the call to the exit status of `wg --version` in a guest."""
+    """Boot a guest that runs `wg --version`; return the seconds until its exit status is here.
+
+    Raises HarnessError if the guest or the command failed.
+    """
     started = time.perf_counter()
     result = boot.boot(kernels.CATALOGUE.default, ["wg", "--version"])
     if result.exit_status() != 0:

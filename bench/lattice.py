@@ -2,9 +2,9 @@
 
     python -m bench.lattice [--devices N]...
 
-Every device sends a packet to its four neighbours ahead, and each of them answers: so every link needs one handshake
-and carries a packet each way. Nothing is real but the code of refwg's core; time and memory per link must not depend on
-the number of devices.
+Each device sends a packet to the four devices after it in the ring, and each of them sends one back. So every link
+needs one handshake and carries one packet in each direction. Only refwg's core is real; clock, sockets and wire are
+simulated. CPU time and memory per link must not depend on the number of devices.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ if TYPE_CHECKING:
     from refwg.device import Effect
     from refwg.peer import Peer
 
-NEIGHBOURS_AHEAD: Final = 4
-LATENCY: Final = 10 * MILLISECOND
+NEIGHBOURS_AHEAD: Final = 4  # the other four neighbours are those behind
+LATENCY: Final = 10 * MILLISECOND  # of the wire, in nanoseconds like all times here
 PORT: Final = 51820
-SIZES: Final = (250, 500, 1000)
+SIZES: Final = (250, 500, 1000)  # devices
 
 
 def inner(number: int) -> str:
+    """Return the inner IPv4 address of a device."""
     return f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
 
 
 class Node:
-    """A device and what it was given; its outer address is its number."""
+    """One device of the lattice. Its number is its outer IPv4 address; `delivered` counts payloads that arrived."""
 
     def __init__(self, number: int, lattice: Lattice) -> None:
+        """Make the device, with a key that depends only on its number. It has no peers yet."""
         self.number = number
         environment = SeededEnvironment(number, lambda: lattice.now)
         self.device = Device(
@@ -63,20 +65,24 @@ class Node:
         self.endpoint = Endpoint(number.to_bytes(4), PORT)
         self.delivered: Counter[str] = Counter()
 
-    def add_peer(self, other: Node) -> None:
-        peer = self.device.add_peer(other.public_key, 0)
+    def add_peer(self, neighbour: Node) -> None:
+        """Configure a neighbour as a peer, with its endpoint and its inner address as the allowed-ip."""
+        peer = self.device.add_peer(neighbour.public_key, 0)
         if peer is None:
-            raise AssertionError(f"device {self.number} would be its own neighbour")
-        peer.set_endpoint(other.endpoint, 0)
-        self.device.insert_allowed_ip(peer, Prefix(other.inner_address, 32))
+            raise AssertionError(
+                f"device {self.number} is its own neighbour; a ring has at least {NEIGHBOURS_AHEAD + 1} devices"
+            )
+        peer.set_endpoint(neighbour.endpoint, 0)
+        self.device.insert_allowed_ip(peer, Prefix(neighbour.inner_address, 32))
 
     @property
     def inner_address(self) -> bytes:
+        """The inner IPv4 address as four bytes."""
         return bytes(int(byte) for byte in inner(self.number).split("."))
 
 
 class UnderWay(NamedTuple):
-    """A datagram on the wire."""
+    """A datagram on the wire. order: its number, so that equal times of arrival keep the order of sending."""
 
     arrival: int
     order: int
@@ -86,9 +92,10 @@ class UnderWay(NamedTuple):
 
 
 class Lattice:
-    """All devices, the wire between them, and the time."""
+    """A ring of devices, the wire between them, and the virtual time. `messages` counts what was sent, by type."""
 
     def __init__(self, devices: int) -> None:
+        """Make the devices, connect each with its neighbours, and set all interfaces up."""
         self.now = 0
         self.ratelimiter, self.last_under_load = RateLimiter(), LastUnderLoad()
         self.messages: Counter[MessageType] = Counter()
@@ -100,19 +107,20 @@ class Lattice:
             for node in self.nodes
             for distance in range(1, NEIGHBOURS_AHEAD + 1)
         ]
-        for one, other in self.links:
-            one.add_peer(other)
-            other.add_peer(one)
+        for node, neighbour in self.links:
+            node.add_peer(neighbour)
+            neighbour.add_peer(node)
         for node in self.nodes:
             self._carry_out(node, node.device.up(0))
 
     def talk(self) -> None:
-        """Let everybody send to the neighbours ahead, and let time pass until the last keepalive was sent."""
-        for one, other in self.links:
-            self._send(one, other.number, b"ping")
+        """Send a packet over each link, and run until all answers have arrived and all keepalives are sent."""
+        for node, neighbour in self.links:
+            self._send(node, neighbour.number, b"ping")
         self.run(12 * SECOND)
 
     def run(self, duration: int) -> None:
+        """Advance the virtual time by `duration` nanoseconds; datagrams arrive and timers expire in order."""
         end = self.now + duration
         while (moment := self._next_moment()) is not None and moment <= end:
             self.now = max(moment, self.now)
@@ -155,8 +163,13 @@ class Lattice:
 
 
 def main() -> int:
+    """Print one line of figures for each size that the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m bench.lattice", description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--devices", type=int, action="append", help=f"how many; by default {SIZES} one after another")
+    sizes = ", ".join(map(str, SIZES))
+    parser.add_argument(
+        "--devices", type=int, action="append", metavar="N",
+        help=f"number of devices; may be repeated (default: one run each with {sizes})",
+    )  # fmt: skip
     print("devices  links  messages  seconds  ms/link  MiB   KiB/link")
     for devices in parser.parse_args().devices or SIZES:
         print(measured(devices), flush=True)
@@ -164,7 +177,7 @@ def main() -> int:
 
 
 def measured(devices: int) -> str:
-    """A line of figures: first the time, then, in a second run because it costs time itself, the memory."""
+    """Return one line of figures. Memory is measured in a second run, because tracing it takes time."""
     start = time.process_time()
     lattice = Lattice(devices)
     lattice.talk()

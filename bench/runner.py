@@ -1,6 +1,6 @@
 """Run the benchmarks in interleaved rounds, and print medians and ratios.
 
-Machines are noisy: a figure in seconds says little, the ratio of two that were measured in turns says more.
+Compare the ratios over time, not the seconds: two programs that are measured in turns share the machine's load.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bench import configuration, floods, topologies, tunnels
 from bench.guest import first_verdict
@@ -20,20 +20,35 @@ from harness import HarnessError, Registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-QUICK, FULL = 5, 15
-GUEST_ROUNDS = 3
+QUICK, FULL = 5, 15  # rounds
+GUEST_ROUNDS = 3  # of guest, large configuration and floods, which take long
+HELP: Final = """\
+Measure the lab's own speed, and refwg's and wireguard-go's: how long topology `nat` takes to set up, how long one MiB
+takes through a tunnel, how long a program takes to start. Every round measures each of them once, in turn. Prints the
+median and the fastest time of each, and ratios of medians. bench/README.md explains every figure.
+
+Compare the ratios over time, not the seconds: they depend less on the machine and on its load.
+"""
+EXIT_STATUS: Final = "exit status: 0 measured, 2 wrong usage, 125 could not measure"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench/run", description=__doc__)
-    quick = f"{QUICK} rounds instead of {FULL}, and no guest, large configuration or flood"
-    parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--rounds", type=int, help="so many rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    """Run the benchmarks that the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="bench/run", description=HELP, epilog=EXIT_STATUS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true",
+        help=f"{QUICK} rounds instead of {FULL}; leave out the guest, the large configuration and the floods",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rounds", type=int, metavar="N", help=f"number of rounds (default: {FULL}, with --quick {QUICK})"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures and ratios to this file")
     arguments = parser.parse_args()
     rounds = arguments.rounds or (QUICK if arguments.quick else FULL)
     if rounds < 1:
-        parser.error("--rounds: at least 1")
+        parser.error(f"--rounds must be at least 1, not {rounds}")
     try:
         measured = measure(rounds, guest=not arguments.quick)
     except HarnessError as error:
@@ -45,7 +60,10 @@ def main() -> int:
 
 
 def measure(rounds: int, *, guest: bool) -> dict[str, object]:
-    """Measure all; returns `runs`, every figure by name in seconds, and `ratios`, medians over medians."""
+    """Run all benchmarks in interleaved rounds; print the figures, and return them as `report` does.
+
+    guest: also run those that take minutes: guest, large configuration, floods.
+    """
     registry = Registry()
     ours, theirs = registry.get("refwg"), registry.get("wireguard-go")
     benchmarks: dict[str, Callable[[], float]] = {
@@ -68,13 +86,17 @@ def measure(rounds: int, *, guest: bool) -> dict[str, object]:
 
 
 def report(figures: dict[str, list[float]]) -> dict[str, object]:
-    """Print medians and ratios and return them in the format that other programs rely on."""
+    """Print medians and ratios; return the content of the file that --json writes, whose format stays as it is.
+
+    figures: seconds of each round, by the figure's name. The file has `time` (Unix time), `runs` (the seconds of each
+    figure) and `ratios` (of medians).
+    """
     median = {name: statistics.median(values) for name, values in figures.items()}
     for name, values in figures.items():
         print(f"{name}: median {median[name] * 1000:.0f} ms, fastest {min(values) * 1000:.0f} ms")
     ratios = {
         "nat_topology_lab_over_shell": median["nat_topology_by_lab"] / median["nat_topology_by_shell"],
-        # Rates, so the inverse of the seconds.
+        # A ratio of rates, so the seconds are the other way round.
         "tcp1_refwg_over_wireguard_go": median["tcp_mebibyte_wireguard_go"] / median["tcp_mebibyte_refwg"],
         "start_refwg_over_wireguard_go": median["start_refwg"] / median["start_wireguard_go"],
     }

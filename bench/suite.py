@@ -1,9 +1,6 @@
-"""Compare the kernel's netns.sh with our kernel~kernel suite in one guest: ratio of times.
+"""Time the kernel's netns.sh and our kernel~kernel suite in one guest, and print the ratio.
 
-    ./bench/suite /path/to/linux/tools/testing/selftests/wireguard/netns.sh
-
-The script is not part of this project: it comes with every source of Linux (Debian: package linux-source-6.1). What it
-needs beside our guest's programs is unpacked into the cache, and the machine stays as it is.
+The script needs programs that our guest lacks. They are unpacked into the cache, not installed.
 """
 
 from __future__ import annotations
@@ -28,11 +25,22 @@ from harness.vm import boot, kernels
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-PACKAGES: Final = ("iptables", "iperf3", "ncat")
-MODULES: Final = ("nft_compat", "xt_length", "xt_mark", "xt_nat")
-SCRIPT: Final = "/lab/netns.sh"
-DEADLINE: Final = 3000.0
-# What the script checks, and nothing else: each test that cites one of its scenarios.
+HELP: Final = """\
+Time the kernel's netns.sh and our kernel~kernel suite, one after the other in one guest. Prints the seconds of each and
+ours_over_script, the ratio: below 1, our suite is faster. Our suite has the tests that cite a scenario of the script.
+
+You provide the script. It is in the source of Linux, which Debian has as package linux-source-6.1:
+
+  ./bench/suite /path/to/linux/tools/testing/selftests/wireguard/netns.sh
+
+Nothing is installed on this machine: the programs that the script needs are unpacked into the cache.
+"""
+EXIT_STATUS: Final = "exit status: 0 both passed, 1 one failed, 2 wrong usage, 125 could not measure, 130 interrupted"
+PACKAGES: Final = ("iptables", "iperf3", "ncat")  # programs of the script that the guest lacks
+MODULES: Final = ("nft_compat", "xt_length", "xt_mark", "xt_nat")  # for the script's iptables
+SCRIPT: Final = "/lab/netns.sh"  # in the guest
+DEADLINE: Final = 3000.0  # seconds for the whole guest
+# Our suite: the tests that cite a scenario of the script, but not those that need lane warp.
 OURS: Final = (
     "-m", "pytest", "-q", "--impl", "kernel", "--pair", "kernel~kernel", "--lane", "netns",
     "-m", "scenario and not waiting", "--timeout-scale", "4", "--durations", "10",
@@ -41,17 +49,20 @@ OURS: Final = (
 
 
 def main() -> int:
-    """Run both and print the ratio; the exit status."""
+    """Run both suites and print their times; return the exit status."""
     parser = argparse.ArgumentParser(
-        prog="bench/suite", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="bench/suite", description=HELP, epilog=EXIT_STATUS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("script", type=Path, metavar="NETNS.SH")
-    parser.add_argument("--kernel", default=kernels.CATALOGUE.default, help="default: %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("script", type=Path, metavar="NETNS.SH", help="the kernel's script")
+    parser.add_argument(
+        "--kernel", default=kernels.CATALOGUE.default, metavar="VERSION|PATH",
+        help="kernel of the guest: a version, a bzImage or a build tree (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     if not arguments.script.is_file():
         parser.error(
-            f"{arguments.script}: no such file; it is in a source of Linux, tools/testing/selftests/wireguard/"
+            f"{arguments.script}: no such file; the source of Linux has it in tools/testing/selftests/wireguard/"
         )
     try:
         figures = measure(arguments.script, arguments.kernel)
@@ -64,9 +75,12 @@ def main() -> int:
 
 
 def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
-    """Boot a guest that runs both; how each ended and how long it took."""
+    """Boot a guest that runs both suites; return `status` and `seconds` of each, by its name `script` or `ours`.
+
+    Raises HarnessError if the guest does not run to its end.
+    """
     started = time.monotonic()
-    # As in lane vm: half of the tests each, for the workers of xdist take ten seconds to begin under emulation.
+    # As in lane vm, two processes run half of our tests each: workers of xdist take ten seconds to start if emulated.
     suites = {"script": (1, ["bash", SCRIPT]), "ours": (2, ["python", *OURS, *tests()])}
     result = boot.boot(
         kernel,
@@ -85,27 +99,27 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
 
 
 def tests() -> list[str]:
-    """The files with tests of scenarios: to collect the others as well takes seconds where Python is emulated."""
+    """Return the test files that cite scenarios; collecting the others too would take seconds under emulation."""
     files = sorted((ROOT / "selftests/netns").glob("test_*.py"))
     return [str(file.relative_to(ROOT)) for file in files if "pytest.mark.scenario(" in file.read_text()]
 
 
 def programs() -> Path:
-    """The directory in which the script's programs are unpacked, at the paths they have below /."""
+    """Unpack the script's programs into the cache if they are missing; return the directory that stands for /."""
     place = directory(Area.TOOLCHAINS) / "netns.sh"
     with Step("programs of netns.sh") as step, locked(place, step.on_line):
         if not place.exists():
             with building(place) as part:
                 unpack(PACKAGES, part, step.on_line)
-                # Its name comes from Debian's alternatives, which only an installation makes.
+                # An installation would make this link (update-alternatives).
                 (part / "usr/sbin/iptables").symlink_to("iptables-nft")
-                # And Debian's ping has no second name.
+                # The script calls ping6. Debian has it as a link, which the guest's image lacks.
                 (part / "usr/bin/ping6").symlink_to(shutil.which("ping") or "/usr/bin/ping")
     return place
 
 
 def on_line(figures: Mapping[str, Mapping[str, float]], target: Path | None) -> int:
-    """Print the figures and their ratio; 1 if either suite failed."""
+    """Print the figures and their ratio, and write them to `target`; return 1 if either suite failed, else 0."""
     ratio = figures["ours"]["seconds"] / figures["script"]["seconds"]
     for name, figure in figures.items():
         print(f"{name}: {figure['seconds']:.1f} s, status {figure['status']:g}")

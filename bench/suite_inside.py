@@ -1,7 +1,8 @@
 """Run and time both suites inside the guest of bench/suite, one after the other.
 
-Arguments: where the results go, and a JSON object: by name, how often a command runs at once, and the command. Each of
-several runs its shard of the tests, and has a /run of its own. Figures go to `figures.json` there.
+Arguments: the directory for results, and a JSON object that maps the name of a suite to a number of processes and a
+command. Each process runs the command for its shard of the tests. If there are several, each has network, mounts and
+/run of its own. Logs and `figures.json` go to the directory.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIGURES: Final = "figures.json"
-PATIENCE: Final = 1200.0  # seconds for either suite
-PACE: Final = 10.0  # seconds between two signs of life
-APART: Final = "--apart"
-SHOWN_LINES: Final = 15  # of one that failed
+PATIENCE: Final = 1200.0  # seconds for either suite; then it is killed
+PACE: Final = 10.0  # seconds between two lines of progress
+APART: Final = "--apart"  # first argument of a process that runs a shard in namespaces of its own
+SHOWN_LINES: Final = 15  # last lines of a failed suite that are printed
 _COLOR: Final = re.compile("\x1b\\[[0-9;]*m")
 
 
 def main() -> None:
+    """Run the suites that the command line names, and write their figures."""
     results = Path(sys.argv[1])
     suites = json.loads(sys.argv[2]).items()
     figures = {name: timed(name, at_once, command, results) for name, (at_once, command) in suites}
@@ -39,8 +41,11 @@ def main() -> None:
 
 
 def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dict[str, float]:
-    """Run one suite to its end, or until it is overdue; its worst status and its seconds."""
-    started = told = time.monotonic()
+    """Run one suite until it ends, or kill it after PATIENCE; print progress.
+
+    Returns `status`, the first that is not 0, and `seconds`.
+    """
+    started = printed = time.monotonic()
     last: deque[str] = deque(maxlen=SHOWN_LINES)
     reading, writing = os.pipe()
     children = [start(command, f"{number}/{at_once}", writing) for number in range(at_once)]
@@ -51,9 +56,9 @@ def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dic
         for line in output:
             log.write(line)
             last.append(_COLOR.sub("", line).rstrip())
-            if time.monotonic() - told > PACE:
-                told = time.monotonic()
-                print(f"{name}: {told - started:.0f} s: {last[-1]}", flush=True)
+            if time.monotonic() - printed > PACE:
+                printed = time.monotonic()
+                print(f"{name}: {printed - started:.0f} s: {last[-1]}", flush=True)
     statuses = [child.wait() for child in children]
     overdue.cancel()
     figure = {"status": next(filter(None, statuses), 0), "seconds": round(time.monotonic() - started, 2)}
@@ -64,7 +69,10 @@ def timed(name: str, at_once: int, command: Sequence[str], results: Path) -> dic
 
 
 def start(command: Sequence[str], shard: str, output: int) -> subprocess.Popen[bytes]:
-    """Start a command for its shard of the tests, `0/2`; the only one of its kind sees the guest as it is."""
+    """Start a command for a shard like `0/2`, with namespaces of its own unless it is the only one.
+
+    output: descriptor for its stdout and stderr.
+    """
     words = command if shard == "0/1" else [sys.executable, "-m", "bench.suite_inside", APART, *command]
     return subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, SHARD: shard}
@@ -72,16 +80,17 @@ def start(command: Sequence[str], shard: str, output: int) -> subprocess.Popen[b
 
 
 def kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill all processes of a suite."""
     for child in children:
         child.kill()
 
 
 def apart(command: Sequence[str]) -> NoReturn:
-    """Become this command, with mounts and network of its own: names of nodes, sockets and links are nobody else's."""
+    """Execute this command in new mount and network namespaces, so that its names cannot clash with another shard's."""
     launcher.unshare(launcher.CLONE_NEWNS | launcher.CLONE_NEWNET)
     launcher.private_mounts()
     launcher.loopback_up()
-    os.execvp(command[0], [*command])  # noqa: S606 - no shell has to see it
+    os.execvp(command[0], [*command])  # noqa: S606 - no shell is needed
 
 
 if __name__ == "__main__":

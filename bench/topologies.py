@@ -1,4 +1,4 @@
-"""Measure how long topology `nat` takes to come up, by the lab and by a shell script."""
+"""Measure how long the lab and a shell script take to set up topology `nat`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness import NAT, Lab, Tunnel
 if TYPE_CHECKING:
     from harness import Manifest
 
-# The same nodes, links, rules and interfaces as topology NAT has them, in the words of a shell script.
+# Makes the same nodes, links, rules and interfaces as harness.NAT.
 _MAKE: Final = r"""
 set -e
 for n in ns0 ns1 ns2; do ip netns add $n; ip -n $n link set lo up; done
@@ -45,7 +45,7 @@ for n in ns0 ns1 ns2; do ip netns del $n; done
 
 
 def by_lab(manifest: Manifest) -> float:
-    """Seconds until the tunnel of the `nat` topology is configured and up, made by the lab."""
+    """Return the seconds that the lab takes until the tunnel is configured and up."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         started = time.perf_counter()
@@ -57,7 +57,7 @@ def by_lab(manifest: Manifest) -> float:
 
 
 def by_shell(manifest: Manifest) -> float:
-    """Seconds until a shell script has made the same."""
+    """Return the seconds that a shell script takes to make the same with `ip`, `nft` and `wg`."""
     with tempfile.TemporaryDirectory() as directory:
         keys = Path(directory)
         lab = Lab(keys)

@@ -1,4 +1,4 @@
-"""Measure an implementation with itself: TCP throughput, and time from start to ready."""
+"""Measure TCP throughput between two copies of a program, and how long it takes to start."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from harness import LOOPBACK, V4_OF_B, Lab, Tunnel, tcp_stream
 if TYPE_CHECKING:
     from harness import Manifest
 
-STREAM = 4 << 20
+STREAM = 4 << 20  # bytes
 
 
 def seconds_per_mebibyte(manifest: Manifest) -> float:
-    """Seconds that one TCP stream from A to B needs for a MiB, both ends this implementation."""
+    """Return the seconds per MiB of one TCP stream from A to B; both ends run this implementation."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         try:
@@ -29,7 +29,7 @@ def seconds_per_mebibyte(manifest: Manifest) -> float:
 
 
 def start_up(manifest: Manifest) -> float:
-    """Seconds from the start of the program until its control socket answers."""
+    """Return the seconds from the start of the program until its control socket answers."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         try:
