@@ -12,20 +12,22 @@ import re
 import select
 import socket
 import struct
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from harness import steps
 from harness.errors import DeadlineExceeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_IN_MODIFY, _IN_CREATE, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0o2000000, 0o4000
+_IN_MODIFY, _IN_CREATE, _IN_IGNORED, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0x8000, 0o2000000, 0o4000
 _MILLISECONDS: Final = 1000
 _EVENT_BUFFER: Final = 65536
 _POLL_INTERVAL: Final = 0.005
@@ -65,35 +67,62 @@ def wait_for(event: Event[T], deadline: float, what: str) -> T:
     deadline: seconds, multiplied by --timeout-scale. what: completes "waited for ...". Raises DeadlineExceeded.
     """
     end = time.monotonic() + scaled(deadline)
-    poll = select.poll()
-    poll.register(event.fileno(), select.POLLIN)
-    while (value := event.look()) is None:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded(f"waited {scaled(deadline):g} s for {what}; seen: {event.seen()}")
-        poll.poll(left * _MILLISECONDS)
+    with steps.step("", f"wait for {what}", seen=event.seen, is_wait=True) as waiting:
+        poll = select.poll()
+        poll.register(event.fileno(), select.POLLIN)
+        while (value := event.look()) is None:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded(f"waited {scaled(deadline):g} s for {what}; seen: {event.seen()}")
+            poll.poll(left * _MILLISECONDS)
+        # Of two events, the one that happened is the value.
+        waiting.outcome = "" if hasattr(value, "look") else steps.in_short(value)
     return value
 
 
 def poll_until(
-    look: Callable[[], T], accept: Callable[[T], bool], deadline: float, *, interval: float = _POLL_INTERVAL
+    look: Callable[[], T],
+    accept: Callable[[T], bool],
+    deadline: float,
+    *,
+    interval: float = _POLL_INTERVAL,
+    what: str = "",
 ) -> T:
     """Call `look` until `accept` takes its result or the deadline is over; return the last result.
 
-    The caller judges the result: a missed deadline does not raise. Prefer `wait_for`; this is for state that changes
+    The caller checks the result: a missed deadline does not raise. Prefer `wait_for`; this is for state that changes
     without an event, such as a program's counters over UAPI. deadline: seconds, multiplied by --timeout-scale.
-    interval: seconds between two looks, never scaled.
+    interval: seconds between two looks, never scaled. what: completes "poll until ..." in the evidence; without it, the
+    caller's file and line stand there.
     """
     end = time.monotonic() + scaled(deadline)
-    while not accept(seen := look()) and time.monotonic() < end:
-        time.sleep(interval)
-    return seen
+    what = what or f"{_caller()} accepts"
+    results: list[T] = []
+
+    def seen() -> str:
+        return ", ".join(map(steps.in_short, results)) or "nothing yet"
+
+    with steps.step("", f"poll until {what}", seen=seen, is_wait=True) as polling:
+        while True:
+            results[:] = [look()]
+            if (is_accepted := accept(results[0])) or time.monotonic() >= end:
+                break
+            time.sleep(interval)
+        late = "" if is_accepted else f"not within {scaled(deadline):g} s; "
+        polling.outcome = f"{late}seen: {steps.in_short(results[0]) or results[0]}"
+    return results[0]
+
+
+def _caller() -> str:
+    """File and line of the function that called the caller of this."""
+    frame = sys._getframe(2)  # noqa: SLF001 - `inspect` does the same, and costs an import
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def let_pass(seconds: float, why: str) -> None:
     """Let time itself pass, where the passing of time is what is tested; `why` is for the reader. Never scaled."""
-    del why
-    time.sleep(seconds)
+    with steps.step("", f"let {seconds:g} s pass: {why}"):
+        time.sleep(seconds)
 
 
 class Datagram:
@@ -141,6 +170,37 @@ class _Inotify:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class Watches:
+    """Files that are watched for growth by one descriptor of inotify(7), for a thread that does nothing else.
+
+    It is never closed: the kernel takes 25 ms for that.
+    """
+
+    def __init__(self) -> None:
+        self._descriptor: int = _libc.inotify_init1(_IN_CLOEXEC)
+        if self._descriptor < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"inotify: {os.strerror(number)}")
+
+    def add_growth(self, path: Path) -> int:
+        """Watch a file; returns its number, the same for the same file."""
+        number: int = _libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_MODIFY)
+        if number < 0:
+            error = ctypes.get_errno()
+            raise OSError(error, f"inotify: {os.strerror(error)}", str(path))
+        return number
+
+    def wait(self) -> list[tuple[int, bool]]:
+        """Wait for events: the number of each file that has grown, and whether it was deleted instead."""
+        data = os.read(self._descriptor, _EVENT_BUFFER)
+        events = []
+        while data:
+            number, mask, length = struct.unpack_from("iI4xI", data)
+            events.append((number, bool(mask & _IN_IGNORED)))
+            data = data[16 + length :]
+        return events
 
 
 class FileSays(_Inotify):

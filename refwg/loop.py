@@ -1,6 +1,7 @@
 """Wait for interface, sockets, configuration and clock, and call the engine.
 
-Takes the place of the driver's work queues, timers and notifiers. Only this module and the self-test read a clock.
+Takes the place of the driver's work queues, timers and notifiers. Only this module, the trace and the self-test read a
+clock.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Takes the place of the driver's debug messages. Wireshark reads the keys with it
 from __future__ import annotations
 
 import json
+import time
 from base64 import b64encode
 from dataclasses import asdict, is_dataclass
 from ipaddress import ip_address
@@ -37,8 +38,11 @@ class FileWatcher:
         keylog: TextIO | None,
         debug: Callable[[str], None] | None,
         complain: Callable[[str], None] = lambda _: None,
+        wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
+        """Watch a device. wall_clock: in nanoseconds; packet captures have it too, and `now` of the core is another."""
         self._complain = complain
+        self._wall_clock = wall_clock
         self._trace = trace
         self._keylog = keylog
         self._debug = debug
@@ -48,7 +52,7 @@ class FileWatcher:
         name = b64encode(peer).decode()
         values = {key: _plain(value) for key, value in details.items()}
         if self._trace is not None:
-            record = {"time": now, "event": event, "peer": name or None, **values}
+            record = {"time": now, "wall": self._wall_clock(), "event": event, "peer": name or None, **values}
             self._trace = self._append(self._trace, json.dumps(record) + "\n")
         if self._debug is not None:
             rest = " ".join(f"{key}={value}" for key, value in values.items())

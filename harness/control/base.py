@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
+from harness import steps
 from harness.control.records import keyword_changes
 
 if TYPE_CHECKING:
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 # Seconds to wait for a state that is read as evidence: the failure may be that the program does not answer.
 EVIDENCE_TIMEOUT: Final = 2.0
+# Of a change with thousands of them, so many are named in the evidence.
+_PEERS: Final = 3
+_PREFIXES: Final = 4
 
 
 class Control(Protocol):
@@ -23,6 +27,40 @@ class Control(Protocol):
     def set(self, config: DeviceConfig) -> None:
         """Apply a configuration; raises ControlError with the errno of a refusal."""
         ...
+
+
+def wg_set(ifname: str, config: DeviceConfig) -> str:
+    """Print a change as the `wg set` that makes it, for evidence: the first peers and prefixes, and no whole key.
+
+    wg(8) has no word for replacing all peers; that is added in brackets.
+    """
+    words = ["wg set", ifname]
+    words += _given("fwmark", config.fwmark) + _given("listen-port", config.listen_port)
+    words += [] if config.private_key is None else ["private-key", f"<(echo {config.private_key})"]
+    words += [word for peer in config.peers[:_PEERS] for word in _wg_peer(peer)]
+    if len(config.peers) > _PEERS:
+        words.append(f"(and {len(config.peers) - _PEERS} more peers)")
+    if config.replace_peers:
+        words.append("(in place of all peers)")
+    return steps.shortened(" ".join(words))
+
+
+def _wg_peer(peer: PeerConfig) -> list[str]:
+    words = ["peer", str(peer.public_key), *["remove"] * peer.remove, *["update-only"] * peer.update_only]
+    words += [] if peer.preshared_key is None else ["preshared-key", f"<(echo {peer.preshared_key})"]
+    words += _given("endpoint", peer.endpoint) + _given("persistent-keepalive", peer.persistent_keepalive)
+    words += _given("protocol-version", peer.protocol_version)
+    if peer.allowed_ips or peer.replace_allowed_ips:
+        # A prefix with a sign is added or taken away; without one, the list replaces what there was.
+        sign = "" if peer.replace_allowed_ips else "+"
+        prefixes = (f"{'' if prefix.remove else sign}{prefix}" for prefix in peer.allowed_ips[:_PREFIXES])
+        more = f",(and {len(peer.allowed_ips) - _PREFIXES} more)" * (len(peer.allowed_ips) > _PREFIXES)
+        words += ["allowed-ips", ",".join(prefixes) + more or "''"]
+    return words
+
+
+def _given(word: str, value: object) -> list[str]:
+    return [] if value is None else [word, str(value)]
 
 
 def describe(config: DeviceConfig) -> str:

@@ -15,7 +15,8 @@ from functools import cached_property
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from harness.control.base import describe
+from harness import steps
+from harness.control.base import describe, wg_set
 from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
 from harness.errors import (
     ControlError,
@@ -356,10 +357,11 @@ class GenlControl:
     """Configure the WireGuard interfaces of the network namespace in which a socket was opened.
 
     sock: socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC); the caller closes it. timeout: seconds for one get or set; a
-    get may have its own.
+    get may have its own. node: the name of that namespace, for the evidence.
     """
 
-    def __init__(self, sock: socket.socket, *, timeout: float = REQUEST_TIMEOUT) -> None:
+    def __init__(self, sock: socket.socket, *, timeout: float = REQUEST_TIMEOUT, node: str = "") -> None:
+        self._node = node
         self._socket = GenericSocket(sock)
         self._timeout = timeout
 
@@ -381,20 +383,22 @@ class GenlControl:
 
     def set(self, ifname: str, config: DeviceConfig) -> None:
         """Apply a configuration; after a refusal the requests accepted before it stay applied."""
-        requests = encode_set(ifname, config, self.family_id)
-        action = describe(config)
-        deadline = Deadline(self._timeout)
-        for number, request in enumerate(requests, 1):
-            part = f" (part {number} of {len(requests)})" if len(requests) > 1 else ""
-            self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)
+        with steps.step(self._node, lambda: wg_set(ifname, config)):
+            requests = encode_set(ifname, config, self.family_id)
+            action = describe(config)
+            deadline = Deadline(self._timeout)
+            for number, request in enumerate(requests, 1):
+                part = f" (part {number} of {len(requests)})" if len(requests) > 1 else ""
+                self._socket.exchange(request, f"{ifname} (genl)", action + part, deadline)
 
     def get(self, ifname: str, timeout: float | None = None) -> DeviceState:
         """Read the device; starts again whenever it changed during the dump."""
         where, deadline = f"{ifname} (genl)", Deadline(self._timeout if timeout is None else timeout)
         request = encode_get(ifname, self.family_id)
-        while True:
-            with contextlib.suppress(DumpInterrupted):
-                return decode_dump(self._socket.exchange(request, where, "get", deadline), where)
+        with steps.step(self._node, f"wg show {ifname}", is_listed=False):
+            while True:
+                with contextlib.suppress(DumpInterrupted):
+                    return decode_dump(self._socket.exchange(request, where, "get", deadline), where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ import socket
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
-from harness.control.base import describe
+from harness import steps
+from harness.control.base import describe, wg_set
 from harness.control.records import ZERO_KEY, AllowedIP, DeviceState, Endpoint, Key, PeerState
 from harness.errors import (
     UsageError,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 GET: Final = b"get=1\n\n"
 _RECEIVE_SIZE: Final = 1 << 18
 _SECOND: Final = 1_000_000_000
+# Of a request that a test makes by itself, so much stands in the evidence.
+_TEXT: Final = 2000
 
 _Section: TypeAlias = "defaultdict[str, list[str]]"
 T = TypeVar("T")
@@ -176,6 +179,7 @@ class UapiControl:
 
     connect: opens a connection to the program's socket, in the mount namespace where it lies; each get and set opens
     its own, as wg(8) does. timeout: seconds for one get or set; a get may have its own. scope_index: see `decode_get`.
+    node: where the program is, for the evidence.
     """
 
     def __init__(
@@ -185,7 +189,10 @@ class UapiControl:
         *,
         timeout: float = REQUEST_TIMEOUT,
         scope_index: Callable[[str], int] = socket.if_nametoindex,
+        node: str = "",
     ) -> None:
+        self._ifname = ifname
+        self._node = node
         self._where = f"{ifname} (uapi)"
         self._connect = connect
         self._timeout = timeout
@@ -194,14 +201,23 @@ class UapiControl:
     def set(self, config: DeviceConfig) -> None:
         """Apply a configuration; after a refusal the lines accepted before it stay applied."""
         action = describe(config)
-        _check(self.exchange(encode_set(config), action), self._where, action)
+        with steps.step(self._node, lambda: wg_set(self._ifname, config)):
+            _check(self._exchange(encode_set(config), action), self._where, action)
 
     def get(self, timeout: float | None = None) -> DeviceState:
         """Read the device. timeout: seconds, scaled; None for the control's own."""
-        return decode_get(self.exchange(GET, "get", timeout), self._where, scope_index=self._scope_index)
+        with steps.step(self._node, f"wg show {self._ifname}", is_listed=False):
+            return decode_get(self._exchange(GET, "get", timeout), self._where, scope_index=self._scope_index)
 
     def exchange(self, request: bytes, action: str, timeout: float | None = None) -> bytes:
         """Send one request and return the answer, both as raw bytes. action: names the request in errors."""
+        lines = request[:_TEXT].decode(errors="replace").split()
+        with steps.step(self._node, f"{self._ifname}.sock: {' '.join(lines)}") as made:
+            answer = self._exchange(request, action, timeout)
+            made.outcome = answer[-_TEXT:].strip().rpartition(b"\n")[2].decode(errors="replace")
+            return answer
+
+    def _exchange(self, request: bytes, action: str, timeout: float | None = None) -> bytes:
         deadline = Deadline(self._timeout if timeout is None else timeout)
         answer = bytearray()
         try:

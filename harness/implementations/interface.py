@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final
 
+from harness import steps
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
@@ -143,13 +144,13 @@ class KernelInterface(Interface):
     def __init__(self, name: str, manifest: Manifest, birth: NetNS) -> None:
         birth.add_link(name, kind="wireguard")
         self._socket = genetlink(birth)
-        super().__init__(name, manifest, birth, GenlControl(self._socket).interface(name))
+        super().__init__(name, manifest, birth, GenlControl(self._socket, node=birth.name).interface(name))
 
     def move(self, place: NetNS) -> None:
         super().move(place)
         self._socket.close()
         self._socket = genetlink(place)
-        self.control = GenlControl(self._socket).interface(self.name)
+        self.control = GenlControl(self._socket, node=place.name).interface(self.name)
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
@@ -184,7 +185,8 @@ class ProgramInterface(Interface):
             if not birth.has_link(name):
                 raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
             self._health = HealthCheck(self.process, manifest)
-            super().__init__(name, manifest, birth, UapiControl(name, self.connect, scope_index=birth.index))
+            control = UapiControl(name, self.connect, scope_index=birth.index, node=self._thread.name)
+            super().__init__(name, manifest, birth, control)
             if manifest.mtu is not None:
                 birth.set_link(name, mtu=manifest.mtu)
             undo.pop_all()
@@ -221,6 +223,7 @@ class ProgramInterface(Interface):
             lambda tried: isinstance(tried, socket.socket) or not self.process.running,
             _LISTENS,
             interval=_POLL_INTERVAL,
+            what=f"{self.name}.sock takes connections",
         )
         if isinstance(answer, ConnectionRefusedError):
             raise answer
@@ -246,7 +249,9 @@ class ProgramInterface(Interface):
 
     def remove_socket(self) -> None:
         """Delete its control socket, which tells it to end."""
-        self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").unlink)
+        path = CONTROL_SOCKETS / f"{self.name}.sock"
+        with steps.step(self._thread.name, f"rm {path}"):
+            self._thread.call(path.unlink)
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
         """As for every interface; returns when the program listens, which may be a moment after the link is up."""
@@ -254,7 +259,13 @@ class ProgramInterface(Interface):
         port = self.get().listen_port
         if port:
             # A new UDP socket has no event.
-            poll_until(self.birth.udp_ports, lambda ports: port in ports, _LISTENS, interval=_POLL_INTERVAL)
+            poll_until(
+                self.birth.udp_ports,
+                lambda ports: port in ports,
+                _LISTENS,
+                interval=_POLL_INTERVAL,
+                what=f"{self.birth.name} has UDP port {port}",
+            )
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)

@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import random
 import shlex
+import shutil
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, Final, ParamSpec
 
+from harness import steps
 from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import Key
 from harness.errors import HarnessError
 from harness.implementations import interface, keylog
 from harness.net.netns import NetNS
+from harness.sandbox import logs
+from harness.wait import scaled
 from harness.wire.capture import EVIDENCE_BUFFER, Capture
 from harness.wire.script import Script
 from harness.wire.wire import Wire
@@ -33,6 +37,11 @@ if TYPE_CHECKING:
 
 
 _P = ParamSpec("_P")
+# The file of a test's evidence that holds its steps.
+STEPS: Final = "commands.txt"
+# Seconds for the state of all nodes after a failure, and for one command of it; both scaled.
+_SNAPSHOT: Final = 20.0
+_STATE: Final = 5.0
 
 
 class Unhealthy(HarnessError):
@@ -51,11 +60,13 @@ class Lab:
         self.wires: list[Wire] = []
         self.captures: list[Capture] = []
         self._undo = ExitStack()
-        self._start = time.monotonic()
         directory.mkdir(parents=True, exist_ok=True)
+        self.steps = steps.Recorder("set-up")
+        self.steps.start()
 
     def close(self) -> None:
         """Undo everything, last in, first out; raises the last failure after all were tried."""
+        self.steps.section = "undo"
         # The kernel takes some milliseconds to let a capture go, which pass while the programs end.
         closing = [threading.Thread(target=capture.close) for capture in self.captures]
         for thread in closing:
@@ -66,6 +77,7 @@ class Lab:
             for thread in closing:
                 thread.join()
             self.captures.clear()
+            self.steps.stop()
 
     def undo(self, function: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> None:
         """Register what undoes the thing just made."""
@@ -78,7 +90,7 @@ class Lab:
 
     def node(self, name: str) -> NetNS:
         """Make a network namespace."""
-        node = NetNS(name, commands=self._note_command)
+        node = NetNS(name)
         self.nodes[name] = node
         self.undo(node.close)
         return node
@@ -128,15 +140,42 @@ class Lab:
 
     def snapshot(self) -> None:
         """Note the state of every node and interface as evidence; what cannot be read is noted as such."""
+        section, self.steps.section = self.steps.section, "read for the evidence: state of nodes and interfaces"
+        try:
+            self._note_state()
+        finally:
+            self.steps.section = section
+        self.save_captures()
+        self.save_steps()
+
+    def save_steps(self) -> None:
+        """Write the steps so far to commands.txt."""
+        (self.directory / STEPS).write_text(str(self.steps), encoding="utf-8")
+
+    def keep(self, target: Path) -> None:
+        """Copy the evidence to another directory, in place of what is there; lines of programs' logs get stamps."""
+        self.save_steps()
+        with suppress(FileNotFoundError):
+            shutil.rmtree(target)
+        shutil.copytree(self.directory, target)
+        for path in self.directory.iterdir():
+            if (text := logs.stamped(path)) is not None:
+                (target / path.name).write_bytes(text)
+
+    def _note_state(self) -> None:
+        end = time.monotonic() + scaled(_SNAPSHOT)
         for node in [node for node in self.nodes.values() if node.is_open]:
             for argv in (["ip", "-d", "-s", "link"], ["ip", "address"], ["ip", "route", "show", "table", "all"],
                          ["ip", "rule"], ["nft", "list", "ruleset"]):  # fmt: skip
-                self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, check=False))
+                if time.monotonic() > end:
+                    # A node whose thread is stuck lets each command wait for its own deadline.
+                    self.note(f"{node.name}.txt", f"$ {shlex.join(argv)}\nleft out: the state took too long to read\n")
+                    continue
+                self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, deadline=_STATE, check=False))
         for made in self.interfaces:
             name = f"{made.place.name}-{made.name}.wg.txt"
             show = partial(made.wg, "show", made.name, deadline=EVIDENCE_TIMEOUT, check=False)
             self._note_output(name, ["wg", "show"], show)
-        self.save_captures()
 
     def save_captures(self) -> None:
         """One file for each link that was recorded, with all keys inside that are known."""
@@ -155,6 +194,3 @@ class Lab:
         except (HarnessError, OSError) as error:
             text = f"{error}\n"
         self.note(name, f"$ {shlex.join(argv)}\n{text}\n")
-
-    def _note_command(self, node: str, argv: Sequence[str]) -> None:
-        self.note("commands.txt", f"{time.monotonic() - self._start:8.3f} {node}: {shlex.join(argv)}\n")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from harness import steps
 from harness.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,12 +67,14 @@ class NodeIPRoute:
 
     def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
         self._check_open()
-        try:
-            return self._thread.call(_answer, method, *arguments, **keywords)
-        except Exception as error:
-            text = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in keywords.items())])
-            error.add_note(f"node {self._node}: {name}({text})")
-            raise
+        text = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in keywords.items())])
+        # What only reads is listed, too: pyroute2 has no sign that tells it from what changes something.
+        with steps.step(self._node, f"pyroute2: {name}({text})"):
+            try:
+                return self._thread.call(_answer, method, *arguments, **keywords)
+            except Exception as error:
+                error.add_note(f"node {self._node}: {name}({text})")
+                raise
 
     def _check_open(self) -> None:
         if not self._is_open:

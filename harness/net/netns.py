@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Self, TypeVar
 
+from harness import steps
 from harness.errors import ControlError, HarnessError, UsageError
 from harness.net.ioctl import Devices
 from harness.net.iproute import NodeIPRoute
@@ -25,7 +27,7 @@ from harness.sandbox.process import Process, run
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from harness.net.rtnetlink import LinkFacts, RouteWords, VethPeer
     from harness.sandbox.process import Completed
@@ -41,6 +43,7 @@ _IFA_F_NODAD: Final = 2
 _IPV6_READY: Final = 5.0
 _NETLINK_NETFILTER: Final = 12
 _RTF_LOCAL: Final = 0x80000000
+_FIB_RULE_INVERT: Final = 2
 _TABLES: Final = {"local": 255, "main": 254, "default": 253}
 # Every kernel has Reno, no privilege is needed to select it (tcp(7)), and it reacts to losses only. The machine's
 # default may be BBR: after a pause it can send a stream at a few packets a second, for tens of seconds.
@@ -50,26 +53,24 @@ _CONGESTION_CONTROL: Final = "reno"
 class NetNS:
     """A network namespace, created by the constructor; use it as a context manager or call `close`."""
 
-    def __init__(
-        self, name: str, *, commands: Callable[[str, Sequence[str]], None] = lambda _node, _argv: None
-    ) -> None:
+    def __init__(self, name: str) -> None:
         """Create the namespace, set its loopback interface up, and select the same TCP congestion control everywhere.
 
-        commands: called with the node's name and the argv of each program that starts here, for the evidence. Raises
-        Unavailable outside a sandbox, UsageError if a node of this name exists.
+        Raises Unavailable outside a sandbox, UsageError if a node of this name exists.
         """
         require_sandbox()
         self.name = name
         self.handle = HANDLES / name
-        self._commands = commands
         self._is_open = True
         self._iproutes: list[NodeIPRoute] = []
         if self.handle.exists():
             raise UsageError(f"node {name!r} already exists")
-        self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
+        with steps.step(name, f"ip netns add {name}"):
+            self.thread = NamespaceThread(name, lambda: enter_new_network(self.handle))
         self._devices = Devices(self.socket(socket.AF_INET, socket.SOCK_DGRAM))
         self._netlink = Rtnetlink(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
-        self._devices.set_up("lo", True)
+        with steps.step(name, "ip link set lo up"):
+            self._devices.set_up("lo", True)
         self.sysctl("net.ipv4.tcp_congestion_control", _CONGESTION_CONTROL)
 
     def __enter__(self) -> Self:
@@ -91,13 +92,14 @@ class NetNS:
         if not self._is_open:
             return
         self._is_open = False
-        for iproute in self._iproutes:
-            iproute.close()
-        self._netlink.close()
-        self._devices.close()
-        self.thread.close()
-        unmount(self.handle)
-        self.handle.unlink()
+        with steps.step(self.name, f"ip netns del {self.name}"):
+            for iproute in self._iproutes:
+                iproute.close()
+            self._netlink.close()
+            self._devices.close()
+            self.thread.close()
+            unmount(self.handle)
+            self.handle.unlink()
 
     def __repr__(self) -> str:
         return f"node {self.name}"
@@ -106,7 +108,6 @@ class NetNS:
 
     def run(self, argv: Sequence[str], *, deadline: float = 10.0, stdin: str = "", check: bool = True) -> Completed:
         """Run a program here and wait for its end; arguments and errors: see harness.sandbox.process.run."""
-        self._commands(self.name, argv)
         return run(self.thread, argv, deadline=deadline, stdin=stdin, check=check)
 
     def run_json(self, argv: Sequence[str]) -> Any:
@@ -115,7 +116,6 @@ class NetNS:
 
     def spawn(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> Process:
         """Start a program here in the background; its output goes to `log`."""
-        self._commands(self.name, argv)
         return Process(self.thread, argv, log=log, env=env)
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -152,7 +152,8 @@ class NetNS:
 
     def links(self) -> dict[str, LinkFacts]:
         """Return the properties of all devices, by device name."""
-        return self._ask("link show", self._netlink.links)
+        with steps.step(self.name, "ip link show", is_listed=False), self._refusal("link show"):
+            return self._netlink.links()
 
     def set_link(self, device: str, *, up: bool | None = None, mtu: int | None = None, name: str | None = None) -> None:
         """Change a device; None leaves a property as it is.
@@ -161,23 +162,26 @@ class NetNS:
         name: its new name. Raises UsageError if there is no such device, HarnessError if the kernel refuses.
         """
         index = self.index(device)
-        try:
-            if up is False:
-                self._devices.set_up(device, False)
-            if mtu is not None:
-                self._devices.set_mtu(device, mtu)
-            if name is not None:
-                self._devices.rename(device, name)
-            if up:
-                self._devices.set_up(name or device, True)
-        except OSError as error:
-            raise HarnessError(f"{self.name}: ip link set {device}: {error.strerror}") from error
+        words = [*_words(mtu=mtu, name=name), *([] if up is None else ["up" if up else "down"])]
+        with steps.step(self.name, f"ip link set {device} {' '.join(words)}"):
+            try:
+                if up is False:
+                    self._devices.set_up(device, False)
+                if mtu is not None:
+                    self._devices.set_mtu(device, mtu)
+                if name is not None:
+                    self._devices.rename(device, name)
+                if up:
+                    self._devices.set_up(name or device, True)
+            except OSError as error:
+                raise HarnessError(f"{self.name}: ip link set {device}: {error.strerror}") from error
         if up:
             self._await_ipv6(index)
 
     def add_link(self, device: str, *, kind: str, peer: VethPeer | None = None) -> None:
         """Create a device. kind: as in `ip link add type` (`veth`, `dummy`, ...); peer: see Rtnetlink.add_link."""
-        self._ask(f"link add {device} type {kind}", self._netlink.add_link, device, kind, peer)
+        other = [] if peer is None else ["peer", *_words(name=peer["ifname"], netns=peer.get("node"))]
+        self._ask(" ".join(["link add", device, "type", kind, *other]), self._netlink.add_link, device, kind, peer)
 
     def delete_link(self, device: str) -> None:
         """Delete a device; of a veth pair both ends are deleted."""
@@ -213,8 +217,9 @@ class NetNS:
         index = self.index(device)
         for address in addresses:
             host, length = self._parse(address)
-            flags = _IFA_F_NODAD if ":" in address else 0
-            self._ask(f"address add {address} dev {device}", self._netlink.add_address, index, host, length, flags)
+            flags, word = (_IFA_F_NODAD, " nodad") if ":" in address else (0, "")
+            what = f"address add {address} dev {device}{word}"
+            self._ask(what, self._netlink.add_address, index, host, length, flags)
         if any(":" in address for address in addresses) and self._devices.is_up(device):
             self._await_ipv6(index)
 
@@ -272,24 +277,33 @@ class NetNS:
         number = _TABLES[table] if isinstance(table, str) else table
         index = None if dev is None else self.index(dev)
         words: RouteWords = {"via": via, "index": index, "src": src, "metric": metric, "table": number, "mtu": mtu}
-        self._ask(f"route add {destination}", self._netlink.add_route, destination, **words)
+        text = _words(via=via, dev=dev, src=src, metric=metric, table=table, mtu=mtu)
+        self._ask(" ".join(["route add", destination, *text]), self._netlink.add_route, destination, **words)
 
     def delete_route(self, destination: str, *, via: str | None = None, dev: str | None = None) -> None:
         """Delete the first route of table main that matches; HarnessError if none does."""
         index = None if dev is None else self.index(dev)
-        self._ask(f"route del {destination}", self._netlink.delete_route, destination, via=via, index=index)
+        what = " ".join(["route del", destination, *_words(via=via, dev=dev)])
+        self._ask(what, self._netlink.delete_route, destination, via=via, index=index)
 
     def add_rule(self, family: int, **arguments: int) -> None:
         """Add a policy rule; family: AF_INET or AF_INET6, arguments: see Rtnetlink.add_rule."""
-        self._ask(f"rule add {arguments}", self._netlink.add_rule, family, **arguments)
+        self._ask(_rule("add", family, arguments), self._netlink.add_rule, family, **arguments)
 
     def delete_rule(self, family: int, **arguments: int) -> None:
         """Delete the first policy rule with these properties; HarnessError if there is none."""
-        self._ask(f"rule del {arguments}", self._netlink.delete_rule, family, **arguments)
+        self._ask(_rule("del", family, arguments), self._netlink.delete_rule, family, **arguments)
 
-    def _ask(self, what: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def _ask(self, what: str, function: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Change something by rtnetlink; what: the words of ip(8) for it."""
+        with steps.step(self.name, f"ip {what}"), self._refusal(what):
+            function(*args, **kwargs)
+
+    @contextmanager
+    def _refusal(self, what: str) -> Iterator[None]:
+        """Let an error of the kernel name the node and the command."""
         try:
-            return function(*args, **kwargs)
+            yield
         except ControlError as error:
             raise HarnessError(f"{self.name}: ip {what}: {error.reason}") from error
 
@@ -314,10 +328,11 @@ class NetNS:
         A dot in a device's name is written as a slash, as for sysctl(8). Raises HarnessError if the kernel refuses.
         """
         path = Path("/proc/sys") / name.translate(str.maketrans("./", "/."))
-        try:
-            return self.thread.call(_read_setting, path, value)
-        except OSError as error:
-            raise HarnessError(f"{self.name}: sysctl {name}: {error.strerror}") from error
+        with steps.step(self.name, f"sysctl -w {name}={shlex.quote(str(value))}", is_listed=value is not None):
+            try:
+                return self.thread.call(_read_setting, path, value)
+            except OSError as error:
+                raise HarnessError(f"{self.name}: sysctl {name}: {error.strerror}") from error
 
     def nft(self, ruleset: str) -> None:
         """Load a ruleset in nft(8)'s language in one transaction: all of it or, with ProgramFailed, nothing."""
@@ -338,8 +353,21 @@ class NetNS:
 
     def forget_connections(self) -> None:
         """Flush connection tracking, as `conntrack -F` does: a NAT loses all its mappings."""
-        with closing(self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)) as netfilter:
-            self._ask("conntrack flush", flush_connections, netfilter)
+        netfilter = self.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        with closing(netfilter), steps.step(self.name, "conntrack -F"), self._refusal("conntrack flush"):
+            flush_connections(netfilter)
+
+
+def _words(**values: object) -> list[str]:
+    """Print keywords as ip(8) takes them; None is left out."""
+    return [text for word, value in values.items() if value is not None for text in (word, str(value))]
+
+
+def _rule(action: str, family: int, arguments: Mapping[str, int]) -> str:
+    words = {"suppress_prefixlen": "suppress_prefixlength"}
+    selectors = [f"{words.get(name, name)} {value}" for name, value in arguments.items() if name != "flags"]
+    is_inverted = bool(arguments.get("flags", 0) & _FIB_RULE_INVERT)
+    return " ".join(["-6 rule" if family == socket.AF_INET6 else "rule", action, *["not"] * is_inverted, *selectors])
 
 
 def _read_setting(path: Path, value: int | str | None) -> str:

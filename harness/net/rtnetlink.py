@@ -70,10 +70,14 @@ _RECEIVE_SIZE: Final = 65536
 
 
 class VethPeer(TypedDict):
-    """The other end of a new veth; net_ns_fd: a descriptor of its network namespace, if that is another one."""
+    """The other end of a new veth.
+
+    net_ns_fd: a descriptor of its network namespace, if that is another one. node: the name of that one, for evidence.
+    """
 
     ifname: str
     net_ns_fd: NotRequired[int]
+    node: NotRequired[str]
 
 
 class LinkFacts(TypedDict):

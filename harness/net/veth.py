@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from harness import steps
 from harness.net.rtnetlink import RTNLGRP_LINK
 from harness.wait import wait_for
 
@@ -50,7 +51,7 @@ def add_veth(a: NetNS, a_device: str, b: NetNS, b_device: str, *, mtu: int | Non
     """Connect two nodes by a veth pair, both ends up and with carrier. mtu: bytes, of both ends; None: the kernel's."""
     descriptor = os.open(b.handle, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        a.add_link(a_device, kind="veth", peer={"ifname": b_device, "net_ns_fd": descriptor})
+        a.add_link(a_device, kind="veth", peer={"ifname": b_device, "net_ns_fd": descriptor, "node": b.name})
     finally:
         os.close(descriptor)
     a.set_link(a_device, up=True, mtu=mtu)
@@ -95,8 +96,10 @@ def set_offloads(node: NetNS, device: str, **switches: bool) -> None:
     A wire turns them off. With tx on, the kernel leaves the checksum of a frame unfinished (CHECKSUM_PARTIAL). When a
     packet socket sends a copy of such a frame, its checksum is wrong, and the receiver drops it.
     """
-    for name, on in switches.items():
-        _ethtool(node, device, _ETHTOOL_SET[name], on)
+    words = " ".join(f"{name} {'on' if on else 'off'}" for name, on in switches.items())
+    with steps.step(node.name, f"ethtool -K {device} {words}"):
+        for name, on in switches.items():
+            _ethtool(node, device, _ETHTOOL_SET[name], on)
 
 
 def offloads(node: NetNS, device: str) -> dict[str, bool]:

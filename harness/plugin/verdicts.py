@@ -7,8 +7,7 @@ other shows what a refusal is measured against.
 from __future__ import annotations
 
 import platform
-import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
@@ -81,6 +80,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     made = item.stash.get(LAB, None)
     if made is None:
         return (yield)
+    made.steps.section = "the test itself"
     different: Differs | None = None
     answer: object = None
     try:
@@ -219,9 +219,7 @@ def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
         _snapshot(made)
     if report.longreprtext:
         made.note("failure.txt", report.longreprtext + "\n")
-    with suppress(FileNotFoundError):
-        shutil.rmtree(target)
-    shutil.copytree(made.directory, target)
+    made.keep(target)
     return str(target.relative_to(target.parent.parent))
 
 

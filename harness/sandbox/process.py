@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from harness import steps
 from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
+from harness.sandbox import logs
 from harness.wait import Exit, FileSays, scaled, wait_for
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Mapping, Sequence
 
     from harness.sandbox.namespace import NamespaceThread
@@ -62,23 +64,32 @@ def run(
     deadline: seconds, scaled. Raises Unavailable if there is no such program, DeadlineExceeded after killing one that
     is too slow, and with `check` ProgramFailed for a status other than 0.
     """
-    child = _start(thread, argv, env=env, output=subprocess.PIPE)
-    try:
-        stdout, stderr = child.communicate(stdin, scaled(deadline))
-    except subprocess.TimeoutExpired as error:
-        child.kill()
-        stdout, stderr = child.communicate()
-        raise DeadlineExceeded(
-            f"{thread.name}: {shlex.join(argv)}: still ran after {scaled(deadline):g} s: {stderr}"
-        ) from error
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    if check and child.returncode != 0:
-        said = stderr.strip() or stdout.strip()
-        raise ProgramFailed(f"{thread.name}: {shlex.join(argv)}: status {child.returncode}: {said}")
+    with steps.step(thread.name, lambda: _command(argv, env, stdin)) as running:
+        child = _start(thread, argv, env=env, output=subprocess.PIPE)
+        try:
+            stdout, stderr = child.communicate(stdin, scaled(deadline))
+        except subprocess.TimeoutExpired as error:
+            child.kill()
+            stdout, stderr = child.communicate()
+            raise DeadlineExceeded(
+                f"{thread.name}: {shlex.join(argv)}: still ran after {scaled(deadline):g} s: {stderr}"
+            ) from error
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        if check and child.returncode != 0:
+            output = stderr.strip() or stdout.strip()
+            raise ProgramFailed(f"{thread.name}: {shlex.join(argv)}: status {child.returncode}: {output}")
+        running.outcome = f"status {child.returncode}" if child.returncode else ""
     return Completed(argv=tuple(argv), status=child.returncode, stdout=stdout, stderr=stderr)
+
+
+def _command(argv: Sequence[str], env: Mapping[str, str] | None = None, stdin: str = "") -> str:
+    """Print a command so that a shell takes it: its own variables before it, its input behind it."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
+    text = " ".join([*words, shlex.join(argv)])
+    return f"{text} <<'EOF'\n{stdin.rstrip()}\nEOF" if stdin else text
 
 
 def _start(
@@ -105,6 +116,10 @@ def _start(
         raise Unavailable(f"{argv[0]}: {error.strerror}; wg-interop doctor tells what is missing") from error
 
 
+def _ending(status: int) -> str:
+    return f"signal {signal.Signals(-status).name} ended it" if status < 0 else f"status {status}"
+
+
 class Process:
     """A program in the background; its output goes to `log`. It is ended by `terminate`, which the lab calls."""
 
@@ -119,9 +134,13 @@ class Process:
     ) -> None:
         self.argv = tuple(argv)
         self.log = log
-        with log.open("ab") as output:
-            self._child = _start(thread, argv, env=env, output=output.fileno(), cwd=cwd)
-        self.pid = self._child.pid
+        self._place = thread.name
+        with steps.step(thread.name, lambda: f"{_command(argv, env)} >> {log.name} 2>&1 &") as starting:
+            with log.open("ab") as output:
+                logs.watch(log)
+                self._child = _start(thread, argv, env=env, output=output.fileno(), cwd=cwd)
+            self.pid = self._child.pid
+            starting.outcome = f"pid {self.pid}"
         self.exited = Exit(self.pid, self.tail)
 
     def tail(self, lines: int = 12) -> str:
@@ -158,12 +177,15 @@ class Process:
         return self._child.wait()
 
     def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        steps.record(self._place, f"kill -{number.name.removeprefix('SIG')} {self.pid}")
         self._child.send_signal(number)
 
     def kill(self) -> None:
         """End it at once and reap it."""
-        self._child.kill()
-        self._child.wait()
+        with steps.step(self._place, f"kill -KILL {self.pid}") as killing:
+            self._child.kill()
+            killing.outcome = _ending(self._child.wait())
 
     def terminate(self, deadline: float = _TERMINATION) -> int:
         """Send SIGTERM and wait; one that does not end in time is killed and reported by DeadlineExceeded.
@@ -171,8 +193,14 @@ class Process:
         One that waits in the kernel, without a choice, is given more time: there is one lock for the interfaces of all
         namespaces, and it is not its fault who else wants to have it.
         """
-        if self._child.poll() is None:
-            self._child.terminate()
+        with steps.step(self._place, f"kill -TERM {self.pid}") as ending:
+            if self._child.poll() is None:
+                self._child.terminate()
+            status = self._wait_or_kill(deadline)
+            ending.outcome = _ending(status)
+        return status
+
+    def _wait_or_kill(self, deadline: float) -> int:
         try:
             return self.wait(deadline)
         except DeadlineExceeded:

@@ -5,10 +5,12 @@ Sources: IP_RECVERR in ip(7), struct sock_extended_err of include/uapi/linux/err
 
 from __future__ import annotations
 
+import errno
 import socket
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from harness import steps
 from harness.wait import wait_for
 
 if TYPE_CHECKING:
@@ -81,7 +83,12 @@ def error_for(
     if no error comes.
     """
     is_v6 = ":" in address
-    with node.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    origin = f" from {source}" if source else ""
+    text = f"send {size} bytes by UDP to {address} port {DISCARD}{origin}, unfragmented, ttl {hops}"
+    with (
+        steps.step(node.name, text) as sending,
+        node.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
         level = socket.IPPROTO_IPV6 if is_v6 else socket.IPPROTO_IP
         sender.setsockopt(level, _IPV6_RECVERR if is_v6 else _IP_RECVERR, 1)
         sender.setsockopt(level, _IPV6_MTU_DISCOVER if is_v6 else _IP_MTU_DISCOVER, _PMTUDISC_DO)
@@ -94,4 +101,6 @@ def error_for(
             sender.send(bytes(size))
         except OSError as error:
             send_errno = error.errno or 0
-        return send_errno, wait_for(QueuedError(sender), within, f"an ICMP error about a datagram to {address}")
+        answer = send_errno, wait_for(QueuedError(sender), within, f"an ICMP error about a datagram to {address}")
+        sending.outcome = f"send(2): {errno.errorcode.get(send_errno, 'no error')}; then {answer[1]}"
+        return answer

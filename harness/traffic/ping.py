@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from harness import steps
 from harness.errors import DeadlineExceeded, HarnessError
 from harness.net.checksum import checksum
 from harness.wait import Datagram, let_pass, wait_for
@@ -57,6 +58,13 @@ class Pings:
         """Number of requests without a reply in time."""
         return self.sent - len(self.answered)
 
+    def in_short(self) -> str:
+        """How many were answered and which were not, and the longest round-trip time: for the evidence."""
+        missing = [number for number in range(self.sent) if number not in self.answered]
+        longest = f", within {max(self.answered.values()) * 1000:.1f} ms" if self.answered else ""
+        lost = f", not {steps.few(missing)}" if missing else ""
+        return f"{len(self.answered)} of {self.sent} answered{longest}{lost}"
+
     def __str__(self) -> str:
         missing = [str(number) for number in range(self.sent) if number not in self.answered]
         more = [f"and {len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
@@ -83,7 +91,8 @@ def ping(
     """
     echo = _ECHO[ipaddress.ip_address(destination).version]
     outcome = Pings(destination)
-    with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
+    text = f"ping -c {count} -s {size} {f'-I {device} ' if device else ''}{destination}"
+    with steps.step(node.name, text) as pinging, node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
         if device is not None:
             raw.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device.encode())
         raw.connect((destination, 0))
@@ -97,6 +106,7 @@ def ping(
             with suppress(DeadlineExceeded):
                 wait_for(answer, min(timeout, PING_INTERVAL) if outcome.lost > 1 else timeout, "an echo reply")
                 outcome.answered[sequence] = time.monotonic() - started
+        pinging.outcome = outcome.in_short()
     return outcome
 
 
@@ -107,7 +117,8 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
     """
     echo = _ECHO[ipaddress.ip_address(destination).version]
     outcome = Pings(destination)
-    with node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
+    text = f"ping -f -c {count} -s {size} {destination}"
+    with steps.step(node.name, text) as pinging, node.socket(echo.family, socket.SOCK_RAW, echo.protocol) as raw:
         raw.connect((destination, 0))
         identifier = os.urandom(2)
         for sequence in range(count):
@@ -120,6 +131,7 @@ def flood(node: NetNS, destination: str, *, count: int, seconds: float, size: in
             expected = partial(_is_reply, echo, _echo_request(echo, identifier, sequence, size))
             if Datagram(raw, expected).look() is not None:
                 outcome.answered[sequence] = seconds
+        pinging.outcome = outcome.in_short()
     return outcome
 
 

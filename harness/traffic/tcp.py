@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
+from harness import steps
 from harness.errors import DeadlineExceeded, HarnessError
 from harness.traffic.udp import family_of
 from harness.wait import scaled
@@ -54,7 +55,8 @@ def tcp_streams(
     arrive.
     """
     deadline = scaled(deadline or _BASE_DEADLINE + count * size / _SLOWEST_RATE)
-    with ExitStack() as stack:
+    text = f"send {count} TCP streams of {size} bytes to {receiver.name} {address}"
+    with steps.step(sender.name, text) as sending, ExitStack() as stack:
         transfer = _Transfer(sender, receiver, address, size, stack)
         started = time.monotonic()
         streams = [_Stream(transfer, number) for number in range(count)]
@@ -67,7 +69,9 @@ def tcp_streams(
                 progress = f"{done} of {count} streams and {arrived} of {count * size} bytes"
                 incomplete = next(stream for stream in streams if not stream.is_complete)
                 raise DeadlineExceeded(f"{transfer}: {progress} arrived within {deadline:g} s; {incomplete}")
-        return count * size / (time.monotonic() - started)
+        rate = count * size / (time.monotonic() - started)
+        sending.outcome = f"all arrived, {rate / 1e6:.3g} MB/s"
+        return rate
 
 
 class _Transfer:

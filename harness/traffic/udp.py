@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from harness import steps
 from harness.errors import UsageError
 from harness.net.netns import enlarge_receive_buffer
 from harness.wait import wait_for
@@ -90,18 +91,23 @@ class UdpStream:
             self._sender = stack.enter_context(sender.socket(self._receiver.family, socket.SOCK_DGRAM))
             self._sender.connect((address, self._receiver.getsockname()[1]))
             self._close = stack.pop_all().close
+        self._node = sender.name
+        self._target = f"{receiver.name} {address} port {self._receiver.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        with steps.step(self._node, f"end the UDP stream to {self._target}") as ending:
+            ending.outcome = str(self.arrivals())
+            self._close()
 
     def send(self, count: int = 1) -> None:
         """Send `count` more datagrams, without a pause between them."""
-        for number in range(self._sent, self._sent + count):
-            self._sender.send(self._datagram(number))
-            self._sent += 1
+        with steps.step(self._node, f"send {count} UDP datagrams of {self._size} bytes to {self._target}"):
+            for number in range(self._sent, self._sent + count):
+                self._sender.send(self._datagram(number))
+                self._sent += 1
 
     def arrivals(self) -> Arrivals:
         """Return what has arrived so far, without waiting."""
@@ -159,14 +165,17 @@ class _Enough:
 
 def udp_receiver(node: NetNS, address: str, port: int) -> socket.socket:
     """Open a UDP socket in the node, bound to address and port (0: a free one); the caller closes it."""
-    receiver = node.socket(family_of(address), socket.SOCK_DGRAM)
-    receiver.bind((address, port))
+    with steps.step(node.name, f"receive UDP at {address} port {port}") as binding:
+        receiver = node.socket(family_of(address), socket.SOCK_DGRAM)
+        receiver.bind((address, port))
+        binding.outcome = "" if port else f"port {receiver.getsockname()[1]}"
     return receiver
 
 
 def udp_message(node: NetNS, address: str, port: int, data: bytes, *, source: str | None = None) -> None:
     """Send one UDP datagram from the node; source: the node's address to send from, None for the kernel's choice."""
-    with node.socket(family_of(address), socket.SOCK_DGRAM) as sender:
+    text = f"send {len(data)} bytes by UDP to {address} port {port}{f' from {source}' if source else ''}"
+    with steps.step(node.name, text), node.socket(family_of(address), socket.SOCK_DGRAM) as sender:
         if source is not None:
             sender.bind((source, 0))
         sender.sendto(data, (address, port))

@@ -11,6 +11,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final, Self
 
+from harness import steps
 from harness.net.netns import enlarge_receive_buffer
 from harness.wait import wait_for
 from harness.wire import frames, pcapng
@@ -99,7 +100,8 @@ class Capture:
         self._messages: list[Message] = []
         self._packets: list[pcapng.Packet] = []
         self._missed = 0
-        self._socket = tap(node, device, buffer=buffer)
+        with steps.step(node.name, f"tcpdump -i {device} -w {self.name}.pcapng &"):
+            self._socket = tap(node, device, buffer=buffer)
 
     def __enter__(self) -> Self:
         return self

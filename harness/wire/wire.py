@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
+from harness import steps
 from harness.errors import HarnessError, UsageError
 from harness.net.veth import add_veth, set_offloads
 from harness.wait import wait_for
@@ -97,6 +98,7 @@ class Wire:
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"wire {self.name}", daemon=True)
         self._thread.start()
+        self._record(f"carry frames; {_described(script)}")
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +111,7 @@ class Wire:
         if self._is_closing:
             return
         self._is_closing = True
+        self._record("carry no more frames")
         os.eventfd_write(self._bell, 1)
         self._thread.join()
         # The kernel takes some milliseconds to close a packet socket (synchronize_net in packet_release).
@@ -137,10 +140,12 @@ class Wire:
                 raise UsageError(f"wire {self.name}: holds {self._rules.holds} messages; release() them first")
             self._rules = Rules(script, self._nodes, seed=self._seed)
             self._sightings.clear()
+            self._record(_described(script))
 
     def release(self) -> None:
         """Deliver all held messages, in the order in which they arrived."""
         with self._lock:
+            self._record(f"release the {self._rules.holds} messages held")
             self._send(self._rules.release())
 
     def replay(self, sighting: Sighting, *, port: int | None = None, payload: bytes | None = None) -> None:
@@ -172,6 +177,7 @@ class Wire:
         """Send a frame as if the node `sender` had sent it; no rule is applied. comment: for the capture."""
         side = self._side(sender)
         with self._lock:
+            self._record(f"{comment}: send {len(frame)} bytes towards {self._nodes[1 - side]}")
             self._deliver(frame, side, comment)
 
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
@@ -322,6 +328,9 @@ class Wire:
             raise UsageError(f"wire {self.name} has no node {node}; it connects {' and '.join(self._nodes)}")
         return self._nodes.index(node)
 
+    def _record(self, text: str) -> None:
+        steps.record(f"wire {self.name}", text)
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise HarnessError(f"wire {self.name}: its thread failed: {self._failure!r}") from self._failure
@@ -346,6 +355,11 @@ class _Look:
     def seen(self) -> str:
         """List the last six messages."""
         return "; ".join(str(sighting) for sighting in self._wire.sightings()[-6:]) or "no message"
+
+
+def _described(script: Script) -> str:
+    seed = "" if script.seed is None else f", seed {script.seed}"
+    return f"script: {steps.few(script.rules, separator='; ') or 'no rules, all passes'}{seed}"
 
 
 def _only_rules(rules: tuple[Rule | Script, ...]) -> list[Rule]:

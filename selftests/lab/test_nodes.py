@@ -205,7 +205,7 @@ def ethtool_get(node: NetNS, device: str, command: int) -> int:
         (
             lambda node: node.add_route("10.0.0.0/8", via="10.0.0.1"),
             HarnessError,
-            "left: ip route add 10.0.0.0/8: Network is unreachable (Nexthop has invalid gateway)",
+            "left: ip route add 10.0.0.0/8 via 10.0.0.1: Network is unreachable (Nexthop has invalid gateway)",
         ),
         (
             lambda node: [node.set_nsid(node, nsid) for nsid in (7, 8)],

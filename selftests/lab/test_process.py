@@ -147,11 +147,13 @@ def test_every_command_is_logged_with_time_and_node(lab: Lab, node: NetNS, tmp_p
     process = node.spawn(["true"], log=tmp_path / "log")
     process.wait(5)
     process.close()
+    lab.save_steps()
     noted = (lab.directory / "commands.txt").read_text().splitlines()
-    assert [re.sub(r"^ +\d+\.\d{3} ", "", line) for line in noted] == [
-        "here: echo 'two words'",
-        "here: false",
-        "here: true",
+    lines = [line for line in noted if re.search("  (echo|false|true)", line)]
+    assert [re.sub(r"\d+", "N", line) for line in lines] == [
+        "N:N:N.N  +N.N  here  echo 'two words'",
+        "N:N:N.N  +N.N  here  false   # status N",
+        "N:N:N.N  +N.N  here  true >> log N>&N &   # pid N",
     ]
 
 

@@ -75,7 +75,7 @@ def test_evidence_is_kept_according_to_keep_option(pytester: pytest.Pytester, ke
     pytester.runpytest_inprocess("--keep", keep)
     evidence = pytester.path / "report" / "evidence"
     assert [path.name.rpartition("_")[2] for path in sorted(evidence.glob("*"))] == kept
-    assert all("x: true" in (path / "commands.txt").read_text() for path in evidence.glob("*"))
+    assert all("x  true" in (path / "commands.txt").read_text() for path in evidence.glob("*"))
 
 
 FAILING_SETUP = """

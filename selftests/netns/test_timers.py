@@ -24,6 +24,7 @@ from harness import (
     let_pass,
     ping,
     slack,
+    steps,
     twin,
     udp_message,
     udp_receiver,
@@ -200,11 +201,13 @@ def test_wall_clock_set_back_blocks_handshakes_but_not_session(loopback: Tunnel,
 def wall_clock_off_by(seconds: int) -> Iterator[None]:
     """Set the wall clock wrong for the block. Only guests run this: nothing else uses their clock."""
     assert os.environ[LANE] == "warp"
+    steps.record("", f"set the clock {seconds:+} s")
     time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
     try:
         yield
     finally:
         time.clock_settime(time.CLOCK_REALTIME, time.time() - seconds)
+        steps.record("", f"set the clock {-seconds:+} s")
 
 
 @pytest.mark.requirement("DT-21")

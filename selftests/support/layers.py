@@ -10,7 +10,7 @@ from typing import Final
 # The folders of harness from the bottom to the top; those of one row do not import each other. Inside a folder
 # any order is allowed, but no cycle.
 FOLDERS: Final = [
-    ["errors", "wait", "lanes", "tables"],
+    ["errors", "steps", "wait", "lanes", "tables"],
     ["install"],
     ["vm", "sandbox"],
     ["net"],
@@ -26,7 +26,8 @@ FOLDERS: Final = [
 # its errors and the reader of tables, and nothing of a run.
 IMPORTS_ONLY: Final = {
     "errors": set(),
-    "wait": {"errors"},
+    "steps": set(),
+    "wait": {"errors", "steps"},
     "lanes": {"errors"},
     "tables": {"errors"},
     "vm": {"install", "errors", "tables"},

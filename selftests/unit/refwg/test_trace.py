@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from io import StringIO
 
 from refwg.boundary import Endpoint, LocalAddress
@@ -11,9 +12,11 @@ from refwg.trace import FileWatcher
 def test_event_is_written_as_one_line_of_json() -> None:
     file = StringIO()
     endpoint = Endpoint(b"\x0a\0\0\1", 7, 0, LocalAddress(b"\x0a\0\0\2"))
-    FileWatcher(file, None, None).note(5, "endpoint", b"key", endpoint=endpoint, count=3)
+    watcher = FileWatcher(file, None, None, wall_clock=lambda: 7)
+    watcher.note(5, "endpoint", b"key", endpoint=endpoint, count=3)
     assert json.loads(file.getvalue()) == {
         "time": 5,
+        "wall": 7,
         "event": "endpoint",
         "peer": "a2V5",
         "endpoint": "10.0.0.1:7 from 10.0.0.2",
@@ -23,8 +26,11 @@ def test_event_is_written_as_one_line_of_json() -> None:
 
 def test_event_without_peer_has_null_peer() -> None:
     file = StringIO()
+    before = time.time_ns()
     FileWatcher(file, None, None).note(5, "up", b"", endpoint=Endpoint(bytes(4), 7))
-    assert json.loads(file.getvalue()) == {"time": 5, "event": "up", "peer": None, "endpoint": "0.0.0.0:7"}
+    record = json.loads(file.getvalue())
+    assert before <= record.pop("wall") <= time.time_ns()
+    assert record == {"time": 5, "event": "up", "peer": None, "endpoint": "0.0.0.0:7"}
 
 
 def test_dataclass_detail_is_logged_with_its_fields() -> None:

@@ -1,0 +1,121 @@
+"""Note when each line of a program's log was written, to print it with a stamp.
+
+A program writes to its log by itself. A thread of this process is woken by inotify(7) when the log grows, and notes its
+size and the time of CLOCK_REALTIME: the clock of the steps (harness/steps.py) and of the captures. So a stamp is the
+time by which the line was there; usually it is less than a millisecond late, and later while this process is busy.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from harness.wait import Watches
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Of a log that is written without end; then every second time is forgotten.
+_MOST: Final = 20_000
+_SECOND: Final = 1_000_000_000
+
+
+class Growth:
+    """The sizes that a log has had, and when; both ascend."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sizes: list[int] = []
+        self._times: list[int] = []
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """The size that was noted last."""
+        return self._sizes[-1] if self._sizes else 0
+
+    def look(self) -> None:
+        """Note the size of now."""
+        with suppress(OSError), self._lock:
+            size, now = self._path.stat().st_size, time.time_ns()
+            if size <= self.size:
+                return
+            if len(self._sizes) >= _MOST:
+                del self._sizes[::2], self._times[::2]
+            self._sizes.append(size)
+            self._times.append(now)
+
+    def stamped(self) -> bytes:
+        """Print the log, each line with the time of day, UTC, by which it was there."""
+        self.look()
+        lines, end = [], 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            end += len(line)
+            lines.append(b"%s  %s" % (self._stamp(end), line))
+        return b"".join(lines)
+
+    def _stamp(self, end: int) -> bytes:
+        index = bisect_left(self._sizes, end)
+        if index == len(self._sizes):
+            return b" " * 15
+        wall = self._times[index]
+        return f"{datetime.fromtimestamp(wall // _SECOND, UTC):%H:%M:%S}.{wall % _SECOND // 1000:06}".encode()
+
+
+class _Watcher:
+    """The thread, and the logs that it watches, by the number that the kernel gives each."""
+
+    def __init__(self) -> None:
+        self._watches = Watches()
+        self._growths: dict[int, Growth] = {}
+        self._by_path: dict[Path, Growth] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="log stamps", daemon=True).start()
+
+    def add(self, path: Path) -> Growth:
+        with self._lock:
+            number = self._watches.add_growth(path)
+            # A program that is started again goes on in the log of the one before it.
+            growth = self._growths.setdefault(number, Growth(path))
+            self._by_path[path] = growth
+            return growth
+
+    def find(self, path: Path) -> Growth | None:
+        with self._lock:
+            return self._by_path.get(path)
+
+    def _run(self) -> None:
+        while True:
+            for number, is_gone in self._watches.wait():
+                with self._lock:
+                    growth = self._growths.pop(number, None) if is_gone else self._growths.get(number)
+                    if is_gone:
+                        self._by_path = {path: kept for path, kept in self._by_path.items() if kept is not growth}
+                if growth is not None and not is_gone:
+                    growth.look()
+
+
+_watcher: _Watcher | None = None
+_making = threading.Lock()
+
+
+def watch(path: Path) -> Growth | None:
+    """Note from now on when this log grows, until it is deleted; it must exist. None where inotify refuses."""
+    global _watcher  # noqa: PLW0603 - one thread for the whole process
+    with _making, suppress(OSError):
+        if _watcher is None:
+            _watcher = _Watcher()
+        return _watcher.add(path.absolute())
+    return None
+
+
+def stamped(path: Path) -> bytes | None:
+    """Print a log with the time of each line; None for a file that was not watched, or that is gone."""
+    growth = _watcher.find(path.absolute()) if _watcher is not None else None
+    with suppress(OSError):
+        return None if growth is None else growth.stamped()
+    return None
