@@ -93,13 +93,16 @@ class NetNS:
             return
         self._is_open = False
         with steps.step(self.name, f"ip netns del {self.name}"):
-            for iproute in self._iproutes:
-                iproute.close()
-            self._netlink.close()
-            self._devices.close()
-            self.thread.close()
-            unmount(self.handle)
-            self.handle.unlink()
+            try:
+                for iproute in self._iproutes:
+                    iproute.close()
+                self._netlink.close()
+                self._devices.close()
+                self.thread.close()
+            finally:
+                # Even if one of them hangs or fails: the next test wants this name.
+                unmount(self.handle)
+                self.handle.unlink()
 
     def __repr__(self) -> str:
         return f"node {self.name}"

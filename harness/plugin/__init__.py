@@ -12,4 +12,5 @@ pytest_plugins = [
     "harness.plugin.assertions",
     "harness.plugin.reporter",
     "harness.plugin.alone",
+    "harness.plugin.phases",
 ]

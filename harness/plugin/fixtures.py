@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,8 +35,8 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     made = Lab(state.scratch() / file_name(request.node.nodeid), state.seed)
     request.node.stash[LAB] = made
     yield made
+    # Its directory stays until the report of the tear-down (verdicts.py), which may need it as evidence.
     made.close()
-    shutil.rmtree(made.directory, ignore_errors=True)
 
 
 @pytest.fixture

@@ -54,8 +54,6 @@ FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
 UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 # Emulation is slow: deadlines of the guest's tests are longer.
 TIMEOUT_SCALE: Final = 4.0
-# How long a test may take elsewhere, in seconds: `timeout` in pyproject.toml.
-TEST_TIMEOUT: Final = 120.0
 DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
 
 
@@ -425,10 +423,7 @@ def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
     waiting = "waiting" if lane == "warp" else "not waiting"
     expression = f"({markers}) and {waiting}" if markers else waiting
     scale = TIMEOUT_SCALE * plan.timeout_scale
-    arguments = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
-    # Where time jumps, a limit on a test's time means nothing; the guest has a deadline of its own.
-    limit = 0 if lane == "warp" else scale * TEST_TIMEOUT
-    return [*arguments, "--timeout", f"{limit:g}"]
+    return ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
 
 
 def _at_once(workers: int | str | None) -> int:

@@ -7,6 +7,7 @@ other shows what a refusal is measured against.
 from __future__ import annotations
 
 import platform
+import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -14,6 +15,7 @@ import pytest
 from _pytest.outcomes import Failed, Skipped
 
 from harness.errors import HarnessError, Unsupported
+from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
@@ -88,9 +90,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
             answer = yield
         except Differs as found:
             different = found
+        finally:
+            phases.start(item, "teardown")
         made.check_health()
     except BaseException as error:
-        made.snapshot()
+        _snapshot(made)
         # With --pdb the lab stays up for the one who looks; the fixture undoes it afterwards.
         if not item.config.option.usepdb:
             _close_after(made, error)
@@ -106,7 +110,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def _close_after(made: Lab, error: BaseException) -> None:
     try:
         made.close()
-    except Exception as late:  # noqa: BLE001 - whatever the undo says, the first error stays the verdict
+    except (Exception, Failed) as late:  # noqa: BLE001 - whatever the undo says, the first error stays the verdict
         error.add_note(f"and the undo: {late}")
 
 
@@ -125,8 +129,10 @@ def pytest_runtest_makereport(
     facts = _facts(item)
     if report.when == "call":
         special = _apply_expectations(item, report) or special
-    if report.when == "call" or (report.when == "setup" and report.failed):
+    if report.when == "call" or report.failed:
         facts["artifacts"] = _keep_evidence(item, report)
+    if report.when == "teardown" and (made := item.stash.get(LAB, None)) is not None:
+        shutil.rmtree(made.directory, ignore_errors=True)
     _describe(report, facts | special)
     return report
 
@@ -226,7 +232,7 @@ def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
 def _snapshot(made: Lab) -> None:
     try:
         made.snapshot()
-    except Exception as error:  # noqa: BLE001 - whatever it meets in a lab half made, the test's error stays the verdict
+    except (Exception, Failed) as error:  # noqa: BLE001 - a lab half made; the test's error stays the verdict
         made.note("snapshot.txt", f"{error!r}\n")
 
 

@@ -64,8 +64,10 @@ def run(
     deadline: seconds, scaled. Raises Unavailable if there is no such program, DeadlineExceeded after killing one that
     is too slow, and with `check` ProgramFailed for a status other than 0.
     """
-    with steps.step(thread.name, lambda: _command(argv, env, stdin)) as running:
-        child = _start(thread, argv, env=env, output=subprocess.PIPE)
+    with (
+        steps.step(thread.name, lambda: _command(argv, env, stdin)) as running,
+        _start(thread, argv, env=env, output=subprocess.PIPE) as child,
+    ):
         try:
             stdout, stderr = child.communicate(stdin, scaled(deadline))
         except subprocess.TimeoutExpired as error:

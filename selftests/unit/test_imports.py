@@ -61,6 +61,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.fixtures",
     "harness.plugin.hooks",
     "harness.plugin.options",
+    "harness.plugin.phases",
     "harness.plugin.reporter",
     "harness.plugin.sandboxed",
     "harness.plugin.selection",
