@@ -32,9 +32,13 @@ pytestmark = [
     ("script", "deadline", "words"),
     [
         ("echo c > /proc/sysrq-trigger", 120, "the kernel panicked: Kernel panic - not syncing: sysrq triggered crash"),
-        ("kill -KILL $PPID; sleep 99", 120, "the guest ended without a verdict, after it had started the command"),
-        ("kill -STOP $PPID; sleep 99", 30, "the guest hung, after it had started the command"),
-        ("sleep 99", 30, "the command exceeded its deadline"),
+        (
+            "kill -KILL $PPID; tail -f /dev/null",
+            120,
+            "the guest ended without a verdict, after it had started the command",
+        ),
+        ("kill -STOP $PPID; tail -f /dev/null", 30, "the guest hung, after it had started the command"),
+        ("tail -f /dev/null", 30, "the command exceeded its deadline"),
         ("echo 'BUG: pretended' > /dev/kmsg; exit 0", 120, "the kernel log contains complaints (1), first: BUG: pret"),
     ],
     ids=["panic", "no verdict", "hang", "overdue", "complaint"],
@@ -51,7 +55,7 @@ def test_guest_failure_is_reported_with_reason(script: str, deadline: int, words
 
 @pytest.fixture
 def runner() -> Iterator[subprocess.Popen[bytes]]:
-    command = [*RUN, "--", "sh", "-c", f"echo {UP.decode()}; sleep 999"]
+    command = [*RUN, "--", "sh", "-c", f"echo {UP.decode()}; tail -f /dev/null"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         yield process
         process.kill()
@@ -84,7 +88,7 @@ def test_runner_ended_by_signal_leaves_no_qemu(
 
 
 def test_frequent_output_does_not_fail_warp_clock_check() -> None:
-    script = "import time\nfor number in range(500): print(number, flush=True); time.sleep(0.5)"
+    script = "from harness import let_pass\nfor n in range(500): print(n, flush=True); let_pass(0.5, 'idle time')"
     completed = subprocess.run(
         [*RUN, "--warp", "--", "python", "-c", script], capture_output=True, text=True, check=False
     )

@@ -145,7 +145,7 @@ def test_difference_does_not_hide_unhealthy_program(
     [
         ("#!/bin/sh\necho no tun; exit 1\n", ["E *HarnessError: mine: * -f wg0: ended at its start:", "E *no tun"]),
         ("#!/bin/sh\nkill -9 $$\n", ["E *HarnessError: mine: * -f wg0: ended at its start:"]),
-        ("#!/bin/sh\n[ $1 = --version ] || exec sleep 60\n",
+        ("#!/bin/sh\n[ $1 = --version ] || exec tail -f /dev/null\n",
          ["E *DeadlineExceeded: waited 1.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
         ("#!/no/such/interpreter\n", ["E *Unavailable: */wrapper: No such file or directory; *"]),
     ],

@@ -57,12 +57,13 @@ def setting(lab: Lab, alice: Key) -> DeviceConfig:
 
 # A program that binds its control socket, listens on it later, and then becomes refwg.
 HESITATING = """\
-import fcntl, os, socket, struct, sys, time
+import fcntl, os, socket, struct, sys
+from harness import let_pass
 tun = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(tun, 0x400454CA, struct.pack("16sH22x", b"wg0", 0x1001))
 listener = socket.socket(socket.AF_UNIX)
 listener.bind("/run/wireguard/wg0.sock")
-time.sleep(0.3)
+let_pass(0.3, "the program takes its time")
 listener.listen()
 for descriptor in (tun, listener.fileno()):
     os.set_inheritable(descriptor, True)

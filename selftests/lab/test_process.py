@@ -6,18 +6,17 @@ import os
 import re
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import DeadlineExceeded, ProgramFailed, Unavailable, wait
+from harness import DeadlineExceeded, ProgramFailed, Unavailable, poll_until, wait
 
 if TYPE_CHECKING:
     from harness import Lab, NetNS
 
-SLEEP = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec sleep 60"]
+HANGS = ["sh", "-c", "echo busy >&2; echo $$ > pid; exec tail -f /dev/null"]
 
 # posix_spawn(3) sleeps uninterruptibly until its child runs a program; this child waits for a writer of the pipe.
 IN_THE_KERNEL = """
@@ -53,7 +52,7 @@ def test_output_larger_than_pipe_buffer_is_captured(node: NetNS) -> None:
         (["sh", "-c", "kill -9 $$"], ProgramFailed, "here: sh -c 'kill -9 $$': status -9: "),
         (["/no-such"], Unavailable, "/no-such: No such file or directory; wg-interop doctor tells what is missing"),
         (["/etc/passwd"], Unavailable, "/etc/passwd: Permission denied; wg-interop doctor tells what is missing"),
-        (["sleep", "60"], DeadlineExceeded, "here: sleep 60: still ran after "),
+        (["tail", "-f", "/dev/null"], DeadlineExceeded, "here: tail -f /dev/null: still ran after "),
     ],
 )
 def test_program_failure_is_reported_with_command_and_reason(
@@ -68,7 +67,7 @@ def test_program_is_killed_at_its_deadline(node: NetNS, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wait, "_scale", 2.0)
     with pytest.raises(DeadlineExceeded, match=r"still ran after 0\.5 s: busy"):
-        node.run(SLEEP, deadline=0.25)
+        node.run(HANGS, deadline=0.25)
     assert not Path("/proc", Path("pid").read_text().strip()).exists()
 
 
@@ -84,7 +83,7 @@ def test_overdue_call_is_reported_with_its_deadline(node: NetNS, monkeypatch: py
 
 
 def test_background_program_is_read_and_terminated(node: NetNS, tmp_path: Path) -> None:
-    process = node.spawn(["sh", "-c", "echo ready; exec sleep 60"], log=tmp_path / "log")
+    process = node.spawn(["sh", "-c", "echo ready; exec tail -f /dev/null"], log=tmp_path / "log")
     process.says("^ready$")
     assert process.running
     assert process.terminate() == -15
@@ -93,7 +92,7 @@ def test_background_program_is_read_and_terminated(node: NetNS, tmp_path: Path) 
 
 
 def test_program_ignoring_sigterm_is_killed_and_reported(node: NetNS, tmp_path: Path) -> None:
-    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; sleep 60"], log=tmp_path / "log")
+    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; tail -f /dev/null"], log=tmp_path / "log")
     process.says("deaf")
     with pytest.raises(DeadlineExceeded, match=r"waited 0\.\d+ s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
         process.terminate(0.1)
@@ -106,9 +105,8 @@ def test_program_in_uninterruptible_sleep_gets_more_time(node: NetNS, tmp_path: 
     process = node.spawn([sys.executable, "-c", IN_THE_KERNEL, str(pipe)], log=tmp_path / "log")
     # Before this line, it may sleep while its own code is read from disk.
     process.says("now")
-    end = time.monotonic() + 20
-    while "State:\tD" not in Path(f"/proc/{process.pid}/status").read_text() and time.monotonic() < end:
-        assert process.running, process.tail()
+    status = Path(f"/proc/{process.pid}/status")
+    assert poll_until(lambda: "State:\tD" in status.read_text(), bool, 20), process.tail()
     release = threading.Timer(0.5, pipe.write_bytes, [b""])
     release.start()
     assert process.terminate(0.05) == 0
@@ -119,7 +117,7 @@ def test_program_in_uninterruptible_sleep_gets_more_time(node: NetNS, tmp_path: 
 def test_thread_states_are_empty_when_program_ends_during_read(
     node: NetNS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = node.spawn(["sleep", "60"], log=tmp_path / "log")
+    process = node.spawn(["tail", "-f", "/dev/null"], log=tmp_path / "log")
 
     def read_late(path: Path) -> str:
         with path.open() as file:
@@ -133,7 +131,7 @@ def test_thread_states_are_empty_when_program_ends_during_read(
 
 
 def test_missing_line_is_reported_with_output_so_far(node: NetNS, tmp_path: Path) -> None:
-    process = node.spawn(["sh", "-c", "echo starting; exec sleep 60"], log=tmp_path / "log")
+    process = node.spawn(["sh", "-c", "echo starting; exec tail -f /dev/null"], log=tmp_path / "log")
     process.says("starting")
     with pytest.raises(DeadlineExceeded, match="for sh to write 'ready'; seen: starting"):
         process.says("ready", deadline=0.05)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PORT = 7
 DEADLINE = 5.0
 # The creator of a user namespace has all capabilities in it and in its network namespaces (user_namespaces(7)).
-STRANGERS = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo here; exec sleep 1000"]
+STRANGERS = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c", "echo here; exec tail -f /dev/null"]
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness import let_pass
+from harness import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,11 +72,8 @@ class Run:
 
     def first_worker(self, deadline: float = 30.0) -> int:
         """Wait for the first xdist worker by polling: /proc has no event for a new process."""
-        end = time.monotonic() + deadline
-        while not (workers := self.workers()):
-            assert time.monotonic() < end, f"no worker within {deadline:g} s: {self.output.read_text()}"
-            assert self.process.poll() is None, f"ended without a worker: {self.output.read_text()}"
-            let_pass(0.01, "look again soon")
+        workers = poll_until(self.workers, lambda found: bool(found) or self.process.poll() is not None, deadline)
+        assert workers, f"no worker within {deadline:g} s: {self.output.read_text()}"
         return workers[0]
 
     def wait_until_gone(self, namespaces: AbstractSet[str], deadline: float = 10.0) -> list[int]:
@@ -87,16 +83,13 @@ class Run:
         a namespace at once, so only processes older than this call count.
         """
         now = _ticks()
-        end = time.monotonic() + deadline
-        self.process.poll()
-        while (left := self.pids() + inhabitants(namespaces, now)) and time.monotonic() < end:
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    descriptor = os.pidfd_open(pid)
-                    select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
-                    os.close(descriptor)
+
+        def left() -> list[int]:
+            # Reaped, it is none of them.
             self.process.poll()
-        return left
+            return self.pids() + inhabitants(namespaces, now)
+
+        return poll_until(left, lambda pids: not pids, deadline)
 
     def close(self) -> None:
         """Kill the processes that are left, also after a failed test."""

@@ -6,12 +6,12 @@ import fcntl
 import json
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Final
 
 import pytest
 from _pytest.outcomes import Failed
 
+from harness import poll_until
 from harness.lanes import EVENTS, LANE
 from harness.plugin.alone import held
 from harness.plugin.selection import runs_here
@@ -431,16 +431,17 @@ def test_marker_alone_puts_test_last(pytester: pytest.Pytester) -> None:
 
 def await_locked(lock: Path) -> None:
     """Return when the lock of this file is held."""
-    end = time.monotonic() + 5
     with lock.open() as file:
-        while time.monotonic() < end:
+
+        def is_taken() -> bool:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return
+                return True
             fcntl.flock(file, fcntl.LOCK_UN)
-            os.sched_yield()
-    pytest.fail(f"{lock} was not locked within 5 s")
+            return False
+
+        assert poll_until(is_taken, bool, 5), f"{lock} was not locked within 5 s"
 
 
 def test_exclusive_lock_waits_for_shared_and_precedes_later_ones(tmp_path: Path) -> None:

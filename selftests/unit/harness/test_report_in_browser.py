@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from harness import poll_until
 from harness.report.gather import render
 
 if TYPE_CHECKING:
@@ -99,10 +100,7 @@ class Browser:
 
     def await_sight(self, selector: str, text: str) -> None:
         """Wait until these elements show this text: the effect of a click or key takes a moment."""
-        end = time.monotonic() + 10
-        while (seen := self.seen(selector)) != text and time.monotonic() < end:
-            pass
-        assert seen == text
+        assert poll_until(lambda: self.seen(selector), lambda seen: seen == text, 10) == text
 
     def click(self, selector: str) -> None:
         """Click on the first of these elements."""

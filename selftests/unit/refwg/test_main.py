@@ -14,13 +14,13 @@ from selftests.support.sandbox import ROOT, run_in_sandbox
 START = """
         import os, signal, socket, subprocess, sys, time
         from pathlib import Path
+        from harness.wait import let_pass, poll_until
         PEER = "ZhSqwJ0LZ1hEYIuTj2tBkYJ0MMTDFCQwnlTYfyp8Bkc="
         path = Path("/run/wireguard/wg0.sock")
         def start(*options, **environment):
             return subprocess.Popen([sys.executable, "-m", "refwg", *options, "wg0"], env={**os.environ, **environment})
         def wait_for(condition):
-            while not condition():
-                time.sleep(0.01)
+            assert poll_until(condition, bool, 60)
         def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
         def is_free(port):
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
@@ -291,7 +291,7 @@ def test_interface_and_socket_may_be_given_as_descriptors() -> None:
 def test_refwg_removes_interface_and_socket_when_it_ends(end: str) -> None:
     code = f"""
         process = start("-f"); wait_for(path.exists); wait_for(lambda: wg("show wg0").returncode == 0)
-        time.sleep(0.2)
+        let_pass(0.2, "it does nothing but wait then")
         {end}
         print(process.wait(5), path.exists(), ip("link show wg0").returncode)
     """

@@ -9,12 +9,12 @@ from selftests.support.sandbox import run_in_sandbox
 SETUP = """
         import errno, os, resource, signal, socket, subprocess, sys, time
         from pathlib import Path
+        from harness.wait import let_pass, poll_until
         path = Path("/run/wireguard/wg0.sock")
         def ip(text): return subprocess.run(["ip", *text.split()], capture_output=True, text=True)
         def wg(text): return subprocess.run(["wg", *text.split()], capture_output=True, text=True)
         def wait_for(condition):
-            while not condition():
-                time.sleep(0.01)
+            assert poll_until(condition, bool, 60)
         def ask(request):
             with socket.socket(socket.AF_UNIX) as client:
                 try:
@@ -97,7 +97,7 @@ def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
             highest = max(int(name) for name in os.listdir(f"/proc/{refwg.pid}/fd"))
             resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
             client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 7 in ports())
-            print(ask(b"get=1\\n\\n")); used = cpu(refwg.pid); time.sleep(0.5)
+            print(ask(b"get=1\\n\\n")); used = cpu(refwg.pid); let_pass(0.5, "a busy loop would cost that")
             print(cpu(refwg.pid) - used < 0.3)
             resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, before)
             client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 8 in ports())

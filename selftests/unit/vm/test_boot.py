@@ -92,7 +92,7 @@ def test_results_arrive_in_pieces_of_any_size(step: int, tmp_path: Path) -> None
 def sleeping() -> Iterator[tuple[Machine, socket.socket]]:
     """A machine that sends nothing, and the far end of its only port."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, subprocess.Popen(["sleep", "99"]) as process:
+    with ours, theirs, subprocess.Popen(["tail", "-f", "/dev/null"]) as process:
         yield Machine(process, {"output": ours}, NONCE), theirs
         process.kill()
 
