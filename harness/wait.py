@@ -1,7 +1,7 @@
 """Wait for an event with a deadline, or poll a state that has no event.
 
-An event has a file descriptor that becomes readable when it is worth looking again. `wait_for` sleeps until then: it
-costs nothing and ends as soon as the event is there. A missed deadline says what was seen instead.
+An event has a file descriptor, which becomes readable when `look` may return something else. `wait_for` blocks in
+poll(2) until then, so it uses no CPU time and returns at once. The error of a missed deadline lists what was seen.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ _IN_MODIFY, _IN_CREATE, _IN_IGNORED, _IN_CLOEXEC, _IN_NONBLOCK = 0x2, 0x100, 0x8
 _MILLISECONDS: Final = 1000
 _EVENT_BUFFER: Final = 65536
 _POLL_INTERVAL: Final = 0.005
-# Seconds for a request and its answer: 130 560 allowed-ips of a program that has a tenth of a processor take so long.
+# Seconds for a request and its answer: a program on a tenth of a CPU needs them for 130 560 allowed-ips.
 REQUEST_TIMEOUT: Final = 30.0
 
 _scale = 1.0
 
 
 def set_timeout_scale(factor: float) -> None:
-    """Multiply every deadline from now on (`--timeout-scale`), for slow or emulated machines."""
-    global _scale  # noqa: PLW0603 - one factor for the whole process is what is meant
+    """Multiply all later deadlines of this process by a factor (`--timeout-scale`), for slow or emulated machines."""
+    global _scale  # noqa: PLW0603 - one factor for the whole process
     _scale = factor
 
 
 def scaled(seconds: float) -> float:
-    """A deadline of so many seconds, as this machine needs it."""
+    """Return a deadline in seconds, multiplied by --timeout-scale."""
     return seconds * _scale
 
 
 class Event(Protocol[T_co]):
-    """Something that may happen."""
+    """What `wait_for` can wait for."""
 
     def fileno(self) -> int:
-        """A descriptor that becomes readable when `look` may answer differently."""
+        """Return a descriptor that becomes readable when `look` may return something else."""
 
     def look(self) -> T_co | None:
-        """The awaited value if it is there; None if not yet."""
+        """Return the awaited value, or None if the event has not happened yet."""
 
     def seen(self) -> str:
-        """What there was instead, for the message of a missed deadline."""
+        """Describe what was seen instead, for the message of a missed deadline."""
 
 
 def wait_for(event: Event[T], deadline: float, what: str) -> T:
-    """Wait until the event has happened and return its value.
+    """Wait until an event has happened, and return its value.
 
     deadline: seconds, multiplied by --timeout-scale. what: completes "waited for ...". Raises DeadlineExceeded.
     """
@@ -75,7 +75,7 @@ def wait_for(event: Event[T], deadline: float, what: str) -> T:
             if left <= 0:
                 raise DeadlineExceeded(f"waited {scaled(deadline):g} s for {what}; seen: {event.seen()}")
             poll.poll(left * _MILLISECONDS)
-        # Of two events, the one that happened is the value.
+        # The value of EitherOf is the event that happened, which has no short form.
         waiting.outcome = "" if hasattr(value, "look") else steps.in_short(value)
     return value
 
@@ -88,12 +88,12 @@ def poll_until(
     interval: float = _POLL_INTERVAL,
     what: str = "",
 ) -> T:
-    """Call `look` until `accept` takes its result or the deadline is over; return the last result.
+    """Call `look` until `accept` returns true for its result or the deadline has passed; return the last result.
 
-    The caller checks the result: a missed deadline does not raise. Prefer `wait_for`; this is for state that changes
-    without an event, such as a program's counters over UAPI. deadline: seconds, multiplied by --timeout-scale.
-    interval: seconds between two looks, never scaled. what: completes "poll until ..." in the evidence; without it, the
-    caller's file and line stand there.
+    A missed deadline does not raise, so the caller checks the result. Use it for state that changes without an event,
+    such as a program's counters over UAPI; where there is an event, use `wait_for`. deadline: seconds, multiplied by
+    --timeout-scale. interval: seconds between two calls, never scaled. what: completes "poll until ..." in the
+    evidence; the default names the caller's file and line.
     """
     end = time.monotonic() + scaled(deadline)
     what = what or f"{_caller()} accepts"
@@ -114,19 +114,19 @@ def poll_until(
 
 
 def _caller() -> str:
-    """File and line of the function that called the caller of this."""
-    frame = sys._getframe(2)  # noqa: SLF001 - `inspect` does the same, and costs an import
+    """Return file and line of the code that called `poll_until`."""
+    frame = sys._getframe(2)  # noqa: SLF001 - `inspect` does the same and takes long to import
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def let_pass(seconds: float, why: str) -> None:
-    """Let time itself pass, where the passing of time is what is tested; `why` is for the reader. Never scaled."""
+    """Sleep, in a test of the passing of time itself. seconds: never scaled; why: for the reader and the evidence."""
     with steps.step("", f"let {seconds:g} s pass: {why}"):
         time.sleep(seconds)
 
 
 class Datagram:
-    """The next datagram of a socket that `accept` takes: (data, sender)."""
+    """Event: a socket receives a datagram for which `accept` returns true. Value: (data, sender)."""
 
     def __init__(self, receiver: socket.socket, accept: Callable[[bytes], bool] = lambda _: True) -> None:
         self._receiver = receiver
@@ -151,7 +151,7 @@ class Datagram:
 
 
 class _Inotify:
-    """The part that file events share: a descriptor of inotify(7), made in the calling thread's mount namespace."""
+    """A watch of one path by inotify(7), opened in the mount namespace of the calling thread."""
 
     def __init__(self, path: Path, mask: int) -> None:
         self._descriptor: int = _libc.inotify_init1(_IN_CLOEXEC | _IN_NONBLOCK)
@@ -173,9 +173,9 @@ class _Inotify:
 
 
 class Watches:
-    """Files that are watched for growth by one descriptor of inotify(7), for a thread that does nothing else.
+    """Watches of many files by one inotify(7) descriptor, for a thread that does nothing else.
 
-    It is never closed: the kernel takes 25 ms for that.
+    There is no `close`, because the kernel takes 25 ms for it.
     """
 
     def __init__(self) -> None:
@@ -185,7 +185,7 @@ class Watches:
             raise OSError(number, f"inotify: {os.strerror(number)}")
 
     def add_growth(self, path: Path) -> int:
-        """Watch a file; returns its number, the same for the same file."""
+        """Watch a file for growth; returns its watch descriptor, the same for the same file."""
         number: int = _libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_MODIFY)
         if number < 0:
             error = ctypes.get_errno()
@@ -193,7 +193,7 @@ class Watches:
         return number
 
     def wait(self) -> list[tuple[int, bool]]:
-        """Wait for events: the number of each file that has grown, and whether it was deleted instead."""
+        """Block until there are events; returns for each the watch descriptor, and whether the file was deleted."""
         data = os.read(self._descriptor, _EVENT_BUFFER)
         events = []
         while data:
@@ -204,7 +204,7 @@ class Watches:
 
 
 class FileSays(_Inotify):
-    """A line of a growing file matches a pattern: the match."""
+    """Event: a line of a growing file matches a pattern. Value: the match."""
 
     def __init__(self, path: Path, pattern: str) -> None:
         super().__init__(path, _IN_MODIFY)
@@ -220,7 +220,7 @@ class FileSays(_Inotify):
 
 
 class EntryAppears(_Inotify):
-    """A directory gets an entry of this name: True."""
+    """Event: an entry of this name is created in a directory. Value: True."""
 
     def __init__(self, directory: Path, name: str) -> None:
         super().__init__(directory, _IN_CREATE)
@@ -240,7 +240,7 @@ class EntryAppears(_Inotify):
 
 
 class Exit:
-    """A process has ended: True. The process must not have been waited for."""
+    """Event: a process has ended. Value: True. Create it before the process is reaped."""
 
     def __init__(self, pid: int, log: Callable[[], str] = lambda: "") -> None:
         self._descriptor = os.pidfd_open(pid)
@@ -260,7 +260,7 @@ class Exit:
 
 
 class EitherOf:
-    """The first of two events; the other's descriptor is watched too. Used for: ready, or dead."""
+    """Event: one of two events has happened, such as ready or exited. Value: that event."""
 
     def __init__(self, first: Event[T], second: Event[T]) -> None:
         self._events = (first, second)
@@ -282,20 +282,20 @@ class EitherOf:
 
 
 class Deadline:
-    """The end of one request, however many reads it takes: in so many seconds, multiplied by --timeout-scale."""
+    """One deadline for a request of several sends and receives, in seconds, multiplied by --timeout-scale."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = scaled(seconds)
         self._end = time.monotonic() + self._seconds
 
     def limit(self, sock: socket.socket) -> None:
-        """Give the next call on this socket what is left of the time; TimeoutError when nothing is."""
+        """Set the socket's timeout to the time that is left; raises TimeoutError if none is left."""
         left = self._end - time.monotonic()
-        # A socket takes a timeout of 0 for "do not wait at all" and raises something else then.
+        # settimeout(0) means non-blocking: the next call would raise BlockingIOError.
         if left <= 0:
             raise TimeoutError
         sock.settimeout(left)
 
     def exceeded(self, where: str, action: str, seen: str) -> DeadlineExceeded:
-        """Make the error of a request that took longer."""
+        """Make the error of a request that missed this deadline."""
         return DeadlineExceeded(f"{where}: waited {self._seconds:g} s for the answer to {action}; seen: {seen}")

@@ -1,6 +1,6 @@
 """Make what one test uses, keep its evidence, and undo everything in reverse order.
 
-Undo is registered where a thing is made and runs last in, first out; an undo that fails fails the test.
+Whatever makes something registers its undo at once. Undo runs last in, first out; if one fails, the test fails.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 
 _P = ParamSpec("_P")
-# The file of a test's evidence that holds its steps.
+# The name of the file with the steps, in a test's evidence.
 STEPS: Final = "commands.txt"
-# Seconds for the state of all nodes after a failure, and for one command of it; both scaled.
+# Seconds to read the state of all nodes for the evidence, and for one command of that; both scaled.
 _SNAPSHOT: Final = 20.0
 _STATE: Final = 5.0
 
@@ -49,9 +49,13 @@ class Unhealthy(HarnessError):
 
 
 class Lab:
-    """Everything that one test makes. `directory` is where its evidence lies; `seed` decides every random choice."""
+    """All nodes, links, interfaces and captures of one test.
+
+    directory: where its evidence is collected. seed: of all random choices. steps: the Recorder of what the test does.
+    """
 
     def __init__(self, directory: Path, seed: int = 0) -> None:
+        """Create the directory, and start to record steps."""
         self.directory = directory
         self.seed = seed
         self.random = random.Random(seed)  # noqa: S311 - reproducible on purpose
@@ -65,9 +69,9 @@ class Lab:
         self.steps.start()
 
     def close(self) -> None:
-        """Undo everything, last in, first out; raises the last failure after all were tried."""
+        """Undo everything, last in, first out; if some fail, the rest still runs, and the last failure is raised."""
         self.steps.section = "undo"
-        # The kernel takes some milliseconds to let a capture go, which pass while the programs end.
+        # Closing a packet socket takes the kernel some milliseconds; let them pass while the programs end.
         closing = [threading.Thread(target=capture.close) for capture in self.captures]
         for thread in closing:
             thread.start()
@@ -80,23 +84,23 @@ class Lab:
             self.steps.stop()
 
     def undo(self, function: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> None:
-        """Register what undoes the thing just made."""
+        """Register a call that undoes what was just made."""
         self._undo.callback(function, *arguments, **keywords)
 
     def note(self, name: str, text: str) -> None:
-        """Keep a text as evidence, at the end of the file `name`."""
+        """Append a text to the file `name` of the evidence."""
         with (self.directory / name).open("a", encoding="utf-8") as file:
             file.write(text)
 
     def node(self, name: str) -> NetNS:
-        """Make a network namespace."""
+        """Create a node, that is a network namespace; raises UsageError if the name is taken."""
         node = NetNS(name)
         self.nodes[name] = node
         self.undo(node.close)
         return node
 
     def interface(self, name: str, manifest: Manifest, birth: NetNS, place: NetNS | None = None) -> Interface:
-        """Make a WireGuard interface in its birth node and move its link to its place."""
+        """Create a WireGuard interface in node `birth`, and move its link to node `place` if that is another one."""
         log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
         made = interface.create(name, manifest, birth, log)
         self.interfaces.append(made)
@@ -106,7 +110,7 @@ class Lab:
         return made
 
     def end(self, made: Interface) -> None:
-        """End an interface, unless that was done already; raises Unhealthy if its program does not end well."""
+        """End an interface, once; raises Unhealthy if the last health check of its program finds something."""
         if made not in self.interfaces:
             return
         self.interfaces.remove(made)
@@ -115,7 +119,7 @@ class Lab:
             raise Unhealthy("; ".join(complaints))
 
     def wire(self, a: tuple[NetNS, str], b: tuple[NetNS, str], script: Script | None = None) -> Wire:
-        """Connect two nodes by a wire; each end is (node, device), and the device is made."""
+        """Connect two nodes by a wire; each end is (node, name of the device to create)."""
         middle = self.node(f"wire{len(self.wires)}")
         made = Wire(a, b, middle, seed=self.seed, script=script or Script())
         self.wires.append(made)
@@ -123,23 +127,23 @@ class Lab:
         return made
 
     def capture(self, node: NetNS, device: str) -> Capture:
-        """Record what passes by a device; it becomes evidence if the test fails."""
+        """Capture the frames of a device, for the evidence; what exceeds the buffer is counted only."""
         made = Capture(node, device, buffer=EVIDENCE_BUFFER)
         self.captures.append(made)
         return made
 
     def key(self, name: str) -> Key:
-        """The private key of this name, the same in every run with the same seed; clamped as `wg genkey` does."""
+        """Return the private key of this name, derived from the seed and clamped as by `wg genkey`."""
         return Key.clamped(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
 
     def check_health(self) -> None:
-        """Run the health check of every process; raises Unhealthy."""
+        """Run the health check of every interface; raises Unhealthy with all findings."""
         complaints = [text for made in self.interfaces for text in made.complaints()]
         if complaints:
             raise Unhealthy("; ".join(complaints))
 
     def snapshot(self) -> None:
-        """Note the state of every node and interface as evidence; what cannot be read is noted as such."""
+        """Write state of nodes and interfaces, captures and steps to the directory; errors are written there too."""
         section, self.steps.section = self.steps.section, "read for the evidence: state of nodes and interfaces"
         try:
             self._note_state()
@@ -153,7 +157,7 @@ class Lab:
         (self.directory / STEPS).write_text(str(self.steps), encoding="utf-8")
 
     def keep(self, target: Path) -> None:
-        """Copy the evidence to another directory, in place of what is there; lines of programs' logs get stamps."""
+        """Copy the evidence to `target`, replacing it; in the copy each line of a program's log has a time stamp."""
         self.save_steps()
         with suppress(FileNotFoundError):
             shutil.rmtree(target)
@@ -168,8 +172,8 @@ class Lab:
             for argv in (["ip", "-d", "-s", "link"], ["ip", "address"], ["ip", "route", "show", "table", "all"],
                          ["ip", "rule"], ["nft", "list", "ruleset"]):  # fmt: skip
                 if time.monotonic() > end:
-                    # A node whose thread is stuck lets each command wait for its own deadline.
-                    self.note(f"{node.name}.txt", f"$ {shlex.join(argv)}\nleft out: the state took too long to read\n")
+                    # The thread of a node may hang; then each command would wait for its own deadline.
+                    self.note(f"{node.name}.txt", f"$ {shlex.join(argv)}\nnot run: reading the state took too long\n")
                     continue
                 self._note_output(f"{node.name}.txt", argv, partial(node.run, argv, deadline=_STATE, check=False))
         for made in self.interfaces:
@@ -178,7 +182,7 @@ class Lab:
             self._note_output(name, ["wg", "show"], show)
 
     def save_captures(self) -> None:
-        """One file for each link that was recorded, with all keys inside that are known."""
+        """Write a pcapng file for each wire and capture, with all known keys inside."""
         known = keylog.key_log(self.interfaces)
         recordings: list[Wire | Capture] = [*self.wires, *self.captures]
         for recorded in recordings:

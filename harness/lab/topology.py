@@ -1,6 +1,6 @@
 """Define topologies as records: nodes, links, and where the interfaces under test are.
 
-The three that the kernel's netns.sh uses are here; yours is another record. Every record draws itself in `drawing`.
+LOOPBACK, NAT and DIRECT are those of the kernel's netns.sh. A topology of yours is one more record, with a `drawing`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of a node, in the words of `ip route`."""
+    """A route of a node, as in `ip route add DESTINATION via VIA`."""
 
     node: str
     destination: str
@@ -36,10 +36,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Nodes, links and wires between them, and for A and B the node of birth and the node where the link is afterwards.
+    """Nodes with links and wires between them, and the nodes of A and B.
 
-    sysctls: per node, set before anything else. firewall: per node, rules for nft(8). endpoint_of_a and endpoint_of_b:
-    where each is reached at first by the other; None where only it can start.
+    birth: the nodes where A and B are created, which keep their sockets; place: the nodes that their links move to.
+    sysctls: per node, set first. firewall: per node, a ruleset for nft(8). endpoint_of_a, endpoint_of_b: the endpoint
+    that the other side gets at first; None if only this side can begin.
     """
 
     name: str
@@ -56,7 +57,7 @@ class Topology:
     endpoint_of_b: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a node that does not exist, two devices of one name in a node, or two equal nodes."""
+        """Raise UsageError for an unknown node, two nodes of one name, or two devices of one name in a node."""
         if len(set(self.nodes)) != len(self.nodes):
             raise UsageError(f"topology {self.name}: two nodes have the same name: {', '.join(self.nodes)}")
         ends = [end for link in (*self.links, *self.wires) for end in link]
@@ -67,13 +68,13 @@ class Topology:
         devices = [(end.node, end.device) for end in ends]
         for node, device in devices:
             if devices.count((node, device)) > 1:
-                raise UsageError(f"topology {self.name}: {node} has two devices of the name {device}")
+                raise UsageError(f"topology {self.name}: node {node} has two devices {device}")
 
     def __repr__(self) -> str:
         return f"topology {self.name}"
 
     def build(self, lab: Lab) -> dict[str, NetNS]:
-        """Make the nodes and links in this lab; returns the nodes by name."""
+        """Create nodes, links, wires, routes and firewalls in a lab; returns the nodes by name."""
         lab.note("topology.txt", self.drawing)
         nodes = {name: lab.node(name) for name in self.nodes}
         for name, values in self.sysctls.items():
@@ -93,12 +94,12 @@ class Topology:
         for a, b in self.wires:
             lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
         for end in (end for link in (*self.links, *self.wires) for end in link):
-            # What is set for `all` does not reach a device that has its own value already.
+            # A value of `conf.all` is not copied to a device that exists already.
             for key, value in self.sysctls.get(end.node, {}).items():
                 if ".conf.all." in key:
                     nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
             nodes[end.node].add_address(end.device, *end.addresses)
-        # Sockets of both in one node talk by its loopback device.
+        # If the sockets of both are in one node, their traffic passes its loopback device.
         if self.birth[0] == self.birth[1]:
             lab.capture(nodes[self.birth[0]], "lo")
 

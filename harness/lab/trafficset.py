@@ -1,6 +1,6 @@
 """Send traffic set T: all that a working tunnel must carry, in both directions.
 
-The single parts are scenarios too (N03 to N06); other scenarios repeat the whole over another underlay, with another
+Each part is a scenario of its own (N03 to N06). Other scenarios send the whole set over another underlay, with another
 MTU, or through another tunnel.
 """
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 STREAM: Final = 1 << 20
 PINGS: Final = 10
-# Streams at once. Of N06 each carries a mebibyte; where the set is repeated, all of them together do.
+# Numbers of parallel streams. In N06 each stream carries a mebibyte, in the set all streams together do.
 PARALLEL: Final = (4, 5, 50)
-# Where the processor is emulated, what takes a second elsewhere takes ten: streams carry less there.
+# An emulated CPU is about ten times slower, so streams carry less in a guest.
 _EMULATED: Final = 8
 _ARRIVAL: Final = 20.0
-# Of IPv6 and UDP, so that a datagram fits into the MTU in both families.
+# The lengths of the IPv6 and UDP headers: a datagram then fits into the MTU over IPv4 too.
 _HEADERS: Final = 40 + 8
 
 
 def volume(size: int = STREAM) -> int:
-    """So many bytes; in a guest an eighth of them."""
+    """Return a number of bytes to send: `size`, or an eighth of it in a guest."""
     return size // _EMULATED if os.environ.get(LANE) in GUESTS else size
 
 
 def must_carry_everything(tunnel: Tunnel) -> None:
-    """Raise HarnessError, DeadlineExceeded unless the tunnel carries all of traffic set T."""
+    """Send traffic set T through the tunnel; raises HarnessError or DeadlineExceeded if a part fails."""
     ns1, ns2 = (tunnel.nodes[name] for name in tunnel.topology.place)
     for sender, address in ((ns2, V4_OF_A), (ns1, V4_OF_B), (ns2, V6_OF_A), (ns1, V6_OF_B)):
         tunnel.must_ping(sender.name, address, count=PINGS)
@@ -50,10 +50,10 @@ def must_carry_everything(tunnel: Tunnel) -> None:
 
 
 def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
-    """Send datagrams as long as the MTU, as fast as they go.
+    """Send UDP datagrams as long as the MTU without a pause, and return which arrived.
 
-    Raises HarnessError if none of them arrives, if one comes changed or twice, or if the tunnel is dead afterwards. A
-    sender that nobody paces loses some wherever queues are bounded: how many, is counted and not judged.
+    Raises HarnessError if none arrives, if one arrives changed or twice, or if no ping is answered afterwards. Bounded
+    queues may drop some, which is counted and does not fail.
     """
     a, b = tunnel.topology.place
     receiver = b if sender == a else a
@@ -61,7 +61,7 @@ def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
     with UdpStream(tunnel.nodes[sender], tunnel.nodes[receiver], address, size=size) as stream:
         count = volume() // size
         stream.send(count)
-        # What is sent now comes behind them on the same way, and is lost as long as the queues are full.
+        # A datagram sent now follows the others on the same path, and is lost while the queues are full.
         arrivals = poll_until(
             lambda: _after_one_more(stream), lambda seen: max(seen.numbers, default=0) >= count, _ARRIVAL
         )

@@ -1,6 +1,6 @@
 """Run programs under a deadline: `run` waits for one, `Process` keeps one running.
 
-Both start the program from a NamespaceThread, so that it lives where that thread lives; no `ip netns exec` in between.
+Both start the program from a NamespaceThread, so it runs in that thread's namespaces, without `ip netns exec`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COMMAND_SHOWN: Final = 150  # characters of a command in a repr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    """How a program ended: exit status (negative: killed by that signal) and what it wrote."""
+    """The result of a program: exit status (negative: the signal that killed it), stdout and stderr."""
 
     argv: tuple[str, ...]
     status: int
@@ -44,8 +44,8 @@ class Completed:
 
 
 def program_environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for programs: ours, English messages, a PATH on which `ip` and `nft` are, plus changes."""
-    # Debian's ordinary users have no sbin on their PATH, but in the sandbox they are root.
+    """Return our environment with English messages, a PATH that includes `ip` and `nft`, and these changes."""
+    # On Debian, sbin is not on the PATH of ordinary users, who are root in the sandbox.
     path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     return os.environ | {"LC_ALL": "C.UTF-8", "PATH": path} | dict(changes or {})
 
@@ -59,10 +59,10 @@ def run(
     check: bool = True,
     env: Mapping[str, str] | None = None,
 ) -> Completed:
-    """Run a program to its end in the thread's namespaces.
+    """Run a program in the thread's namespaces and wait for its end.
 
-    deadline: seconds, scaled. Raises Unavailable if there is no such program, DeadlineExceeded after killing one that
-    is too slow, and with `check` ProgramFailed for a status other than 0.
+    deadline: seconds, scaled. Raises Unavailable if there is no such program, DeadlineExceeded if it misses the
+    deadline and was killed, and with `check` ProgramFailed for a status other than 0.
     """
     with (
         steps.step(thread.name, lambda: _command(argv, env, stdin)) as running,
@@ -88,7 +88,7 @@ def run(
 
 
 def _command(argv: Sequence[str], env: Mapping[str, str] | None = None, stdin: str = "") -> str:
-    """Print a command so that a shell takes it: its own variables before it, its input behind it."""
+    """Format a command for a shell: environment variables first, stdin as a here-document."""
     words = [f"{name}={shlex.quote(value)}" for name, value in (env or {}).items()]
     text = " ".join([*words, shlex.join(argv)])
     return f"{text} <<'EOF'\n{stdin.rstrip()}\nEOF" if stdin else text
@@ -115,15 +115,16 @@ def _start(
             text=True,
         )
     except (FileNotFoundError, PermissionError) as error:
-        raise Unavailable(f"{argv[0]}: {error.strerror}; wg-interop doctor tells what is missing") from error
+        raise Unavailable(f"{argv[0]}: {error.strerror}; wg-interop doctor reports what is missing") from error
 
 
 def _ending(status: int) -> str:
-    return f"signal {signal.Signals(-status).name} ended it" if status < 0 else f"status {status}"
+    """Describe an exit status."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 class Process:
-    """A program in the background; its output goes to `log`. It is ended by `terminate`, which the lab calls."""
+    """A program in the background; its output is appended to `log`. The lab ends it by `terminate`."""
 
     def __init__(
         self,
@@ -146,11 +147,11 @@ class Process:
         self.exited = Exit(self.pid, self.tail)
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of its output."""
+        """Return the last lines of its output."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def says(self, pattern: str, deadline: float = 5.0) -> None:
-        """Wait until a line of its output matches."""
+        """Wait until a line of its output matches a regular expression; deadline: seconds, scaled."""
         event = FileSays(self.log, pattern)
         try:
             wait_for(event, deadline, f"{self.argv[0]} to write {pattern!r}")
@@ -159,6 +160,7 @@ class Process:
 
     @property
     def running(self) -> bool:
+        """Whether it has not ended yet."""
         return self._child.poll() is None
 
     @property
@@ -167,13 +169,13 @@ class Process:
         return self._child.poll()
 
     def cpu_seconds(self) -> float:
-        """How long it has worked so far, in user and kernel mode (proc(5), /proc/PID/stat)."""
-        # The name comes second, in brackets, and may hold anything.
+        """Return its CPU time so far, in user and kernel mode (proc(5), /proc/PID/stat)."""
+        # The second field is the name in parentheses, which may contain blanks and parentheses.
         fields = Path("/proc", str(self.pid), "stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def wait(self, deadline: float) -> int:
-        """Wait for its end and return the exit status."""
+        """Wait for its end and return the exit status; deadline: seconds, scaled."""
         if self._child.returncode is None:
             wait_for(self.exited, deadline, f"{self.argv[0]} (pid {self.pid}) to end")
         return self._child.wait()
@@ -184,16 +186,16 @@ class Process:
         self._child.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once and reap it."""
+        """Send SIGKILL and reap it."""
         with steps.step(self._place, f"kill -KILL {self.pid}") as killing:
             self._child.kill()
             killing.outcome = _ending(self._child.wait())
 
     def terminate(self, deadline: float = _TERMINATION) -> int:
-        """Send SIGTERM and wait; one that does not end in time is killed and reported by DeadlineExceeded.
+        """Send SIGTERM and wait for the exit status; after the deadline kill it and raise DeadlineExceeded.
 
-        One that waits in the kernel, without a choice, is given more time: there is one lock for the interfaces of all
-        namespaces, and it is not its fault who else wants to have it.
+        A program in uninterruptible sleep gets more time: the kernel has one lock for the interfaces of all namespaces
+        (RTNL), and others may hold it. deadline: seconds, scaled.
         """
         with steps.step(self._place, f"kill -TERM {self.pid}") as ending:
             if self._child.poll() is None:
@@ -213,15 +215,15 @@ class Process:
             raise
 
     def thread_states(self) -> str:
-        """A letter for each of its threads (proc(5)): S sleeps, R runs, D waits for the kernel; none if gone."""
+        """Return one letter per thread: R running, S sleeping, D uninterruptible (proc(5)); "" if it has ended."""
         states = ""
         with suppress(FileNotFoundError):
             for task in Path("/proc", str(self.pid), "task").iterdir():
-                # One that ends meanwhile has no file, or one that cannot be read.
+                # The file of a thread that ends now disappears, or cannot be read.
                 with suppress(FileNotFoundError, ProcessLookupError):
                     states += (task / "stat").read_text().rpartition(")")[2].split()[0]
         return states
 
     def close(self) -> None:
-        """Release the descriptor that watches for its end."""
+        """Close the pidfd of the event `exited`."""
         self.exited.close()

@@ -28,8 +28,8 @@ def make(**changes: Any) -> Topology:
         ({"routes": (Route("ns4", "default", "10.0.0.1"),)}, "no node ns4; there are: ns1, ns2"),
         ({"sysctls": {"ns5": {}}}, "no node ns5; there are: ns1, ns2"),
         ({"firewall": {"ns6": ""}}, "no node ns6; there are: ns1, ns2"),
-        ({"links": (LINK, LINK)}, "ns1 has two devices of the name veth1"),
-        ({"links": ((End("ns1", "v"), End("ns1", "v")),)}, "ns1 has two devices of the name v"),
+        ({"links": (LINK, LINK)}, "node ns1 has two devices veth1"),
+        ({"links": ((End("ns1", "v"), End("ns1", "v")),)}, "node ns1 has two devices v"),
     ],
 )
 def test_bad_topology_is_refused_in_one_line(changes: dict[str, Any], complaint: str) -> None:
