@@ -1,7 +1,7 @@
 """Define the commands of `wg-interop`: run, doctor, install, clean.
 
-`run` starts pytest behind the launcher, so that the sandbox and all in it die with this process, and reads what
-becomes of the tests from a pipe (harness.plugin.reporter). Every error is one line on stderr and an exit status.
+`run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
+plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EXIT_STATUS: Final = {UsageError: USAGE, Unavailable: COULD_NOT}
-# The descriptor of the events gets a number that no program uses which merely inherits the variable.
+# The lowest descriptor for events: so high that a program that inherits the variable, but not the pipe, has no other
+# file at this number.
 _EVENTS_FROM: Final = 200
-_TICK: Final = 0.25
+_TICK: Final = 0.25  # seconds between two updates of the progress
 _PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
-_LOG_TAIL: Final = 40
+_LOG_TAIL: Final = 40  # last lines of pytest's output that are shown after an error
 # What click makes of an option that is left to the plugin: all that were given, or the one, or none.
 _Option = tuple[str, ...] | str | None
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The console script."""
+    """Run a command line and exit with its status: the entry point of the script `wg-interop`."""
     sys.exit(_status(arguments))
 
 
@@ -78,7 +79,7 @@ def _complain(message: str, status: int) -> int:
 
 def _system_error(error: OSError) -> int:
     if error.errno == errno.EPIPE:
-        # Who read our output has gone; Python would say so once more when it flushes at exit.
+        # The reader of our output has closed it. Without this, Python reports the error again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return _complain(f"{error.filename or 'system'}: {error.strerror}", COULD_NOT)
@@ -92,16 +93,16 @@ def cli(context: click.Context) -> None:
 
     \b
     First time:
-      wg-interop doctor                      what works on this machine, and how to fix the rest
-      wg-interop install                     fetch and build the implementations to test
-      wg-interop run -n 2                    every implementation against every other
+      wg-interop doctor                      see what works on this machine, and how to fix the rest
+      wg-interop install                     download and build the implementations to test
+      wg-interop run -n 2                    test every implementation with every other, in two workers
 
     \b
-    Your own program, which is started as `PROGRAM -f INTERFACE`:
+    Your own program, if it is started as `PROGRAM -f INTERFACE`:
       wg-interop run --impl mine=./my-wireguard --pair mine~wireguard-go
 
     Exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted.
-    """  # noqa: D301 - \b is click's sign for a paragraph to leave as it is
+    """  # noqa: D301 - click does not rewrap a paragraph that begins with \b
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -110,7 +111,7 @@ def cli(context: click.Context) -> None:
 
 
 class _WithPytestArguments(click.Command):
-    """A command that leaves all after `--` to pytest."""
+    """A command that keeps the arguments after `--` for pytest, in `ctx.obj`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
@@ -122,38 +123,49 @@ class _WithPytestArguments(click.Command):
 
 
 @cli.command(cls=_WithPytestArguments)
-@click.option("--impl", multiple=True, metavar="NAME[=PROGRAM]", help="Test this implementation, or PROGRAM as it.")
+@click.option(
+    "--impl", multiple=True, metavar="NAME[=PROGRAM]",
+    help="Test this implementation; PROGRAM is the path of the program to start for it. May be repeated. Default: all "
+    "that `wg-interop doctor` lists.",
+)  # fmt: skip
 @click.option(
     "--impl-manifest", multiple=True, metavar="FILE",
-    help="Test what this manifest describes: with itself, unless --impl or --pair names others.",
+    help="Test the implementation that this manifest describes: with itself, unless --impl or --pair names others.",
 )  # fmt: skip
-@click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1 with B in ns2. Default: all ordered pairs.")
-@click.option("--lane", multiple=True, metavar="LANE", help="Only this lane: core, netns, vm or warp.")
-@click.option("--kernel", multiple=True, metavar="VERSION|PATH", help="The kernel of lanes vm and warp.")
+@click.option("--pair", multiple=True, metavar="A~B", help="Only A in ns1 with B in ns2. Default: all ordered pairs.")
+@click.option(
+    "--lane", multiple=True, metavar="LANE",
+    help="Run only this lane: core (no namespaces), netns (namespaces of this kernel), vm (a guest with another "
+    "kernel), warp (a guest whose clock skips idle time). May be repeated. Default: core and netns.",
+)  # fmt: skip
+@click.option(
+    "--kernel", multiple=True, metavar="VERSION|PATH",
+    help="Kernel of lanes vm and warp: a Debian version such as 6.12, a bzImage or a build tree. May be repeated.",
+)  # fmt: skip
 @click.option(
     "--suite", "suites", multiple=True, type=click.Choice([*SUITES, "all"]),
-    help="Tests of two implementations (pairs), of one (alone), of the lab itself (lab), or everything in selftests/, "
-    "unit tests too (all). May be repeated. Default: pairs and alone; with a PATH, everything there.",
+    help="Run only the tests of two implementations (pairs), of one (alone), of the lab itself (lab), or all tests, "
+    "unit tests too (all). May be repeated. Default: pairs and alone; with a PATH, all tests there.",
 )  # fmt: skip
 @click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
 @click.option("-m", "markers", metavar="EXPR", help="Only tests with these markers, as in pytest: `core`.")
 @click.option(
     "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Where index.html and evidence/ go, too. Default: report/results.json.",
+    help="Write the results to this file, and index.html and evidence/ beside it. Default: report/results.json.",
 )  # fmt: skip
 @click.option("--keep", metavar="failed|all|none", help="Keep evidence of failed (default), all or no tests.")
-@click.option("--seed", metavar="N", help="The seed of all random choices, as an earlier run printed it.")
-@click.option("--timeout-scale", metavar="F", help="Multiply every deadline, for slow machines.")
+@click.option("--seed", metavar="N", help="Seed of all random choices. A run prints its seed; pass it to repeat them.")
+@click.option("--timeout-scale", metavar="F", help="Multiply every deadline by F, on a slow machine.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.pass_context
 def run(
     context: click.Context, /, paths: tuple[str, ...], results: Path | None, suites: tuple[str, ...], **options: _Option
 ) -> int:
-    """Run the tests and show who can talk to whom.
+    """Run the tests and show which implementations work with each other.
 
-    PATH is a test file or directory, or one test as a failure names it; without one, the tests that `--suite` names in
-    the directory selftests of this checkout.
+    PATH is a test file, a directory, or the id of a test as a failure prints it. Without PATH, the tests that --suite
+    selects in the directory selftests of this checkout. Arguments after -- go to pytest.
 
     \b
       wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
@@ -167,18 +179,18 @@ def run(
     report = (results or root / "report" / "results.json").absolute()
     arguments = [*_pytest_options(options), f"--rootdir={root}", f"--results={report}", *context.obj]
     if not os.access(root, os.W_OK):
-        # Another's checkout: pytest warns of a cache that it cannot write, and warnings are errors there.
+        # Another user's checkout: pytest warns that it cannot write its cache, and a warning fails the run (pyproject).
         arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
     return _Run(report).run([*_tests(root, paths, suites), *arguments])
 
 
 def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]:
-    """The paths of the tests to run, and the plugin's `--suite` where a path holds others as well."""
+    """Return the paths of the tests to run, and --suite options if the paths contain tests of other suites too."""
     wanted = set(suites) or ({*SUITES} if paths else {"pairs", "alone"})
     chosen = list(paths)
     if not paths:
         home = root / "selftests"
-        # A project that keeps its tests in another order is run as a whole.
+        # If selftests/ has other folders, all of it is run.
         here = {"netns" if suite in {"pairs", "alone"} else suite for suite in wanted}
         all_there = "all" not in wanted and all((home / folder).is_dir() for folder in here)
         chosen = [str(home / folder) for folder in sorted(here)] if all_there else [str(home)]
@@ -189,7 +201,10 @@ def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]
 
 
 def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
-    """The directory whose `selftests` are to be run: above the first path, else above the current directory."""
+    """Return the directory that contains `selftests`: the first path, or the current directory, or one above it.
+
+    Raises UsageError if a path does not exist, or if there are neither paths nor such a directory.
+    """
     for text in paths:
         if not Path(text.partition("::")[0]).exists():
             raise UsageError(f"no test file or directory {text.partition('::')[0]}")
@@ -203,7 +218,7 @@ def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
 
 
 def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
-    """Our options in pytest's words; what is wrong with their values, the plugin tells."""
+    """Convert our options into pytest's. The plugin checks their values."""
     named = {"expression": "-k", "workers": "-n", "markers": "-m"}
     words: list[str] = []
     for name, given in options.items():
@@ -214,7 +229,7 @@ def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
 
 
 class _Run:
-    """One run of pytest, and what is told of it."""
+    """One run of pytest: starts it, shows its progress, prints the conclusion."""
 
     def __init__(self, results: Path) -> None:
         self._results = results
@@ -226,7 +241,7 @@ class _Run:
         self._child: subprocess.Popen[bytes] | None = None
 
     def run(self, arguments: list[str]) -> int:
-        """Run pytest, show progress and outcome; the exit status of the command."""
+        """Run pytest, show its progress and results, and return the exit status of the command."""
         for module, package in (("pytest", "pytest"), ("xdist", "pytest-xdist")):
             if importlib.util.find_spec(module) is None and (module == "pytest" or "-n" in arguments):
                 raise Unavailable(f"{package} is not installed; to install it: pip install 'wg-interop[test]'")
@@ -272,7 +287,7 @@ class _Run:
             raise Unavailable(f"cannot write {self._log}: {error.strerror}; choose a place: --results FILE") from error
 
     def _stop(self, number: int, _: object) -> None:
-        """Ctrl-C and its like: pytest stops as it does by itself; the second time it is killed."""
+        """Handle SIGINT, SIGTERM and SIGHUP: interrupt pytest; at the second signal, kill it."""
         if self._child is None:
             raise KeyboardInterrupt
         if self._stopped_by is None:
@@ -283,7 +298,7 @@ class _Run:
             self._child.kill()
 
     def _follow(self, child: subprocess.Popen[bytes], events: terminal.Events, progress: terminal.Progress) -> None:
-        """Take events until the child has ended and the pipe is empty."""
+        """Process events until the child has exited and the pipe is empty."""
         exited = os.pidfd_open(child.pid)
         try:
             while child.poll() is None:
@@ -301,7 +316,7 @@ class _Run:
 
     def _hurry(self, child: subprocess.Popen[bytes], progress: terminal.Progress) -> None:
         if self._deadline is not None:
-            progress.note = "stopping; once more to stop at once"
+            progress.note = "stopping; press Ctrl-C again to stop at once"
             if time.monotonic() > self._deadline:
                 child.kill()
 
@@ -351,13 +366,16 @@ def _signals_to(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the findings for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, for other programs.")
 def doctor(as_json: bool) -> int:
-    """Try what the lab needs by really using it, and say how to fix what is missing.
+    """Check this machine, and print how to fix what is missing.
 
-    Lists the implementations that are known, too. Exit status 0 if the netns lane can run, else 125.
+    Everything that the lab needs is tried in a sandbox: namespaces, devices, programs. Also lists all implementations
+    that can be tested, and whether they are installed.
+
+    Exit status: 0 lane netns can run, 125 it cannot.
     """
-    from harness.cli.doctor import examine  # noqa: PLC0415 - few ask for it
+    from harness.cli.doctor import examine  # noqa: PLC0415 - only this command needs it
 
     return examine(sys.stdout, as_json=as_json)
 
@@ -365,28 +383,35 @@ def doctor(as_json: bool) -> int:
 @cli.command(name="install")
 @click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
 def install_(names: tuple[str, ...]) -> int:
-    """Install the implementations to test: all of them, or those named, or what a manifest describes.
+    """Download and build the implementations to test.
 
-    What is there already is left alone. `wg-interop doctor` lists the names.
+    NAME is one of those that `wg-interop doctor` lists. FILE.toml is a manifest with a table [install]
+    (docs/manifests.md). Without arguments, everything that comes with the lab is installed; programs in Rust take
+    minutes to build. All goes into the cache. What is already there is not built again.
+
+    Exit status: 0 all are installed, 2 wrong usage, 125 something could not be installed.
     """
-    from harness.implementations.manifest import load_manifest  # noqa: PLC0415 - few ask for it
+    from harness.implementations.manifest import load_manifest  # noqa: PLC0415 - only this command needs it
 
     tools.exit_on_sigterm()
     for name in names:
         if installer.is_manifest(name):
-            # Report a mistake in any of its keys before a build that takes minutes.
+            # Report a mistake in any key of the manifest now, not after a build that takes minutes.
             load_manifest(Path(name))
     return installer.install_each(names)
 
 
 @cli.command()
-@click.option("--all", "everything", is_flag=True, help="Installed peers, toolchains and kernels, too.")
+@click.option("--all", "everything", is_flag=True, help="Also remove implementations, toolchains and kernels.")
 def clean(everything: bool) -> int:
-    """Remove what killed runs left in the cache; running runs are left alone."""
+    """Remove from the cache what killed runs left there.
+
+    A run removes its own directory at its end, and those of killed runs at its start. Runs in progress keep theirs.
+    """
     root = cache.cache_root()
     running = _clean_runs(root / cache.Area.RUNS)
     if everything and running:
-        raise HarnessError(f"the rest of {root} stays, because {running[0].name} uses it; end that run first")
+        raise HarnessError(f"the rest of {root} was not removed: run {running[0].name} uses it; end that run first")
     if everything and root.is_dir():
         for path in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name != cache.Area.RUNS):
             _remove_area(path)
@@ -394,9 +419,9 @@ def clean(everything: bool) -> int:
 
 
 def _clean_runs(runs: Path) -> list[Path]:
-    """Remove the directories of dead runs; returns those of the others."""
+    """Remove the directories of dead runs and print them; return those of runs in progress."""
     if not runs.is_dir():
-        click.echo(f"nothing to remove: no {runs}")
+        click.echo(f"nothing to remove: {runs} does not exist")
         return []
     with cache.locked(runs):
         sizes = {path: _size(path) for path in runs.iterdir() if path.is_dir()}
@@ -405,7 +430,7 @@ def _clean_runs(runs: Path) -> list[Path]:
         click.echo(f"removed {path} ({terminal.human(sizes.get(path, 0))})")
     running = [path for path in sizes if path.exists()]
     for path in running:
-        click.echo(f"left alone, still running: {path} ({_owner(path)})")
+        click.echo(f"not removed, still running: {path} ({_owner(path)})")
     click.echo(f"{len(removed)} dead runs removed, {terminal.human(sum(sizes.get(path, 0) for path in removed))}")
     return running
 
@@ -413,13 +438,13 @@ def _clean_runs(runs: Path) -> list[Path]:
 def _owner(run: Path) -> str:
     with suppress(OSError):
         return (run / "owner").read_text().strip()
-    return "another user's"
+    return "of another user"
 
 
 def _remove_area(path: Path) -> None:
     busy = next((lock for lock in path.rglob(".*.lock") if _is_locked(lock)), None)
     if busy is not None:
-        raise HarnessError(f"{path} stays: something is being installed below {busy.parent}; wait for its end")
+        raise HarnessError(f"{path} was not removed: an installation into {busy.parent} is running; wait until it ends")
     size = _size(path)
     cache.remove(path)
     click.echo(f"removed {path} ({terminal.human(size)})")
@@ -437,7 +462,7 @@ def _is_locked(lock: Path) -> bool:
 def _size(tree: Path) -> int:
     total = 0
     for path in tree.rglob("*"):
-        # What a running test removes meanwhile counts nothing.
+        # A running test may have removed the file.
         with suppress(OSError):
             total += path.lstat().st_blocks * 512
     return total

@@ -183,7 +183,7 @@ def test_clean_removes_dead_runs_and_lists_running_ones(cache: Path, capsys: pyt
         assert status("clean") == 0
         output = capsys.readouterr().out
         assert f"removed {dead}" in output
-        assert f"left alone, still running: {living.path} (uid " in output
+        assert f"not removed, still running: {living.path} (uid " in output
         assert (dead.exists(), living.path.exists()) == (False, True)
 
 
@@ -199,14 +199,14 @@ def test_clean_all_keeps_cache_while_run_uses_it(cache: Path, capsys: pytest.Cap
     (cache / "peers").mkdir(parents=True)
     with RunDirectory() as living:
         assert status("clean", "--all") == 1
-    assert f"stays, because {living.path.name} uses it" in capsys.readouterr().err
+    assert f"was not removed: run {living.path.name} uses it" in capsys.readouterr().err
     assert (cache / "peers").exists()
 
 
 def test_clean_all_keeps_peer_that_is_being_installed(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(cache / "peers" / "thing" / "v1"):
         assert status("clean", "--all") == 1
-    assert "something is being installed" in capsys.readouterr().err
+    assert "thing is running; wait until it ends" in capsys.readouterr().err
     assert (cache / "peers" / "thing").exists()
 
 
