@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by ci/setup, ci/test, ci/interop and ci/flakes: finds or installs a Python, then starts a module of ci/ with it.
 
-# Start a module of ci/ with a Python that is new enough, in the root of the checkout; exit with 125 if there is none.
+# Replace this shell by a module of ci/, run by Python 3.11 or newer in the root of the checkout. Exit with 125 if there
+# is no such Python.
 hand_over() {
     cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." || exit 125
     # On Debian a user's PATH lacks the directory of nft. Python must write byte code, or every start would be slow.
@@ -25,7 +26,7 @@ find_python() {
     return 1
 }
 
-# Install Debian's Python, as root or by sudo without a password.
+# Install Debian's Python as root, or by sudo if it needs no password; return 1 if neither is possible.
 install_python() {
     local become=()
     command -v apt-get >/dev/null || return 1
@@ -40,7 +41,7 @@ install_python() {
     printf '%-9s  %-20s %7.1f s\n' ok python "$SECONDS"
 }
 
-# Report what to install, and exit.
+# Print the command that installs Python and the other packages, and exit with 125.
 no_python() {
     echo "ci: no Python 3.11 or newer; as root: apt-get install --no-install-recommends" \
         "$(sed -n 's/^\([a-z][^ ]*\) .*/\1/p' ci/packages.txt | paste -sd ' ')" >&2
