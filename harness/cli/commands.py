@@ -49,7 +49,7 @@ _EVENTS_FROM: Final = 200
 _TICK: Final = 0.25  # seconds between two updates of the progress
 _PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
 _LOG_TAIL: Final = 40  # last lines of pytest's output that are shown after an error
-# What click makes of an option that is left to the plugin: all that were given, or the one, or none.
+# The value of an option that the plugin checks: a tuple if it may be repeated, None if it was not given.
 _Option = tuple[str, ...] | str | None
 
 
@@ -203,7 +203,8 @@ def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]
 def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
     """Return the directory that contains `selftests`: the first path, or the current directory, or one above it.
 
-    Raises UsageError if a path does not exist, or if there are neither paths nor such a directory.
+    If paths are given and none of these contains it, returns the current directory. Raises UsageError if a path does
+    not exist, or if neither paths nor such a directory exist.
     """
     for text in paths:
         if not Path(text.partition("::")[0]).exists():
@@ -256,16 +257,16 @@ class _Run:
 
     @contextmanager
     def _started(self, arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], terminal.Events]]:
-        """The child and the pipe on which it tells events; it is ended with the block, and with this process."""
+        """Start pytest with a pipe for its events. It is killed at the end of the block, or when this process ends."""
         read_end, write_end = os.pipe()
         events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
         os.close(write_end)
-        # Kernels of guests are fetched first, which no sandbox could do; pytest enters one by itself afterwards.
+        # For guests pytest first downloads kernels, which needs the network; then it enters the sandbox itself.
         guests = any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments)
         sandbox = "--without" if guests else "--or-without"
         command = [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]
         with self._open_log() as log, _signals_to(self._stop):
-            # In a session of its own the child hears of Ctrl-C from us alone, and therefore once.
+            # In its own session the child gets no SIGINT from the terminal at Ctrl-C, only the one that _stop sends.
             self._child = subprocess.Popen(
                 [*command, "--color=no", *arguments],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
