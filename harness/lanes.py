@@ -18,3 +18,5 @@ SHARD: Final = "WG_INTEROP_SHARD"
 # descriptor of a pipe. In a guest it is `stdout`; then every report is written completely, and each line begins with a
 # record separator (RFC 7464).
 EVENTS: Final = "WG_INTEROP_EVENTS"
+# Set by `wg-interop run`: the directory that the run writes its report in (harness/plugin/publish.py).
+REPORT: Final = "WG_INTEROP_REPORT"

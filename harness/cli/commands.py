@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
 
@@ -32,11 +32,9 @@ from harness.install import (
     installer,
     tools,
 )
-from harness.lanes import EVENTS, GUESTS, SUITES
-from harness.plugin import (
-    rundir,
-)
-from harness.report.results import read_results
+from harness.lanes import EVENTS, GUESTS, REPORT, SUITES
+from harness.plugin import publish, rundir
+from harness.report.results import LOG, read_results, write_in_one_step
 from harness.sandbox.launch import launcher_command
 
 if TYPE_CHECKING:
@@ -234,7 +232,6 @@ class _Run:
 
     def __init__(self, results: Path) -> None:
         self._results = results
-        self._log = results.with_name("pytest.log")
         self._tally = terminal.Tally()
         self._out = terminal.console(sys.stdout)
         self._stopped_by: signal.Signals | None = None
@@ -246,17 +243,33 @@ class _Run:
         for module, package in (("pytest", "pytest"), ("xdist", "pytest-xdist")):
             if importlib.util.find_spec(module) is None and (module == "pytest" or "-n" in arguments):
                 raise Unavailable(f"{package} is not installed; to install it: pip install 'wg-interop[test]'")
-        before = _identity(self._results)
-        progress = terminal.Progress(self._out, self._tally)
-        with self._started(arguments) as (child, events), progress:
-            self._follow(child, events, progress)
-        fresh = _identity(self._results) != before
-        if fresh:
-            self._tally.replace(read_results(self._results).results)
-        return self._conclude(child.returncode, fresh, progress.seconds)
+        with closing(publish.NewReport(self._results)) as report, (report.directory / LOG).open("w+b") as log:
+            progress = terminal.Progress(self._out, self._tally)
+            with self._started(arguments, report.directory, log) as (child, events), progress:
+                self._follow(child, events, progress)
+            log.seek(0)
+            said = log.read().decode(errors="replace").splitlines()
+            place = self._place_of(log)
+            if place is not None:
+                self._tally.replace(read_results(place / self._results.name).results)
+            return self._conclude(child.returncode, said, place, progress.seconds)
+
+    def _place_of(self, log: IO[bytes]) -> Path | None:
+        """Where this run's report is now, known by its log; None if it made none.
+
+        A run that ended a moment later may have put its own report there.
+        """
+        home = self._results.parent
+        for place in (home, home / publish.PREVIOUS):
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(log.fileno()), (place / LOG).stat()):
+                    return place
+        return None
 
     @contextmanager
-    def _started(self, arguments: list[str]) -> Iterator[tuple[subprocess.Popen[bytes], terminal.Events]]:
+    def _started(
+        self, arguments: list[str], directory: Path, log: IO[bytes]
+    ) -> Iterator[tuple[subprocess.Popen[bytes], terminal.Events]]:
         """Start pytest with a pipe for its events. It is killed at the end of the block, or when this process ends."""
         read_end, write_end = os.pipe()
         events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
@@ -265,12 +278,12 @@ class _Run:
         guests = any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments)
         sandbox = "--without" if guests else "--or-without"
         command = [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]
-        with self._open_log() as log, _signals_to(self._stop):
+        with _signals_to(self._stop):
             # In its own session the child gets no SIGINT from the terminal at Ctrl-C, only the one that _stop sends.
             self._child = subprocess.Popen(
                 [*command, "--color=no", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                env=os.environ | {EVENTS: str(events)}, pass_fds=[events], start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {EVENTS: str(events), REPORT: str(directory)}, pass_fds=[events],
             )  # fmt: skip
             os.close(events)
             try:
@@ -279,13 +292,6 @@ class _Run:
                 self._child.kill()
                 self._child.wait()
                 os.close(read_end)
-
-    def _open_log(self) -> IO[bytes]:
-        try:
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            return self._log.open("wb")
-        except OSError as error:
-            raise Unavailable(f"cannot write {self._log}: {error.strerror}; choose a place: --results FILE") from error
 
     def _stop(self, number: int, _: object) -> None:
         """Handle SIGINT, SIGTERM and SIGHUP: interrupt pytest; at the second signal, kill it."""
@@ -321,23 +327,23 @@ class _Run:
             if time.monotonic() > self._deadline:
                 child.kill()
 
-    def _conclude(self, status: int, fresh: bool, seconds: float) -> int:
-        said = self._log.read_text(errors="replace").splitlines()
+    def _conclude(self, status: int, said: Sequence[str], place: Path | None, seconds: float) -> int:
         if status == terminal.PYTEST_USAGE and not self._stopped_by:
             raise UsageError(terminal.usage_error(said))
         conclusion = terminal.conclude(status, set(self._tally.counts()), said)
         if self._stopped_by:
             conclusion = terminal.Conclusion(128 + self._stopped_by, "interrupted")
-        self._show_end(conclusion, said)
+        log = place / LOG if place else _keep_log(said)
+        self._show_end(conclusion, said, place or self._results.parent)
         style = "bold green" if conclusion.status == OK else "bold red"
         terminal.line(self._out, f"{self._tally} in {seconds:.1f} s", style)
-        if fresh:
-            terminal.line(self._out, f"results: {terminal.short(self._results)}")
-        terminal.line(self._out, f"pytest's output: {terminal.short(self._log)}")
+        if place:
+            terminal.line(self._out, f"results: {terminal.short(place / self._results.name)}")
+        terminal.line(self._out, f"pytest's output: {terminal.short(log)}")
         return _complain(conclusion.reason, conclusion.status) if conclusion.reason else conclusion.status
 
-    def _show_end(self, conclusion: terminal.Conclusion, said: Sequence[str]) -> None:
-        terminal.summary(self._out, self._tally, self._results.parent)
+    def _show_end(self, conclusion: terminal.Conclusion, said: Sequence[str], place: Path) -> None:
+        terminal.summary(self._out, self._tally, place)
         for name, error in terminal.uncollected(said).items():
             terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")
         for line in said[-_LOG_TAIL:] if conclusion.see_log else ():
@@ -345,11 +351,11 @@ class _Run:
         terminal.line(self._out)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns
-    return None
+def _keep_log(said: Sequence[str]) -> Path:
+    """Keep what pytest printed in the cache, for a run without a report; the last report has its own log."""
+    path = cache.cache_root() / LOG
+    write_in_one_step(path, "".join(f"{line}\n" for line in said))
+    return path
 
 
 @contextmanager

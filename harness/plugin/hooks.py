@@ -7,20 +7,18 @@ it imports next to nothing and prints nothing.
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
 from harness.plugin import sandboxed
-from harness.plugin.reporter import Reporter
+from harness.plugin.reporter import Reporter, executes_tests
 from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
 from harness.plugin.session import REPORTER, is_worker, state_of_run
 from harness.sandbox import launch
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from harness.plugin.guests import Guests
     from harness.plugin.session import State
@@ -57,11 +55,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if plan.concerns_lab:
         # Mistakes in the options are reported before anything is started.
         _ = state.programs
-    if state.used and not config.option.collectonly:
-        _check_place(state.results_path)
+    if state.used and executes_tests(config) and not plan.lane_of_guest:
+        state.check_report_place()
     if plan.kernels and not plan.guest_lanes:
         raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
-    if plan.guest_lanes and not (config.option.collectonly or launch.inside()):
+    if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
         # Kernels come from the network, which no sandbox has.
         _guests(config).prepare()
     if plan.guests_have_more:
@@ -74,17 +72,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     sandboxed.enter_if_needed(config, plan)
 
 
-def _check_place(path: Path) -> None:
-    """Refuse what the results cannot be written to: told at the end of the run, that would lose them."""
-    # Path.is_dir() would raise where this user may not look.
-    there = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
-    if there == path and path.is_dir():
-        raise pytest.UsageError(f"--results {path}: is a directory; name a file: --results {path / 'results.json'}")
-    folder = path.parent if there == path else there
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise pytest.UsageError(f"results {path}: cannot write to {folder}; choose a place: --results FILE")
-
-
 def _guests(config: pytest.Config) -> Guests:
     from harness.plugin.guests import Guests
 
@@ -95,7 +82,7 @@ def _guests(config: pytest.Config) -> Guests:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     state = state_of_run(session.config)
     plan = state.plan
-    if not plan.guest_lanes or session.config.option.collectonly or is_worker(session.config):
+    if not plan.guest_lanes or sandboxed.only_looks(session.config) or is_worker(session.config):
         return (yield)
     collected = session.items
     with _guests(session.config).beside(session) as pool:
@@ -116,6 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     if not is_worker(config):
+        state_of_run(config).take_report_directory()
         config.pluginmanager.register(Reporter(config, state_of_run(config)), REPORTER)
     tx = getattr(config.option, "tx", None)
     if tx and launch.inside() and not is_worker(config):
@@ -136,14 +124,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if hasattr(session.config, sandboxed.PEEKING):
         os._exit(sandboxed.PEEK_YES if uses_lab else sandboxed.PEEK_NO)
     state.used = state.used or uses_lab
-    if uses_lab and not is_worker(session.config) and not session.config.option.collectonly:
-        _clear_evidence(state)
-
-
-def _clear_evidence(state: State) -> None:
-    # Without results of an earlier run beside it, a directory of this name is somebody else's.
-    if state.results_path.exists():
-        shutil.rmtree(state.report_directory / "evidence", ignore_errors=True)
+    if state.used and session.items and executes_tests(session.config):
+        # A place that cannot be written is reported before the tests run.
+        _ = state.report_directory
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -158,9 +141,9 @@ def pytest_configure_node(node: WorkerController) -> None:
     """Hand an xdist worker what the controller has decided."""
     state = state_of_run(node.config)
     node.workerinput["wg_seed"] = str(state.seed)
-    if launch.inside() and not state.used:
-        state.used = True
-        _clear_evidence(state)
+    state.used = state.used or launch.inside()
+    if state.used:
+        node.workerinput["wg_report_directory"] = str(state.report_directory)
     if launch.inside() or launch.refused():
         node.workerinput["wg_run_directory"] = str(state.scratch())
 

@@ -19,6 +19,8 @@ from harness.plugin.session import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from harness.plugin.session import State
 
 
@@ -75,42 +77,75 @@ class Reporter:
                 os.write(self._events, mark + json.dumps(event).encode() + b"\n")
 
 
+def executes_tests(config: pytest.Config) -> bool:
+    """Whether pytest was asked to run tests, and not only to show them or to set them up."""
+    return not (sandboxed.only_looks(config) or getattr(config.option, "setuponly", False))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if hasattr(session.config, sandboxed.PEEKING):
+    config = session.config
+    if hasattr(config, sandboxed.PEEKING):
         os._exit(sandboxed.PEEK_NO)
-    state = state_of_run(session.config)
-    if is_worker(session.config) or session.config.option.collectonly:
+    state = state_of_run(config)
+    if is_worker(config):
         return
-    if state.used:
-        state.results.write(state.results_path)
+    if state.used and executes_tests(config):
         # A guest's results are judged and drawn where they are brought to.
-        if not state.plan.lane_of_guest:
+        if state.plan.lane_of_guest:
+            state.results.write(state.results_path)
+        else:
             if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(state)):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-                session.config.stash[_SHORTCOMING] = shortcoming
-            session.config.stash[_REPORT] = _draw(session.config, exitstatus)
+                config.stash[_SHORTCOMING] = shortcoming
+            config.stash[_REPORT] = _write_report(config, exitstatus)
     state.close()
 
 
 _SHORTCOMING: Final = pytest.StashKey[str]()
-_REPORT: Final = pytest.StashKey[str]()
+# The lines that name the results and the page.
+_REPORT: Final = pytest.StashKey[list[str]]()
 
 
-def _draw(config: pytest.Config, exitstatus: int) -> str:
-    """Draw the report beside the results; returns its path, or why there is none."""
-    from harness.report.gather import render
+def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
+    """Complete the report and put it in the place of the last one; without a result that one stays."""
+    from harness.plugin.publish import publish
 
     state = state_of_run(config)
+    if not state.results.any:
+        return [] if exitstatus == pytest.ExitCode.USAGE_ERROR else ["report: none, because no test ran"]
+    results = state.report_directory / state.results_path.name
+    state.results.write(results, files=_beside(state.report_directory))
+    try:
+        page = state.results_path.with_name(_draw(config, results, exitstatus).name)
+        lines = [f"report: {page}"]
+    except (HarnessError, OSError) as error:
+        lines = [f"report: none: {error}"]
+    try:
+        publish(state.report_directory, state.results_path)
+    except (HarnessError, OSError) as error:
+        return [f"report: not put in its place, {error}"]
+    return [f"results: {state.results_path}", *lines]
+
+
+def _beside(directory: Path) -> list[str]:
+    """The names of what the report has beside its results; the page is drawn from them, so it is still to come."""
+    from harness.report.results import BESIDE, PAGE
+
+    return [name for name in BESIDE if name == PAGE or (directory / name).exists()]
+
+
+def _draw(config: pytest.Config, results: Path, exitstatus: int) -> Path:
+    """Draw the page beside the results; returns its path."""
+    from harness.report.gather import render
+
     ends: dict[int, str] = {
         pytest.ExitCode.INTERRUPTED: "interrupted",
         pytest.ExitCode.INTERNAL_ERROR: "pytest itself failed",
     }
     complaint = config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
-    try:
-        return str(render([state.results_path], state.report_directory, root=config.rootpath, complaint=complaint))
-    except (HarnessError, OSError) as error:
-        return f"none: {error}"
+    place = state_of_run(config).results_path
+    return render([results], results.parent, root=config.rootpath, complaint=complaint, place=place)
 
 
 def _shortcoming(state: State) -> str | None:
@@ -131,10 +166,9 @@ def _shortcoming(state: State) -> str | None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     state = state_of_run(config)
-    if not state.used or is_worker(config) or config.option.collectonly:
+    if not state.used or is_worker(config):
         return
     if _SHORTCOMING in config.stash:
         terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
-    terminalreporter.write_line(f"results: {state.results_path}")
-    if _REPORT in config.stash:
-        terminalreporter.write_line(f"report: {config.stash[_REPORT]}")
+    for line in config.stash.get(_REPORT, ()):
+        terminalreporter.write_line(line)

@@ -1,71 +1,43 @@
-"""Make a run's scratch directory in the cache; the run's end or the next run removes it.
-
-A run holds a lock on its directory; the kernel drops the lock with the process, so that a dead run is known by it.
-"""
+"""Make a run's scratch directory in the cache; the run's end or the next run removes it."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Final
 
 from harness.install.cache import Area, directory, locked
+from harness.plugin.owned import OwnedDirectory, abandoned
+from harness.plugin.publish import recover
 
-_LOCK = "owner"
+# In it: where the run writes its report, so that what a killed run left there is found from here.
+_REPORT: Final = "report"
 
 
-class RunDirectory:
-    """One run's scratch directory; `owner` in it names the process and the start."""
+class RunDirectory(OwnedDirectory):
+    """One run's scratch directory; `owner` in it names the user and the start."""
 
     def __init__(self) -> None:
         """Make the directory, and remove those of runs that are dead."""
         runs = directory(Area.RUNS)
-        # The lock on all of them closes the gap in which a new directory has no lock of its own yet.
         with locked(runs):
             remove_abandoned(runs)
-            self.path = Path(tempfile.mkdtemp(dir=runs, prefix=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-"))
-            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        os.write(self._lock, f"uid {os.getuid()}, started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+            super().__init__(runs)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the directory and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._lock)
+    def note_report(self, place: Path) -> None:
+        """Note the directory that the report of this run will lie in."""
+        (self.path / _REPORT).write_text(str(place))
 
 
 def remove_abandoned(runs: Path) -> list[Path]:
-    """Remove the directories of runs that are dead; returns them. To be called with `runs` locked."""
-    removed = []
-    for path in runs.iterdir():
-        if path.is_dir() and not path.is_symlink() and _is_abandoned(path):
-            shutil.rmtree(path, ignore_errors=True)
-            removed.append(path)
+    """Remove the directories of runs that are dead, and their unfinished reports; returns the directories.
+
+    To be called with `runs` locked.
+    """
+    removed = abandoned(runs)
+    for path in removed:
+        note = path / _REPORT
+        if note.is_file():
+            recover(Path(note.read_text()))
+        shutil.rmtree(path, ignore_errors=True)
     return removed
-
-
-def _is_abandoned(path: Path) -> bool:
-    try:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(descriptor)

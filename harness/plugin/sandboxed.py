@@ -30,7 +30,13 @@ _ONLY_LOOKING: Final = (
     "showfixtures",
     "show_fixtures_per_test",
     "setupplan",
+    "cacheshow",
 )
+
+
+def only_looks(config: pytest.Config) -> bool:
+    """Whether pytest was asked to show something, and executes nothing."""
+    return any(getattr(config.option, name, False) for name in _ONLY_LOOKING)
 
 
 def worker_spec(spec: str) -> str:
@@ -46,7 +52,7 @@ def enter_if_needed(config: pytest.Config, plan: RunPlan) -> None:
 
     Returns where nothing is to be done; otherwise the process is replaced.
     """
-    if inside() or REFUSED in os.environ or any(getattr(config.option, name, False) for name in _ONLY_LOOKING):
+    if inside() or REFUSED in os.environ or only_looks(config):
         return
     if not (plan.concerns_lab or config.getini("wg_sandbox") == "always" or _peek(config)):
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness.errors import UsageError
-from harness.lanes import GUESTS
+from harness.errors import HarnessError, UsageError
+from harness.lanes import GUESTS, REPORT
 from harness.plugin.options import Pair, read_plan
 
 if TYPE_CHECKING:
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
     from harness.plugin.options import RunPlan
+    from harness.plugin.publish import NewReport
     from harness.plugin.rundir import RunDirectory
     from harness.report.results import Results
 
@@ -83,11 +85,47 @@ class State:
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
         self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
+        self._given_report = _from_controller(config, "wg_report_directory")
+        self._report: NewReport | None = None
 
     @property
     def report_directory(self) -> Path:
-        """Where evidence goes: beside the results."""
-        return self.results_path.parent
+        """Where the run writes evidence, results and page; `publish` puts them in their place at the end."""
+        if self.plan.lane_of_guest:
+            # What a guest has written when it is ended is brought back, and nothing was there before.
+            return self.results_path.parent
+        if self._given_report is not None:
+            return Path(self._given_report)
+        return self.begin_report()
+
+    def take_report_directory(self) -> None:
+        """Write in the directory that `wg-interop run` has made; the programs that tests start do not."""
+        if given := os.environ.pop(REPORT, None):
+            self._given_report = given
+
+    def check_report_place(self) -> None:
+        """Raise pytest.UsageError if the report cannot be put in its place, before anything is started."""
+        from harness.plugin.publish import check_place
+
+        try:
+            check_place(self.results_path)
+        except HarnessError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def begin_report(self) -> Path:
+        """Make the directory in which this run writes its report; raises pytest.UsageError if there can be none."""
+        from harness.plugin.publish import NewReport
+
+        # The run directory names the place of the report: after a kill it leads to what is left there.
+        self.scratch()
+        if self._given_report is not None:
+            return Path(self._given_report)
+        if self._report is None:
+            try:
+                self._report = NewReport(self.results_path)
+            except HarnessError as error:
+                raise pytest.UsageError(str(error)) from None
+        return self._report.directory
 
     @cached_property
     def programs(self) -> Programs:
@@ -107,9 +145,13 @@ class State:
             from harness.plugin.rundir import RunDirectory
 
             self._run_directory = RunDirectory()
+            self._run_directory.note_report(self.results_path.parent)
         return self._run_directory.path
 
     def close(self) -> None:
+        if self._report is not None:
+            self._report.close()
+            self._report = None
         if self._run_directory is not None:
             self._run_directory.close()
             self._run_directory = None

@@ -59,15 +59,18 @@ _K = TypeVar("_K")
 _ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")
 
 
-def render(results: Sequence[Path], out: Path, *, root: Path | None = None, complaint: str = "") -> Path:
+def render(
+    results: Sequence[Path], out: Path, *, root: Path | None = None, complaint: str = "", place: Path | None = None
+) -> Path:
     """Write the page of these results to `out`, an .html file or a directory for index.html; returns its path.
 
     Of two results with the same identity the later one counts. root: the checkout with scenarios, requirements and
     expectations; by default found from the results or from here. complaint: why a run failed beside its tests.
+    place: where the file of results will lie, if it is not there yet.
     Raises UsageError for a file that holds no results.
     """
     target = out if out.suffix == ".html" else out / "index.html"
-    runs = [_read(path) for path in results]
+    runs = [_read(path, place) for path in results]
     gathered = gather(runs, target.absolute().parent, root or find_catalogue(results), complaint)
     write_in_one_step(target, _draw(gathered))
     return target
@@ -95,12 +98,13 @@ def _sha256(text: str) -> str:
 # Reading
 
 
-def _read(path: Path) -> Run:
-    """Read a file of results; raises UsageError."""
+def _read(path: Path, place: Path | None = None) -> Run:
+    """Read a file of results, which the page names by its place; raises UsageError."""
     contents = read_results(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return Run(
-        path=path.absolute(),
+        path=(place or path).absolute(),
+        folder=path.absolute().parent,
         seed=contents.seed,
         host=contents.host,
         results=[_clean(result) for result in contents.results],
@@ -192,7 +196,7 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         # A passed test has no message, whatever its reports contain.
         message="" if result.state == "passed" else result.message,
         again=_again(result, run.seed),
-        texts=reader.read(run.path.parent, result.artifacts),
+        texts=reader.read(run.folder, result.artifacts),
         expectation=_expectation(result, root),
     )
 

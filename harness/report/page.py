@@ -32,9 +32,10 @@ DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One file of results."""
+    """One file of results. path: as the page names it; folder: where the evidence is read."""
 
     path: Path
+    folder: Path
     seed: int
     host: Mapping[str, object]
     results: Sequence[Result]

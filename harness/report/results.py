@@ -13,7 +13,7 @@ from harness.report.causes import find_causes
 from harness.tables import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     import pytest
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 # The user property of a report that carries the plugin's facts about the test.
 PROPERTY: Final = "wg-interop"
+PAGE: Final = "index.html"
+LOG: Final = "pytest.log"
+# What a report may have beside its file of results: the page, the tests' evidence, pytest's output.
+BESIDE: Final = (PAGE, "evidence", LOG)
 # Facts of one phase; the result's state and message are made from those of all phases.
 _OF_A_PHASE: Final = frozenset({"state", "message"})
 # Classes whose name adds nothing to the message, which begins with what failed and what was expected.
@@ -80,8 +84,13 @@ class Results:
             result.message = "" if state == "passed" else message_of(report)
         return result
 
-    def document(self) -> dict[str, object]:
-        """Build the document that `write` writes."""
+    @property
+    def any(self) -> bool:
+        """Whether a test has come to a state."""
+        return any(result.state for result in self.by_id.values())
+
+    def document(self, files: Sequence[str] = ()) -> dict[str, object]:
+        """Build the document that `write` writes. files: names of BESIDE, of what belongs to the same report."""
         return {
             "schema": SCHEMA,
             "seed": self.seed,
@@ -92,6 +101,7 @@ class Results:
                 "cpus": os.cpu_count(),
                 "root": os.geteuid() == 0,
             },
+            "files": list(files),
             "results": [asdict(result) for result in self.by_id.values() if result.state],
             "causes": [
                 {
@@ -108,9 +118,9 @@ class Results:
         """Group what fails the run by cause, the cause with the most witnesses first."""
         return causes_of(self.by_id.values())
 
-    def write(self, path: Path) -> None:
-        """Write the file atomically; makes its folder if that is missing."""
-        write_in_one_step(path, json.dumps(self.document(), indent=1) + "\n")
+    def write(self, path: Path, files: Sequence[str] = ()) -> None:
+        """Write the file atomically; makes its folder if that is missing. files: as for `document`."""
+        write_in_one_step(path, json.dumps(self.document(files), indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

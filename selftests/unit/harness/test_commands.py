@@ -40,6 +40,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "selftests" / "test_few.py").write_text(TESTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(EVENTS, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path
 
 
@@ -88,6 +89,29 @@ def test_passing_run_exits_with_0_and_writes_results() -> None:
     assert "2 of 2 tests, 1 passed, 1 skipped in" in stdout
     assert json.loads(Path("report/results.json").read_text())["results"][0]["state"] == "passed"
     assert "2 deselected" in Path("report/pytest.log").read_text()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_run_without_selected_test_leaves_last_report() -> None:
+    call("run", "-k", "good")
+    before = {path: path.read_bytes() for path in Path("report").rglob("*")}
+    assert {path.name for path in before} == {"results.json", "index.html", "pytest.log"}
+    code, stdout, _ = call("run", "-k", "moon")
+    assert code == 125
+    assert {path: path.read_bytes() for path in Path("report").rglob("*")} == before
+    log = Path(stdout.rpartition("pytest's output: ")[2].strip())
+    assert "4 deselected" in log.read_text()
+    assert log.absolute().parent == Path("wg-interop").absolute()
+
+
+@pytest.mark.usefixtures("checkout")
+def test_second_run_keeps_report_of_first_as_previous() -> None:
+    call("run", "-k", "good")
+    _, stdout, _ = call("run", "-k", "bad")
+    assert "results: report/results.json\npytest's output: report/pytest.log\n" in stdout
+    for place, word in (("report", "FAILED"), ("report/previous", "1 passed")):
+        assert word in Path(place, "pytest.log").read_text()
+        assert Path(place, "index.html").exists()
 
 
 @pytest.mark.usefixtures("checkout")

@@ -258,17 +258,20 @@ def test_seed_zero_is_used_as_given(
 
 
 @pytest.mark.usefixtures("refused")
-@pytest.mark.parametrize(("earlier", "stays"), [(True, False), (False, True)])
-def test_evidence_is_cleared_only_when_earlier_results_exist(
-    pytester: pytest.Pytester, *, earlier: bool, stays: bool
-) -> None:
+@pytest.mark.parametrize("earlier", [True, False])
+def test_evidence_is_cleared_only_when_earlier_results_exist(pytester: pytest.Pytester, *, earlier: bool) -> None:
     pytester.makepyfile("def test_core(): pass\ndef test_lab(lab): pass")
     note = pytester.mkdir("evidence") / "note"
     note.touch()
     if earlier:
-        (pytester.path / "results.json").touch()
-    assert pytester.runpytest_inprocess("--results", "results.json").ret == OK
-    assert note.exists() is stays
+        # As the first versions wrote it, without a list of files.
+        (pytester.path / "results.json").write_text('{"schema": 1, "results": []}')
+    run = pytester.runpytest_inprocess("--results", "results.json")
+    assert (run.ret, note.exists()) == ((OK, False) if earlier else (USAGE, True))
+    if earlier:
+        assert (pytester.path / "previous" / "evidence" / "note").exists()
+    else:
+        run.stderr.fnmatch_lines("ERROR: /*/evidence is not part of the report of *; choose another directory: *")
 
 
 @pytest.mark.usefixtures("refused")

@@ -1,0 +1,64 @@
+"""Make a directory that belongs to a living process, and tell those of dead ones by it.
+
+The process holds a lock on the file `owner` in it. The kernel drops the lock with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+_LOCK: Final = "owner"
+
+
+class OwnedDirectory:
+    """A new directory of this process; `owner` in it names the user and the start."""
+
+    def __init__(self, parent: Path, prefix: str = "") -> None:
+        """Make it below `parent`, which the caller has locked: a moment passes before the new directory has a lock."""
+        self.path = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{datetime.now(UTC):%Y%m%dT%H%M%S}-"))
+        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.write(self._lock, f"uid {os.getuid()}, started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the directory and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def abandoned(parent: Path, prefix: str = "") -> list[Path]:
+    """The directories below `parent` whose processes are dead. To be called with `parent` locked."""
+    return [
+        path
+        for path in parent.iterdir()
+        if path.name.startswith(prefix) and path.is_dir() and not path.is_symlink() and _is_abandoned(path)
+    ]
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
