@@ -24,7 +24,7 @@ from harness.implementations.manifest import load_manifest
 from harness.install.installer import MANIFESTS
 from harness.lanes import EVENTS, LANE, SHARD
 from harness.plugin.selection import files_left_to_guests
-from harness.plugin.session import REPORTER, file_name
+from harness.plugin.session import REPORTER, file_name, state_of_run
 from harness.report.results import PROPERTY, facts_of
 from harness.sandbox.launcher import INSIDE
 from harness.vm import boot, kernels
@@ -333,6 +333,7 @@ class GuestReporter:
             return
         report = revive(self._config, event["data"])
         self._rename_artifacts(report)
+        self._note_kernel(report)
         self._used_kernel |= used_driver(report)
         self._any = True
         self._failed += report.failed
@@ -351,6 +352,13 @@ class GuestReporter:
         facts = facts_of(report)
         if artifacts := facts.get("artifacts"):
             facts["artifacts"] = str(artifacts).replace("evidence/", f"evidence/{self._place}/", 1)
+
+    def _note_kernel(self, report: pytest.TestReport) -> None:
+        """Note which `--kernel` stands for the release that the guest has reported, for whoever runs the test again."""
+        if release := facts_of(report).get("kernel"):
+            path = Path(self._shard.kernel).expanduser()
+            name = str(path.absolute()) if path.exists() else self._shard.kernel
+            state_of_run(self._config).results.invocation.kernels[str(release)] = name
 
     def ended(self, result: VmResult, text: list[str]) -> None:
         """The guest has ended: bring its evidence and judge it. `text`: what pytest printed there."""

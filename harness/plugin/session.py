@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from harness.plugin.options import RunPlan
     from harness.plugin.publish import NewReport
     from harness.plugin.rundir import RunDirectory
-    from harness.report.results import Results
+    from harness.report.results import Invocation, Results
 
 # The name of the plugin that takes the reports.
 REPORTER: Final = "wg-interop-reporter"
@@ -82,6 +82,7 @@ class State:
         self.seed = next((int(seed) for seed in given if seed is not None), secrets.randbits(32))
         # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
         self.used = self.plan.results is not None or self.plan.concerns_lab
+        self._config = config
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
         self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
@@ -135,7 +136,24 @@ class State:
     def results(self) -> Results:
         from harness.report.results import Results
 
-        return Results(self.seed)
+        return Results(self.seed, self._invocation())
+
+    def _invocation(self) -> Invocation:
+        """What another run of one test of this one has to be given; a guest's kernel is added when it reports."""
+        from harness.implementations.manifest import load_manifest
+        from harness.report.results import Invocation
+
+        pairs = (text.partition("=") for text in self.plan.programs)
+        config_file = self._config.inipath
+        return Invocation(
+            root=str(self._config.rootpath),
+            config_file=str(config_file) if config_file else "",
+            results=str(self.results_path),
+            programs={name: str(Path(path).expanduser().absolute()) for name, equals, path in pairs if equals},
+            manifests={load_manifest(path).name: str(path.absolute()) for path in self.plan.manifests},
+            timeout_scale=self.plan.timeout_scale,
+            keep=self.plan.keep,
+        )
 
     def scratch(self) -> Path:
         """The run directory, made when first needed; the controller makes it for its workers."""

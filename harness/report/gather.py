@@ -51,11 +51,12 @@ if TYPE_CHECKING:
     from harness.report.causes import Cause
     from harness.report.conformance import Conformance, Entry
     from harness.report.expectations import Expectation
-    from harness.report.results import Result
+    from harness.report.results import Invocation, Result
 
 _T = TypeVar("_T")
 _K = TypeVar("_K")
 
+_AGAIN: Final = "again"
 _ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")
 
 
@@ -109,6 +110,7 @@ def _read(path: Path, place: Path | None = None) -> Run:
         host=contents.host,
         results=[_clean(result) for result in contents.results],
         written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
+        invocation=contents.invocation,
     )
 
 
@@ -195,22 +197,63 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         rest=rest,
         # A passed test has no message, whatever its reports contain.
         message="" if result.state == "passed" else result.message,
-        again=_again(result, run.seed),
+        again=clean(_again(result, run)),
         texts=reader.read(run.folder, result.artifacts),
         expectation=_expectation(result, root),
     )
 
 
-def _again(result: Result, seed: int) -> str:
-    """The command that runs the test once more."""
+def _again(result: Result, run: Run) -> str:
+    """The command that runs the test again, for any shell with pytest on its PATH; empty for a guest as a whole.
+
+    Its report goes beside this page, which it would otherwise take the place of.
+    """
     if result.id.partition("::")[0] == result.lane:
         return ""
-    words = [".venv/bin/pytest", result.id]
+    asked = run.invocation
+    words = ["pytest", result.id, *_where(asked)]
     if result.lane not in {"core", "netns"}:
         words += ["--lane", result.lane]
-    if result.pair:
-        words += ["--pair" if result.b else "--impl", result.pair]
-    return shlex.join([*words, "--seed", str(seed)])
+        words += ["--kernel", asked.kernels[result.kernel]] if result.kernel in asked.kernels else []
+    words += [*_programs(result, asked), "--seed", str(run.seed)]
+    if asked.timeout_scale != 1.0:
+        words += ["--timeout-scale", f"{asked.timeout_scale:g}"]
+    if asked.keep != "failed":
+        words += ["--keep", asked.keep]
+    if not asked.root:
+        return shlex.join(words)
+    return f"{shlex.join(['cd', asked.root])} && {shlex.join([*words, '--results', _beside(asked)])}"
+
+
+def _where(asked: Invocation) -> list[str]:
+    """The options that lead pytest to the same root directory and configuration from there."""
+    if not asked.root or (asked.config_file and Path(asked.config_file).parent == Path(asked.root)):
+        return []
+    return [*(["-c", asked.config_file] if asked.config_file else []), "--rootdir=."]
+
+
+def _programs(result: Result, asked: Invocation) -> list[str]:
+    """The options that name the implementations of a test, and their programs and manifests if the run was given any.
+
+    Of the others of the run none: pytest would complain that they were asked for and not tested.
+    """
+    names = list(dict.fromkeys(side["impl"] for side in (result.a, result.b) if side))
+    words: list[str] = []
+    for name in names:
+        # A variant, `mine+fast`, is described by the manifest of `mine`.
+        for known in dict.fromkeys((name.partition("+")[0], name)):
+            words += ["--impl-manifest", asked.manifests[known]] if known in asked.manifests else []
+            words += ["--impl", f"{known}={asked.programs[known]}"] if known in asked.programs else []
+    if result.b:
+        return [*words, "--pair", result.pair]
+    return [*words, *(word for name in names if name not in asked.programs for word in ("--impl", name))]
+
+
+def _beside(asked: Invocation) -> str:
+    """Where the results of one test that runs again go: the directory `again` of the report, relative to the root."""
+    place = Path(asked.results)
+    place = place if place.parent.name == _AGAIN else place.parent / _AGAIN / place.name
+    return str(place.relative_to(asked.root) if place.is_relative_to(asked.root) else place)
 
 
 def _expectation(result: Result, root: Path | None) -> Expectation | None:

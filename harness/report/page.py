@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.report.conformance import Conformance
     from harness.report.evidence import Text
     from harness.report.expectations import Expectation
-    from harness.report.results import Result
+    from harness.report.results import Invocation, Result
 
 # From the worst to the mildest. The page has no history, so every flaky test counts as a new one.
 _RANK: Final = (
@@ -40,6 +40,7 @@ class Run:
     host: Mapping[str, object]
     results: Sequence[Result]
     written: str
+    invocation: Invocation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,11 +61,32 @@ class Result:
         return "~".join(side["impl"] for side in (self.a, self.b) if side)
 
 
+@dataclass(slots=True, kw_only=True)
+class Invocation:
+    """What a run was asked for, as far as another run of one of its tests needs it. All paths are absolute."""
+
+    root: str = ""
+    """pytest's root directory, which the ids of tests are relative to."""
+    config_file: str = ""
+    """pytest's configuration file; empty without one."""
+    results: str = ""
+    """Where the file of results was put."""
+    programs: dict[str, str] = field(default_factory=dict)
+    """By the name of the implementation: the program of `--impl NAME=PROGRAM`."""
+    manifests: dict[str, str] = field(default_factory=dict)
+    """By the name of the implementation: the file of `--impl-manifest`."""
+    kernels: dict[str, str] = field(default_factory=dict)
+    """By the release of a guest's kernel: the `--kernel` that names it."""
+    timeout_scale: float = 1.0
+    keep: str = "failed"
+
+
 class Results:
     """Collects pytest's reports into results, and writes them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, invocation: Invocation | None = None) -> None:
         self.seed = seed
+        self.invocation = invocation or Invocation()
         self.by_id: dict[tuple[str, str, str], Result] = {}
         """Every result by node id, lane and kernel, in the order in which the tests began."""
 
@@ -101,6 +122,7 @@ class Results:
                 "cpus": os.cpu_count(),
                 "root": os.geteuid() == 0,
             },
+            "run": asdict(self.invocation),
             "files": list(files),
             "results": [asdict(result) for result in self.by_id.values() if result.state],
             "causes": [
@@ -130,6 +152,7 @@ class RunResults:
     seed: int
     host: Mapping[str, object]
     results: list[Result]
+    invocation: Invocation
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
@@ -149,6 +172,20 @@ def read_results(path: Path) -> RunResults:
         seed=document.number("seed"),
         host=document.table("host").take_rest(),
         results=[_read_result(entry) for entry in document.tables("results", "result")],
+        invocation=_read_invocation(document.table("run")),
+    )
+
+
+def _read_invocation(entry: Table) -> Invocation:
+    return Invocation(
+        root=entry.text("root", ""),
+        config_file=entry.text("config_file", ""),
+        results=entry.text("results", ""),
+        programs=entry.strings("programs", {}),
+        manifests=entry.strings("manifests", {}),
+        kernels=entry.strings("kernels", {}),
+        timeout_scale=entry.decimal("timeout_scale", 1.0),
+        keep=entry.text("keep", "failed"),
     )
 
 

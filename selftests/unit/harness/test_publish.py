@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -288,8 +290,8 @@ def states(place: Path) -> dict[str, str]:
     [
         "--fixtures", "--fixtures-per-test", "--setup-plan", f"--setup-only -k skipped {RESULTS}",
         "--lane=netns -k nothing", f"{RESULTS} -k nothing", f"{RESULTS} -k nothing -n 2",
-        "--collect-only", f"{RESULTS} --collect-only", "--version", "--markers", "--help", f"--cache-show {RESULTS}", "--no-such-option", "--impl=nope",
-        f"{RESULTS} no_such_file.py",
+        "--collect-only", f"{RESULTS} --collect-only", "--version", "--markers", "--help",
+        f"--cache-show {RESULTS}", "--no-such-option", "--impl=nope", f"{RESULTS} no_such_file.py",
     ],
 )  # fmt: skip
 def test_run_that_executes_no_test_leaves_report_as_it_was(project: pytest.Pytester, options: str) -> None:
@@ -329,3 +331,41 @@ def test_run_beside_another_keeps_report_of_both(project: pytest.Pytester) -> No
     project.runpytest_subprocess(RESULTS, "-k", "other_run")
     report = project.path / "report"
     assert (states(report), states(report / "previous")) == ({"other_run": "passed"}, {"bad": "failed"})
+
+
+AGAIN: Final = """
+def test_alone(implementation): assert implementation.program is None
+def test_pair(pair): assert pair.b.program is None
+def test_good(): pass
+"""
+
+
+@pytest.mark.parametrize(("name", "options"), [("test_alone", []), ("test_pair", ["--timeout-scale=2"])])
+@pytest.mark.parametrize("given", ["program", "manifest"])
+def test_command_of_page_runs_its_one_test_again(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], given: str
+) -> None:
+    program = project.makefile("", program="#!/bin/sh\n")
+    program.chmod(0o755)
+    project.makefile(".toml", mine='name="mine"\nkind="uapi"\n[program]\npath="program"')
+    project.mkdir("below").joinpath("test_again.py").write_text(AGAIN)
+    named = "--impl=mine=../program" if given == "program" else "--impl-manifest=../mine.toml"
+    # All paths are relative to another directory than the root, to which the ids of tests are.
+    project.makeini("[pytest]")
+    monkeypatch.chdir(project.mkdir("elsewhere"))
+    project.runpytest_subprocess("../below", named, "--impl=wireguard-go-debian", "--seed=7", *options)
+    before = tree(project.path / "report")
+    page = (project.path / "report" / "index.html").read_text()
+    commands = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', page)]
+    (command,) = (text for text in commands if text.startswith("cd ") and f"{name}[" in text and "mine" in text
+                  and "wireguard-go-debian~" not in text and "~wireguard-go-debian" not in text)  # fmt: skip
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = subprocess.run(["sh", "-c", command], cwd="/", check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed" in done.stdout
+    after = tree(project.path / "report")
+    assert {path: now for path, now in after.items() if not path.startswith("again/")} == before
+    document = json.loads((project.path / "report" / "again" / NAME).read_text())
+    (result,) = document["results"]
+    assert f"{name}[mine" in result["id"]
+    assert (document["seed"], document["run"]["timeout_scale"]) == (7, 2.0 if options else 1.0)

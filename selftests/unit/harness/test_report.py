@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -211,14 +211,59 @@ def test_name_of_test_is_shown_as_sentence(tmp_path: Path, name: str, shown: tup
 @pytest.mark.parametrize(
     ("more", "command"),
     [
-        ({}, ".venv/bin/pytest 'test_it.py::test_ping[x~y-v4]' --pair 'x~y' --seed 7"),
-        ({"lane": "vm", "b": None}, ".venv/bin/pytest 'test_it.py::test_ping[x~y-v4]' --lane vm --impl x --seed 7"),
+        ({}, "pytest 'test_it.py::test_ping[x~y-v4]' --pair 'x~y' --seed 7"),
+        ({"lane": "vm", "b": None}, "pytest 'test_it.py::test_ping[x~y-v4]' --lane vm --impl x --seed 7"),
         ({"id": "vm::guest[6.1]", "lane": "vm"}, ""),
     ],
 )
 def test_command_to_run_test_again_is_shown(tmp_path: Path, more: dict[str, Any], command: str) -> None:
     (test,) = page_of(tmp_path, entry() | more).tests
     assert test.again == command
+
+
+CHECKOUT: Final = {"root": "/my lab", "config_file": "/my lab/pyproject.toml", "results": "/my lab/report/results.json"}
+
+
+@pytest.mark.parametrize(
+    ("run", "more", "options"),
+    [
+        ({"programs": {"x": "/x", "z": "/z"}}, {}, "--impl x=/x --pair 'x~y' --seed 7"),
+        ({"programs": {"x": "/x"}}, {"b": None}, "--impl x=/x --seed 7"),
+        ({"manifests": {"y": "/y.toml", "z": "/z.toml"}}, {}, "--impl-manifest /y.toml --pair 'x~y' --seed 7"),
+        (
+            {"manifests": {"y": "/y.toml"}, "programs": {"y": "/y"}},
+            {"a": None, "b": {"impl": "y+fast", "version": "1"}},
+            "--impl-manifest /y.toml --impl y=/y --pair y+fast --seed 7",
+        ),
+        ({"kernels": {"6.1": "/src/linux"}}, {"lane": "vm"}, "--lane vm --kernel /src/linux --pair 'x~y' --seed 7"),
+        ({"kernels": {"6.12": "6.12"}}, {"lane": "vm"}, "--lane vm --pair 'x~y' --seed 7"),
+        ({"timeout_scale": 2.5, "keep": "all"}, {}, "--pair 'x~y' --seed 7 --timeout-scale 2.5 --keep all"),
+        ({"config_file": ""}, {}, "--rootdir=. --pair 'x~y' --seed 7"),
+        ({"config_file": "/etc/x.ini"}, {}, "-c /etc/x.ini --rootdir=. --pair 'x~y' --seed 7"),
+    ],
+)
+def test_command_to_run_test_again_names_its_options(
+    tmp_path: Path, run: dict[str, Any], more: dict[str, Any], options: str
+) -> None:
+    path = write(tmp_path, entry() | more)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": CHECKOUT | run}))
+    (test,) = gather([read(path)], tmp_path, None).tests
+    start, end = "cd '/my lab' && pytest 'test_it.py::test_ping[x~y-v4]' ", " --results report/again/results.json"
+    assert test.again == f"{start}{options}{end}"
+
+
+@pytest.mark.parametrize(
+    ("results", "again"),
+    [
+        ("/my lab/report/again/results.json", "report/again/results.json"),
+        ("/tmp/mine.json", "/tmp/again/mine.json"),  # noqa: S108 - a name, no file
+    ],
+)
+def test_report_of_test_run_again_goes_beside_its_page(tmp_path: Path, results: str, again: str) -> None:
+    path = write(tmp_path, entry())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": CHECKOUT | {"results": results}}))
+    (test,) = gather([read(path)], tmp_path, None).tests
+    assert test.again.endswith(f" --results {again}")
 
 
 # Several files

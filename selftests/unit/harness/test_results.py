@@ -164,7 +164,7 @@ def test_results_file_has_keys_of_schema_1(tmp_path: Path) -> None:
     results = Results(7)
     results.by_id["test", "core", ""] = Result(id="test", state="passed")
     document = written(results, tmp_path / "report" / "results.json")
-    assert list(document) == ["schema", "seed", "host", "files", "results", "causes"]
+    assert list(document) == ["schema", "seed", "host", "run", "files", "results", "causes"]
     assert (document["schema"], document["seed"]) == (1, 7)
     assert {"kernel", "python"} <= document["host"].keys()
     keys = "id a b lane kernel state seconds scenarios requirements message artifacts"
