@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import pytest
 
@@ -25,7 +25,7 @@ from harness.install.installer import MANIFESTS
 from harness.lanes import EVENTS, LANE, SHARD
 from harness.plugin.selection import files_left_to_guests
 from harness.plugin.session import REPORTER, file_name, state_of_run
-from harness.report.results import PROPERTY, facts_of
+from harness.report.results import facts_of, set_facts
 from harness.sandbox.launcher import INSIDE
 from harness.vm import boot, kernels
 from harness.vm.objects import leaks
@@ -394,18 +394,22 @@ class GuestReporter:
         self._tell("guest", kernel, text)
 
     def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
+        self._config.pluginmanager.getplugin(REPORTER).expect(1)
+        for when in ("call", "teardown"):
+            report = self._report(name, kernel, wrong if when == "call" else "", when)
+            set_facts(report, {"lane": self._shard.lane, "kernel": kernel, **facts})
+            self._config.hook.pytest_runtest_logreport(report=report)
+
+    def _report(self, name: str, kernel: str, wrong: str, when: Literal["call", "teardown"]) -> pytest.TestReport:
         lane = self._shard.lane
-        report = pytest.TestReport(
+        return pytest.TestReport(
             nodeid=f"{lane}::{name}[{kernel}]",
             location=(lane, None, f"{name}[{kernel}]"),
             keywords={},
             outcome="failed" if wrong else "passed",
             longrepr=wrong or None,
-            when="call",
+            when=when,
         )
-        report.user_properties.append((PROPERTY, {"lane": lane, "kernel": kernel, **facts}))
-        self._config.pluginmanager.getplugin(REPORTER).expect(1)
-        self._config.hook.pytest_runtest_logreport(report=report)
 
 
 def used_driver(report: pytest.TestReport) -> bool:

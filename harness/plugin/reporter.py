@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.errors import HarnessError
-from harness.lanes import EVENTS, GUESTS
+from harness.lanes import EVENTS
 from harness.plugin import sandboxed
 from harness.plugin.selection import runs_here
 from harness.plugin.session import (
@@ -40,17 +40,21 @@ class Reporter:
         self._whole = target == "stdout"
         self._events = os.dup(1) if self._whole else int(target) if target else None
 
+    # Before pytest's own plugin for JUnit files, which reads the properties.
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._state.used:
             return
+        from harness.report.results import set_properties
+
         result = self._state.results.add(report)
+        set_properties(report, result, self._state.seed)
         if self._whole:
             data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
             # Under xdist the report knows its worker, which means nothing elsewhere.
             data.pop("node", None)
             self._tell({"event": "report", "data": data})
-        # What is said of a guest as a whole (guests.py) has no teardown.
-        elif report.when == "teardown" or result.id.partition("::")[0] in GUESTS:
+        elif report.when == "teardown":
             facts = {name: getattr(result, name) for name in _TOLD}
             self._tell({"event": "result", **facts})
 

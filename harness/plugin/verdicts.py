@@ -180,10 +180,9 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
 
 
 def _describe(report: pytest.TestReport, facts: Mapping[str, object]) -> None:
-    from harness.report.results import PROPERTY
+    from harness.report.results import set_facts
 
-    report.user_properties = [entry for entry in report.user_properties if entry[0] != PROPERTY]
-    report.user_properties.append((PROPERTY, dict(facts)))
+    set_facts(report, facts)
 
 
 def _facts(item: pytest.Item) -> dict[str, object]:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from harness.tables import Table
 
 SCHEMA: Final = 1
-# The user property of a report that carries the plugin's facts about the test.
-PROPERTY: Final = "wg-interop"
+# The attribute of pytest's report that carries the plugin's facts about the test. It is sent between processes as all
+# attributes are, and unlike a user property it does not come into JUnit files as the repr of a dict.
+_FACTS: Final = "wg_interop"
+# The names of the properties that a test case has in JUnit files begin with this.
+_PREFIX: Final = "wg."
 PAGE: Final = "index.html"
 LOG: Final = "pytest.log"
 # What a report may have beside its file of results: the page, the tests' evidence, pytest's output.
@@ -219,8 +222,33 @@ def write_in_one_step(path: Path, text: str) -> None:
 
 def facts_of(report: pytest.TestReport) -> dict[str, object]:
     """Return the plugin's facts about this phase of a test, wherever it ran; empty for a test that is not ours."""
-    facts = dict(report.user_properties).get(PROPERTY)
+    facts = getattr(report, _FACTS, None)
     return facts if isinstance(facts, dict) else {}
+
+
+def set_facts(report: pytest.TestReport, facts: Mapping[str, object]) -> None:
+    """Let the report carry these facts, which must be what JSON can hold."""
+    setattr(report, _FACTS, dict(facts))
+
+
+def set_properties(report: pytest.TestReport, result: Result, seed: int) -> None:
+    """Let the report carry the result as user properties, which pytest writes into JUnit files (docs/results.md)."""
+    values = {
+        "impl.a": (result.a or {}).get("impl", ""),
+        "impl.a.version": (result.a or {}).get("version", ""),
+        "impl.b": (result.b or {}).get("impl", ""),
+        "impl.b.version": (result.b or {}).get("version", ""),
+        "lane": result.lane,
+        "kernel": result.kernel,
+        "seed": str(seed),
+        "state": result.state,
+        "scenarios": " ".join(result.scenarios),
+        "requirements": " ".join(result.requirements),
+        "artifacts": result.artifacts,
+    }
+    # A guest's report has those that it was given there.
+    others = [entry for entry in report.user_properties if not entry[0].startswith(_PREFIX)]
+    report.user_properties = others + [(_PREFIX + name, value) for name, value in values.items() if value]
 
 
 def state_of(report: pytest.TestReport) -> str | None:

@@ -25,7 +25,7 @@ from harness.plugin.guests import (
 from harness.plugin.options import RunPlan
 from harness.plugin.reporter import Reporter
 from harness.plugin.session import REPORTER, state_of_run
-from harness.report.results import PROPERTY
+from harness.report.results import set_facts
 from harness.sandbox.launcher import REFUSED
 from harness.vm import boot
 
@@ -190,7 +190,8 @@ def test_driver_counts_as_used_only_after_passed_kernel_test(
 ) -> None:
     facts = {side: name and {"impl": name, "version": "1"} for side, name in (("a", a), ("b", b))}
     name = "test_of_a_kernel"
-    report = pytest.TestReport(name, ("", 0, name), {}, outcome, None, when, user_properties=[(PROPERTY, facts)])
+    report = pytest.TestReport(name, ("", 0, name), {}, outcome, None, when)
+    set_facts(report, facts)
     assert used_driver(report) is used
 
 
@@ -307,6 +308,19 @@ def test_guest_fails_when_reports_do_not_explain_its_exit_status(
     reporter.ended(result, [])
     ids = [result.id for result in state_of_run(config).results.by_id.values() if result.lane == "vm"]
     assert ids == complaints * ["vm::guest[6.12]"]
+
+
+@pytest.mark.parametrize("tree", [True, False], ids=["build tree", "version"])
+def test_results_note_which_option_names_guest_kernel(pytester: pytest.Pytester, *, tree: bool) -> None:
+    if tree:
+        pytester.mkdir("6.12")
+    config = reporting(pytester)
+    report = pytest.TestReport("test_it.py::test_it", ("test_it.py", 0, "test_it"), {}, "passed", None, "call")
+    set_facts(report, {"lane": "vm", "kernel": "6.12.48-amd64"})
+    data = config.hook.pytest_report_to_serializable(config=config, report=report)
+    GuestReporter(config, Shard("vm", "6.12"), pytester.path, LeakCheck(1)).take({"event": "report", "data": data})
+    expected = str(pytester.path / "6.12") if tree else "6.12"
+    assert state_of_run(config).results.invocation.kernels == {"6.12.48-amd64": expected}
 
 
 def test_unknown_kernel_is_usage_error(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -284,8 +284,9 @@ def test_report_about_whole_guest_is_sent_as_event(
         import pytest
 
         def pytest_runtest_logfinish(nodeid):
-            report = pytest.TestReport("vm::{name}[6.12]", ("vm", None, ""), {{}}, "passed", None, "call")
-            hook.pytest_runtest_logreport(report=report)
+            for when in ("call", "teardown"):
+                report = pytest.TestReport("vm::{name}[6.12]", ("vm", None, ""), {{}}, "passed", None, when)
+                hook.pytest_runtest_logreport(report=report)
 
         def pytest_configure(config):
             global hook

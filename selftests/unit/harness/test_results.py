@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -131,8 +133,66 @@ def test_result_survives_transfer_from_guest(pytester: pytest.Pytester, results:
 
 def test_result_takes_its_facts_from_report_properties(pytester: pytest.Pytester, results: Results) -> None:
     facts = {"a": {"impl": "x", "version": "1"}, "b": {"impl": "y", "version": "2"}, "scenarios": ["N02"]}
-    (result,) = run(pytester, results, f"def test(record_property): record_property('wg-interop', {facts})")
+    pytester.makeconftest(
+        f"""
+        import pytest
+        from harness.report.results import set_facts
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_logreport(report): set_facts(report, {facts})
+        """
+    )
+    (result,) = run(pytester, results, "def test(): pass")
     assert (result.id, result.pair, result.scenarios) == ("test_00.py::test", "x~y", ["N02"])
+
+
+IMPLEMENTED: Final = """
+import pytest
+
+@pytest.mark.scenario("N02", "N03")
+@pytest.mark.requirement("HS-07")
+def test_one(implementation, record_property):
+    record_property("theirs", "kept")
+    assert not "wrong"
+"""
+
+
+def junit_properties(path: Path) -> dict[str, dict[str, str]]:
+    """The properties of each test case by the name of its file and test."""
+    cases = ET.parse(path).iter("testcase")  # noqa: S314 - our own pytest wrote it
+    return {
+        f"{case.get('classname')}.{case.get('name')}": {
+            str(entry.get("name")): str(entry.get("value")) for entry in case.iter("property")
+        }
+        for case in cases
+    }
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_junit_file_has_result_as_properties(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    program = pytester.makefile("", program="#!/bin/sh\necho v1.5\n")
+    program.chmod(0o755)
+    tests = {f"test_{number:02}": MODULE + test for number, (test, _, _) in enumerate(CASES)}
+    pytester.makepyfile(**tests, test_impl=IMPLEMENTED)
+    pytester.runpytest_subprocess(
+        f"--impl=mine={program}", "--seed=7", "--results=results.json", "--junit-xml=junit.xml", *workers
+    )
+    found = junit_properties(pytester.path / "junit.xml")
+    assert {name: properties["wg.state"] for name, properties in found.items() if "impl" not in name} == {
+        f"test_{number:02}.test": state for number, (_, state, _) in enumerate(CASES)
+    }
+    assert found["test_00.test"] == {"wg.lane": "core", "wg.kernel": os.uname().release, "wg.seed": "7"} | {
+        "wg.state": "passed"
+    }
+    assert found["test_impl.test_one[mine]"] == {
+        "theirs": "kept", "wg.impl.a": "mine", "wg.impl.a.version": "1.5", "wg.lane": "core",
+        "wg.kernel": os.uname().release, "wg.seed": "7", "wg.state": "failed", "wg.scenarios": "N02 N03",
+        "wg.requirements": "HS-07",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
