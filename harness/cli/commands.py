@@ -47,8 +47,10 @@ _EVENTS_FROM: Final = 200
 _TICK: Final = 0.25  # seconds between two updates of the progress
 _PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
 _LOG_TAIL: Final = 40  # last lines of pytest's output that are shown after an error
-# The value of an option that the plugin checks: a tuple if it may be repeated, None if it was not given.
-_Option = tuple[str, ...] | str | None
+# The value of an option that the plugin checks: a tuple if it may be repeated, a bool for a flag, None if not given.
+_Option = tuple[str, ...] | str | bool | None
+# Options that use the terminal, so that no progress may be drawn on it.
+_AT_TERMINAL: Final = ("pause_on_error", "shell", "gdb")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -155,6 +157,12 @@ class _WithPytestArguments(click.Command):
 @click.option("--keep", metavar="failed|all|none", help="Keep evidence of failed (default), all or no tests.")
 @click.option("--seed", metavar="N", help="Seed of all random choices. A run prints its seed; pass it to repeat them.")
 @click.option("--timeout-scale", metavar="F", help="Multiply every deadline by F, on a slow machine.")
+@click.option(
+    "--pause-on-error", is_flag=True, help="Keep a failed test's lab up, print how to enter it, wait for Enter."
+)
+@click.option("--shell", metavar="NODE", help="After a failed test, open a shell in this node: ns1, ns2, A, B.")
+@click.option("--strace", metavar="NODE", help="Run the program of this node under strace; evidence strace.NODE.txt.")
+@click.option("--gdb", metavar="NODE", help="Attach gdb to the program of this node when it has started.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.pass_context
 def run(
@@ -179,7 +187,8 @@ def run(
     if not os.access(root, os.W_OK):
         # Another user's checkout: pytest warns that it cannot write its cache, and a warning fails the run (pyproject).
         arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
-    return _Run(report).run([*_tests(root, paths, suites), *arguments])
+    at_terminal = any(options[name] for name in _AT_TERMINAL)
+    return _Run(report, at_terminal=at_terminal).run([*_tests(root, paths, suites), *arguments])
 
 
 def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]:
@@ -221,6 +230,9 @@ def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
     named = {"expression": "-k", "workers": "-n", "markers": "-m"}
     words: list[str] = []
     for name, given in options.items():
+        if isinstance(given, bool):
+            words += [f"--{name.replace('_', '-')}"] if given else []
+            continue
         values = given if isinstance(given, tuple) else () if given is None else (given,)
         for value in values:
             words += [named[name], value] if name in named else [f"--{name.replace('_', '-')}={value}"]
@@ -230,8 +242,10 @@ def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
 class _Run:
     """One run of pytest: starts it, shows its progress, prints the conclusion."""
 
-    def __init__(self, results: Path) -> None:
+    def __init__(self, results: Path, *, at_terminal: bool = False) -> None:
+        """at_terminal: pytest asks the user there, so nothing else is drawn."""
         self._results = results
+        self._at_terminal = at_terminal
         self._tally = terminal.Tally()
         self._out = terminal.console(sys.stdout)
         self._stopped_by: signal.Signals | None = None
@@ -244,7 +258,8 @@ class _Run:
             if importlib.util.find_spec(module) is None and (module == "pytest" or "-n" in arguments):
                 raise Unavailable(f"{package} is not installed; to install it: pip install 'wg-interop[test]'")
         with closing(publish.NewReport(self._results)) as report, (report.directory / LOG).open("w+b") as log:
-            progress = terminal.Progress(self._out, self._tally)
+            out = terminal.plain_console(sys.stdout) if self._at_terminal else self._out
+            progress = terminal.Progress(out, self._tally)
             with self._started(arguments, report.directory, log) as (child, events), progress:
                 self._follow(child, events, progress)
             log.seek(0)
@@ -282,7 +297,8 @@ class _Run:
             # In its own session the child gets no SIGINT from the terminal at Ctrl-C, only the one that _stop sends.
             self._child = subprocess.Popen(
                 [*command, "--color=no", *arguments],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                stdin=None if self._at_terminal else subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env=os.environ | {EVENTS: str(events), REPORT: str(directory)}, pass_fds=[events],
             )  # fmt: skip
             os.close(events)
@@ -312,7 +328,8 @@ class _Run:
                 select.select([exited] if events.ended else [exited, events.descriptor], [], [], _TICK)
                 self._take(events, progress)
                 self._hurry(child, progress)
-                progress.tick()
+                if not self._at_terminal:
+                    progress.tick()
             self._take(events, progress)
         finally:
             os.close(exited)

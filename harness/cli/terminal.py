@@ -163,9 +163,12 @@ def console(stream: TextIO) -> Console:
         markup=False,
         emoji=False,
     )
-    if not terminal or made.is_dumb_terminal:
-        return Console(file=stream, color_system=None, force_terminal=False, width=made.width, markup=False)
-    return made
+    return plain_console(stream, made.width) if not terminal or made.is_dumb_terminal else made
+
+
+def plain_console(stream: TextIO, width: int = WIDTH) -> Console:
+    """A console that writes plain text and draws nothing, also on a terminal."""
+    return Console(file=stream, color_system=None, force_terminal=False, width=width, markup=False)
 
 
 def line(out: Console, text: str = "", style: str = "") -> None:

@@ -11,7 +11,7 @@ import resource
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Final
 
 from harness import steps
@@ -125,6 +125,16 @@ class Interface:
     def complaints_in_log(self) -> list[str]:
         """The last lines of its log, at most two, that speak of something it did not like; none without a log."""
         return []
+
+    @property
+    def pid(self) -> int | None:
+        """The process of its program; None for the driver, which has none."""
+        return None
+
+    @property
+    def mounts(self) -> Path | None:
+        """The mount namespace with the program's /run/wireguard, as nsenter(1) takes it; None for the driver."""
+        return None
 
     def cpu_seconds(self) -> float:
         """How long its program has worked so far; 0 for the driver, of which nobody can tell."""
@@ -269,6 +279,15 @@ class ProgramInterface(Interface):
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    @property
+    def mounts(self) -> Path | None:
+        # Of our thread: there as long as the interface, even if its program has died.
+        return Path("/proc", str(os.getpid()), "task", str(self._thread.call(get_native_id)), "ns", "mnt")
 
     def cpu_seconds(self) -> float:
         return self.process.cpu_seconds()

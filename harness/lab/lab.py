@@ -63,6 +63,10 @@ class Lab:
         self.interfaces: list[Interface] = []
         self.wires: list[Wire] = []
         self.captures: list[Capture] = []
+        self.start_under: Callable[[Manifest, Lab, tuple[str, str]], Manifest] | None = None
+        """Given the manifest of an interface and the nodes of its birth and place, returns how it is started."""
+        self.started: Callable[[Interface], object] | None = None
+        """Called with each new interface, at its place."""
         self._undo = ExitStack()
         directory.mkdir(parents=True, exist_ok=True)
         self.steps = steps.Recorder("set-up")
@@ -101,12 +105,16 @@ class Lab:
 
     def interface(self, name: str, manifest: Manifest, birth: NetNS, place: NetNS | None = None) -> Interface:
         """Create a WireGuard interface in node `birth`, and move its link to node `place` if that is another one."""
+        if self.start_under is not None:
+            manifest = self.start_under(manifest, self, (birth.name, (place or birth).name))
         log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
         made = interface.create(name, manifest, birth, log)
         self.interfaces.append(made)
         self.undo(self.end, made)
         if place is not None and place is not birth:
             made.move(place)
+        if self.started is not None:
+            self.started(made)
         return made
 
     def end(self, made: Interface) -> None:

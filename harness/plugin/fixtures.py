@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError, Unsupported
-from harness.plugin.session import LAB, file_name, state_of_run
+from harness.plugin.session import INTERACTIVE, LAB, file_name, state_of_run
 from harness.sandbox.launch import refused
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     state = state_of_run(request.config)
     made = Lab(state.scratch() / file_name(request.node.nodeid), state.seed)
     request.node.stash[LAB] = made
+    if watching := request.config.pluginmanager.getplugin(INTERACTIVE):
+        watching.watch(request.node, made)
     yield made
     # Its directory stays until the report of the tear-down (verdicts.py), which may need it as evidence.
     made.close()

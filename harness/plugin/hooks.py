@@ -14,7 +14,7 @@ import pytest
 from harness.plugin import sandboxed
 from harness.plugin.reporter import Reporter, executes_tests
 from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
-from harness.plugin.session import REPORTER, is_worker, state_of_run
+from harness.plugin.session import INTERACTIVE, REPORTER, is_worker, state_of_run
 from harness.sandbox import launch
 
 if TYPE_CHECKING:
@@ -57,6 +57,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         _ = state.programs
     if state.used and executes_tests(config) and not plan.lane_of_guest:
         state.check_report_place()
+    if plan.is_watched and executes_tests(config):
+        from harness.plugin.interactive import check_options
+
+        check_options(config, plan)
     if plan.kernels and not plan.guest_lanes:
         raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
     if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
@@ -108,11 +112,25 @@ def pytest_configure(config: pytest.Config) -> None:
     tx = getattr(config.option, "tx", None)
     if tx and launch.inside() and not is_worker(config):
         config.option.tx = [sandboxed.worker_spec(spec) for spec in tx]
-    scale = state_of_run(config).plan.timeout_scale
+    scale = state_of_run(config).plan.timeout_scale * _watch(config)
     if scale != 1.0:
         from harness.wait import set_timeout_scale
 
         set_timeout_scale(scale)
+
+
+def _watch(config: pytest.Config) -> float:
+    """Register the plugin of the options to look at tests and programs; returns the factor for deadlines."""
+    plan = state_of_run(config).plan
+    if not plan.is_watched or sandboxed.only_looks(config):
+        return 1.0
+    from harness.plugin.interactive import Interactive, timeout_factor
+
+    watching = Interactive(config, plan)
+    if launch.inside():
+        watching.take_terminal()
+        config.pluginmanager.register(watching, INTERACTIVE)
+    return timeout_factor(plan)
 
 
 # Collection

@@ -55,6 +55,12 @@ class RunPlan:
     timeout_scale: float = 1.0
     workers: int | str | None = None
     """`-n`: xdist workers for the tests here, and as many guests at once."""
+    pause: bool = False
+    """`--pause-on-error`."""
+    shell: str = ""
+    """`--shell`: a node of the lab; so are the next two."""
+    strace: str = ""
+    gdb: str = ""
     lane_of_guest: str = ""
     """In a guest, the lane that it runs; elsewhere empty."""
     shard: tuple[int, int] | None = None
@@ -64,6 +70,21 @@ class RunPlan:
     def concerns_lab(self) -> bool:
         """Whether an option was given that makes sense for the lab only."""
         return bool(self.programs or self.manifests or self.pairs or self.suites or set(self.lanes) - {"core"})
+
+    @property
+    def keeps_lab_up(self) -> bool:
+        """Whether the lab of a failed test stays up for somebody who looks at it."""
+        return self.pause or bool(self.shell)
+
+    @property
+    def asks_at_terminal(self) -> bool:
+        """Whether the run stops and leaves the terminal to somebody."""
+        return self.keeps_lab_up or bool(self.gdb)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether one of the options of interactive.py was given."""
+        return self.asks_at_terminal or bool(self.strace)
 
     @property
     def guest_lanes(self) -> list[str]:
@@ -96,6 +117,10 @@ def read_plan(config: pytest.Config) -> RunPlan:
         keep=option.wg_keep,
         seed=option.wg_seed,
         timeout_scale=option.wg_timeout_scale,
+        pause=option.wg_pause,
+        shell=option.wg_shell,
+        strace=option.wg_strace,
+        gdb=option.wg_gdb,
         workers=getattr(option, "numprocesses", None),
         lane_of_guest=os.environ.get(LANE, ""),
         shard=(int(number), int(count)) if count else None,
@@ -147,5 +172,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seed", metavar="N", type=int, dest="wg_seed",
         help="The seed of all random choices, as an earlier run printed it.",
+    )  # fmt: skip
+    group.addoption(
+        "--pause-on-error", action="store_true", dest="wg_pause",
+        help="After a failed test keep its lab up, print how to enter each node, and wait for Enter.",
+    )  # fmt: skip
+    group.addoption(
+        "--shell", metavar="NODE", default="", dest="wg_shell",
+        help="After a failed test open a shell in this node of its lab, where `wg` finds the node's interface. A and B "
+        "stand for their nodes.",
+    )  # fmt: skip
+    group.addoption(
+        "--strace", metavar="NODE", default="", dest="wg_strace",
+        help="Run the program of this node, or of A or B, under strace. The trace is evidence: strace.NODE.txt.",
+    )  # fmt: skip
+    group.addoption(
+        "--gdb", metavar="NODE", default="", dest="wg_gdb",
+        help="Attach gdb to the program of this node, or of A or B, when it has started. Deadlines hardly pass.",
     )  # fmt: skip
     parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")

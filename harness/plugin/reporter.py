@@ -13,10 +13,7 @@ from harness.errors import HarnessError
 from harness.lanes import EVENTS
 from harness.plugin import sandboxed
 from harness.plugin.selection import runs_here
-from harness.plugin.session import (
-    is_worker,
-    state_of_run,
-)
+from harness.plugin.session import INTERACTIVE, is_worker, state_of_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,11 +96,17 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if state.plan.lane_of_guest:
             state.results.write(state.results_path)
         else:
-            if exitstatus == pytest.ExitCode.OK and (shortcoming := _shortcoming(state)):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            shortcoming = _shortcoming(state) if exitstatus == pytest.ExitCode.OK else ""
+            if shortcoming := shortcoming or _untraced(config):
+                session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
                 config.stash[_SHORTCOMING] = shortcoming
             config.stash[_REPORT] = _write_report(config, exitstatus)
-    state.close()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the run's directories, after the undo of a lab that was still up when the session was interrupted."""
+    if not is_worker(config):
+        state_of_run(config).close()
 
 
 _SHORTCOMING: Final = pytest.StashKey[str]()
@@ -152,7 +155,7 @@ def _draw(config: pytest.Config, results: Path, exitstatus: int) -> Path:
     return render([results], results.parent, root=config.rootpath, complaint=complaint, place=place)
 
 
-def _shortcoming(state: State) -> str | None:
+def _shortcoming(state: State) -> str:
     """Why a run without a failed test is not a success all the same."""
     plan = state.plan
     every = list(state.results.by_id.values())
@@ -167,7 +170,12 @@ def _shortcoming(state: State) -> str | None:
         # A variant, `mine+fast`, is the implementation `mine`, too.
         if every and name not in tested | {each.partition("+")[0] for each in tested}:
             return f"{name} was asked for and all its tests were skipped"
-    return None
+    return ""
+
+
+def _untraced(config: pytest.Config) -> str:
+    watching = config.pluginmanager.getplugin(INTERACTIVE)
+    return watching.untraced() if watching else ""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -37,7 +37,8 @@ def remove_abandoned(runs: Path) -> list[Path]:
     removed = abandoned(runs)
     for path in removed:
         note = path / _REPORT
-        if note.is_file():
-            recover(Path(note.read_text()))
+        # Empty if the run was killed at that very moment.
+        if note.is_file() and (place := Path(note.read_text())).is_absolute():
+            recover(place)
         shutil.rmtree(path, ignore_errors=True)
     return removed

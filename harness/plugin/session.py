@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The name of the plugin that takes the reports.
 REPORTER: Final = "wg-interop-reporter"
+# The name of the plugin of a run with one of the options of interactive.py.
+INTERACTIVE: Final = "wg-interop-interactive"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

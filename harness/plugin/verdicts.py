@@ -95,8 +95,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         made.check_health()
     except BaseException as error:
         _snapshot(made)
-        # With --pdb the lab stays up for the one who looks; the fixture undoes it afterwards.
-        if not item.config.option.usepdb:
+        # With --pdb, --pause-on-error or --shell the lab stays up for the user; the fixture undoes it afterwards.
+        if item.config.option.usepdb or state_of_run(item.config).plan.keeps_lab_up:
+            from harness.plugin.interactive import enter_text
+
+            made.note("enter.txt", enter_text(made))
+        else:
             _close_after(made, error)
         raise
     if state_of_run(item.config).plan.keep == "all":

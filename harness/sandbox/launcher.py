@@ -57,6 +57,8 @@ USAGE: Final = 2
 
 # Set for a command in a sandbox: the inode of its PID namespace, so that a value from another sandbox does not count.
 INSIDE: Final = "WG_INTEROP_SANDBOX"
+# Set with it: the pid of the sandbox's init in the PID namespace of the launcher, for nsenter(1).
+OUTER_PID: Final = "WG_INTEROP_OUTER_PID"
 # Set instead for a command that runs without one after --or-without: the reason and the remedy.
 REFUSED: Final = "WG_INTEROP_NO_SANDBOX"
 
@@ -246,8 +248,10 @@ def init(command: list[str], lifeline: int, answer: int) -> NoReturn:
     lifeline: the reading end of a pipe that only the launcher can write to. answer: a pipe to the launcher, for lines
     that begin with `init`, `refused`, `ready` or `ended`.
     """
-    # The launcher writes one byte when it has become our parent. The pipe ends without it if the launcher is gone.
-    die_with_parent(parent_is_alive=os.read(lifeline, 1) != b"")
+    # The launcher writes our pid as it sees it when it has become our parent. The pipe ends without it if the launcher
+    # is gone.
+    outer_pid = os.read(lifeline, 32)
+    die_with_parent(parent_is_alive=outer_pid != b"")
     if select.select([lifeline], [], [], 0)[0]:
         os._exit(COULD_NOT_TEST)
     try:
@@ -257,6 +261,7 @@ def init(command: list[str], lifeline: int, answer: int) -> NoReturn:
         os.write(answer, f"refused {error}\n".encode())
         os._exit(COULD_NOT_TEST)
     os.environ[INSIDE] = str(os.stat("/proc/self/ns/pid").st_ino)
+    os.environ[OUTER_PID] = outer_pid.decode()
     os.write(answer, b"ready\n")
     child = os.fork()
     if child == 0:
@@ -309,7 +314,7 @@ def launch(command: list[str]) -> NoReturn:
     with os.fdopen(answers) as lines:
         child = int(_expect("init", lines.readline()))
         os.waitpid(between, 0)
-        os.write(lifeline_writer, b"!")
+        os.write(lifeline_writer, b"%d" % child)
         _expect("ready", lines.readline())
         status = serve(child)
         _, _, reported = lines.readline().partition(" ")

@@ -113,6 +113,8 @@ def _start(
             env=program_environment(env),
             cwd=cwd,
             text=True,
+            # A Ctrl-C at the terminal is for pytest, which ends the programs in order.
+            process_group=0,
         )
     except (FileNotFoundError, PermissionError) as error:
         raise Unavailable(f"{argv[0]}: {error.strerror}; wg-interop doctor reports what is missing") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -143,6 +144,36 @@ def test_wrong_usage_exits_with_status_4_and_complaint(
     assert run.ret == USAGE
     run.stderr.fnmatch_lines(f"*{'' if complaint.startswith('argument') else 'ERROR'}: {complaint}")
     assert "Traceback" not in run.stderr.str()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--pause-on-error -n 2", "--pause-on-error stops one test at a time, not several: leave out -n 2"),
+        ("--shell ns1 -n auto", "--shell stops one test at a time, not several: leave out -n *"),
+        ("--gdb ns1 -n 0", "--gdb needs a terminal, and standard input is not one: run it in one"),
+        ("--pause-on-error", "--pause-on-error needs a terminal, and standard input is not one: run it in one"),
+        ("--strace ns1 --lane vm", "--strace is for tests on this kernel, not in a guest: leave out --lane vm"),
+        ("--shell /run/netns/ns1", "--shell /run/netns/ns1: want the name of a node, such as ns1, or A or B"),
+        ("--gdb A --strace ns1", "--gdb A --strace ns1: a program has one tracer; leave one out"),
+        ("--strace B", "--strace: strace is not installed; to install it: apt-get install strace"),
+        ("--gdb B", "--gdb: gdb is not installed; to install it: apt-get install gdb"),
+    ],
+)
+def test_option_to_look_at_tests_is_refused_with_remedy(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: str, complaint: str
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    # A PATH with gdb, or with nothing where it must be missing.
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if "gdb is not" not in complaint:
+        programs.joinpath("gdb").symlink_to(sys.executable)
+    monkeypatch.setenv("PATH", str(programs))
+    pytester.makepyfile(LAB)
+    run = pytester.runpytest_subprocess(*options.split())
+    assert run.ret == USAGE
+    run.stderr.fnmatch_lines(f"ERROR: {complaint}")
 
 
 @pytest.mark.usefixtures("refused")

@@ -1,0 +1,248 @@
+"""Keep the lab of a failed test up and open it: --pause-on-error, --shell, --gdb; trace programs: --strace.
+
+The lab is entered by nsenter(1). From another terminal that enters the sandbox first, whose /run/netns is private.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from harness.plugin.session import LAB
+from harness.sandbox.launcher import OUTER_PID
+from harness.sandbox.terminal import TerminalSession, await_enter, our_terminal, write
+from harness.wait import poll_until
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from harness.implementations.interface import Interface
+    from harness.implementations.manifest import Manifest
+    from harness.lab.lab import Lab
+    from harness.plugin.options import RunPlan
+
+# In every topology of the lab.
+_SIDES: Final = {"A": "ns1", "B": "ns2"}
+_NODE: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
+# A system call costs a traced program many times as much.
+STRACE_SCALE: Final = 4.0
+# A program that is stopped in a debugger keeps a test waiting as long as somebody looks at it.
+GDB_SCALE: Final = 1000.0
+_ATTACHED: Final = 20.0
+_MESSAGE_LINES: Final = 10
+
+
+def timeout_factor(plan: RunPlan) -> float:
+    """By what deadlines are multiplied, because programs are slower than usual."""
+    return GDB_SCALE if plan.gdb else STRACE_SCALE if plan.strace else 1.0
+
+
+def check_options(config: pytest.Config, plan: RunPlan) -> None:
+    """Raise pytest.UsageError, with the remedy, if the options of this module cannot be met."""
+    if plan.guest_lanes:
+        lane = plan.guest_lanes[0]
+        raise pytest.UsageError(f"{_named(plan)} is for tests on this kernel, not in a guest: leave out --lane {lane}")
+    for option, node in (("--shell", plan.shell), ("--gdb", plan.gdb), ("--strace", plan.strace)):
+        if node and not _NODE.fullmatch(node):
+            raise pytest.UsageError(f"{option} {node}: want the name of a node, such as ns1, or A or B")
+    _check_tracers(plan)
+    if plan.asks_at_terminal:
+        if plan.workers not in {None, 0, "0"}:
+            several = f"-n {plan.workers}"
+            raise pytest.UsageError(f"{_named(plan)} stops one test at a time, not several: leave out {several}")
+        give_back_input(config)
+        if not os.isatty(0):
+            raise pytest.UsageError(f"{_named(plan)} needs a terminal, and standard input is not one: run it in one")
+
+
+def _named(plan: RunPlan) -> str:
+    """The first of the options that was given."""
+    given = {"--pause-on-error": plan.pause, "--shell": plan.shell, "--gdb": plan.gdb, "--strace": plan.strace}
+    return next(name for name, value in given.items() if value)
+
+
+def _check_tracers(plan: RunPlan) -> None:
+    if plan.gdb and place_of(plan.gdb) == place_of(plan.strace):
+        raise pytest.UsageError(f"--gdb {plan.gdb} --strace {plan.strace}: a program has one tracer; leave one out")
+    for program, node in (("gdb", plan.gdb), ("strace", plan.strace)):
+        if node and shutil.which(program) is None:
+            raise pytest.UsageError(
+                f"--{program}: {program} is not installed; to install it: apt-get install {program}"
+            )
+
+
+def give_back_input(config: pytest.Config) -> None:
+    """Give standard input back, which pytest takes before it reads its options, until the next phase of a test."""
+    if capture := config.pluginmanager.getplugin("capturemanager"):
+        capture.suspend_global_capture(in_=True)
+    # What pytest has written so far would come out when its own output is captured again.
+    if reporter := config.pluginmanager.getplugin("terminalreporter"):
+        reporter.flush()
+
+
+def place_of(node: str) -> str:
+    """The node that an option names: A and B stand for those where their interfaces are."""
+    return _SIDES.get(node, node)
+
+
+# How to enter a node
+
+
+def ways_in(made: Lab) -> dict[str, list[str]]:
+    """By node, the command that enters it in the sandbox: its network, and its program's /run/wireguard."""
+    ways = {}
+    for name, node in made.nodes.items():
+        here = [each.mounts for each in made.interfaces if each.place is node and each.mounts]
+        mounts = [f"--mount={here[0]}"] if here else []
+        ways[name] = ["nsenter", *mounts, f"--net={node.handle}"]
+    return ways
+
+
+def enter_text(made: Lab) -> str:
+    """For each node the command that enters it from another terminal."""
+    outer = os.environ.get(OUTER_PID)
+    first = ["nsenter", f"--target={outer}", "--all", "--preserve-credentials"] if outer else []
+    commands = {name: shlex.join([*first, *way]) for name, way in ways_in(made).items()}
+    width = max(map(len, commands), default=0)
+    return "".join(f"  {name:<{width}}  {command}\n" for name, command in commands.items())
+
+
+class Interactive:
+    """The plugin of a run that has one of the options."""
+
+    def __init__(self, config: pytest.Config, plan: RunPlan) -> None:
+        self._config = config
+        self._plan = plan
+        self._debuggers: list[Thread] = []
+        self._traced: set[str] = set()
+        self._nodes: set[str] = set()
+        self._descriptor = -1
+
+    # Programs
+
+    def watch(self, item: pytest.Item, made: Lab) -> None:
+        """Let the lab start programs under strace, and call back for each."""
+        made.start_under = self._under
+        made.started = lambda interface: self._started(item, interface)
+
+    def _under(self, manifest: Manifest, made: Lab, nodes: tuple[str, str]) -> Manifest:
+        """The manifest that starts the program under strace if the option names one of its nodes, birth and place."""
+        self._nodes.update(nodes)
+        if place_of(self._plan.strace) not in nodes or manifest.kind == "kernel":
+            return manifest
+        self._traced.add(self._plan.strace)
+        file = str(made.directory / f"strace.{nodes[1]}.txt").replace("{", "{{").replace("}", "}}")
+        # As a grandchild strace leaves the program its place: our child, with its own number (-D).
+        words = ("strace", "-D", "-f", "-qq", "-tt", "-y", "-o", file, "--")
+        return replace(manifest, command=(*words, *manifest.command))
+
+    def _started(self, item: pytest.Item, interface: Interface) -> None:
+        nodes = {interface.birth.name, interface.place.name}
+        pid = interface.pid
+        if place_of(self._plan.gdb) not in nodes or pid is None:
+            return
+        self._traced.add(self._plan.gdb)
+        if cancel := getattr(self._config.hook, "pytest_timeout_cancel_timer", None):
+            cancel(item=item)
+        arguments = (interface.manifest.name, pid, interface.place.name)
+        thread = Thread(target=self._debug, args=arguments, name="gdb", daemon=True)
+        thread.start()
+        self._debuggers.append(thread)
+        # The test goes on when somebody lets the program go on: gdb must have it by then. There is no event for that.
+        poll_until(lambda: _is_traced(pid) or not thread.is_alive(), bool, _ATTACHED, interval=0.01)
+
+    def _debug(self, name: str, pid: int, node: str) -> None:
+        with self._terminal() as terminal:
+            write(
+                terminal,
+                f"\nwg-interop: gdb has stopped {name} of {node}, pid {pid}: `continue` lets the test go on, "
+                f"Ctrl-C stops the program again, `quit` ends gdb and leaves the program to the test\n",
+            )
+            TerminalSession(["gdb", "-q", "-p", str(pid)], terminal).connect()
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        """Innermost of all: what comes after a test needs a program that runs."""
+        try:
+            return (yield)
+        finally:
+            for thread in self._debuggers:
+                thread.join()
+            self._debuggers.clear()
+
+    # Failures
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_exception_interact(self, node: pytest.Item, report: pytest.TestReport) -> None:
+        made = node.stash.get(LAB, None)
+        if made is None or not self._plan.keeps_lab_up:
+            return
+        give_back_input(self._config)
+        with self._terminal() as terminal:
+            write(terminal, f"\nwg-interop: {node.nodeid} failed:\n{_excerpt(report)}")
+            write(terminal, f"Its lab is up. The commands that enter a node from another terminal:\n{enter_text(made)}")
+            if self._plan.shell:
+                self._open_shell(made, terminal)
+            if self._plan.pause:
+                write(terminal, "Enter goes on with the next test, Ctrl-C ends the run: ")
+                await_enter(terminal)
+
+    def _open_shell(self, made: Lab, terminal: int) -> None:
+        name = place_of(self._plan.shell)
+        way = ways_in(made).get(name)
+        if way is None:
+            nodes = ", ".join(made.nodes) or "none"
+            write(terminal, f"No shell: this lab has no node {self._plan.shell}; there are: {nodes}\n")
+            return
+        write(terminal, f"A shell in {name}; `exit` goes on with the next test.\n")
+        shell = os.environ.get("SHELL") or "sh"
+        # Debian's bash shows it in its prompt.
+        TerminalSession([*way, f"--wd={Path.cwd()}", shell], terminal, {"debian_chroot": name}).connect()
+
+    @contextmanager
+    def _terminal(self) -> Iterator[int]:
+        """The terminal that was standard input when the run began; pytest's capture has taken that."""
+        descriptor = os.dup(self._descriptor)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def take_terminal(self) -> None:
+        """Keep the terminal open for later, if it will be needed."""
+        if self._plan.asks_at_terminal:
+            give_back_input(self._config)
+            with our_terminal() as terminal:
+                self._descriptor = os.dup(terminal)
+
+    # The end
+
+    def untraced(self) -> str:
+        """What to complain of at the end: an option whose node had no program in any test."""
+        for option, node in (("--strace", self._plan.strace), ("--gdb", self._plan.gdb)):
+            if node and self._nodes and node not in self._traced:
+                there = ", ".join(sorted(self._nodes))
+                return f"{option} {node}: no program was started in a node of this name; programs were in: {there}"
+        return ""
+
+
+def _is_traced(pid: int) -> bool:
+    """Whether a debugger is attached to a process, which stops it (proc(5), /proc/PID/status)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return "\nTracerPid:\t0\n" not in Path("/proc", str(pid), "status").read_text()
+    return True
+
+
+def _excerpt(report: pytest.TestReport) -> str:
+    from harness.report.results import message_of
+
+    return "".join(f"  {line}\n" for line in message_of(report).splitlines()[:_MESSAGE_LINES])

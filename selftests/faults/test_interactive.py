@@ -1,0 +1,251 @@
+"""Looking at a failed test: its lab stays up and can be entered; programs run under strace and gdb."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from selftests.support import host
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+IMPLEMENTATION: Final = "wireguard-go-debian"
+TESTS: Final = """
+import os, pathlib
+
+def test_bad(loopback):
+    loopback.must_ping("ns1", "192.168.241.2")
+    # Health checks look at the program itself, traced or not.
+    assert pathlib.Path("/proc", str(loopback.a.pid), "comm").read_text() == "wireguard-go\\n"
+    assert not "wrong"
+
+def test_good(loopback):
+    loopback.must_ping("ns1", "192.168.241.2")
+    # Whoever sits at the terminal learns that the test has come so far.
+    with open(os.environ["AT_TERMINAL"], "w") as terminal:
+        terminal.write("PINGED")
+
+def test_half_built(lab):
+    lab.node("left")
+    1 / 0
+"""
+PYTEST: Final = ("-m", "pytest", "-p", "no:cacheprovider")
+WG_INTEROP: Final = ("-m", "harness", "run", "test_it.py")
+WHOLE_RUN: Final = 60.0
+PAUSED: Final = r"Enter goes on with the next test, Ctrl-C ends the run: "
+
+
+class Dialogue:
+    """A run at a terminal of its own, and somebody who reads there and types."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        (directory / "test_it.py").write_text(TESTS)
+        self._ours, inside = os.openpty()
+        # The settings of the run that runs this test, sandbox and all, are not the child's.
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST", "COLUMNS"))}
+        words = [*arguments, f"--pair={IMPLEMENTATION}~{IMPLEMENTATION}"]
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", "--wait", sys.executable, *words],
+            cwd=directory,
+            env=env | {"AT_TERMINAL": os.ttyname(inside), "SHELL": "/bin/sh", "TERM": "dumb"},
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+        )
+        os.close(inside)
+        self.text = ""
+        self._read = 0
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Read until a pattern matches behind what earlier ones have matched."""
+        end = time.monotonic() + WHOLE_RUN
+        while (found := re.compile(pattern).search(self.text, self._read)) is None:
+            left = end - time.monotonic()
+            assert left > 0, f"{pattern!r} did not come within {WHOLE_RUN:g} s: {self.text}"
+            assert self._more(left), f"the run ended without {pattern!r}: {self.text}"
+        self._read = found.end()
+        return found
+
+    def _more(self, seconds: float) -> bool:
+        """Read a piece; False at the end."""
+        select.select([self._ours], [], [], seconds)
+        try:
+            data = os.read(self._ours, 1 << 16)
+        except OSError:
+            # EIO: nobody has the terminal open any more.
+            return False
+        self.text += data.decode(errors="replace").replace("\r", "")
+        return bool(data)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def end(self) -> int:
+        """Read to the end; the exit status."""
+        end = time.monotonic() + WHOLE_RUN
+        while self._more(end - time.monotonic()):
+            assert time.monotonic() < end, self.text
+        return self.process.wait(WHOLE_RUN)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._ours)
+
+
+@pytest.fixture
+def dialogue(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Dialogue]:
+    made = Dialogue(tmp_path, *request.param)
+    yield made
+    made.close()
+
+
+def enter(command: str, *words: str) -> str:
+    """What a program prints in a node that was entered by a printed command."""
+    return subprocess.run([*command.split(), *words], check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+def evidence(directory: Path, name: str) -> Path:
+    (found,) = directory.glob(f"report/evidence/*{name}*")
+    return found
+
+
+@pytest.mark.parametrize(
+    "dialogue",
+    [(*PYTEST, "-k", "bad", "--pause-on-error"), (*WG_INTEROP, "-k", "bad", "--pause-on-error")],
+    ids=["pytest", "wg-interop"],
+    indirect=True,
+)
+def test_paused_lab_is_entered_by_printed_commands(dialogue: Dialogue, tmp_path: Path) -> None:
+    dialogue.expect(r"test_bad\[.*\] failed:\n  AssertionError: assert not 'wrong'\n")
+    commands = {node: dialogue.expect(rf"  {node}  (nsenter .*)\n")[1] for node in ("ns0", "ns1", "ns2")}
+    dialogue.expect(PAUSED)
+    assert enter(commands["ns1"], "wg", "show", "wg0", "listen-port") == "1\n"
+    assert enter(commands["ns2"], "wg", "show", "wg0", "listen-port") == "2\n"
+    assert "wg0" not in enter(commands["ns0"], "ip", "-br", "link")
+    assert "3 received" in enter(commands["ns1"], "ping", "-c", "3", "-i", "0.01", "192.168.241.2")
+    dialogue.type("\n")
+    assert dialogue.end() == 1
+    assert commands["ns2"] in (evidence(tmp_path, "bad") / "enter.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "status"),
+    [
+        ((*PYTEST, "--pause-on-error", "-k", "bad or half"), 2),
+        ((*WG_INTEROP, "--pause-on-error", "-k", "bad or half"), 130),
+    ],
+    ids=["pytest", "wg-interop"],
+    indirect=["dialogue"],
+)
+def test_ctrl_c_ends_paused_run_with_its_report(dialogue: Dialogue, tmp_path: Path, status: int) -> None:
+    command = dialogue.expect(r"  ns1  (nsenter .*)\n")[1]
+    dialogue.expect(PAUSED)
+    dialogue.type("\x03")
+    assert dialogue.end() == status, dialogue.text
+    assert "half_built" not in dialogue.text
+    assert evidence(tmp_path, "bad").is_dir()
+    # The sandbox has ended, and with it the lab.
+    assert subprocess.run([*command.split(), "true"], check=False, stderr=subprocess.DEVNULL).returncode != 0
+
+
+@pytest.mark.parametrize("dialogue", [(*PYTEST, "-k", "half", "--pause-on-error")], indirect=True)
+def test_test_without_program_is_paused_too(dialogue: Dialogue) -> None:
+    command = dialogue.expect(r"  left  (nsenter .*)\n")[1]
+    dialogue.expect(PAUSED)
+    assert enter(command, "ip", "-br", "link").startswith("lo ")
+    dialogue.type("\n")
+    assert dialogue.end() == 1
+
+
+@pytest.mark.parametrize(
+    "dialogue",
+    [(*PYTEST, "-k", "bad", "--shell", "B"), (*WG_INTEROP, "-k", "bad", "--shell", "ns2")],
+    ids=["pytest", "wg-interop"],
+    indirect=True,
+)
+def test_shell_opens_in_node_of_failed_test(dialogue: Dialogue, tmp_path: Path) -> None:
+    dialogue.expect(r"A shell in ns2; `exit` goes on with the next test.\n")
+    dialogue.expect(r"# ")
+    dialogue.type("wg show wg0 listen-port; pwd; test -t 0 && echo a terminal\n")
+    dialogue.expect(rf"\n2\n{tmp_path}\na terminal\n")
+    # It has jobs, and Ctrl-C is theirs.
+    dialogue.type("cat\n")
+    dialogue.type("echoed\n")
+    dialogue.expect(r"echoed\nechoed\n")
+    dialogue.type("\x03")
+    dialogue.expect(r"# ")
+    dialogue.type("exit\n")
+    assert dialogue.end() == 1
+
+
+@pytest.mark.parametrize("dialogue", [(*PYTEST, "-k", "bad", "--shell", "left", "--pause-on-error")], indirect=True)
+def test_shell_in_unknown_node_names_those_of_lab(dialogue: Dialogue) -> None:
+    dialogue.expect(r"No shell: this lab has no node left; there are: ns0, ns1, ns2\n")
+    dialogue.expect(PAUSED)
+    dialogue.type("\n")
+    assert dialogue.end() == 1
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="no strace; apt-get install strace")
+needs_gdb = pytest.mark.skipif(shutil.which("gdb") is None, reason="no gdb; apt-get install gdb")
+
+
+@needs_strace
+@pytest.mark.parametrize(("node", "traced"), [("A", ["strace.ns1.txt"]), ("ns0", ["strace.ns1.txt", "strace.ns2.txt"])])
+def test_strace_is_evidence_of_failed_test(tmp_path: Path, node: str, traced: list[str]) -> None:
+    (tmp_path / "test_it.py").write_text(TESTS)
+    command = host.pytest_command("-k", "bad", "--strace", node, f"--pair={IMPLEMENTATION}~{IMPLEMENTATION}")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
+    done = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1, done.stdout
+    # The program is healthy and ends in time: strace does not take its place.
+    assert "assert not 'wrong'" in done.stdout
+    assert "Unhealthy" not in done.stdout
+    files = sorted(evidence(tmp_path, "bad").glob("strace.*"))
+    assert [file.name for file in files] == traced
+    assert all("execve(" in file.read_text() and "/run/wireguard/wg0.sock" in file.read_text() for file in files)
+
+
+@needs_strace
+def test_strace_of_node_without_program_fails_run(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it(loopback): pass")
+    command = host.pytest_command("--strace", "left", f"--pair={IMPLEMENTATION}~{IMPLEMENTATION}")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
+    done = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    complaint = "--strace left: no program was started in a node of this name; programs were in: ns0, ns1, ns2"
+    assert f"wg-interop: {complaint}\n" in done.stdout
+
+
+@needs_gdb
+@pytest.mark.parametrize(
+    "dialogue",
+    [(*PYTEST, "-k", "good", "--gdb", "A"), (*WG_INTEROP, "-k", "good", "--gdb", "ns1")],
+    ids=["pytest", "wg-interop"],
+    indirect=True,
+)
+def test_test_goes_on_while_gdb_lets_program_run(dialogue: Dialogue) -> None:
+    dialogue.expect(rf"wg-interop: gdb has stopped {IMPLEMENTATION} of ns1, pid \d+: `continue` lets the test go on")
+    dialogue.expect(r"\(gdb\) ")
+    assert "PINGED" not in dialogue.text
+    dialogue.type("continue\n")
+    dialogue.expect(r"PINGED")
+    # The program runs; it is stopped again, and given back.
+    dialogue.type("\x03")
+    dialogue.expect(r"received signal SIGINT")
+    dialogue.type("quit\n")
+    dialogue.expect(r"\(y or n\) ")
+    dialogue.type("y\n")
+    assert dialogue.end() == 0
+    assert "1 passed" in dialogue.text
