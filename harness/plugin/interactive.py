@@ -1,4 +1,6 @@
-"""Keep the lab of a failed test up and open it: --pause-on-error, --shell, --gdb; trace programs: --strace.
+"""Keep a failed test's lab up, say how to enter it, open a shell there; trace its programs.
+
+The options are --pause-on-error, --shell, --gdb and --strace (docs/debugging.md).
 
 The lab is entered by nsenter(1). From another terminal that enters the sandbox first, whose /run/netns is private.
 """

@@ -186,3 +186,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
     for line in config.stash.get(_REPORT, ()):
         terminalreporter.write_line(line)
+    plan = state.plan
+    failed = any(each.state in {"failed", "error"} and each.lane == "netns" for each in state.results.by_id.values())
+    if failed and not (plan.keeps_lab_up or plan.lane_of_guest):
+        terminalreporter.write_line("to look into the lab of a failed test: --pause-on-error, --shell NODE")

@@ -72,7 +72,8 @@ def test_nodes_of_failed_test_do_not_block_next_test(pytester: pytest.Pytester) 
 def test_evidence_is_kept_according_to_keep_option(pytester: pytest.Pytester, keep: str, kept: list[str]) -> None:
     pytester.makepyfile(test_it="def good(lab): lab.node('x').run(['true'])\ndef bad(lab): good(lab); 1 / 0")
     pytester.makeini("[pytest]\npython_functions = good bad")
-    pytester.runpytest_inprocess("--keep", keep)
+    run = pytester.runpytest_inprocess("--keep", keep)
+    run.stdout.fnmatch_lines("to look into the lab of a failed test: --pause-on-error, --shell NODE")
     evidence = pytester.path / "report" / "evidence"
     assert [path.name.rpartition("_")[2] for path in sorted(evidence.glob("*"))] == kept
     assert all("x  true" in (path / "commands.txt").read_text() for path in evidence.glob("*"))
