@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.plugin import phases
 from harness.plugin.session import LAB
 from harness.sandbox.launcher import OUTER_PID
 from harness.sandbox.terminal import TerminalSession, await_enter, our_terminal, write
@@ -153,6 +154,7 @@ class Interactive:
         if place_of(self._plan.gdb) not in nodes or pid is None:
             return
         self._traced.add(self._plan.gdb)
+        phases.stop()
         if cancel := getattr(self._config.hook, "pytest_timeout_cancel_timer", None):
             cancel(item=item)
         arguments = (interface.manifest.name, pid, interface.place.name)
