@@ -72,6 +72,12 @@ class TimersAgainstHistory(RuleBasedStateMachine):
         self.note("initiated", jitter)
 
     @rule()
+    def handshake_fails(self) -> None:
+        """Leave an initiation and its retries unanswered until the last one runs out."""
+        self.handshake_initiated(0)
+        self.wait(INITIATIONS_IN_A_ROW * REKEY_TIMEOUT)
+
+    @rule()
     def handshake_complete(self) -> None:
         self.timers.handshake_complete()
         self.note("complete")
