@@ -1,7 +1,8 @@
 """Check after a test that a program is well: alive, no crash report, no leak, clean end.
 
 It must be the process that was started, must not have written what a crash, a race detector or a sanitizer writes, must
-not have grown in descriptors or threads, and must end by itself within 2 s of SIGTERM.
+not have grown in descriptors or threads, and must end by itself soon after SIGTERM: within 2 s, or what its manifest
+gives as `stop_after`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ CRASH_PATTERNS: Final = (
     r"^Traceback \(most recent call last\)",
     r"Segmentation fault|SIGSEGV",
 )
-_TERMINATION: Final = 2.0
 _ENOUGH: Final = 3  # crash reports are named
 _LONGEST: Final = 1 << 16  # bytes of a crash report and its reason
 
@@ -114,9 +114,9 @@ class HealthCheck:
         found = self.complaints()
         was_running = self._process.running
         try:
-            status = self._process.terminate(_TERMINATION)
+            status = self._process.terminate(self._manifest.stop_after)
         except DeadlineExceeded:
-            found.append(f"{self._who} still ran {scaled(_TERMINATION):g} s after SIGTERM")
+            found.append(f"{self._who} still ran {scaled(self._manifest.stop_after):g} s after SIGTERM")
         else:
             if was_running and status < 0 and status != -15:  # noqa: PLR2004 - SIGTERM itself
                 found.append(f"{self._who} died of signal {-status} after SIGTERM")

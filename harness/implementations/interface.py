@@ -9,7 +9,7 @@ import os
 import re
 import resource
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
 from harness.errors import HarnessError, Unsupported, UsageError
 from harness.implementations.health import HealthCheck
-from harness.sandbox.namespace import NamespaceThread, enter_network, enter_new_mounts
+from harness.sandbox.namespace import NamespaceThread, cover, enter_network, enter_new_mounts
 from harness.sandbox.process import Process, run
 from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, poll_until, wait_for
 
@@ -179,7 +179,9 @@ class KernelInterface(Interface):
 class ProgramInterface(Interface):
     """An interface of a userspace program.
 
-    Each program has a mount namespace of its own with an empty /run/wireguard, so that equal names never clash.
+    Each program has a mount namespace of its own with an empty /run/wireguard, so that equal names never clash. The
+    same goes for the directory of its control socket if its manifest names another one; wg(8) finds that socket by a
+    link in /run/wireguard.
     """
 
     def __init__(self, name: str, manifest: Manifest, birth: NetNS, log: Path) -> None:
@@ -187,11 +189,13 @@ class ProgramInterface(Interface):
             self.key_log = log.with_suffix(".keys")
         argv = manifest.argv(name, self.key_log)
         self.name = name
-        self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth))
+        self.socket_path = manifest.socket_path(name)
+        self._thread = NamespaceThread(f"{name}@{birth.name}", lambda: _enter(birth, self.socket_path))
         with ExitStack() as undo:
             undo.callback(self._thread.close)
-            self.process = self._start(name, manifest, argv, log, undo)
+            self.process = self._start(manifest, argv, log, undo)
             self._await_listening(manifest)
+            self._thread.call(_link_for_wg, name, self.socket_path)
             if not birth.has_link(name):
                 raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
             self._health = HealthCheck(self.process, manifest)
@@ -201,10 +205,10 @@ class ProgramInterface(Interface):
                 birth.set_link(name, mtu=manifest.mtu)
             undo.pop_all()
 
-    def _start(self, name: str, manifest: Manifest, argv: list[str], log: Path, undo: ExitStack) -> Process:
+    def _start(self, manifest: Manifest, argv: list[str], log: Path, undo: ExitStack) -> Process:
         env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}
         with ExitStack() as watch:
-            appears = self._thread.call(EntryAppears, CONTROL_SOCKETS, f"{name}.sock")
+            appears = self._thread.call(EntryAppears, self.socket_path.parent, self.socket_path.name)
             # The kernel lets a grace period of 25 ms pass before it lets go of the watch; no need to wait for that.
             watch.callback(Thread(target=appears.close, name="close").start)
             process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
@@ -212,7 +216,7 @@ class ProgramInterface(Interface):
             _set_limits(process.pid)
             either = EitherOf(appears, process.exited)
             watch.callback(either.close)
-            wait_for(either, _START, f"{manifest.name} to make {CONTROL_SOCKETS}/{name}.sock")
+            wait_for(either, _START, f"{manifest.name} to make {self.socket_path}")
         if not process.running:
             raise HarnessError(f"{manifest.name}: {' '.join(argv)}: ended at its start:\n{process.tail()}")
         return process
@@ -222,7 +226,7 @@ class ProgramInterface(Interface):
         try:
             self.connect().close()
         except OSError as error:
-            said = f"{manifest.name}: {CONTROL_SOCKETS}/{self.name}.sock: {error.strerror}"
+            said = f"{manifest.name}: {self.socket_path}: {error.strerror}"
             raise HarnessError(f"{said}\n{self.process.tail()}") from error
 
     def connect(self) -> socket.socket:
@@ -243,7 +247,7 @@ class ProgramInterface(Interface):
         """Try once; a refusal is returned, anything else is raised."""
         connection = socket.socket(socket.AF_UNIX)
         try:
-            self._thread.call(connection.connect, str(CONTROL_SOCKETS / f"{self.name}.sock"))
+            self._thread.call(connection.connect, str(self.socket_path))
         except ConnectionRefusedError as error:
             connection.close()
             return error
@@ -254,14 +258,13 @@ class ProgramInterface(Interface):
 
     @property
     def has_socket(self) -> bool:
-        """Whether its control socket is in its /run/wireguard, if only as a file that a dead program left."""
-        return self._thread.call((CONTROL_SOCKETS / f"{self.name}.sock").exists)
+        """Whether its control socket is there, if only as a file that a dead program left."""
+        return self._thread.call(self.socket_path.exists)
 
     def remove_socket(self) -> None:
         """Delete its control socket, which tells it to end."""
-        path = CONTROL_SOCKETS / f"{self.name}.sock"
-        with steps.step(self._thread.name, f"rm {path}"):
-            self._thread.call(path.unlink)
+        with steps.step(self._thread.name, f"rm {self.socket_path}"):
+            self._thread.call(self.socket_path.unlink)
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
         """As for every interface; returns when the program listens, which may be a moment after the link is up."""
@@ -310,9 +313,24 @@ def genetlink(node: NetNS) -> socket.socket:
     return node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
 
 
-def _enter(birth: NetNS) -> None:
+def _enter(birth: NetNS, control_socket: Path) -> None:
     enter_network(birth.handle)
     enter_new_mounts(CONTROL_SOCKETS)
+    # Cover the whole directory of /run: one that is the machine's own is shown in the sandbox, too.
+    top = Path(*control_socket.parts[:3])
+    if top != CONTROL_SOCKETS:
+        # The sandbox has a /run of its own.
+        top.mkdir(mode=0o755, exist_ok=True)
+        cover(top)
+    control_socket.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+
+def _link_for_wg(name: str, control_socket: Path) -> None:
+    """Let wg(8) find a control socket that is elsewhere; a program that makes both has its own there."""
+    link = CONTROL_SOCKETS / f"{name}.sock"
+    if link != control_socket:
+        with suppress(FileExistsError):
+            link.symlink_to(control_socket)
 
 
 def _set_limits(pid: int) -> None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 KINDS: Final = ("kernel", "uapi")
 _MTU: Final = range(68, 65536)  # what a TUN device takes
+_RUN: Final = Path("/run")
+_MAX_STOP_AFTER: Final = 60  # seconds; a test has 120 in all
 _VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
 _KERNEL_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
@@ -67,8 +69,12 @@ class Manifest:
     env: dict[str, str] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
     """Names of CAPABILITIES that it declares."""
+    control_socket: str = "/run/wireguard/{interface}.sock"
+    """Where it listens for UAPI: a path below a directory of /run; `{interface}` is filled in."""
     complaints: tuple[str, ...] = ()
     """Patterns that its log must not match."""
+    stop_after: float = 2.0
+    """Seconds, scaled, after which it must have ended when it was sent SIGTERM."""
     descriptors: int = 16
     """By how many descriptors it may grow in a test."""
     threads: int = 32
@@ -114,6 +120,10 @@ class Manifest:
         """The command that serves the interface in the foreground; it may be told to reveal its keys to a file."""
         revealing = [word.replace("{file}", str(key_log)) for word in self.key_log] if key_log is not None else []
         return self._fill(self.command, interface) + revealing
+
+    def socket_path(self, interface: str) -> Path:
+        """The control socket of this interface."""
+        return Path(self.control_socket.format(interface=interface))
 
     def _fill(self, words: tuple[str, ...], interface: str = "") -> list[str]:
         program = str(self.find_program()) if self.needs_program else ""
@@ -201,9 +211,11 @@ def load_manifest(path: Path) -> Manifest:
         variant=_take_variant(variant),
         variant_env=variant.strings("env", {}),
         key_log=_take_key_log(program),
+        control_socket=_take_control_socket(program),
         complaints=_take_complaints(watch),
         descriptors=watch.number("descriptors", GENERIC.descriptors),
         threads=watch.number("threads", GENERIC.threads),
+        stop_after=_take_stop_after(watch),
         source=path,
     )
     for table in (top, program, watch, variant):
@@ -275,6 +287,35 @@ def _take_key_log(program: Table) -> tuple[str, ...]:
     if words and not any("{file}" in word for word in words):
         raise program.wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
     return words
+
+
+def _take_control_socket(program: Table) -> str:
+    """Check the template of the control socket: the lab can make a private directory below /run only."""
+    text = program.text("control_socket", GENERIC.control_socket)
+    wrong = program.wrong(
+        f"program.control_socket must be like /run/DIRECTORY/{{interface}}.sock, not {text!r}: a path in a "
+        "directory of /run other than netns, and only {interface} is filled in"
+    )
+    try:
+        path = Path(text.format(interface="wg0"))
+    except (AttributeError, KeyError, IndexError, ValueError) as error:
+        raise wrong from error
+    if path.is_relative_to("/var/run"):
+        path = _RUN / path.relative_to("/var/run")
+        text = text.removeprefix("/var")
+    if "{interface}" not in text or not path.is_relative_to(_RUN) or ".." in path.parts:
+        raise wrong
+    top, *below = path.relative_to(_RUN).parts
+    if not below or top == "netns" or "{" in text.split("/")[2]:
+        raise wrong
+    return text
+
+
+def _take_stop_after(watch: Table) -> float:
+    seconds = watch.decimal("stop_after", GENERIC.stop_after)
+    if not 0 < seconds <= _MAX_STOP_AFTER:
+        raise watch.wrong(f"watch.stop_after must be more than 0 and at most {_MAX_STOP_AFTER} seconds, not {seconds}")
+    return seconds
 
 
 def _take_mtu(program: Table) -> int | None:

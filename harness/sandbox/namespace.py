@@ -94,4 +94,9 @@ def enter_new_mounts(private: Path) -> None:
     """Move the calling thread into a new mount namespace in which the directory `private` is empty. Raises OSError."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, 0x4000 | 0x40000)
-    mount("tmpfs", str(private), "tmpfs", 0x2 | 0x4, "mode=0755")
+    cover(private)
+
+
+def cover(directory: Path) -> None:
+    """Put an empty file system over a directory, in the calling thread's mount namespace."""
+    mount("tmpfs", str(directory), "tmpfs", 0x2 | 0x4, "mode=0755")

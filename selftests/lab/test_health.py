@@ -48,6 +48,16 @@ def test(lab, implementation):
     iface.process.signal(signal.SIGUSR1)
     iface.process.{awaited}
 """
+SLOW = """\
+name = "slow"
+kind = "uapi"
+
+[program]
+path = "slow"
+
+[watch]
+stop_after = {stop_after}
+"""
 DONE = 'says("^done$")'
 ENDED = "wait(5)"
 EXITS = "sys.exit(0)"
@@ -118,6 +128,21 @@ def test_unclean_exit_of_program_fails_its_test(
     run.assert_outcomes(failed=1)
     run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
     assert leftover_nodes() == []
+
+
+@pytest.mark.parametrize(("stop_after", "outcomes"), [(0.2, {"failed": 1}), (20, {"passed": 1})])
+def test_stop_time_is_limited_as_manifest_says(
+    pytester: pytest.Pytester, real: str, stop_after: float, outcomes: dict[str, int]
+) -> None:
+    program = pytester.path / "slow"
+    program.write_text(wrapper(real, "pass", "import time; time.sleep(0.5); sys.exit(0)"))
+    program.chmod(0o755)
+    (pytester.path / "slow.toml").write_text(SLOW.format(stop_after=stop_after))
+    pytester.makepyfile(TEST.format(awaited=DONE))
+    run = pytester.runpytest_inprocess("--impl-manifest", "slow.toml")
+    run.assert_outcomes(**outcomes)
+    if "failed" in outcomes:
+        run.stdout.fnmatch_lines("E *Unhealthy: slow (pid *) still ran 0.2 s after SIGTERM*")
 
 
 def test_healthy_program_passes_health_check(pytester: pytest.Pytester, real: str) -> None:

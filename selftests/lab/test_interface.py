@@ -80,6 +80,27 @@ def test_program_is_ready_when_its_socket_accepts_connections(lab: Lab) -> None:
     assert wg0.wg("show", "wg0").stdout.startswith("interface: wg0\n")
 
 
+# A program with its control socket elsewhere; then it becomes refwg.
+ELSEWHERE = HESITATING.replace("time.sleep(0.3)\n", "").replace("/run/wireguard/wg0.sock", "{path}")
+
+
+@pytest.mark.parametrize("template", ["/run/elsewhere/{interface}.sock", "/run/wireguard/of/mine/{interface}.uapi"])
+def test_control_socket_is_where_manifest_says(lab: Lab, template: str) -> None:
+    command = ("{python}", "-c", ELSEWHERE.replace("{path}", template))
+    program = replace(Registry().get("refwg"), command=command, control_socket=template, key_log=())
+    # Equal paths do not clash.
+    for node in ("left", "right"):
+        wg0 = lab.interface("wg0", program, lab.node(node))
+        wg0.set(DeviceConfig(private_key=lab.key(node), listen_port=7))
+        assert wg0.get().listen_port == 7
+        assert isinstance(wg0, interface.ProgramInterface)
+        assert wg0.has_socket
+        assert wg0.wg("show", "wg0", "listen-port").stdout == "7\n"
+        assert [made.get().private_key for made in lab.interfaces][-1] == lab.key(node)
+    assert not list(Path("/run/elsewhere").glob("*"))
+    lab.check_health()
+
+
 # A program that serves its socket without a TUN device.
 WITHOUT_LINK = """\
 import os, signal, socket

@@ -22,6 +22,7 @@ kind = "uapi"
 """
 NAMES = "name must be lower-case letters, digits and . _ + -, not"
 FILLED = "only {program}, {interface} and {python} are filled in:"
+SOCKET = "program.control_socket must be like /run/DIRECTORY/{interface}.sock, not"
 INSTALL = """
 [install]
 kind = "go"
@@ -79,6 +80,17 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + '[variant]\nargs = ["--{mutant}"]', f"variant.args: only {{variant}}, {FILLED[5:]} 'mutant'"),
         (GOOD + '[variant]\nargs = ["{"]', "variant.args: only {variant}, {program}, {interface} and {python} are "),
         (GOOD + '[program]\npath = "~no-such-user/x"', "program.path: ~no-such-user/x: "),
+        (GOOD + '[program]\ncontrol_socket = "/tmp/{interface}.sock"', f"{SOCKET} '/tmp/{{interface}}.sock': a path "),
+        (GOOD + '[program]\ncontrol_socket = "/run/{interface}.sock"', f"{SOCKET} '/run/{{interface}}.sock': a "),
+        (GOOD + '[program]\ncontrol_socket = "/run/{interface}/uapi"', f"{SOCKET} '/run/{{interface}}/uapi': a "),
+        (GOOD + '[program]\ncontrol_socket = "/run/mine/../netns/{interface}"', SOCKET),
+        (GOOD + '[program]\ncontrol_socket = "/var/run/netns/{interface}"', SOCKET),
+        (GOOD + '[program]\ncontrol_socket = "/run/mine/wg0.sock"', f"{SOCKET} '/run/mine/wg0.sock': a path in a "),
+        (GOOD + '[program]\ncontrol_socket = "/run/mine/{name}.sock"', f"{SOCKET} '/run/mine/{{name}}.sock': a path "),
+        (GOOD + "[program]\ncontrol_socket = 1", "program.control_socket must be a string, not 1"),
+        (GOOD + "[watch]\nstop_after = 0", "watch.stop_after must be more than 0 and at most 60 seconds, not 0"),
+        (GOOD + "[watch]\nstop_after = 61.5", "watch.stop_after must be more than 0 and at most 60 seconds, not 61.5"),
+        (GOOD + '[watch]\nstop_after = "long"', "watch.stop_after must be a number, not 'long'"),
         (GOOD + "[program]\nmtu = 67", "program.mtu must be from 68 to 65535, not 67"),
         (GOOD + '[program]\nmtu = "1420"', "program.mtu must be an integer, not '1420'"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
@@ -225,6 +237,25 @@ def test_known_name_with_program_keeps_capabilities_and_env(program: Path) -> No
     chosen = registry.choose(f"wireguard-go={program}")
     assert chosen.find_program() == program
     assert (chosen.capabilities, chosen.env) == (before.capabilities, before.env)
+
+
+@pytest.mark.parametrize(
+    ("text", "socket"),
+    [
+        ("", "/run/wireguard/wg7.sock"),
+        ('control_socket = "/run/mine/{interface}.sock"', "/run/mine/wg7.sock"),
+        ('control_socket = "/var/run/mine/of/{interface}/uapi"', "/run/mine/of/wg7/uapi"),
+    ],
+)
+def test_manifest_names_control_socket(manifest: Path, text: str, socket: str) -> None:
+    manifest.write_text(f"{GOOD}[program]\n{text}")
+    assert load_manifest(manifest).socket_path("wg7") == Path(socket)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("", 2.0), ("stop_after = 20", 20.0), ("stop_after = 0.5", 0.5)])
+def test_manifest_gives_time_to_stop(manifest: Path, text: str, seconds: float) -> None:
+    manifest.write_text(f"{GOOD}[watch]\n{text}")
+    assert load_manifest(manifest).stop_after == seconds
 
 
 def test_chosen_implementations_are_kept_in_order_and_once(manifest: Path) -> None:
