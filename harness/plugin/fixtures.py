@@ -47,6 +47,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     chosen: Pair = request.param
     for manifest in dict.fromkeys(chosen):
         _require(request, manifest)
+    for manifest in dict.fromkeys(chosen):
+        _require_smoke(request, manifest)
     return chosen
 
 
@@ -55,6 +57,7 @@ def implementation(request: pytest.FixtureRequest) -> Manifest:
     """The one implementation under test (`--impl`)."""
     manifest: Manifest = request.param
     _require(request, manifest)
+    _require_smoke(request, manifest)
     return manifest
 
 
@@ -67,6 +70,12 @@ def _require(request: pytest.FixtureRequest, manifest: Manifest) -> None:
         for name in marker.args:
             if name not in manifest.capabilities:
                 raise Unsupported(f"{manifest.name} does not declare the capability {name}")
+
+
+def _require_smoke(request: pytest.FixtureRequest, manifest: Manifest) -> None:
+    from harness.plugin.smoke import require_smoke
+
+    require_smoke(request.node, manifest)
 
 
 def _tunnel(lab: Lab, topology: Topology, pair: Pair) -> Tunnel:

@@ -86,6 +86,8 @@ class State:
         self.used = self.plan.results is not None or self.plan.concerns_lab
         self._config = config
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
+        # By name of the implementation: why its smoke test failed, empty if it passed.
+        self.smoke: dict[str, str] = {}
         self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
         self._given_report = _from_controller(config, "wg_report_directory")

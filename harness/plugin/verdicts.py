@@ -43,9 +43,22 @@ class Differs(Skipped):
 
 
 class Blocked(Failed):
-    """A refusal means nothing, for its positive twin was not shown: the result is `blocked`, which fails the run."""
+    """The test could prove nothing: the result is `blocked`, which fails the run.
+
+    Either the positive twin of a refusal was not shown, or an implementation has failed its smoke test.
+    """
 
     __module__ = "builtins"
+
+
+class SmokeFailed(Failed):
+    """An implementation failed its smoke test: the result is `error`. `lab`: the lab of that, with its log."""
+
+    __module__ = "builtins"
+
+    def __init__(self, message: str, lab: Lab) -> None:
+        super().__init__(message, pytrace=False)
+        self.lab = lab
 
 
 def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
@@ -134,7 +147,8 @@ def pytest_runtest_makereport(
     if report.when == "call":
         special = _apply_expectations(item, report) or special
     if report.when == "call" or report.failed:
-        facts["artifacts"] = _keep_evidence(item, report)
+        error = call.excinfo.value if call.excinfo is not None else None
+        facts["artifacts"] = _keep_evidence(item, report, error)
     if report.when == "teardown" and (made := item.stash.get(LAB, None)) is not None:
         shutil.rmtree(made.directory, ignore_errors=True)
     _describe(report, facts | special)
@@ -155,6 +169,8 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
             return {"state": "differs", "message": str(error)}
         case Blocked():
             return {"state": "blocked", "message": str(error)}
+        case SmokeFailed():
+            return {"message": str(error)}
     # A test that raised nothing and yet failed was marked as a strict xfail.
     return {"state": "xpassed"} if report.failed and error is None else {}
 
@@ -217,13 +233,16 @@ def _side(manifest: Manifest | None) -> dict[str, str] | None:
         return {"impl": manifest.name, "version": "unknown"}
 
 
-def _keep_evidence(item: pytest.Item, report: pytest.TestReport) -> str:
-    made = item.stash.get(LAB, None)
+def _keep_evidence(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> str:
+    # The smoke test has a lab of its own; what its failure blocks has nothing to show.
+    made = error.lab if isinstance(error, SmokeFailed) else item.stash.get(LAB, None)
     keep = state_of_run(item.config).plan.keep
     if made is None or keep == "none" or (keep == "failed" and not report.failed):
         return ""
+    if report.when == "setup" and isinstance(error, Blocked):
+        return ""
     target = state_of_run(item.config).report_directory / "evidence" / file_name(item.nodeid)
-    if report.when == "setup":
+    if report.when == "setup" and not isinstance(error, SmokeFailed):
         # After the call of a test, its wrapper has done so.
         _snapshot(made)
     if report.longreprtext:

@@ -125,12 +125,12 @@ def test_unclean_exit_of_program_fails_its_test(
 ) -> None:
     monkeypatch.setattr(wait, "_scale", 1.25)
     run = run_wrapped(pytester, wrapper(real, "pass", on_sigterm), TEST.format(awaited=DONE))
-    run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
+    run.assert_outcomes(errors=1)
+    run.stdout.fnmatch_lines(f"mine failed its smoke test: Unhealthy: mine (pid *) {complaint}")
     assert leftover_nodes() == []
 
 
-@pytest.mark.parametrize(("stop_after", "outcomes"), [(0.2, {"failed": 1}), (20, {"passed": 1})])
+@pytest.mark.parametrize(("stop_after", "outcomes"), [(0.2, {"errors": 1}), (20, {"passed": 1})])
 def test_stop_time_is_limited_as_manifest_says(
     pytester: pytest.Pytester, real: str, stop_after: float, outcomes: dict[str, int]
 ) -> None:
@@ -141,8 +141,8 @@ def test_stop_time_is_limited_as_manifest_says(
     pytester.makepyfile(TEST.format(awaited=DONE))
     run = pytester.runpytest_inprocess("--impl-manifest", "slow.toml")
     run.assert_outcomes(**outcomes)
-    if "failed" in outcomes:
-        run.stdout.fnmatch_lines("E *Unhealthy: slow (pid *) still ran 0.2 s after SIGTERM*")
+    if "errors" in outcomes:
+        run.stdout.fnmatch_lines("*Unhealthy: slow (pid *) still ran 0.2 s after SIGTERM*")
 
 
 def test_healthy_program_passes_health_check(pytester: pytest.Pytester, real: str) -> None:
@@ -168,11 +168,11 @@ def test_difference_does_not_hide_unhealthy_program(
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
-        ("#!/bin/sh\necho no tun; exit 1\n", ["E *HarnessError: mine: * -f wg0: ended at its start:", "E *no tun"]),
-        ("#!/bin/sh\nkill -9 $$\n", ["E *HarnessError: mine: * -f wg0: ended at its start:"]),
+        ("#!/bin/sh\necho no tun; exit 1\n", ["mine failed *: mine: * -f wg0: ended at its start:", "no tun"]),
+        ("#!/bin/sh\nkill -9 $$\n", ["mine failed *HarnessError: mine: * -f wg0: ended at its start:"]),
         ("#!/bin/sh\n[ $1 = --version ] || exec tail -f /dev/null\n",
-         ["E *DeadlineExceeded: waited 1.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
-        ("#!/no/such/interpreter\n", ["E *Unavailable: */wrapper: No such file or directory; *"]),
+         ["mine failed *: waited 1.5 s for mine to make /run/wireguard/wg0.sock; seen: nothing new; it *"]),
+        ("#!/no/such/interpreter\n", ["mine failed *Unavailable: */wrapper: No such file or directory; *"]),
     ],
 )  # fmt: skip
 def test_program_start_failure_is_reported_with_reason(
@@ -180,7 +180,7 @@ def test_program_start_failure_is_reported_with_reason(
 ) -> None:
     monkeypatch.setattr(wait, "_scale", 0.1)
     run = run_wrapped(pytester, script, TEST.format(awaited=DONE))
-    run.assert_outcomes(failed=1)
+    run.assert_outcomes(errors=1)
     run.stdout.fnmatch_lines(complaint)
     assert leftover_nodes() == []
 

@@ -21,6 +21,7 @@ ELSEWHERE = {
     "harness.sandbox.launcher.Refused": "that file imports the standard library only",
     "harness.plugin.verdicts.Differs": "an outcome of a test: pytest's Skipped",
     "harness.plugin.verdicts.Blocked": "an outcome of a test: pytest's Failed",
+    "harness.plugin.verdicts.SmokeFailed": "an outcome of a test: pytest's Failed",
 }
 # A branch of the drawing: the text left of the name has three characters for each level.
 BRANCH = re.compile(r"^((?:[| ]  )*)[|`]- (\w+) {2,}\S", re.MULTILINE)
