@@ -32,6 +32,7 @@ EXAMPLES: Final = """\
 examples:
   ci/interop                                   kernel, refwg and wireguard-go
   ci/interop --impl mine=/tmp/build/wg         also your program, with each of them and with itself
+  ci/interop --impl mine=/tmp/build/wg --like wireguard-go   a build of wireguard-go: its known failures are expected
   ci/interop --impl boringtun --impl gotatun   also these two; to build them takes minutes the first time
   ci/interop --quick                           handshakes and pings only
   ci/interop --full                            all scenarios of two implementations: more than twice as long
@@ -87,6 +88,10 @@ def _parse_arguments() -> argparse.Namespace:
         help="also test this implementation; PATH: its program, which is started like wireguard-go; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--like", action="append", default=[], metavar="[NAME=]LIKE",
+        help="start the program of --impl NAME=PATH as LIKE is, with its capabilities and known failures",
+    )  # fmt: skip
+    parser.add_argument(
         "--kernel", action="append", default=[], metavar="VERSION|PATH",
         help="kernel of the guest: a version, a bzImage or a build tree (default: 6.1); may be repeated",
     )  # fmt: skip
@@ -109,6 +114,7 @@ def _run(options: argparse.Namespace) -> int:
     command = [str(VENV / "bin" / "wg-interop"), "run", "--lane", "netns", "--lane", "vm", "-n", "2"]
     command += [word for name in implementations for word in ("--impl", name)]
     command += [word for kernel in options.kernel for word in ("--kernel", kernel)]
+    command += [word for like in options.like for word in ("--like", like)]
     tests = [word for suite in options.suite or () for word in ("--suite", suite)] or options.tests
     return subprocess.run([*command, *tests], check=False, cwd=ROOT).returncode
 

@@ -132,6 +132,11 @@ class _WithPytestArguments(click.Command):
     "--impl-manifest", multiple=True, metavar="FILE",
     help="Test the implementation that this manifest describes: with itself, unless --impl or --pair names others.",
 )  # fmt: skip
+@click.option(
+    "--like", multiple=True, metavar="[NAME=]LIKE",
+    help="Start the program of --impl NAME=PROGRAM as LIKE is, with its capabilities and known failures. Without NAME: "
+    "all programs that have no manifest.",
+)  # fmt: skip
 @click.option("--pair", multiple=True, metavar="A~B", help="Only A in ns1 with B in ns2. Default: all ordered pairs.")
 @click.option(
     "--lane", multiple=True, metavar="LANE",
@@ -176,6 +181,7 @@ def run(
     \b
       wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
       wg-interop run --impl wireguard-go=/tmp/build/wireguard -k handshake
+      wg-interop run --impl mine=/tmp/build/wireguard --like wireguard-go
       wg-interop run --impl-manifest mine.toml --keep all
       wg-interop run --suite lab -n 2
       wg-interop run --lane netns -- --random-order --maxfail=1
@@ -187,8 +193,24 @@ def run(
     if not os.access(root, os.W_OK):
         # Another user's checkout: pytest warns that it cannot write its cache, and a warning fails the run (pyproject).
         arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
+    for remark in _remarks(options):
+        click.echo(remark)
     at_terminal = any(options[name] for name in _AT_TERMINAL)
     return _Run(report, at_terminal=at_terminal).run([*_tests(root, paths, suites), *arguments])
+
+
+def _remarks(options: Mapping[str, _Option]) -> list[str]:
+    """What is to be known of programs given by their paths; nothing for a mistake, which pytest reports."""
+    given = {name: value if isinstance(value := options[name], tuple) else () for name in ("impl", "like")}
+    manifests = options["impl_manifest"]
+    if not any("=" in text for text in given["impl"]):
+        return []
+    from harness.implementations.registry import Registry  # noqa: PLC0415 - few runs ask for it
+
+    try:
+        return Registry.of_options(given["impl"], [Path(name) for name in manifests or ()], given["like"]).remarks()
+    except UsageError:
+        return []
 
 
 def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]:

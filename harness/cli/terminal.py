@@ -276,6 +276,8 @@ def summary(out: Console, tally: Tally, report: Path) -> None:
         line(out, f"without an implementation: {', '.join(_counted(rest))}")
     _show_causes(out, outcomes, report)
     _show_reasons(out, [outcome for outcome in outcomes if outcome.state in _WITH_REASON])
+    for text, count in Counter(each.message for each in outcomes if each.state == "passed" and each.message).items():
+        line(out, f"{count} passed: {text}", _style("passed"))
 
 
 def _show_causes(out: Console, outcomes: Sequence[Outcome], report: Path) -> None:

@@ -93,6 +93,8 @@ class Manifest:
     """The manifest's file; None for a program without one."""
     base: str = ""
     """What a variant is a variant of; empty for any other."""
+    like: Manifest | None = None
+    """For a program given by its path, the manifest that `--like` names for it."""
 
     def __repr__(self) -> str:
         return f"Manifest({self.name})"
@@ -133,6 +135,20 @@ class Manifest:
     def needs_program(self) -> bool:
         """Whether there is a file to find before it can be started."""
         return any("{program}" in word for word in self.command)
+
+    @property
+    def like_name(self) -> str:
+        """The name of the manifest that `--like` names for it; empty without."""
+        return self.like.name if self.like is not None else ""
+
+    def given_as(self, name: str, program: Path) -> Manifest:
+        """This implementation with a program of the user's own, under the name that he gives it."""
+        given = replace(self, name=name, program=program)
+        if not self.needs_program:
+            given = replace(
+                given, command=GENERIC.command, version_command=GENERIC.version_command, key_log=GENERIC.key_log
+            )
+        return given
 
     def varied(self, variant: str) -> Manifest:
         """This implementation as the variant of that name, `refwg+no-clamp`."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
-from harness.implementations.manifest import CAPABILITIES, GENERIC, Manifest, executable, load_manifest
+from harness.implementations.manifest import CAPABILITIES, Manifest, executable, load_manifest
 from harness.install.installer import MANIFESTS, NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Registry:
@@ -17,6 +22,8 @@ class Registry:
         manifests = [load_manifest(path) for path in sorted(MANIFESTS.glob("*.toml"))]
         self.known = {manifest.name: manifest for manifest in manifests}
         self.asked: list[str] = []
+        # Programs given by their paths under names that no manifest has.
+        self._bare: dict[str, Path] = {}
 
     def choose(self, text: str) -> Manifest:
         """Take an `--impl NAME` or `--impl NAME=PROGRAM`.
@@ -32,19 +39,78 @@ class Registry:
             if not NAME.fullmatch(name):
                 raise UsageError(f"--impl {text}: a name is lower-case letters, digits and . _ + -")
             path = executable(Path(program), f"--impl {text}")
+            if name not in self.known:
+                self._bare[name] = path
             base = self.known.get(name) or Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
             if base.kind == "kernel":
                 raise UsageError(f"--impl {text}: {name} is no program; for another kernel use --kernel")
-            if not base.needs_program:
-                base = replace(base, command=GENERIC.command, version_command=GENERIC.version_command, key_log=())
-            self.known[name] = replace(base, program=path)
+            self.known[name] = base.given_as(name, path)
         return self._ask(name)
+
+    @classmethod
+    def of_options(cls, programs: Sequence[str], manifests: Sequence[Path], likes: Sequence[str]) -> Registry:
+        """Make a registry that has taken all `--impl`, `--impl-manifest` and `--like` of a command line."""
+        registry = cls()
+        for path in manifests:
+            registry.add(path)
+        for text in programs:
+            registry.choose(text)
+        registry.liken(likes)
+        return registry
 
     def add(self, path: Path) -> Manifest:
         """Take an `--impl-manifest FILE`."""
         manifest = load_manifest(path)
         self.known[manifest.name] = manifest
         return self._ask(manifest.name)
+
+    def liken(self, texts: Sequence[str]) -> None:
+        """Take every `--like`, after all programs: NAME=LIKE for one of them, LIKE for all others without a manifest.
+
+        Such a program is started, and has capabilities and known failures, as the manifest of LIKE says.
+        """
+        likes: dict[str, Manifest] = {}
+        # Those for one program first.
+        for text in sorted(texts, key=lambda text: "=" not in text):
+            name, equals, target = text.rpartition("=")
+            like = self._find_like(text, target)
+            names = [name] if equals else [bare for bare in self._bare if bare not in likes]
+            if equals and name not in self._bare:
+                raise UsageError(f"--like {text}: {self._why_not_bare(name)}")
+            if not names and not self._bare:
+                raise UsageError(f"--like {text}: no program to apply it to: add --impl NAME=PATH, without a manifest")
+            if not names or name in likes:
+                raise UsageError(f"--like {text}: each program has one already; it is one manifest for a program")
+            likes |= dict.fromkeys(names, like)
+        for name, like in likes.items():
+            given = like.given_as(name, self._bare[name])
+            self.known[name] = replace(given, like=like, install=None, source=None, base="", variant=(), title="")
+
+    def _find_like(self, text: str, name: str) -> Manifest:
+        self._derive(name)
+        if name not in self.known or name in self._bare:
+            known = ", ".join(known for known in self.known if known not in self._bare)
+            what = f"{name} has no manifest" if name in self._bare else f"unknown implementation {name!r}"
+            raise UsageError(f"--like {text}: {what}; there are: {known}")
+        if self.known[name].kind == "kernel":
+            raise UsageError(f"--like {text}: {name} is not a program")
+        return self.known[name]
+
+    def _why_not_bare(self, name: str) -> str:
+        if name in self.known:
+            return f"{name} has a manifest of its own; give your program another name: --impl mine=PATH"
+        return f"there is no --impl {name}=PATH"
+
+    def remarks(self) -> list[str]:
+        """What a run should say at its start of the programs given by their paths, a sentence for each."""
+        found = []
+        for name, path in self._bare.items():
+            if like := self.known[name].like:
+                found.append(f"{name} has the capabilities and known failures of {like.name} (--like), of any version")
+            else:
+                command = f"wg-interop probe --impl {name}={shlex.quote(str(path))}"
+                found.append(f"{name} has no manifest, so all capabilities are assumed; to find out: {command}")
+        return found
 
     def _ask(self, name: str) -> Manifest:
         if name not in self.asked:

@@ -188,9 +188,12 @@ class Guests:
         files: list[tuple[Path, str]] = []
         options: list[str] = []
         for manifest in self._state.programs.alone:
-            if manifest.source is not None and manifest.source.parent != MANIFESTS:
-                options += _take_manifest(manifest.source.absolute(), files)
+            options += _take_manifest(manifest, files)
             options += ["--impl", manifest.name + self._take(manifest, files)]
+            if like := manifest.like:
+                if like not in self._state.programs.alone:
+                    options += _take_manifest(like, files)
+                options += ["--like", f"{manifest.name}={like.name}"]
         return files, options
 
     @staticmethod
@@ -206,8 +209,11 @@ class Guests:
         return f"={there}"
 
 
-def _take_manifest(source: Path, files: list[tuple[Path, str]]) -> list[str]:
+def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]]) -> list[str]:
     """Take a user's manifest along, and the program that it names; both keep their paths, for it may name it by its."""
+    if manifest.source is None or manifest.source.parent == MANIFESTS:
+        return []
+    source = manifest.source.absolute()
     program = load_manifest(source).program
     files += [(path, str(path)) for path in (source, program) if path is not None]
     return ["--impl-manifest", str(source)]

@@ -168,13 +168,14 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     state = state_of_run(config)
+    remarks = [f"wg-interop: {text}" for text in state.programs.remarks] if state.plan.concerns_lab else []
     if state.plan.guest_lanes:
-        return [f"wg-interop: lanes {', '.join(state.plan.lanes)}, seed {state.seed}"]
+        return [*remarks, f"wg-interop: lanes {', '.join(state.plan.lanes)}, seed {state.seed}"]
     if not (launch.inside() or launch.refused()):
         return []
     reason = launch.refused()
     where = f"no sandbox: {reason}" if reason else "sandbox of its own"
-    return [*_left_out(state), f"wg-interop: {where}, seed {state.seed}"]
+    return [*_left_out(state), *remarks, f"wg-interop: {where}, seed {state.seed}"]
 
 
 def _left_out(state: State) -> list[str]:

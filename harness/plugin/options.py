@@ -44,6 +44,8 @@ class RunPlan:
     """`--impl`: NAME or NAME=PROGRAM."""
     manifests: tuple[Path, ...] = ()
     """`--impl-manifest`."""
+    likes: tuple[str, ...] = ()
+    """`--like`: LIKE or NAME=LIKE."""
     pairs: tuple[str, ...] = ()
     """`--pair`: A~B."""
     kernels: tuple[str, ...] = ()
@@ -69,7 +71,9 @@ class RunPlan:
     @property
     def concerns_lab(self) -> bool:
         """Whether an option was given that makes sense for the lab only."""
-        return bool(self.programs or self.manifests or self.pairs or self.suites or set(self.lanes) - {"core"})
+        return bool(
+            self.programs or self.manifests or self.likes or self.pairs or self.suites or set(self.lanes) - {"core"}
+        )
 
     @property
     def keeps_lab_up(self) -> bool:
@@ -111,6 +115,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
         suites=frozenset(option.wg_suite),
         programs=tuple(option.wg_impl),
         manifests=tuple(option.wg_manifest),
+        likes=tuple(option.wg_like),
         pairs=tuple(option.wg_pair),
         kernels=tuple(option.wg_kernel),
         results=option.wg_results,
@@ -136,6 +141,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--impl-manifest", action="append", default=[], metavar="FILE", type=Path, dest="wg_manifest",
         help="Test the implementation that this manifest describes: with itself, unless --impl or --pair names others.",
+    )  # fmt: skip
+    group.addoption(
+        "--like", action="append", default=[], metavar="[NAME=]LIKE", dest="wg_like",
+        help="Start the program of --impl NAME=PROGRAM as the implementation LIKE is, with its capabilities and known "
+        "failures, whatever its version; without NAME, every such program that has no manifest.",
     )  # fmt: skip
     group.addoption(
         "--pair", action="append", default=[], metavar="A~B", dest="wg_pair",

@@ -35,13 +35,15 @@ class Programs:
     """The implementations of a run, as its plan names them.
 
     known: all names. named: those that were asked for. pairs: of A and B, every ordered pair of these or those, or the
-    pairs asked for. alone: every implementation that a test of one implementation is run with.
+    pairs asked for. alone: every implementation that a test of one implementation is run with. remarks: sentences for
+    the header.
     """
 
     known: tuple[str, ...]
     named: tuple[str, ...]
     pairs: tuple[Pair, ...]
     alone: tuple[Manifest, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def read_programs(plan: RunPlan) -> Programs:
@@ -49,11 +51,7 @@ def read_programs(plan: RunPlan) -> Programs:
     from harness.implementations.registry import Registry
 
     try:
-        registry = Registry()
-        for path in plan.manifests:
-            registry.add(path)
-        for text in plan.programs:
-            registry.choose(text)
+        registry = Registry.of_options(plan.programs, plan.manifests, plan.likes)
         chosen = [registry.get(name) for name in registry.asked or registry.known]
         pairs = [Pair(a, b) for a in chosen for b in chosen]
         if plan.pairs:
@@ -64,7 +62,11 @@ def read_programs(plan: RunPlan) -> Programs:
     # The programs do alone in a guest what they do here; only the kernel is another there.
     kernels = [manifest for manifest in chosen if manifest.kind == "kernel"] if plan.lane_of_guest in GUESTS else []
     return Programs(
-        known=tuple(registry.known), named=tuple(registry.asked), pairs=tuple(pairs), alone=tuple(kernels or chosen)
+        known=tuple(registry.known),
+        named=tuple(registry.asked),
+        pairs=tuple(pairs),
+        alone=tuple(kernels or chosen),
+        remarks=tuple(registry.remarks()),
     )
 
 

@@ -178,7 +178,7 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
 def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
     """Turn a failure that is expected into an xfail, and a success where one was expected into a failure.
 
-    Returns the new state, empty if it stays as it is.
+    Returns the new state, or a message for a success that is good news; empty if all stays as it is.
     """
     from harness.report import expectations
     from harness.report.results import message_of
@@ -196,6 +196,8 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
         must_go = "; ".join(map(str, wrong))
         report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {must_go}"
         return {"state": "xpassed"}
+    if report.passed and (news := expectations.mended(found)):
+        return {"message": "; ".join(news)}
     return {}
 
 
@@ -228,9 +230,11 @@ def _side(manifest: Manifest | None) -> dict[str, str] | None:
     if manifest is None:
         return None
     try:
-        return {"impl": manifest.name, "version": manifest.version()}
+        version = manifest.version()
     except HarnessError:
-        return {"impl": manifest.name, "version": "unknown"}
+        version = "unknown"
+    side = {"impl": manifest.name, "version": version}
+    return side | {"like": manifest.like_name} if manifest.like_name else side
 
 
 def _keep_evidence(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> str:
@@ -267,7 +271,8 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name every difference with its reason, whatever `-r` says: there are few, and each is worth knowing."""
+    """Name every difference and every mended failure, whatever `-r` says: there are few, and each is worth knowing."""
+    _show_mended(terminalreporter)
     different = terminalreporter.stats.get("differs", ())
     if different:
         from harness.report.results import message_of
@@ -275,3 +280,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("differs from the kernel, and may")
         for report in different:
             terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report)}")
+
+
+def _show_mended(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = [report for report in terminalreporter.stats.get("passed", ()) if report.user_properties]
+    if not passed:
+        return
+    from harness.report.results import facts_of
+
+    if mended := [report for report in passed if facts_of(report).get("message")]:
+        terminalreporter.section("known failures that are mended")
+        for report in mended:
+            terminalreporter.write_line(f"MENDED {report.nodeid} - {facts_of(report)['message']}")

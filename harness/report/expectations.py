@@ -4,6 +4,9 @@ Each is a table of selftests/expectations/NAME.toml, with its evidence. A test t
 that passes although it should always fail is `xpassed`, and that fails the run: the program was mended, and the
 expectation must go. Where several speak of a test, one that expects its failure is enough, for which program is seen to
 fail first may be a race; a success refutes them all. refwg has none.
+
+A program given by `--like NAME` has the expectations of NAME, whatever its version. It is somebody's own build, so a
+known failure that passes is mended: good news, and no failure.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from harness.errors import UsageError
 from harness.tables import read_toml
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from harness.implementations.manifest import Manifest
     from harness.tables import Table
 
 _TEXTS: Final = ("test", "versions", "requirement", "observed", "message", "link")
@@ -47,38 +49,91 @@ class Expectation:
     side: str = ""
     always: bool = True
 
-    def applies(self, nodeid: str, manifest: Manifest, side: str) -> bool:
+    def applies(self, nodeid: str, program: Program, side: str) -> bool:
         """Whether it speaks of this test with this program in this role."""
         return (
             fnmatchcase(nodeid, self.test + "*")
             and self.side in {"", side}
-            and fnmatchcase(manifest.version(), self.versions)
+            and bool(program.like_name or fnmatchcase(program.version(), self.versions))
         )
 
     def __str__(self) -> str:
         return f"{self.requirement}: {self.observed} ({self.link})"
 
 
-def applying(directory: Path, nodeid: str, sides: Sequence[Manifest | None]) -> tuple[Expectation, ...]:
+class Program(Protocol):
+    """What is asked of a program under test; a Manifest has it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def like_name(self) -> str:
+        """The implementation whose expectations it has instead of its own; empty for most."""
+
+    def version(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An expectation that speaks of a test, because of this program. like: by `--like`, that of another one."""
+
+    expectation: Expectation
+    program: str
+    like: str
+
+
+def applying(directory: Path, nodeid: str, sides: Sequence[Program | None]) -> tuple[Known, ...]:
     """Every expectation for this test with these programs as A and B: each may have several, and both may have some."""
+    likes = {program.name: program.like_name for program in sides if program is not None and program.like_name}
+    # Tests are named after the programs that the expectations know.
+    file, bracket, parameters = nodeid.partition("[")
+    for name, like in likes.items():
+        parameters = _word(name).sub(like, parameters)
     found = {
-        expectation: None
-        for side, manifest in zip("ab", sides, strict=False)
-        if manifest is not None
-        for expectation in load_expectations(directory / f"{manifest.name}.toml")
-        if expectation.applies(nodeid, manifest, side)
+        Known(expectation, program.name, program.like_name): None
+        for side, program in zip("ab", sides, strict=False)
+        if program is not None
+        for expectation in load_expectations(directory / f"{program.like_name or program.name}.toml")
+        if expectation.applies(file + bracket + parameters, program, side)
     }
     return tuple(found)
 
 
-def explains(found: Sequence[Expectation], message: str) -> Expectation | None:
+def explains(found: Sequence[Known], message: str) -> Expectation | None:
     """The first of them that expects this failure; None if none does, for then the failure is news."""
-    return next((one for one in found if re.search(one.message, message)), None)
+    names: dict[str, list[str]] = {}
+    for known in found:
+        if known.like:
+            names.setdefault(known.like, []).append(known.program)
+
+    def pattern(text: str) -> str:
+        """The pattern, with the names of programs given by `--like` beside that of the one that they are like."""
+        for like, programs in names.items():
+            text = f"(?:{'|'.join(map(re.escape, [like, *programs]))})".join(_word(like).split(text))
+        return text
+
+    expected = (known.expectation for known in found)
+    return next((one for one in expected if re.search(pattern(one.message), message)), None)
 
 
-def refuted(found: Sequence[Expectation]) -> tuple[Expectation, ...]:
-    """Those that a success refutes: all but the ones that depend on a race."""
-    return tuple(one for one in found if one.always)
+def refuted(found: Sequence[Known]) -> tuple[Expectation, ...]:
+    """Those that a success refutes: all but the ones that depend on a race, and those that `--like` has lent."""
+    return tuple(dict.fromkeys(known.expectation for known in found if known.expectation.always and not known.like))
+
+
+def mended(found: Sequence[Known]) -> tuple[str, ...]:
+    """What a success means for programs given by `--like`: a sentence for each failure that they no longer have."""
+    return tuple(
+        f"{known.program} has mended a known failure of {known.like}: {known.expectation}"
+        for known in found
+        if known.expectation.always and known.like
+    )
+
+
+def _word(name: str) -> re.Pattern[str]:
+    """Finds the name of an implementation where it is not a part of another one."""
+    return re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w.+])")
 
 
 @cache

@@ -13,7 +13,6 @@ import shlex
 from base64 import b64encode
 from dataclasses import replace
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from functools import cache
 from hashlib import blake2s, sha256
 from pathlib import Path
@@ -130,7 +129,12 @@ def _clean(result: Result) -> Result:
 
 
 def _clean_side(side: Mapping[str, str] | None) -> dict[str, str] | None:
-    return None if side is None else {key: clean(value) for key, value in side.items()}
+    if side is None:
+        return None
+    cleaned = {key: clean(value) for key, value in side.items()}
+    # Wherever the version is shown, so is whose known failures are expected.
+    shown = f"{cleaned.get('version', 'unknown')}, like {cleaned['like']}" if "like" in cleaned else None
+    return cleaned | {"version": shown} if shown else cleaned
 
 
 # Gathering
@@ -195,8 +199,7 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         file=file,
         sentence=name.removeprefix("test_").replace("_", " "),
         rest=rest,
-        # A passed test has no message, whatever its reports contain.
-        message="" if result.state == "passed" else result.message,
+        message=result.message,
         again=clean(_again(result, run)),
         texts=reader.read(run.folder, result.artifacts),
         expectation=_expectation(result, root),
@@ -260,24 +263,31 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
     """Return the expectation that made a result an xfail or an xpass."""
     if root is None or result.state not in {"xfailed", "xpassed"}:
         return None
-    found = [
-        entry
-        for name, side in (("a", result.a), ("b", result.b))
-        # The name becomes part of a path, and comes from the file of results.
-        for entry in (_load(root, side["impl"]) if side and re.fullmatch(r"[\w.+-]+", side["impl"]) else ())
-        if fnmatchcase(result.id, entry.test + "*") and entry.side in {"", name}
-        if fnmatchcase((side or {}).get("version", ""), entry.versions)
-    ]
+    # A name is a part of a path here, and comes from the file of results.
+    sides = [_Program(side) if side and _is_name(side) else None for side in (result.a, result.b)]
+    try:
+        found = expectations.applying(root / "selftests" / "expectations", result.id, sides)
+    except (HarnessError, OSError):
+        return None
     if result.state == "xfailed":
         return expectations.explains(found, result.message)
     return next(iter(expectations.refuted(found)), None)
 
 
-def _load(root: Path, name: str) -> tuple[Expectation, ...]:
-    try:
-        return expectations.load_expectations(root / "selftests" / "expectations" / f"{name}.toml")
-    except (HarnessError, OSError):
-        return ()
+def _is_name(side: Mapping[str, str]) -> bool:
+    return all(re.fullmatch(r"[\w.+-]+", side[key]) for key in ("impl", "like") if key in side)
+
+
+class _Program:
+    """One side of a result, as expectations ask for it."""
+
+    def __init__(self, side: Mapping[str, str]) -> None:
+        self.name = side["impl"]
+        self.like_name = side.get("like", "")
+        self._version = side.get("version", "")
+
+    def version(self) -> str:
+        return self._version
 
 
 def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:

@@ -105,7 +105,8 @@ class Results:
         state = state_of(report)
         if state is not None and result.state not in GATING:
             result.state = state
-            result.message = "" if state == "passed" else message_of(report)
+            # A success has a message if it is good news.
+            result.message = str(facts.get("message", "")) if state == "passed" else message_of(report)
         return result
 
     @property
@@ -209,7 +210,10 @@ def _read_result(entry: Table) -> Result:
 
 
 def _read_side(side: Table) -> dict[str, str] | None:
-    return {"impl": side.text("impl"), "version": side.text("version", "unknown")} if side.rest() else None
+    if not side.rest():
+        return None
+    read = {"impl": side.text("impl"), "version": side.text("version", "unknown")}
+    return read | {"like": like} if (like := side.text("like", "")) else read
 
 
 def write_in_one_step(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from fnmatch import filter as filter_names
 from pathlib import Path
@@ -82,6 +83,51 @@ def test_expectation_applies_by_test_program_version_and_side(
 ) -> None:
     write(tmp_path, **changes)
     assert bool(expectations.applying(tmp_path, nodeid, sides)) is applies
+
+
+LIKE = Fixed(name="a", kind="uapi", like=PROGRAM)
+
+
+@pytest.mark.parametrize(
+    ("changes", "nodeid", "sides", "found"),
+    [
+        ({}, "test_x.py::test_it[a~other]", (LIKE, OTHER), True),
+        ({"versions": "9.*"}, "test_x.py::test_it[a~other]", (LIKE, OTHER), True),
+        ({"side": "b"}, "test_x.py::test_it[a~other]", (LIKE, OTHER), False),
+        ({"test": "test_x.py::test_it[[]mine~[!m]"}, "test_x.py::test_it[a~other-v4]", (LIKE, OTHER), True),
+        ({"test": "test_x.py::test_it[[]mine-v4[]]"}, "test_x.py::test_it[a-v4]", (LIKE, None), True),
+        ({"test": "test_x.py::test_it[[]mine-v4[]]"}, "test_x.py::test_it[a-v6]", (LIKE, None), False),
+        ({"test": "test_x.py::test_it[[]mine-v4[]]"}, "test_x.py::test_it[a.b-v4]", (LIKE, None), False),
+        ({"test": "test_x.py::test_it[[]mine~[!m]"}, "test_x.py::test_it[a~a-v4]", (LIKE, LIKE), False),
+    ],
+)
+def test_expectation_applies_to_any_version_of_like_program(
+    tmp_path: Path, changes: dict[str, Any], nodeid: str, sides: tuple[Manifest | None, ...], found: bool
+) -> None:
+    write(tmp_path, **changes)
+    assert bool(expectations.applying(tmp_path, nodeid, sides)) is found
+
+
+@pytest.mark.parametrize(
+    ("message", "known"),
+    [("a padded to a block", True), ("mine padded to a block", True), ("it padded to a block", False)],
+)
+def test_name_in_message_may_be_that_of_program_like_it(tmp_path: Path, message: str, known: bool) -> None:
+    write(tmp_path, message="^(mine|other)(-old)? padded to a block")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[a]", (LIKE, None))
+    assert bool(expectations.explains(found, message)) is known
+
+
+def test_success_mends_failure_of_program_like_its_own(tmp_path: Path) -> None:
+    write(tmp_path, "mine", {"always": False})
+    write(tmp_path, "other")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[a~other]", (LIKE, OTHER))
+    reason = "a has mended a known failure of mine: RT-11: it answers from elsewhere (https://example.org/1)"
+    assert expectations.mended(found) == (reason,)
+    # The other program still has to fail.
+    assert [one.observed for one in expectations.refuted(found)] == ["it answers from elsewhere"]
+    alone = expectations.applying(tmp_path, "test_x.py::test_it[a]", (LIKE, None))
+    assert not expectations.refuted(alone)
 
 
 @pytest.mark.parametrize(
@@ -194,3 +240,33 @@ def test_verdict_follows_expectations(pytester: pytest.Pytester, body: str, outc
     pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
     result = pytester.runpytest_subprocess("--impl", f"mine={program}", "--results", "results.json")
     result.assert_outcomes(**outcomes)
+
+
+@pytest.mark.parametrize(
+    ("body", "state", "message"),
+    [
+        ("raise AssertionError('it came from elsewhere')", "xfailed", "it came from elsewhere"),
+        ("pass", "passed", "mine has mended a known failure of wireguard-go: RT-11: it answers from elsewhere (https"),
+        ("raise AssertionError('something else')", "failed", "something else"),
+    ],
+)
+def test_mended_failure_of_like_program_is_reported_as_passed(
+    pytester: pytest.Pytester, body: str, state: str, message: str
+) -> None:
+    program = pytester.path / "program"
+    program.write_text("#!/bin/sh\necho 9.9\n")
+    program.chmod(0o755)
+    (pytester.path / "selftests" / "expectations").mkdir(parents=True)
+    write(pytester.path / "selftests" / "expectations", "wireguard-go", test="*test_it")
+    pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
+    words = ["--impl", f"mine={program}", "--like", "wireguard-go", "--results", "results.json"]
+    run = pytester.runpytest_subprocess(*words)
+    (entry,) = json.loads((pytester.path / "results.json").read_text())["results"]
+    assert entry["state"] == state
+    assert message in entry["message"]
+    assert entry["a"] == {"impl": "mine", "version": "9.9", "like": "wireguard-go"}
+    page = (pytester.path / "index.html").read_text()
+    assert "9.9, like wireguard-go" in page
+    if state == "passed":
+        run.stdout.fnmatch_lines(f"MENDED *::test_it[[]mine[]] - {message}*")
+        assert "mine has mended a known failure of wireguard-go" in page

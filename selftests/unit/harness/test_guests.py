@@ -220,6 +220,27 @@ def test_guest_receives_programs_of_chosen_pairs(pytester: pytest.Pytester, word
     assert [word.partition("=")[0] for word in options] == [each for name in taken for each in ("--impl", name)]
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["--like", "wireguard-go"], ["--like", "mine=wireguard-go"]),
+        (["--like", "mine=theirs", "--impl-manifest", "theirs.toml", "--pair", "mine~refwg"],
+         ["--impl-manifest", "{folder}/theirs.toml", "--like", "mine=theirs"]),
+    ],
+)  # fmt: skip
+def test_guest_receives_what_program_is_like(pytester: pytest.Pytester, words: list[str], given: list[str]) -> None:
+    program = pytester.makefile("", mine="#!/bin/sh\n")
+    program.chmod(0o755)
+    pytester.makefile(".toml", theirs='name = "theirs"\nkind = "uapi"\n')
+    config = pytester.parseconfig("--impl", f"mine={program}", *words)
+    files, options = Guests(config, state_of_run(config)).programs()
+    after = options[options.index("mine=/peers/mine/mine") - 1 :]
+    expected = ["--impl", "mine=/peers/mine/mine", *(word.format(folder=pytester.path) for word in given)]
+    assert after[: len(expected)] == expected
+    manifests = [path.name for path, _ in files if path.suffix == ".toml"]
+    assert manifests == (["theirs.toml"] if "--impl-manifest" in words else [])
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with a test for each lane, and guests that are processes."""

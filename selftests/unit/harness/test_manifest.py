@@ -258,6 +258,82 @@ def test_manifest_gives_time_to_stop(manifest: Path, text: str, seconds: float) 
     assert load_manifest(manifest).stop_after == seconds
 
 
+def chosen(program: Path, *likes: str, names: tuple[str, ...] = ("mine", "yours")) -> Registry:
+    return Registry.of_options([f"{name}={program}" for name in names], [], likes)
+
+
+def test_program_is_like_implementation_that_like_names(program: Path) -> None:
+    registry = chosen(program, "gotatun")
+    mine, gotatun = registry.get("mine"), registry.get("gotatun")
+    assert mine.argv("wg0") == [str(program), "-f", "--disable-drop-privileges", "wg0"]
+    assert (mine.name, mine.like, mine.mtu) == ("mine", gotatun, 1420)
+    assert (mine.capabilities, mine.env) == (gotatun.capabilities, gotatun.env)
+    assert (mine.install, mine.source, gotatun.like) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("likes", "expected"),
+    [
+        ((), ("", "")),
+        (("wireguard-go",), ("wireguard-go", "wireguard-go")),
+        (("mine=wireguard-go",), ("wireguard-go", "")),
+        (("gotatun", "mine=wireguard-go"), ("wireguard-go", "gotatun")),
+        (("yours=refwg", "mine=wireguard-go"), ("wireguard-go", "refwg")),
+        (("yours=refwg+no-clamp",), ("", "refwg+no-clamp")),
+    ],
+)
+def test_like_applies_to_named_program_or_all_others(
+    program: Path, likes: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    registry = chosen(program, *likes)
+    assert (registry.get("mine").like_name, registry.get("yours").like_name) == expected
+
+
+def test_like_leaves_programs_with_manifest_alone(program: Path) -> None:
+    registry = chosen(program, "gotatun", names=("wireguard-go", "mine"))
+    assert registry.get("wireguard-go").like is None
+    assert registry.get("wireguard-go").find_program() == program
+    assert registry.get("mine").like_name == "gotatun"
+
+
+def test_program_like_refwg_is_started_by_itself(program: Path) -> None:
+    assert chosen(program, "refwg").get("mine").argv("wg0") == [str(program), "-f", "wg0"]
+
+
+@pytest.mark.parametrize(
+    ("likes", "complaint"),
+    [
+        (("nope",), "--like nope: unknown implementation 'nope'; there are: boringtun, "),
+        (("mine=nope",), "--like mine=nope: unknown implementation 'nope'; there are: boringtun, "),
+        (("",), "--like : unknown implementation ''; there are: boringtun, "),
+        (("mine=yours",), "--like mine=yours: yours has no manifest; there are: boringtun, "),
+        (("kernel",), "--like kernel: kernel is not a program"),
+        (("other=gotatun",), "--like other=gotatun: there is no --impl other=PATH"),
+        (("gotatun=refwg",), "--like gotatun=refwg: gotatun has a manifest of its own; give your program another name"),
+        (("refwg", "gotatun"), "--like gotatun: each program has one already"),
+        (("mine=refwg", "mine=gotatun"), "--like mine=gotatun: each program has one already"),
+        (("mine=refwg", "yours=refwg", "gotatun"), "--like gotatun: each program has one already"),
+    ],
+)
+def test_wrong_like_option_is_refused_with_reason(program: Path, likes: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        chosen(program, *likes)
+    assert str(refusal.value).startswith(complaint)
+
+
+def test_like_without_program_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--like gotatun: no program to apply it to: add --impl NAME=PATH"):
+        Registry.of_options(["refwg"], [], ["gotatun"])
+
+
+def test_remarks_name_what_is_assumed_of_given_programs(program: Path) -> None:
+    registry = chosen(program, "mine=gotatun", names=("mine", "yours", "refwg"))
+    assert registry.remarks() == [
+        "mine has the capabilities and known failures of gotatun (--like), of any version",
+        f"yours has no manifest, so all capabilities are assumed; to find out: wg-interop probe --impl yours={program}",
+    ]
+
+
 def test_chosen_implementations_are_kept_in_order_and_once(manifest: Path) -> None:
     registry = Registry()
     manifest.write_text(GOOD)
