@@ -1,4 +1,4 @@
-"""Define the commands of `wg-interop`: run, doctor, install, clean.
+"""Define the commands of `wg-interop`: run, probe, doctor, install, clean.
 
 `run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
 plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.
@@ -100,6 +100,7 @@ def cli(context: click.Context) -> None:
     \b
     Your own program, if it is started as `PROGRAM -f INTERFACE`:
       wg-interop run --impl mine=./my-wireguard --pair mine~wireguard-go
+      wg-interop probe --impl mine=./my-wireguard -o mine.toml         what it can do, as a manifest
 
     Exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test, 130 interrupted.
     """  # noqa: D301 - click does not rewrap a paragraph that begins with \b
@@ -424,6 +425,36 @@ def doctor(as_json: bool) -> int:
     from harness.cli.doctor import examine  # noqa: PLC0415 - only this command needs it
 
     return examine(sys.stdout, as_json=as_json)
+
+
+@cli.command()
+@click.option("--impl", metavar="NAME[=PROGRAM]", default="", help="Try this program, under this name.")
+@click.option("--impl-manifest", "manifest", metavar="FILE", default="", help="Try what this manifest describes.")
+@click.option("--like", metavar="LIKE", default="", help="Start the program as LIKE is.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Where the manifest goes. Default: stdout.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option("--timeout-scale", type=float, default=1.0, metavar="F", help="Multiply every deadline.")
+def probe(*, impl: str, manifest: str, like: str, out: Path | None, force: bool, timeout_scale: float) -> int:
+    """Try a program capability by capability, really, in a sandbox, and write its manifest.
+
+    \b
+      wg-interop probe --impl theirs=/tmp/build/wg -o theirs.toml
+      wg-interop probe --impl-manifest theirs.toml -o theirs.toml --force
+
+    The manifest declares what works, with refwg as the peer, and has a comment for each capability that is lacking,
+    with what was seen. Progress goes to stderr.
+
+    Exit status: 0 the manifest is written, 1 the program does not work at all or a probe could show nothing, 2 wrong
+    usage, 125 could not test.
+    """  # noqa: D301
+    from harness.cli.probe import Order, probe_program  # noqa: PLC0415 - few ask for it
+
+    tools.exit_on_sigterm()
+    order = Order(impl=impl, manifest=manifest, like=like, timeout_scale=timeout_scale)
+    return probe_program(order, out, force=force)
 
 
 @cli.command(name="install")

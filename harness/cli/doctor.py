@@ -17,7 +17,6 @@ import stat
 import struct
 import subprocess
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
 from harness.cli import terminal
+from harness.cli.confined import run_confined
 from harness.errors import HarnessError, ProgramFailed, Unavailable
 from harness.implementations.registry import Registry
 from harness.install import go, rust, tools
 from harness.install.recipes import CargoProgram, GoProgram
 from harness.lab.lab import Lab
 from harness.net.veth import add_veth
-from harness.sandbox.launch import launcher_command, require_sandbox
+from harness.sandbox.launch import require_sandbox
 from harness.traffic.ping import must_ping
 
 if TYPE_CHECKING:
@@ -400,34 +400,8 @@ def findings() -> Generator[Finding]:
 
     Raises HarnessError if the probes take longer than DEADLINE or end with another status than 0.
     """
-    command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", "harness.cli.doctor"]
-    home = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
-    with tempfile.TemporaryFile("w+") as errors:
-        child = subprocess.Popen(
-            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-        )
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            child.kill()
-
-        timer = threading.Timer(DEADLINE, end)
-        # After Ctrl-C or `| head -1` the process must not wait for the timer.
-        timer.daemon = True
-        timer.start()
-        try:
-            with child, tools.ended(child):
-                yield from (Finding(**json.loads(line)) for line in child.stdout or ())
-        finally:
-            timer.cancel()
-        if late.is_set():
-            raise HarnessError(f"doctor: the probes took longer than {DEADLINE:g} s")
-        errors.seek(0)
-        if child.returncode != 0:
-            last = (errors.read().splitlines() or ["nothing on stderr"])[-1]
-            raise HarnessError(f"doctor: the probes ended with status {child.returncode}: {last}")
+    for finding in run_confined("doctor", "harness.cli.doctor", deadline=DEADLINE):
+        yield Finding(**finding)
 
 
 def is_able(found: Sequence[Finding]) -> bool:

@@ -283,12 +283,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _show_mended(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = [report for report in terminalreporter.stats.get("passed", ()) if report.user_properties]
-    if not passed:
+    if not state_of_run(terminalreporter.config).used:
         return
     from harness.report.results import facts_of
 
-    if mended := [report for report in passed if facts_of(report).get("message")]:
+    if mended := [report for report in terminalreporter.stats.get("passed", ()) if facts_of(report).get("message")]:
         terminalreporter.section("known failures that are mended")
         for report in mended:
             terminalreporter.write_line(f"MENDED {report.nodeid} - {facts_of(report)['message']}")

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,7 +22,7 @@ from harness.control.uapi import UapiControl
 from harness.implementations.interface import CONTROL_SOCKETS
 from harness.sandbox.launcher import die_with_parent
 from harness.sandbox.namespace import NamespaceThread, enter_new_mounts
-from harness.wait import EntryAppears, wait_for
+from harness.wait import EntryAppears, poll_until, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ class Saboteur:
 
     def __init__(self) -> None:
         self.port: str | None = None
+        self.is_set = False
         self.peer = ""
         self.owners: dict[ipaddress.IPv4Network | ipaddress.IPv6Network, str] = {}
 
@@ -46,13 +48,13 @@ class Saboteur:
         yield f"rx_bytes={max(0, int(value) - INITIATION)}" if name == "rx_bytes" else line
 
     def keep_port(self, line: str) -> Iterator[str]:
-        """Every listen port after the first is accepted and ignored."""
+        """Every listen port that is set after the first is accepted and ignored."""
         name, _, value = line.partition("=")
-        if name == "listen_port":
+        if name in {"set", "get"}:
+            self.is_set = name == "set"
+        if name == "listen_port" and self.is_set:
             self.port = self.port or value
-            yield f"listen_port={self.port}"
-        else:
-            yield line
+        yield f"listen_port={self.port or value}" if name == "listen_port" else line
 
     def first_come(self, line: str) -> Iterator[str]:
         """An allowed ip within a wider one of another peer is accepted and ignored."""
@@ -114,8 +116,15 @@ def main() -> NoReturn:
         thread.call(connection.connect, str(CONTROL_SOCKETS / f"{name}.sock"))
         return connection
 
+    def is_listening() -> bool:
+        with suppress(ConnectionRefusedError), connect():
+            return True
+        return False
+
     try:
         wait_for(ready, 5.0, "the real program's socket")
+        # The program binds its socket, which creates the file, a moment before it listens.
+        poll_until(is_listening, bool, 5.0)
         serve(name, UapiControl(name, connect), getattr(Saboteur(), sabotage))
     finally:
         program.terminate()

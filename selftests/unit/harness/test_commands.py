@@ -252,3 +252,21 @@ def test_command_without_arguments_prints_help(capsys: pytest.CaptureFixture[str
 def test_version_option_prints_program_name_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert status("--version") == 0
     assert capsys.readouterr().out.startswith("wg-interop 0.")
+
+
+@pytest.mark.parametrize(
+    ("like", "remark"),
+    [
+        ((), "mine has no manifest, so all capabilities are assumed; to find out: wg-interop probe --impl mine={}"),
+        (("--like", "refwg"), "mine has the capabilities and known failures of refwg (--like), of any version"),
+    ],
+)
+def test_run_says_what_it_assumes_of_program_without_manifest(
+    checkout: Path, like: tuple[str, ...], remark: str
+) -> None:
+    program = checkout / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    _, stdout, _ = call("run", "--impl", f"mine={program}", *like, "-k", "good")
+    assert stdout.splitlines()[0] == remark.format(program)
+    assert f"wg-interop: {remark.format(program)}" in (checkout / "report" / "pytest.log").read_text().splitlines()

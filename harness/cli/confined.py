@@ -1,0 +1,54 @@
+"""Run a module of ours in a sandbox, as a child, and read the JSON lines that it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.install import tools
+from harness.sandbox.launch import launcher_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def run_confined(name: str, module: str, *arguments: str, deadline: float) -> Iterator[dict[str, Any]]:
+    """Start `python -m module` behind the launcher, or without a sandbox where there can be none; yield its lines.
+
+    name: of the command, for errors. deadline: seconds for the whole; then the child, and all in the sandbox, is
+    killed. Raises HarnessError if it came to that, or if the child failed.
+    """
+    command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", module, *arguments]
+    home = str(Path(__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
+    with tempfile.TemporaryFile("w+") as stderr:
+        child = subprocess.Popen(
+            command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+        )
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(deadline, end)
+        # After Ctrl-C or `| head -1` the process must not wait for the timer.
+        timer.daemon = True
+        timer.start()
+        try:
+            with child, tools.ended(child):
+                yield from (json.loads(line) for line in child.stdout or ())
+        finally:
+            timer.cancel()
+        if late.is_set():
+            raise HarnessError(f"{name}: the probes took longer than {deadline:g} s")
+        stderr.seek(0)
+        if child.returncode != 0:
+            last = (stderr.read().splitlines() or ["nothing on stderr"])[-1]
+            raise HarnessError(f"{name}: the probes ended with status {child.returncode}: {last}")
