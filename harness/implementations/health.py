@@ -1,8 +1,8 @@
 """Check after a test that a program is well: alive, no crash report, no leak, clean end.
 
-It must be the process that was started, must not have written what a crash, a race detector or a sanitizer writes, must
-not have grown in descriptors or threads, and must end by itself soon after SIGTERM: within 2 s, or what its manifest
-gives as `stop_after`.
+The process must still be the one that was started. Its log must not hold a report of a crash, a race detector or a
+sanitizer. It must not have more descriptors or threads than at its start, beyond a limit. It must end within
+`stop_after` seconds of SIGTERM, 2 unless its manifest gives another number.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from harness.implementations.manifest import Manifest
     from harness.sandbox.process import Process
 
-# What the runtimes and sanitizers of the usual languages write when a program has gone wrong.
+# Crash reports of the runtimes and sanitizers of C, Go, Python and Rust.
 CRASH_PATTERNS: Final = (
     r"^panic: ",
     r"^fatal error: ",
     r"WARNING: DATA RACE",
-    # Rust of today names the thread's id as well, and goes on unless it was the main thread.
+    # Newer versions of Rust print the thread's id too. A panic ends the program only in the main thread.
     r"thread '.*'( \(\d+\))? panicked at",
     r"^memory allocation of \d+ bytes failed",
     r"(Address|Thread|Leak|Memory)Sanitizer",
@@ -35,59 +35,59 @@ CRASH_PATTERNS: Final = (
     r"^Traceback \(most recent call last\)",
     r"Segmentation fault|SIGSEGV",
 )
-_ENOUGH: Final = 3  # crash reports are named
-_LONGEST: Final = 1 << 16  # bytes of a crash report and its reason
+_ENOUGH: Final = 3  # crash reports that a message quotes
+_LONGEST: Final = 1 << 16  # bytes of one crash report and its reason
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a process holds: open descriptors and threads."""
+    """The number of open descriptors and of threads of a process."""
 
     descriptors: int
     threads: int
 
 
 def size_of(pid: int) -> Size:
-    """Count descriptors and threads of a process; raises OSError when it is gone."""
+    """Count the descriptors and threads of a process in /proc; raises OSError if it has ended."""
     process = Path("/proc", str(pid))
     return Size(len(list((process / "fd").iterdir())), len(list((process / "task").iterdir())))
 
 
 class CrashReports:
-    """What a program wrote that only a program gone wrong writes; each look reads what came since the last.
+    """Finds crash reports in a program's log; each call reads only what was added since the last one.
 
-    log: the file of its output. patterns: regular expressions for one line.
+    log: the file of its output. patterns: regular expressions that match within one line.
     """
 
     def __init__(self, log: Path, patterns: Iterable[str]) -> None:
         self._log = log
-        # Each by itself: an alternation of all takes ten times as long, and a log may have a line for each allowed-ip.
+        # One search per pattern: an alternation of all takes ten times as long, and a log may have 130 560 lines.
         self._patterns = [re.compile(pattern.encode(), re.MULTILINE) for pattern in patterns]
         self._read = 0
         self._found: dict[int, str] = {}  # by offset
 
     def lines(self) -> list[str]:
-        """The first lines so far that say that something is wrong; empty if none does."""
+        """Return the first crash reports found so far, at most three; empty if there is none."""
         with self._log.open("rb") as log:
             log.seek(self._read)
             text = log.read()
         for pattern in self._patterns:
             for start, line, why in islice(_lines_with(pattern, text), _ENOUGH):
-                # Rust says on one line where it panicked, and why on the next.
+                # Rust prints the place of a panic on one line and the reason on the next.
                 whole = line + b" " + why if line.endswith(b":") else line
                 self._found[self._read + start] = f"wrote: {whole.decode(errors='replace')}".rstrip()
-        # The last line may grow yet, and the one before it may get its reason.
+        # Read the last two lines again: the last may be incomplete, and the one before may still get its reason.
         self._read += text.rfind(b"\n", 0, max(text.rfind(b"\n"), 0)) + 1
         return [self._found[offset] for offset in sorted(self._found)[:_ENOUGH]]
 
 
 def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """The lines in which it matches: offset, line, the line after it."""
+    """Yield each line in which the pattern matches: its offset, the line, and the next line."""
     end = -1
     while hit := pattern.search(text, end + 1):
         start = text.rfind(b"\n", 0, hit.start()) + 1
         line, _, after = text[start : start + _LONGEST].partition(b"\n")
-        # What matches over the end of a line does not count.
+        # A match that crosses the end of the line does not count.
         if pattern.search(line):
             yield start, line, after.partition(b"\n")[0]
         end = text.find(b"\n", hit.start())
@@ -96,7 +96,7 @@ def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, 
 
 
 class HealthCheck:
-    """Watches one process from the moment it is ready."""
+    """Health check of one process; counts its descriptors and threads when it is created."""
 
     def __init__(self, process: Process, manifest: Manifest) -> None:
         self._process = process
@@ -106,11 +106,14 @@ class HealthCheck:
         self._crashes = CrashReports(process.log, (*CRASH_PATTERNS, *manifest.complaints))
 
     def complaints(self) -> list[str]:
-        """All that is wrong with the process now, in words; empty if it is well. It goes on running."""
+        """Return a sentence for everything that is wrong with the process now; empty if it is well."""
         return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._crashes.lines()) if text]
 
     def end(self) -> list[str]:
-        """The last look: complaints, and whether the process ends by itself after SIGTERM."""
+        """Send SIGTERM and return all complaints, also that the process did not end in time or died of a signal.
+
+        A process that does not end in time is killed.
+        """
         found = self.complaints()
         was_running = self._process.running
         try:
@@ -121,7 +124,7 @@ class HealthCheck:
             if was_running and status < 0 and status != -15:  # noqa: PLR2004 - SIGTERM itself
                 found.append(f"{self._who} died of signal {-status} after SIGTERM")
         self._process.close()
-        # A sanitizer tells of leaks at the end, and a crash on the way out may still give status 0.
+        # A sanitizer reports leaks at exit, and a crash at exit may still leave status 0.
         crashes = [f"{self._who} {text}" for text in self._crashes.lines()]
         return found + [text for text in crashes if text not in found]
 

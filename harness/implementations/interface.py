@@ -1,6 +1,7 @@
 """Start any implementation as a WireGuard interface with one typed configuration.
 
-It has a birth node, where its process, UDP sockets and control socket are, and a place, where its link is now.
+An interface has a birth node, where its process, UDP sockets and control socket are, and a place, the node where its
+link is now.
 """
 
 from __future__ import annotations
@@ -34,21 +35,22 @@ if TYPE_CHECKING:
     from harness.sandbox.process import Completed
 
 CONTROL_SOCKETS: Final = Path("/run/wireguard")
-# Generous: on a machine with ten times as much to do as it can, Python alone needs five seconds.
+# Seconds. On a machine with ten times more work than it can do, the start of Python alone takes five.
 _START: Final = 15.0
 _LISTENS: Final = 2.0
 _POLL_INTERVAL: Final = 0.002
 _NAME_MAX: Final = 15
 _TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
 _NETLINK_GENERIC: Final = 16
-# Value of the sysctl addr_gen_mode: no link-local address, so that no router solicitation disturbs exact counts.
+# Value of the sysctl addr_gen_mode: no link-local address. Its router solicitations would change exact byte counts.
 _ADDRGENMODE_NONE: Final = 1
 
 
 class Interface:
-    """What both kinds have in common; made by `create`.
+    """The common part of both kinds; call `create` to make one.
 
-    key_log: where it writes its keys, if it reveals them. told: the private key that it was given last through `set`.
+    key_log: the file to which the program writes its keys; None if it does not. told: the private key of the last
+    `set` that had one.
     """
 
     key_log: Path | None = None
@@ -66,9 +68,10 @@ class Interface:
         return f"Interface({self.name!r}, {self.manifest.name}, born in {self.birth.name}, now in {self.place.name})"
 
     def set(self, config: DeviceConfig) -> None:
-        """Change the configuration; raises ControlError with the errno the implementation gave.
+        """Change the configuration; raises ControlError with the errno of the implementation.
 
-        What the implementation does not declare to survive is not tried: Unsupported.
+        Raises Unsupported, and sends nothing, for a change that needs the capability `update-peer` or
+        `peer-before-key` if the manifest does not declare it: it may end the program.
         """
         self._require_declared(config)
         self.control.set(config)
@@ -89,41 +92,41 @@ class Interface:
             raise Unsupported(f"{self.manifest.name} does not declare the capability {capability}")
 
     def set_peer(self, public_key: Key, **changes: Unpack[PeerChanges]) -> None:
-        """Change one peer; the changes are PeerConfig's fields."""
+        """Change one peer; `changes` are fields of PeerConfig. Raises as `set`."""
         self.set(DeviceConfig(peers=(PeerConfig(public_key=public_key, **changes),)))
 
     def get(self, timeout: float | None = None) -> DeviceState:
-        """The configuration and the counters as the implementation reports them.
+        """Return the configuration and the counters as the implementation reports them.
 
-        timeout: seconds, scaled, that it may take; None for those of its control.
+        timeout: seconds, scaled; None for that of its control. Raises ControlError or DeadlineExceeded.
         """
         return self.control.get(timeout)
 
     def peer(self, public_key: Key) -> PeerState:
-        """One peer as the implementation reports it."""
+        """Return one peer as the implementation reports it; HarnessError if it has no such peer."""
         return self.get().peer(public_key)
 
     def move(self, place: NetNS) -> None:
-        """Move the link to another node; the process and its sockets stay behind."""
+        """Move the link to another node; the process and its sockets stay in the birth node."""
         self.place.move_link(self.name, place)
         self.place = place
         self._quiet()
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
-        """Give the link addresses and bring it up."""
+        """Add addresses to the link, given as ADDRESS/LENGTH, and set it up; mtu: None leaves it as it is."""
         self.place.add_address(self.name, *addresses)
         self.place.set_link(self.name, up=True, mtu=mtu)
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
-        """Run wg(8) where it finds this interface: `wg("show", "wg0", "endpoints")`."""
+        """Run wg(8) in the namespaces where it finds this interface: `wg("show", "wg0", "endpoints")`."""
         raise NotImplementedError
 
     def complaints(self) -> list[str]:
-        """What the health check finds while the interface lives."""
+        """Return what the health check finds now; the interface stays up."""
         raise NotImplementedError
 
     def complaints_in_log(self) -> list[str]:
-        """The last lines of its log, at most two, that speak of something it did not like; none without a log."""
+        """Return the last lines of its log, at most two, that report an error; none without a log."""
         return []
 
     @property
@@ -137,11 +140,11 @@ class Interface:
         return None
 
     def cpu_seconds(self) -> float:
-        """How long its program has worked so far; 0 for the driver, of which nobody can tell."""
+        """Return the CPU time of its program so far; 0 for the driver, whose work is not counted for one interface."""
         return 0.0
 
     def close(self) -> list[str]:
-        """End the interface; returns what the last health check found."""
+        """Remove the interface, and end its program; returns what the last health check found."""
         raise NotImplementedError
 
     def _quiet(self) -> None:
@@ -157,20 +160,24 @@ class KernelInterface(Interface):
         super().__init__(name, manifest, birth, GenlControl(self._socket, node=birth.name).interface(name))
 
     def move(self, place: NetNS) -> None:
+        """Move the link; the driver is configured over netlink in the node where its link is."""
         super().move(place)
         self._socket.close()
         self._socket = genetlink(place)
         self.control = GenlControl(self._socket, node=place.name).interface(self.name)
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
+        """Run wg(8) in the node where the link is."""
         return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
 
     def complaints(self) -> list[str]:
+        """Return nothing: the driver's complaints are in the kernel log (harness/vm/kernel_log.py)."""
         return []
 
     def close(self) -> list[str]:
+        """Delete the link, unless its node is gone."""
         self._socket.close()
-        # With its namespace the kernel removes the link too.
+        # The kernel deletes the links of a namespace together with it.
         if self.place.is_open and self.place.has_link(self.name):
             self.place.delete_link(self.name)
         return []
@@ -209,7 +216,7 @@ class ProgramInterface(Interface):
         env = {"RUST_BACKTRACE": "1", "GOTRACEBACK": "all", **manifest.env}
         with ExitStack() as watch:
             appears = self._thread.call(EntryAppears, self.socket_path.parent, self.socket_path.name)
-            # The kernel lets a grace period of 25 ms pass before it lets go of the watch; no need to wait for that.
+            # Closing an inotify watch waits for a grace period of about 25 ms in the kernel: do it in another thread.
             watch.callback(Thread(target=appears.close, name="close").start)
             process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
             undo.callback(_end, process)
@@ -222,7 +229,7 @@ class ProgramInterface(Interface):
         return process
 
     def _await_listening(self, manifest: Manifest) -> None:
-        """Wait until the control socket takes connections: wg(8) deletes one that refuses them, as if left behind."""
+        """Wait until the control socket accepts connections: wg(8) deletes a socket that refuses them."""
         try:
             self.connect().close()
         except OSError as error:
@@ -230,8 +237,8 @@ class ProgramInterface(Interface):
             raise HarnessError(f"{said}\n{self.process.tail()}") from error
 
     def connect(self) -> socket.socket:
-        """Make a new connection to its control socket; the caller closes it."""
-        # A program binds its socket, which makes the file, a moment before it listens; that has no event.
+        """Open a new connection to its control socket; the caller closes it. Raises OSError."""
+        # bind(2) creates the file a moment before listen(2), which has no event.
         answer = poll_until(
             self._connect,
             lambda tried: isinstance(tried, socket.socket) or not self.process.running,
@@ -258,16 +265,16 @@ class ProgramInterface(Interface):
 
     @property
     def has_socket(self) -> bool:
-        """Whether its control socket is there, if only as a file that a dead program left."""
+        """Whether the file of its control socket exists; a program that died may have left it."""
         return self._thread.call(self.socket_path.exists)
 
     def remove_socket(self) -> None:
-        """Delete its control socket, which tells it to end."""
+        """Delete the file of its control socket, which asks the program to end."""
         with steps.step(self._thread.name, f"rm {self.socket_path}"):
             self._thread.call(self.socket_path.unlink)
 
     def up(self, *addresses: str, mtu: int | None = None) -> None:
-        """As for every interface; returns when the program listens, which may be a moment after the link is up."""
+        """As for every interface; returns when the program's UDP socket is bound, a moment after the link is up."""
         super().up(*addresses, mtu=mtu)
         port = self.get().listen_port
         if port:
@@ -281,6 +288,7 @@ class ProgramInterface(Interface):
             )
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
+        """Run wg(8) in the birth node, in the program's mount namespace."""
         return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
 
     @property
@@ -293,23 +301,27 @@ class ProgramInterface(Interface):
         return Path("/proc", str(os.getpid()), "task", str(self._thread.call(get_native_id)), "ns", "mnt")
 
     def cpu_seconds(self) -> float:
+        """Return the CPU time of the process so far, in user and kernel mode."""
         return self.process.cpu_seconds()
 
     def complaints(self) -> list[str]:
+        """Return what the health check finds now; the program goes on."""
         return self._health.complaints()
 
     def complaints_in_log(self) -> list[str]:
+        """Return the last lines of its log, at most two, that report an error."""
         lines = self.process.log.read_text(errors="replace").splitlines()
         return [line.strip() for line in lines if _TELLING.search(line)][-2:]
 
     def close(self) -> list[str]:
+        """End the program by SIGTERM and return what the last health check found."""
         complaints = self._health.end()
         self._thread.close()
         return complaints
 
 
 def genetlink(node: NetNS) -> socket.socket:
-    """A generic netlink socket of a node, by which the interfaces that are there are configured."""
+    """Open a generic netlink socket in a node; it configures the driver's interfaces there."""
     return node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_GENERIC)
 
 
@@ -326,7 +338,7 @@ def _enter(birth: NetNS, control_socket: Path) -> None:
 
 
 def _link_for_wg(name: str, control_socket: Path) -> None:
-    """Let wg(8) find a control socket that is elsewhere; a program that makes both has its own there."""
+    """Link a control socket that is elsewhere into /run/wireguard, for wg(8), unless a file of the name is there."""
     link = CONTROL_SOCKETS / f"{name}.sock"
     if link != control_socket:
         with suppress(FileExistsError):
@@ -346,7 +358,10 @@ def _end(process: Process) -> None:
 
 
 def create(name: str, manifest: Manifest, birth: NetNS, log: Path) -> Interface:
-    """Make an interface of this implementation in its birth node; what its program writes goes to `log`."""
+    """Create an interface of this implementation in its birth node; its program writes to `log`.
+
+    Raises UsageError for a bad name, and HarnessError, with the end of the log, if the program does not start.
+    """
     if not name or len(os.fsencode(name)) > _NAME_MAX or "/" in name:
         raise UsageError(f"interface name {name!r}: 1 to {_NAME_MAX} bytes without a slash")
     if manifest.kind == "kernel":

@@ -1,8 +1,8 @@
 """Collect the keys of a lab's interfaces in Wireshark's key log format.
 
-They come from what a program reveals and from the configuration. Source: Wireshark's description of its key log format
-for WireGuard. With the ephemeral private key of one side all that its sessions carried can be read; with static keys
-only, the handshakes.
+They come from the programs' key logs and from the configuration. Source: Wireshark's description of its key log format
+for WireGuard. With the ephemeral private keys of one side Wireshark decrypts all its sessions, with the static keys
+only the handshakes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _LINE: Final = re.compile(
 
 
 def key_log(interfaces: Iterable[Interface]) -> str:
-    """Everything known of these interfaces' keys; empty if that is nothing."""
+    """Return all known keys of these interfaces, a line each; empty if none is known."""
     made = list(interfaces)
-    # A preshared key belongs to the ephemeral one before it, so what the programs reveal stays together.
+    # A preshared key belongs to the ephemeral key before it, so the lines of a program stay in order.
     lines = [line for interface in made for line in configured(interface)]
     lines += [line for interface in made for line in revealed(interface)]
     return "".join(f"{line}\n" for line in lines)
 
 
 def configured(interface: Interface) -> list[str]:
-    """The static keys of the interface and its peers, as it reports them or else was told."""
-    # One that is dead says nothing any more.
+    """Return lines for the static keys of the interface and its peers, as reported, or else as configured."""
+    # A program that has died reports nothing.
     with suppress(HarnessError, OSError):
         state = interface.get(EVIDENCE_TIMEOUT)
         key = state.private_key or interface.told
@@ -45,7 +45,7 @@ def configured(interface: Interface) -> list[str]:
 
 
 def revealed(interface: Interface) -> list[str]:
-    """What the program has written to its key log; lines that are something else are left out."""
+    """Return the lines of the program's key log, without those of another format."""
     if interface.key_log is None or not interface.key_log.exists():
         return []
     return [line for line in interface.key_log.read_text(errors="replace").splitlines() if _LINE.fullmatch(line)]

@@ -1,6 +1,6 @@
 """Read manifests: how a WireGuard program is found and started, and what it can do.
 
-A manifest is a TOML file. `wg-interop doctor` lists those that are known; docs/manifests.md explains every key.
+A manifest is a TOML file. docs/manifests.md explains every key; `wg-interop doctor` lists the known implementations.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _MAX_STOP_AFTER: Final = 60  # seconds; a test has 120 in all
 _VERSION: Final = re.compile(r"\bv?(\d+\.\d[\w.+-]*)")
 _KERNEL_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
-# What a program may declare that it can do beyond the core of the protocol. Tests that need one carry the marker
-# `capability(NAME)` and are reported as unsupported for a program that does not declare it.
+# Abilities beyond the core of the protocol, by the name that a manifest declares. A test that needs one has the marker
+# `capability(NAME)`; for a program that does not declare it the result is `unsupported`.
 CAPABILITIES: Final = {
     "roaming": "follows a peer that sends authentic packets from a new address",
     "sticky-source": "answers from the address that was addressed",
@@ -61,38 +61,38 @@ class Manifest:
     kind: Literal["kernel", "uapi"]
     title: str = ""
     program: Path | None = None
-    """A program given by its path; None where it is installed, or where the command needs none."""
+    """The program, if it was given by its path; None if it is installed, or if the command needs none."""
     command: tuple[str, ...] = ("{program}", "-f", "{interface}")
-    """Starts it in the foreground. `{program}`, `{interface}` and `{python}`, this interpreter, are filled in."""
+    """The command that starts it in the foreground; `{program}`, `{interface}` and `{python}` (ours) are filled in."""
     version_command: tuple[str, ...] = ("{program}", "--version")
-    """Prints its version."""
+    """The command that prints its version."""
     env: dict[str, str] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
-    """Names of CAPABILITIES that it declares."""
+    """The declared names of CAPABILITIES."""
     control_socket: str = "/run/wireguard/{interface}.sock"
     """Where it listens for UAPI: a path below a directory of /run; `{interface}` is filled in."""
     complaints: tuple[str, ...] = ()
-    """Patterns that its log must not match."""
+    """Regular expressions that no line of its log may match."""
     stop_after: float = 2.0
     """Seconds, scaled, after which it must have ended when it was sent SIGTERM."""
     descriptors: int = 16
-    """By how many descriptors it may grow in a test."""
+    """The number of descriptors that it may gain during a test."""
     threads: int = 32
-    """By how many threads it may grow in a test."""
+    """The number of threads that it may gain during a test."""
     mtu: int | None = None
-    """What the lab sets the interface's MTU to, for a program that leaves it at the 1500 of a TUN device."""
+    """The MTU that the lab sets, for a program that leaves the interface at the 1500 of a TUN device; None: none."""
     install: Recipe | None = None
-    """How it is installed; None if its manifest has no table [install]."""
+    """The recipe of its installation; None if its manifest has no table [install]."""
     variant: tuple[str, ...] = ()
-    """What is added to the command for a variant, `NAME+VARIANT`; `{variant}` is filled in. Empty: it has none."""
+    """Words added to the command for `NAME+VARIANT`; `{variant}` is filled in. Empty: it has no variants."""
     variant_env: dict[str, str] = field(default_factory=dict)
-    """What is added to the environment for a variant."""
+    """Variables added to the environment for a variant."""
     key_log: tuple[str, ...] = ()
-    """What is added to the command so that it reveals its keys; `{file}` is filled in. Empty: it does not."""
+    """Words added to the command so that it logs its keys; `{file}` is filled in. Empty: it cannot."""
     source: Path | None = None
     """The manifest's file; None for a program without one."""
     base: str = ""
-    """What a variant is a variant of; empty for any other."""
+    """For a variant, the name before the `+`; otherwise empty."""
     like: Manifest | None = None
     """For a program given by its path, the manifest that `--like` names for it."""
 
@@ -100,13 +100,13 @@ class Manifest:
         return f"Manifest({self.name})"
 
     def find_program(self) -> Path:
-        """Where the program is; raises Unavailable with the remedy if it is nowhere."""
+        """Return the path of the program; raises Unavailable, with the remedy, if there is none."""
         if self.program is not None:
             return self.program
         if self.install is None:
             where = f"set program.path in {self.source}, or " if self.source else ""
             raise Unavailable(f"{self.name} names no program; {where}--impl {self.name}=PATH")
-        # Every variant is the same program.
+        # All variants are one program.
         base = self.base or self.name
         found = self.install.installed(base)
         if found is None:
@@ -119,12 +119,12 @@ class Manifest:
         return found
 
     def argv(self, interface: str, key_log: Path | None = None) -> list[str]:
-        """The command that serves the interface in the foreground; it may be told to reveal its keys to a file."""
+        """Return the command that serves the interface in the foreground; key_log: the file for its keys, if any."""
         revealing = [word.replace("{file}", str(key_log)) for word in self.key_log] if key_log is not None else []
         return self._fill(self.command, interface) + revealing
 
     def socket_path(self, interface: str) -> Path:
-        """The control socket of this interface."""
+        """Return the path of this interface's control socket."""
         return Path(self.control_socket.format(interface=interface))
 
     def _fill(self, words: tuple[str, ...], interface: str = "") -> list[str]:
@@ -133,7 +133,7 @@ class Manifest:
 
     @property
     def needs_program(self) -> bool:
-        """Whether there is a file to find before it can be started."""
+        """Whether the command names the program, so that its file must exist."""
         return any("{program}" in word for word in self.command)
 
     @property
@@ -142,7 +142,7 @@ class Manifest:
         return self.like.name if self.like is not None else ""
 
     def given_as(self, name: str, program: Path) -> Manifest:
-        """This implementation with a program of the user's own, under the name that he gives it."""
+        """Return a copy of this manifest for the user's own program, under another name."""
         given = replace(self, name=name, program=program)
         if not self.needs_program:
             given = replace(
@@ -151,7 +151,7 @@ class Manifest:
         return given
 
     def varied(self, variant: str) -> Manifest:
-        """This implementation as the variant of that name, `refwg+no-clamp`."""
+        """Return the variant of this name, such as `refwg+no-clamp`."""
         words = [word.replace("{variant}", variant) for word in self.variant]
         return replace(
             self,
@@ -162,7 +162,7 @@ class Manifest:
         )
 
     def why_unavailable(self) -> str | None:
-        """Why it cannot be tested on this machine now; None if it can."""
+        """Return why it cannot be tested on this machine, with the remedy; None if it can."""
         try:
             if self.kind == "uapi":
                 self.argv("")
@@ -175,7 +175,7 @@ class Manifest:
         return None
 
     def version(self) -> str:
-        """Its version: what the version command prints, or `unknown`."""
+        """Return its version, from the version command or uname(2); `unknown` if none was printed within 10 s."""
         if self.kind == "kernel":
             return os.uname().release
         return _program_version(tuple(self._fill(self.version_command)))
@@ -195,7 +195,7 @@ def _program_version(argv: tuple[str, ...]) -> str:
 
 @cache
 def kernel_has_wireguard() -> bool:
-    """Whether the running kernel makes a WireGuard interface, tried in this process's network namespace."""
+    """Whether the running kernel can create a WireGuard interface; tries it in this process's network namespace."""
     with closing(Rtnetlink(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))) as netlink:
         try:
             netlink.add_link("wgprobe", "wireguard")
@@ -209,7 +209,7 @@ GENERIC: Final = Manifest(name="-", kind="uapi")
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest; every mistake in it is a UsageError that names the file and the key."""
+    """Read a manifest; for a mistake, raises a UsageError of one line that names the file and the key."""
     top = installer.read_manifest(path)
     kind = _take_kind(top)
     program, watch, variant = top.table("program"), top.table("watch"), top.table("variant")
@@ -251,7 +251,7 @@ def _take_capabilities(top: Table) -> frozenset[str]:
 
 
 def _take_capabilities_since(top: Table, kind: str) -> frozenset[str]:
-    """What the running kernel is new enough for; a program comes with its version, its manifest knows it."""
+    """Return the capabilities that the running kernel is new enough for; for kind `kernel` only."""
     since = top.table("capabilities_since")
     names = since.rest()
     if names and kind != "kernel":
@@ -285,7 +285,7 @@ def _take_command(program: Table, key: str, default: tuple[str, ...]) -> tuple[s
 
 def _take_variant(variant: Table) -> tuple[str, ...]:
     words = variant.words("args", ())
-    # Its name is put in first; they are filled in with the command, to which they are added.
+    # `{variant}` is replaced first, and the rest when the whole command is filled in.
     named = [word.replace("{variant}", "") for word in words]
     _check_fillable(variant, "args", named, "{variant}, {program}, {interface} and {python}")
     return words
@@ -306,7 +306,7 @@ def _take_key_log(program: Table) -> tuple[str, ...]:
 
 
 def _take_control_socket(program: Table) -> str:
-    """Check the template of the control socket: the lab can make a private directory below /run only."""
+    """Take the template of the control socket; the lab can make directories private below /run only."""
     text = program.text("control_socket", GENERIC.control_socket)
     wrong = program.wrong(
         f"program.control_socket must be like /run/DIRECTORY/{{interface}}.sock, not {text!r}: a path in a "
@@ -369,7 +369,7 @@ def _numbers(version: re.Match[str]) -> tuple[int, int]:
 
 
 def executable(path: Path, what: str) -> Path:
-    """The absolute path of a program that can be started; UsageError if it cannot."""
+    """Return the absolute path of a program; UsageError, beginning with `what`, if it cannot be executed."""
     resolved = path.expanduser().absolute()
     if not resolved.is_file():
         raise UsageError(f"{what}: no program {resolved}")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """The implementations that are known in this run, and those that were asked for."""
+    """The implementations of a run.
+
+    known: every manifest by its name. asked: the names that the command line gave, in order.
+    """
 
     def __init__(self) -> None:
         manifests = [load_manifest(path) for path in sorted(MANIFESTS.glob("*.toml"))]
@@ -26,9 +29,9 @@ class Registry:
         self._bare: dict[str, Path] = {}
 
     def choose(self, text: str) -> Manifest:
-        """Take an `--impl NAME` or `--impl NAME=PROGRAM`.
+        """Take an `--impl NAME` or `--impl NAME=PROGRAM` and return its manifest; raises UsageError.
 
-        A name that no manifest has, with a program, is started as wireguard-go is: `PROGRAM -f INTERFACE`.
+        A program under a name without a manifest is started like wireguard-go: `PROGRAM -f INTERFACE`.
         """
         name, equals, program = text.partition("=")
         self._derive(name)
@@ -49,7 +52,7 @@ class Registry:
 
     @classmethod
     def of_options(cls, programs: Sequence[str], manifests: Sequence[Path], likes: Sequence[str]) -> Registry:
-        """Make a registry that has taken all `--impl`, `--impl-manifest` and `--like` of a command line."""
+        """Take all `--impl`, `--impl-manifest` and `--like` of a command line; raises UsageError."""
         registry = cls()
         for path in manifests:
             registry.add(path)
@@ -59,15 +62,16 @@ class Registry:
         return registry
 
     def add(self, path: Path) -> Manifest:
-        """Take an `--impl-manifest FILE`."""
+        """Take an `--impl-manifest FILE` and return the manifest; raises UsageError."""
         manifest = load_manifest(path)
         self.known[manifest.name] = manifest
         return self._ask(manifest.name)
 
     def liken(self, texts: Sequence[str]) -> None:
-        """Take every `--like`, after all programs: NAME=LIKE for one of them, LIKE for all others without a manifest.
+        """Take every `--like`, after all programs; raises UsageError.
 
-        Such a program is started, and has capabilities and known failures, as the manifest of LIKE says.
+        `NAME=LIKE` is for one program, `LIKE` for all others without a manifest. Such a program gets the manifest of
+        LIKE, except its name and path, and the known failures of LIKE are expected of it.
         """
         likes: dict[str, Manifest] = {}
         # Those for one program first.
@@ -102,7 +106,7 @@ class Registry:
         return f"there is no --impl {name}=PATH"
 
     def remarks(self) -> list[str]:
-        """What a run should say at its start of the programs given by their paths, a sentence for each."""
+        """Return a sentence for each program given by its path: what the run assumes of it."""
         found = []
         for name, path in self._bare.items():
             if like := self.known[name].like:
@@ -118,14 +122,14 @@ class Registry:
         return self.known[name]
 
     def _derive(self, name: str) -> None:
-        """Make the variant known that a name like `refwg+no-clamp` asks for."""
+        """Add the variant that a name such as `refwg+no-clamp` names."""
         base, plus, variant = name.partition("+")
         named = plus and name not in self.known and NAME.fullmatch(name)
         if named and base in self.known and self.known[base].variant:
             self.known[name] = self.known[base].varied(variant)
 
     def get(self, name: str) -> Manifest:
-        """A known implementation by name."""
+        """Return a known implementation, or a variant of one, by its name; raises UsageError."""
         self._derive(name)
         if name not in self.known:
             raise UsageError(f"unknown implementation {name!r}; there are: {', '.join(self.known)}")

@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LOCK: Final = "alone.lock"
-# Everyone takes this lock first, for a moment. A test that waits for the exclusive lock keeps it, so that later tests
-# queue behind it.
+# Each test takes this lock first, for a moment. A test that waits for the exclusive lock keeps it, so that later tests
+# wait behind it.
 _QUEUE: Final = "alone.queue"
 _DIRECTORY: Final = pytest.StashKey["Path"]()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
+    """Use the locks in this run only if a test is marked `alone` (hook)."""
     if any(is_alone(item) for item in session.items) and not session.config.option.collectonly:
         session.config.stash[_DIRECTORY] = state_of_run(session.config).scratch()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Outermost of all, so that no limit on a test's time counts the wait."""
+    """Hold the lock during each test (hook); outermost, so that pytest-timeout does not count the wait."""
     directory = item.config.stash.get(_DIRECTORY, None)
     if directory is None:
         return (yield)
@@ -45,7 +46,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @contextmanager
 def held(directory: Path, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of this run directory; it falls with the process, however that ends."""
+    """Hold the lock of this run directory; the kernel releases it if the process dies."""
     lock, queue = (_open(directory / name) for name in (_LOCK, _QUEUE))
     try:
         fcntl.flock(queue, fcntl.LOCK_EX)

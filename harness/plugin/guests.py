@@ -1,7 +1,7 @@
 """Run the tests of lanes `vm` and `warp` in guests, as part of one pytest session.
 
-The guest runs pytest on the same files; each of its reports comes back and is told to this session's hooks as if the
-test had run here, as xdist does with its workers. A guest without a good verdict is a failed test of its own.
+The guest runs pytest on the same files. Each of its reports comes back and goes to this session's hooks, as if the test
+had run here; xdist does so with its workers. A guest that crashes or hangs is a failed result of its own.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KERNEL: Final = "kernel"
-# Where the guest has the programs under test, one directory each.
+# Directory of the guest with the programs under test, each in a directory of its own.
 PEERS: Final = "/peers"
-# Marks the lines of the guest's output that are events; the rest is what pytest prints there.
+# First byte of an event in the guest's output (RFC 7464); other lines are pytest's.
 RECORD: Final = b"\x1e"
 # The inode that Linux gives to its first PID namespace (include/linux/proc_ns.h).
 FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
-# Plugins whose import costs seconds under emulation, and that no test of a guest uses.
+# Plugins that no test in a guest uses, and whose import takes seconds under emulation.
 UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
-# Emulation is slow: deadlines of the guest's tests are longer.
+# Factor of all deadlines in a guest, because emulation is slow.
 TIMEOUT_SCALE: Final = 4.0
 DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
 
 
 class EventParser:
-    """Takes a guest's output in pieces and gives back the events in it, whole."""
+    """Splits a guest's output into events and other lines. text: the other lines, so far."""
 
     def __init__(self) -> None:
         self._rest = b""
         self.text: list[str] = []
 
     def feed(self, data: bytes) -> Iterator[dict[str, object]]:
-        """Take a piece; yields the events that it completes, keeps other lines in `text`."""
+        """Take a piece of the output; yields the events that it completes, and adds other lines to `text`."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             before, mark, event = line.partition(RECORD)
@@ -80,7 +80,7 @@ class EventParser:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one guest has to do: the tests of a lane on a kernel, or each of them whose turn is `number` of `count`."""
+    """The work of one guest: of the tests of a lane on a kernel, every `count`-th, from `number` on."""
 
     lane: str
     kernel: str
@@ -89,7 +89,7 @@ class Shard:
 
 
 class Guests:
-    """The guests of one session, which run while the session has its own tests."""
+    """The guests of one session; they run at the same time as the session's own tests."""
 
     def __init__(self, config: pytest.Config, state: State) -> None:
         self._config = config
@@ -97,7 +97,7 @@ class Guests:
         self._plan = state.plan
 
     def prepare(self) -> None:
-        """Fetch kernels and build the guest's root, while there is a network. Raises pytest.UsageError."""
+        """Fetch the kernels and build the guest's root; needs the network. Raises pytest.UsageError."""
         try:
             boot.require_in_guest(self._config.rootpath)
             for kernel in self.kernels:
@@ -107,13 +107,14 @@ class Guests:
 
     @property
     def kernels(self) -> tuple[str, ...]:
+        """The kernels of `--kernel`, or the default of harness/vm/kernels.toml."""
         return self._plan.kernels or (kernels.CATALOGUE.default,)
 
     @contextmanager
     def beside(self, session: pytest.Session) -> Iterator[GuestPool]:
-        """Run the guests of the plan, as many at once as `-n` says, while the session has tests of its own.
+        """Run the guests of the plan beside the session's own tests, at most `-n` at a time.
 
-        They start when it is known which files hold tests for them, and those that run at the end are stopped.
+        They start when it is known which files hold tests for them. Guests that still run at the end are stopped.
         """
         at_once = _at_once(self._plan.workers)
         shards = [
@@ -150,7 +151,7 @@ class Guests:
         pool.start(lambda: self._boot(shard, words, show, pool.stop), ended, reporter.failed)
 
     def _boot(self, shard: Shard, words: list[str], show: Callable[[bytes], None], stop: int) -> VmResult:
-        """Boot a guest that runs its shard of the tests that `words` select, and wait for its end."""
+        """Boot a guest, run its shard of the tests that `words` select, and wait for its end."""
         files, programs = self.programs()
         lane = lane_arguments(shard.lane, self._config.option.markexpr, self._plan)
         arguments = [*words, *programs, *self.pairs(shard.lane), *lane, "--seed", str(self._state.seed)]
@@ -167,7 +168,7 @@ class Guests:
                 EVENTS: "stdout",
                 LANE: shard.lane,
                 **({SHARD: f"{shard.number}/{shard.count}"} if shard.count > 1 else {}),
-                # The whole guest is a sandbox.
+                # The guest is itself the sandbox.
                 INSIDE: FIRST_PID_NAMESPACE,
                 "PYTHONDONTWRITEBYTECODE": "1",
             },
@@ -177,14 +178,17 @@ class Guests:
         )
 
     def pairs(self, lane: str) -> list[str]:
-        """Where lane netns runs too, it has the pairs of programs, and a guest of vm runs those with the kernel."""
+        """Return `--pair` options for a guest of this lane; empty if the plan's own pairs hold.
+
+        If lane netns runs too, it tests the pairs of two programs, and a guest of lane vm only those with the kernel.
+        """
         names = self._state.programs.named or self._state.programs.known
         if lane != "vm" or self._plan.pairs or "netns" not in self._plan.lanes or KERNEL not in names:
             return []
         return [f"--pair={a}~{b}" for a in names for b in names if KERNEL in {a, b}]
 
     def programs(self) -> tuple[list[tuple[Path, str]], list[str]]:
-        """The programs to take along, and the options that name them there."""
+        """Return the files to copy into the guest, with their paths there, and the options that name them."""
         files: list[tuple[Path, str]] = []
         options: list[str] = []
         for manifest in self._state.programs.alone:
@@ -210,7 +214,7 @@ class Guests:
 
 
 def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]]) -> list[str]:
-    """Take a user's manifest along, and the program that it names; both keep their paths, for it may name it by its."""
+    """Add a user's manifest, and the program that it names, to the files; both keep their paths in the guest."""
     if manifest.source is None or manifest.source.parent == MANIFESTS:
         return []
     source = manifest.source.absolute()
@@ -222,7 +226,8 @@ def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]]) -> list[st
 class GuestPool:
     """Runs guests in threads and queues their events for pytest's own thread.
 
-    pytest's hooks belong to the session's thread, so an event waits until a test here has ended or `finish` is called.
+    pytest's hooks may be called in the session's thread only. So an event waits until a test here has ended, or until
+    `finish` is called.
     """
 
     def __init__(
@@ -234,8 +239,8 @@ class GuestPool:
     ) -> None:
         """Make a pool of `at_once` threads.
 
-        start: starts the guests, given the files that hold tests for them. left_by_workers: those files whose tests
-        the xdist workers have left to guests.
+        start: called once, with the files that hold tests for guests; starts them. left_by_workers: returns the files
+        whose tests the xdist workers have left to guests.
         """
         self._session = session
         self._start = start
@@ -247,20 +252,20 @@ class GuestPool:
         self.stop, self._stopper = os.pipe()
 
     def begin(self, files: Iterable[str]) -> None:
-        """Start the guests, the first time this is called."""
+        """Start the guests; calls after the first do nothing."""
         if not self._begun:
             self._begun = True
             self._start(files)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """The first worker has collected, and with it everyone."""
+        """Start the guests when the first xdist worker has collected: all workers collect the same (hook)."""
         self.begin([*(name.partition("::")[0] for name in ids), *self._left_by_workers()])
 
     def start(
         self, work: Callable[[], T], ended: Callable[[T], object], failed: Callable[[HarnessError], object]
     ) -> None:
-        """Do the work in a thread; pytest's own thread then calls `ended` or `failed` with what it came to."""
+        """Run `work` in a thread; then pytest's own thread calls `ended` with its result or `failed` with its error."""
 
         def take(future: Future[T]) -> None:
             self._left -= 1
@@ -275,17 +280,17 @@ class GuestPool:
         self._pool.submit(work).add_done_callback(lambda future: self.put(partial(take, future)))
 
     def put(self, event: Callable[[], object]) -> None:
-        """Queue a call for pytest's own thread, which makes them in the order in which they were queued."""
+        """Queue a call for pytest's own thread; calls are made in the order in which they were queued."""
         self._events.put(event)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logfinish(self) -> None:
-        """Process the queued events, between two tests here."""
+        """Process the queued events between two tests here (hook)."""
         while not self._events.empty():
             self._events.get()()
 
     def finish(self) -> None:
-        """Process events until all guests have ended; end the session where -x asks for it, as pytest does."""
+        """Process events until all guests have ended; raises pytest's own exceptions if -x or --maxfail ends it."""
         while self._left:
             self._events.get()()
             if self._session.shouldfail:
@@ -302,22 +307,26 @@ class GuestPool:
 
 @dataclass(slots=True)
 class LeakCheck:
-    """Whether the driver has destroyed what it created, in all guests of a lane on one kernel (scenario N41)."""
+    """Whether the driver destroyed all it created, in all guests of a lane on one kernel (scenario N41).
+
+    left: guests that have not ended. used: whether the driver was under test in any of them. wrong: what was found.
+    """
 
     left: int
     used: bool = False
     wrong: list[str] = field(default_factory=list)
 
     def look(self, log: str, *, used: bool) -> None:
+        """Take the kernel log of a guest that has ended; used: whether the driver was under test there."""
         self.used |= used
         self.wrong += leaks(log) if used else []
 
 
 class GuestReporter:
-    """Tells this session's hooks what a guest reports."""
+    """Passes a guest's reports to this session's hooks."""
 
     def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, leaks: LeakCheck) -> None:
-        """Evidence: the directory below which it goes to a place of the lane and the kernel."""
+        """evidence: the directory for evidence; that of a guest goes to a directory of its lane and kernel there."""
         self._config = config
         self._shard = shard
         self._place = file_name(f"{shard.lane}-{shard.kernel}")
@@ -329,10 +338,12 @@ class GuestReporter:
         self._used_kernel = False
 
     def take_all(self, events: Iterator[dict[str, object]]) -> None:
+        """Take several events, in order."""
         for event in events:
             self.take(event)
 
     def take(self, event: dict[str, object]) -> None:
+        """Take an event: how many tests the guest has, or the report of a phase of a test."""
         if event.get("event") == "collected":
             self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
         if event.get("event") != "report":
@@ -344,7 +355,7 @@ class GuestReporter:
         self._any = True
         self._failed += report.failed
         self._begun.append(report)
-        # A test is told as a whole: the same test may run here at the same time.
+        # Pass on all phases of a test together: the same test may run here at the same time.
         if report.when == "teardown":
             self._tell_begun()
 
@@ -354,7 +365,7 @@ class GuestReporter:
             self._config.hook.pytest_runtest_logreport(report=report)
 
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
-        """Let the evidence be found where it is brought to, apart from that of the same test elsewhere."""
+        """Change the path of the evidence to where it is copied, apart from that of the same test elsewhere."""
         facts = facts_of(report)
         if artifacts := facts.get("artifacts"):
             facts["artifacts"] = str(artifacts).replace("evidence/", f"evidence/{self._place}/", 1)
@@ -367,7 +378,7 @@ class GuestReporter:
             state_of_run(self._config).results.invocation.kernels[str(release)] = name
 
     def ended(self, result: VmResult, text: list[str]) -> None:
-        """The guest has ended: bring its evidence and judge it. `text`: what pytest printed there."""
+        """Copy the evidence of a guest that has ended, and report what went wrong; text: what pytest printed there."""
         self._tell_begun()
         found = result.results / "report" / "evidence"
         if found.is_dir():
@@ -384,19 +395,19 @@ class GuestReporter:
             self._tell("objects", result.kernel, "; ".join(self._leaks.wrong), scenarios=["N41"])
 
     def failed(self, error: HarnessError) -> None:
-        """There was no guest, or it could not be watched to its end."""
+        """Report that the guest could not be started, or not be watched to its end."""
         self._tell_begun()
         self._leaks.left -= 1
         self._failure(self._shard.kernel, str(error))
 
     def _expected_statuses(self) -> set[int]:
-        """The exit statuses of pytest that the reports explain."""
+        """Return the exit statuses of pytest that agree with its reports."""
         if not self._any:
             return {pytest.ExitCode.NO_TESTS_COLLECTED}
         return {pytest.ExitCode.TESTS_FAILED if self._failed else pytest.ExitCode.OK}
 
     def _failure(self, kernel: str, text: str) -> None:
-        """A failed result that belongs to the guest, not to one of its tests."""
+        """Report a failed result of the guest itself."""
         self._tell("guest", kernel, text)
 
     def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
@@ -419,25 +430,25 @@ class GuestReporter:
 
 
 def used_driver(report: pytest.TestReport) -> bool:
-    """Whether the driver was under test, and the test passed: then it has made objects."""
+    """Whether this report is of a passed test of the driver: then the driver has created objects."""
     facts = facts_of(report)
     names = [side.get("impl") for side in (facts.get("a"), facts.get("b")) if isinstance(side, dict)]
     return report.when == "call" and report.passed and KERNEL in names
 
 
 def revive(config: pytest.Config, data: object) -> pytest.TestReport:
-    """The report that a guest has sent as JSON."""
+    """Rebuild a report from the JSON that a guest has sent."""
     report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=data)
     match report.longrepr:
         case [str(path), int(line), str(reason)]:
-            # JSON has no tuples, which is what the reason of a skip is.
+            # The reason of a skip is a tuple, which JSON turns into a list.
             report.longrepr = (path, line, reason)
     return report
 
 
 def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
-    """The options of pytest in a guest of this lane, made from those of the command line."""
-    # Tests that wait for protocol time run where time is skipped, and nowhere else.
+    """Return the options of pytest in a guest of this lane, from those of the command line."""
+    # Tests marked `waiting` run only in lane warp, where idle time is skipped.
     waiting = "waiting" if lane == "warp" else "not waiting"
     expression = f"({markers}) and {waiting}" if markers else waiting
     scale = TIMEOUT_SCALE * plan.timeout_scale
@@ -445,17 +456,17 @@ def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
 
 
 def _at_once(workers: int | str | None) -> int:
-    """How many guests run at once for `-n WORKERS`."""
+    """Return the number of guests at a time for `-n WORKERS`."""
     if isinstance(workers, str):
-        # `auto` and its like, which xdist resolves only where it is to have workers.
+        # `auto` or `logical`, which xdist resolves only if it starts workers.
         return len(os.sched_getaffinity(0))
     return workers or 1
 
 
 def selection(config: pytest.Config, plan: RunPlan, files: Iterable[str]) -> list[str]:
-    """The words that choose tests in a guest: what the command line says, its directories as the `files` in them.
+    """Return the words that select tests in a guest: those of the command line, with directories as files.
 
-    files: those that hold tests for guests, relative to the root; a guest that collects others as well takes minutes.
+    files: the files with tests for guests, relative to the root. To collect all others takes a guest minutes.
     """
     given = [_relative(word, config.rootpath) for word in config.args]
     folders = [Path(word) for word in given if "::" not in word]

@@ -30,14 +30,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunPlan:
-    """What the command line asks of a run, and in a guest what the environment does; it never changes.
+    """The options of a run, and in a guest also its environment variables.
 
-    The words for programs (`programs`, `manifests`, `pairs`) are as they were given: `session.Programs` says what they
-    stand for, because most runs of pytest have no use for the modules that know.
+    programs, manifests, likes and pairs are the words of the command line. `session.read_programs` looks them up, and
+    only if they are needed: most runs of pytest do not use the lab and need not import those modules.
     """
 
     lanes: tuple[str, ...] = ()
-    """`--lane` in the order given; empty: everything that can run here."""
+    """`--lane`, in the order given; empty: core and netns, as far as they can run here."""
     suites: frozenset[str] = frozenset()
     """`--suite`; empty: all tests."""
     programs: tuple[str, ...] = ()
@@ -56,33 +56,35 @@ class RunPlan:
     seed: int | None = None
     timeout_scale: float = 1.0
     workers: int | str | None = None
-    """`-n`: xdist workers for the tests here, and as many guests at once."""
+    """`-n`: the number of xdist workers for the tests here, and of guests at a time."""
     pause: bool = False
     """`--pause-on-error`."""
     shell: str = ""
-    """`--shell`: a node of the lab; so are the next two."""
+    """`--shell`: a node of the lab, as in `strace` and `gdb`."""
     strace: str = ""
+    """`--strace`."""
     gdb: str = ""
+    """`--gdb`."""
     lane_of_guest: str = ""
-    """In a guest, the lane that it runs; elsewhere empty."""
+    """In a guest, its lane; elsewhere empty."""
     shard: tuple[int, int] | None = None
-    """In a guest that runs every n-th test only: its number, counted from 0, and n."""
+    """In a guest that runs every n-th test: its number, counted from 0, and n."""
 
     @property
     def concerns_lab(self) -> bool:
-        """Whether an option was given that makes sense for the lab only."""
+        """Whether an option was given that only the lab uses."""
         return bool(
             self.programs or self.manifests or self.likes or self.pairs or self.suites or set(self.lanes) - {"core"}
         )
 
     @property
     def keeps_lab_up(self) -> bool:
-        """Whether the lab of a failed test stays up for somebody who looks at it."""
+        """Whether the lab of a failed test stays up until the user goes on."""
         return self.pause or bool(self.shell)
 
     @property
     def asks_at_terminal(self) -> bool:
-        """Whether the run stops and leaves the terminal to somebody."""
+        """Whether the run stops and gives the terminal to the user."""
         return self.keeps_lab_up or bool(self.gdb)
 
     @property
@@ -92,22 +94,22 @@ class RunPlan:
 
     @property
     def guest_lanes(self) -> list[str]:
-        """The lanes asked for that need a guest."""
+        """The lanes of `--lane` that need a guest."""
         return [lane for lane in GUESTS if lane in self.lanes]
 
     @property
     def only_guests(self) -> bool:
-        """Whether nothing is to run on this kernel."""
+        """Whether all lanes of `--lane` need a guest, so that nothing runs on this kernel."""
         return bool(self.guest_lanes) and not set(self.lanes) & set(HERE)
 
     @property
     def guests_have_more(self) -> bool:
-        """Whether guests run tests that the xdist workers of this run would not collect."""
+        """Whether guests run tests that xdist workers on this kernel do not run."""
         return "warp" in self.lanes or ("vm" in self.lanes and "netns" not in self.lanes)
 
 
 def read_plan(config: pytest.Config) -> RunPlan:
-    """Read the options of pytest's command line, and the variables that a guest is started with."""
+    """Read the plan from pytest's parsed options and from the environment variables of a guest."""
     option = config.option
     number, _, count = os.environ.get(SHARD, "").partition("/")
     return RunPlan(
@@ -133,6 +135,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the plugin to pytest (hook)."""
     group = parser.getgroup("wg-interop", "WireGuard interop lab")
     group.addoption(
         "--impl", action="append", default=[], metavar="NAME[=PROGRAM]", dest="wg_impl",

@@ -22,12 +22,13 @@ FIXTURES: Final = "harness.plugin.fixtures"
 MAX_REQUIREMENTS: Final = 3
 # Key in xdist's `workeroutput` for a worker's usage error.
 USAGE: Final = "wg_usage"
-# In the run directory: the files whose tests only guests run, one a line, as the xdist workers have found them.
+# In the run directory: the files with tests that only guests run, one a line; the xdist workers write it.
 _GUEST_FILES: Final = "guest-files"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize tests that use `pair` or `implementation` with the programs of the run (hook)."""
     if uses(metafunc.definition, "pair"):
         metafunc.parametrize("pair", state_of_run(metafunc.config).programs.pairs, ids=str, indirect=True)
     if uses(metafunc.definition, "implementation"):
@@ -37,6 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
+    """Check the markers, keep the tests of the suites and lanes chosen, and put those marked `alone` last (hook)."""
     for item in items:
         marks = [argument for marker in item.iter_markers("requirement") for argument in marker.args]
         if len(marks) > MAX_REQUIREMENTS:
@@ -47,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     state = state_of_run(config)
     _choose(config, items, [item for item in items if _is_chosen(item, state.plan)])
     yield
-    # From here on all other plugins have chosen, and have put the tests in their order.
+    # All other plugins have selected and ordered their tests now.
     if is_worker(config) and state.plan.guest_lanes:
         _leave_to_guests(config, state, items)
     if state.plan.shard is not None:
@@ -64,7 +66,7 @@ def _choose(config: pytest.Config, items: list[pytest.Item], chosen: list[pytest
 
 
 def _is_chosen(item: pytest.Item, plan: RunPlan) -> bool:
-    """Whether the item belongs to one of the suites and lanes asked for; what runs in guests is collected here too."""
+    """Whether the item belongs to the suites and lanes of the run; tests for guests are collected here too."""
     if plan.suites and suite_of(item) not in plan.suites:
         return False
     if waits(item) and plan.lane_of_guest != "warp":
@@ -73,28 +75,28 @@ def _is_chosen(item: pytest.Item, plan: RunPlan) -> bool:
 
 
 def runs_here(item: pytest.Item, plan: RunPlan) -> bool:
-    """Whether a chosen item runs on this kernel, be it a guest's."""
+    """Whether a chosen item runs in this process, on this kernel; in a guest all do."""
     if plan.lane_of_guest or not plan.lanes:
         return True
     if lane_of(item) not in plan.lanes or waits(item):
         return False
-    # In lane vm a guest tests kernel WireGuard; here there would be nothing but a skip for want of it.
+    # With lane vm, a guest tests kernel WireGuard. Here the test would only be skipped if this kernel lacks it.
     return not ("vm" in plan.lanes and any(side.kind == "kernel" for side in sides(item)) and not _kernel_has_it())
 
 
 def _kernel_has_it() -> bool:
-    """Whether kernel WireGuard can be tested here, asked in the sandbox only: the answer makes an interface."""
+    """Whether this kernel has WireGuard; False outside a sandbox, because to find out creates an interface."""
     from harness.implementations.manifest import kernel_has_wireguard
 
     return launch.inside() and kernel_has_wireguard()
 
 
 def _leave_to_guests(config: pytest.Config, state: State, items: list[pytest.Item]) -> None:
-    """Deselect what only guests run, and write down its files: the controller of xdist workers collects nothing."""
+    """Deselect the tests that only guests run, and write their files down for the controller, which collects none."""
     here = [item for item in items if runs_here(item, state.plan)]
     elsewhere = dict.fromkeys(file_of(item) for item in items if item not in set(here))
     path = state.scratch() / _GUEST_FILES
-    # Each worker finds the same; a reader sees one list or none.
+    # All workers write the same list; the rename lets a reader see all of it or nothing.
     part = path.with_name(f"{_GUEST_FILES}.{os.getpid()}")
     part.write_text("".join(f"{name}\n" for name in elsewhere))
     part.replace(path)
@@ -102,30 +104,30 @@ def _leave_to_guests(config: pytest.Config, state: State, items: list[pytest.Ite
 
 
 def files_left_to_guests(scratch: Path) -> list[str]:
-    """The files that xdist workers have left to guests, relative to the root directory."""
+    """Return the files whose tests xdist workers have left to guests, relative to the root directory."""
     path = scratch / _GUEST_FILES
     return path.read_text().splitlines() if path.exists() else []
 
 
 def file_of(item: pytest.Item) -> str:
-    """The file of a test, relative to the root directory."""
+    """Return the file of a test, relative to the root directory."""
     return item.nodeid.partition("::")[0]
 
 
 def uses(item: pytest.Item, fixture: str) -> bool:
-    """Whether a test uses our fixture of this name; other projects may well have a `lab` or a `pair` of their own."""
+    """Whether a test uses our fixture of this name; another project may have its own `lab` or `pair`."""
     info = getattr(item, "_fixtureinfo", None)
     for definition in reversed(info.name2fixturedefs.get(fixture, ()) if info else ()):
         if getattr(definition.func, "__module__", None) == FIXTURES:
             return True
-        # Theirs may be built upon ours.
+        # Theirs may use ours.
         if fixture not in definition.argnames:
             break
     return False
 
 
 def sides(item: pytest.Item) -> tuple[Manifest, ...]:
-    """The implementations that a test is about: A and B of a pair, one, or none."""
+    """Return the implementations under test: A and B of a pair, one, or none."""
     params = getattr(getattr(item, "callspec", None), "params", {})
     if uses(item, "pair"):
         return tuple(params["pair"])
@@ -133,7 +135,7 @@ def sides(item: pytest.Item) -> tuple[Manifest, ...]:
 
 
 def suite_of(item: pytest.Item) -> str:
-    """Which word of `lanes.SUITES` a test belongs to; none if it does without the lab."""
+    """Return the suite of a test, one of `lanes.SUITES`; empty if it does not use the lab."""
     if uses(item, "pair"):
         return "pairs"
     if lane_of(item) == "core":
@@ -142,21 +144,21 @@ def suite_of(item: pytest.Item) -> str:
 
 
 def lane_of(item: pytest.Item) -> str:
-    """`netns` for a test that uses the lab, else `core`."""
+    """Return `netns` for a test that uses the lab, else `core`."""
     return "netns" if uses(item, "lab") else "core"
 
 
 def waits(item: pytest.Item) -> bool:
-    """Whether minutes of protocol time have to pass in a test, so that it runs in lane `warp` only."""
+    """Whether a test is marked `waiting`: minutes of protocol time pass in it, so it runs in lane `warp` only."""
     return item.get_closest_marker("waiting") is not None
 
 
 def is_alone(item: pytest.Item) -> bool:
-    """Whether no other test may run beside this one."""
+    """Whether a test is marked `alone`: no other test of the run may run at the same time."""
     return item.get_closest_marker("alone") is not None
 
 
 def label_of(item: pytest.Item) -> str:
-    """The lane as results name it: in a guest, the guest's."""
+    """Return the lane for the results: in a guest, that of the guest."""
     lane = lane_of(item)
     return (state_of_run(item.config).plan.lane_of_guest or lane) if lane == "netns" else lane

@@ -1,8 +1,8 @@
 """Run one smoke test for each implementation of a run, and block its tests if that fails.
 
-The first test that needs the implementation runs it, in its set-up, and reports the failure as its own. All others are
-`blocked` at once, with the same reason. The result is in a file of the run directory, which xdist workers share; a
-guest has a run directory, and so a smoke test on its kernel, of its own.
+The first test that needs the implementation runs the smoke test in its set-up and reports the failure as its own. All
+others are `blocked` at once, with the same reason. The outcome is in a file of the run directory, which the xdist
+workers share. A guest has its own run directory, so it runs a smoke test on its own kernel.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ def require_smoke(item: pytest.Item, manifest: Manifest) -> None:
 
 
 def _run_once(state: State, manifest: Manifest) -> str:
-    """Run the smoke test unless that was done in this run; why it failed, empty if it passed."""
+    """Run the smoke test, unless this run has done so; returns why it failed, empty if it passed.
+
+    Raises SmokeFailed in the process that ran it.
+    """
     from harness.lab.lab import Lab
 
     folder = state.scratch() / _FOLDER
@@ -70,7 +73,7 @@ def _run_once(state: State, manifest: Manifest) -> str:
 
 
 def _failure(lab: Lab, manifest: Manifest) -> str:
-    """Run the smoke test; why it failed, and then its evidence stays in the directory."""
+    """Run the smoke test and return why it failed, with the evidence in its directory; empty if it passed."""
     from harness.lab.probes import smoke_test
 
     try:
@@ -82,14 +85,14 @@ def _failure(lab: Lab, manifest: Manifest) -> str:
     else:
         return ""
     finally:
-        # The first error is the reason; what the undo adds to it is of no interest.
+        # The first error is the reason; an error of the undo would only hide it.
         with suppress(HarnessError, OSError):
             lab.close()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that falls with the process, however that ends."""
+    """Hold a file lock; the kernel releases it if the process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
 """Run health checks, undo and expectations around each test; offer `differs` and `twin`.
 
-`differs` and `twin` are for tests: the one ends a test whose program does something else than the kernel and may, the
-other shows what a refusal is measured against.
+Tests call `differs` and `twin`. `differs` ends a test whose program does not do what the kernel does, and need not.
+`twin` surrounds the positive control of a test that expects a refusal.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from harness.lab.lab import Lab
 
 
-# Must behave exactly like the driver: for these a difference is a failure.
+# For these a difference from the driver is a failure.
 _AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
 
 
 class Differs(Skipped):
-    """The program does something else than the kernel, and may: the result is `differs`, which fails no run."""
+    """The program does not do what the kernel does, and need not: the result is `differs`, which fails no run."""
 
-    # As for pytest's own outcomes: the reports name it without a module.
+    # Like pytest's own outcomes, so that reports print the name without a module.
     __module__ = "builtins"
 
 
 class Blocked(Failed):
     """The test could prove nothing: the result is `blocked`, which fails the run.
 
-    Either the positive twin of a refusal was not shown, or an implementation has failed its smoke test.
+    Either a positive control failed, or an implementation has failed its smoke test.
     """
 
     __module__ = "builtins"
@@ -62,10 +62,10 @@ class SmokeFailed(Failed):
 
 
 def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
-    """End the test: what the program does is legitimate, and not what the kernel does. `how`: with what was measured.
+    """End the test: the program's behaviour is allowed, and is not the kernel's.
 
-    by: the names of those that do it, where that can be told; of the kernel itself, and of refwg, it is a failure. The
-    health checks still run, and the lab is still undone; what they find fails the test.
+    how: what was measured. by: the names of the programs that differ, if that is known; for `kernel` and `refwg` a
+    difference is a failure. The health checks still run, and the lab is still undone; what they find fails the test.
     """
     if wrong := sorted(_AS_THE_KERNEL & set(by)):
         pytest.fail(f"{' and '.join(wrong)}: {how}")
@@ -74,10 +74,10 @@ def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
 
 @contextmanager
 def twin(shows: str) -> Iterator[None]:
-    """Around the positive twin of a refusal, in the refusal's own test: what must happen wherever it is not refused.
+    """Surround the positive control of a test that expects a refusal; if it fails, the result is `blocked`.
 
-    shows: a sentence, such as "a datagram from an allowed address arrives". Where it fails, nothing is said about the
-    refusal, which is `blocked`. Without a twin, a tunnel that is simply dead would refuse everything.
+    shows: a sentence, such as "a datagram from an allowed address arrives". Without the control, a tunnel that carries
+    nothing at all would pass every test of a refusal.
     """
     try:
         yield
@@ -91,7 +91,7 @@ def twin(shows: str) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Around each test: health checks and the undoing of the lab, both part of the test's verdict."""
+    """Run the health checks and undo the lab as a part of each test, so that their errors fail it (hook)."""
     made = item.stash.get(LAB, None)
     if made is None:
         return (yield)
@@ -135,6 +135,7 @@ def _close_after(made: Lab, error: BaseException) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Apply the expectations, keep the evidence, and put what the plugin knows into the report (hook)."""
     report = yield
     special = _special_state(item, report, call)
     state = state_of_run(item.config)
@@ -156,11 +157,11 @@ def pytest_runtest_makereport(
 
 
 def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, str]:
-    """The state and the message of what pytest has no outcome for; empty for everything else."""
+    """Return state and message for a result for which pytest has no outcome; empty for all others."""
     error = call.excinfo.value if call.excinfo is not None else None
     match error:
         case Unsupported():
-            # The lab did not try what the program does not declare: for pytest a skip, like a missing marker.
+            # The lab did not use an undeclared capability. To pytest this is a skip, as if the test had its marker.
             path, line, _ = item.location
             report.outcome = "skipped"
             report.longrepr = (path, line or 0, f"Skipped: unsupported: {error}")
@@ -171,14 +172,14 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
             return {"state": "blocked", "message": str(error)}
         case SmokeFailed():
             return {"message": str(error)}
-    # A test that raised nothing and yet failed was marked as a strict xfail.
+    # A test that failed without an exception was marked as a strict xfail.
     return {"state": "xpassed"} if report.failed and error is None else {}
 
 
 def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
-    """Turn a failure that is expected into an xfail, and a success where one was expected into a failure.
+    """Turn an expected failure into an xfail, and a success where a failure was expected into a failure.
 
-    Returns the new state, or a message for a success that is good news; empty if all stays as it is.
+    Returns the new state, or a message for a failure that the user's own build has mended; empty if nothing changes.
     """
     from harness.report import expectations
     from harness.report.results import message_of
@@ -221,7 +222,7 @@ def _facts(item: pytest.Item) -> dict[str, object]:
 
 
 def _a_and_b(item: pytest.Item) -> tuple[Manifest | None, Manifest | None]:
-    """The implementations of A and B that the test is about, as far as there are any."""
+    """Return the implementations under test as A and B; None for a side that the test does not have."""
     a, b = [*sides(item), None, None][:2]
     return a, b
 
@@ -238,7 +239,7 @@ def _side(manifest: Manifest | None) -> dict[str, str] | None:
 
 
 def _keep_evidence(item: pytest.Item, report: pytest.TestReport, error: BaseException | None) -> str:
-    # The smoke test has a lab of its own; what its failure blocks has nothing to show.
+    # A smoke test has its own lab. The tests that its failure blocks have no evidence.
     made = error.lab if isinstance(error, SmokeFailed) else item.stash.get(LAB, None)
     keep = state_of_run(item.config).plan.keep
     if made is None or keep == "none" or (keep == "failed" and not report.failed):
@@ -263,6 +264,7 @@ def _snapshot(made: Lab) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    """Name the state `differs` in pytest's progress and summary; other states keep pytest's words (hook)."""
     if not report.skipped or not state_of_run(config).used:
         return None
     from harness.report.results import state_of
@@ -271,7 +273,7 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name every difference and every mended failure, whatever `-r` says: there are few, and each is worth knowing."""
+    """List every difference and every mended failure with its reason, whatever `-r` selects (hook)."""
     _show_mended(terminalreporter)
     different = terminalreporter.stats.get("differs", ())
     if different:
