@@ -201,15 +201,16 @@ def run(
 
 
 def _remarks(options: Mapping[str, _Option]) -> list[str]:
-    """What is to be known of programs given by their paths; nothing for a mistake, which pytest reports."""
-    given = {name: value if isinstance(value := options[name], tuple) else () for name in ("impl", "like")}
-    manifests = options["impl_manifest"]
-    if not any("=" in text for text in given["impl"]):
+    """What the user should know about programs given by path; empty if an option is wrong, which pytest reports."""
+    programs, manifests, likes = (
+        value if isinstance(value := options[name], tuple) else () for name in ("impl", "impl_manifest", "like")
+    )
+    if not any("=" in text for text in programs):
         return []
     from harness.implementations.registry import Registry  # noqa: PLC0415 - few runs ask for it
 
     try:
-        return Registry.of_options(given["impl"], [Path(name) for name in manifests or ()], given["like"]).remarks()
+        return Registry.of_options(programs, [Path(name) for name in manifests], likes).remarks()
     except UsageError:
         return []
 
