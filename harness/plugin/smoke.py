@@ -14,6 +14,8 @@ import shutil
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
+from _pytest.outcomes import Failed
+
 from harness.errors import HarnessError
 from harness.plugin.selection import uses
 from harness.plugin.session import file_name, state_of_run
@@ -78,7 +80,7 @@ def _failure(lab: Lab, manifest: Manifest) -> str:
 
     try:
         smoke_test(lab, manifest)
-    except (HarnessError, OSError) as error:
+    except (HarnessError, OSError, Failed) as error:  # Failed: the set-up of the test took too long
         with suppress(HarnessError, OSError):
             lab.snapshot()
         return f"{manifest.name} failed its smoke test: {type(error).__name__}: {error}"

@@ -106,7 +106,7 @@ def test_unhealthy_program_fails_its_test(
 ) -> None:
     run = run_wrapped(pytester, wrapper(real, on_demand), TEST.format(awaited=awaited))
     run.assert_outcomes(failed=1)
-    run.stdout.fnmatch_lines(f"E *Unhealthy: mine (pid *) {complaint}")
+    run.stdout.fnmatch_lines(f"E *mine (pid *) {complaint}")
     assert leftover_nodes() == []
     # The evidence has the state of the node at that time.
     assert list((pytester.path / "report").rglob("here.txt"))
