@@ -72,12 +72,12 @@ class Dialogue:
         while (found := re.compile(pattern).search(self.text, self._read)) is None:
             left = end - time.monotonic()
             assert left > 0, f"{pattern!r} did not come within {WHOLE_RUN:g} s: {self.text}"
-            assert self._more(left), f"the run ended without {pattern!r}: {self.text}"
+            assert self.read(left), f"the run ended without {pattern!r}: {self.text}"
         self._read = found.end()
         return found
 
-    def _more(self, seconds: float) -> bool:
-        """Read a piece; False at the end."""
+    def read(self, seconds: float) -> bool:
+        """Wait so long for more output and read it; False at the end."""
         select.select([self._ours], [], [], seconds)
         try:
             data = os.read(self._ours, 1 << 16)
@@ -93,7 +93,7 @@ class Dialogue:
     def end(self) -> int:
         """Read to the end; the exit status."""
         end = time.monotonic() + WHOLE_RUN
-        while self._more(end - time.monotonic()):
+        while self.read(end - time.monotonic()):
             assert time.monotonic() < end, self.text
         return self.process.wait(WHOLE_RUN)
 

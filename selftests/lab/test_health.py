@@ -135,7 +135,9 @@ def test_stop_time_is_limited_as_manifest_says(
     pytester: pytest.Pytester, real: str, stop_after: float, outcomes: dict[str, int]
 ) -> None:
     program = pytester.path / "slow"
-    program.write_text(wrapper(real, "pass", "import time; time.sleep(0.5); sys.exit(0)"))
+    program.write_text(
+        wrapper(real, "pass", "from harness import let_pass; let_pass(0.5, 'it stops slowly'); sys.exit(0)")
+    )
     program.chmod(0o755)
     (pytester.path / "slow.toml").write_text(SLOW.format(stop_after=stop_after))
     pytester.makepyfile(TEST.format(awaited=DONE))

@@ -81,7 +81,9 @@ def test_program_is_ready_when_its_socket_accepts_connections(lab: Lab) -> None:
 
 
 # A program with its control socket elsewhere; then it becomes refwg.
-ELSEWHERE = HESITATING.replace("time.sleep(0.3)\n", "").replace("/run/wireguard/wg0.sock", "{path}")
+ELSEWHERE = HESITATING.replace('let_pass(0.3, "the program takes its time")\n', "").replace(
+    "/run/wireguard/wg0.sock", "{path}"
+)
 
 
 @pytest.mark.parametrize("template", ["/run/elsewhere/{interface}.sock", "/run/wireguard/of/mine/{interface}.uapi"])

@@ -133,7 +133,7 @@ def test_nothing_is_shown_when_tunnel_of_probe_is_dead(lab: Lab) -> None:
     ("script", "complaint"),
     [
         ("echo no tun; exit 1", "dead failed its smoke test, so no capability can be tried: dead: "),
-        ("[ $1 = --version ] || exec sleep 60", "waited 3 s for dead to make /run/wireguard/wg0.sock"),
+        ("[ $1 = --version ] || exec tail -f /dev/null", "waited 3 s for dead to make /run/wireguard/wg0.sock"),
     ],
 )
 def test_dead_program_ends_probe_with_reason(tmp_path: Path, script: str, complaint: str) -> None:

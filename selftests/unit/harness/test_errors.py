@@ -19,6 +19,7 @@ ROOT = "harness.errors.HarnessError"
 # The exceptions that are not HarnessErrors, and why.
 ELSEWHERE = {
     "harness.sandbox.launcher.Refused": "that file imports the standard library only",
+    "harness.plugin.phases.Overdue": "an outcome of a test: pytest's Failed",
     "harness.plugin.verdicts.Differs": "an outcome of a test: pytest's Skipped",
     "harness.plugin.verdicts.Blocked": "an outcome of a test: pytest's Failed",
     "harness.plugin.verdicts.SmokeFailed": "an outcome of a test: pytest's Failed",
