@@ -201,7 +201,7 @@ def run(
 
 
 def _remarks(options: Mapping[str, _Option]) -> list[str]:
-    """What the user should know about programs given by path; empty if an option is wrong, which pytest reports."""
+    """Return remarks on programs given by path; empty if an option is wrong, which pytest reports."""
     programs, manifests, likes = (
         value if isinstance(value := options[name], tuple) else () for name in ("impl", "impl_manifest", "like")
     )
@@ -267,7 +267,7 @@ class _Run:
     """One run of pytest: starts it, shows its progress, prints the conclusion."""
 
     def __init__(self, results: Path, *, at_terminal: bool = False) -> None:
-        """at_terminal: pytest asks the user there, so nothing else is drawn."""
+        """at_terminal: pytest uses the terminal, so no progress is drawn on it."""
         self._results = results
         self._at_terminal = at_terminal
         self._tally = terminal.Tally()
@@ -294,9 +294,9 @@ class _Run:
             return self._conclude(child.returncode, said, place, progress.seconds)
 
     def _place_of(self, log: IO[bytes]) -> Path | None:
-        """Where this run's report is now, known by its log; None if it made none.
+        """Find the directory of this run's report by its log; None if the run made no report.
 
-        A run that ended a moment later may have put its own report there.
+        Another run that ended after this one may already have moved it to PREVIOUS.
         """
         home = self._results.parent
         for place in (home, home / publish.PREVIOUS):
@@ -434,12 +434,12 @@ def doctor(as_json: bool) -> int:
 @click.option("--like", metavar="LIKE", default="", help="Start the program as LIKE is.")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-    help="Where the manifest goes. Default: stdout.",
+    help="Write the manifest to this file. Default: stdout.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--timeout-scale", type=float, default=1.0, metavar="F", help="Multiply every deadline.")
 def probe(*, impl: str, manifest: str, like: str, out: Path | None, force: bool, timeout_scale: float) -> int:
-    """Try a program capability by capability, really, in a sandbox, and write its manifest.
+    """Try each capability of a program in a sandbox, and write its manifest.
 
     \b
       wg-interop probe --impl theirs=/tmp/build/wg -o theirs.toml
@@ -465,7 +465,7 @@ def install_(names: tuple[str, ...]) -> int:
 
     NAME is one of those that `wg-interop doctor` lists. FILE.toml is a manifest with a table [install]
     (docs/manifests.md). Without arguments, everything that comes with the lab is installed; programs in Rust take
-    minutes to build. All goes into the cache. What is already there is not built again.
+    minutes to build. All goes into the cache. An installed implementation is not built again.
 
     Exit status: 0 all are installed, 2 wrong usage, 125 something could not be installed.
     """

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def run_confined(name: str, module: str, *arguments: str, deadline: float) -> Iterator[dict[str, Any]]:
-    """Start `python -m module` behind the launcher, or without a sandbox where there can be none; yield its lines.
+    """Start `python -m module` in a sandbox, or without one if none can be created; yield its lines.
 
-    name: of the command, for errors. deadline: seconds for the whole; then the child, and all in the sandbox, is
-    killed. Raises HarnessError if it came to that, or if the child failed.
+    name: the command's name, begins errors. deadline: seconds; then the child and all processes of the sandbox are
+    killed. Raises HarnessError after the deadline, or if the child failed.
     """
     command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", module, *arguments]
     home = str(Path(__file__).parents[2])

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
 SCHEMA: Final = 1
-DEADLINE: Final = 120.0  # seconds for all probes; each has a shorter one of its own
+DEADLINE: Final = 120.0  # seconds for all probes; each probe has a shorter deadline too
 TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF, _IFF_TUN_NO_PI = 0x400454CA, 0x1001
 _SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
@@ -405,7 +405,7 @@ def findings() -> Generator[Finding]:
 
 
 def is_able(found: Sequence[Finding]) -> bool:
-    """Whether lane netns can run: everything that it needs works, and at least one implementation."""
+    """Return whether lane netns can run: all that it needs works, and at least one implementation works."""
     return all(f.works for f in found if f.needed) and any(f.works for f in found if f.kind == "implementation")
 
 

@@ -1,7 +1,7 @@
 """Try a program capability by capability, and write its manifest: `wg-interop probe`.
 
-The probes run in a child behind the launcher, `python -m harness.cli.probe`, which writes what it sees as lines of
-JSON. They are those of `harness.lab.probes`, and selftests/netns/test_capabilities.py runs the same.
+The probes of `harness.lab.probes` run in a child process in a sandbox, `python -m harness.cli.probe`, which prints each
+result as a line of JSON. selftests/netns/test_capabilities.py runs the same probes.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from harness.implementations.manifest import Manifest
 
 _PEER: Final = "refwg"
-_DEADLINE: Final = 300.0  # seconds for all probes, scaled; each has shorter ones of its own
+_DEADLINE: Final = 300.0  # seconds for all probes, scaled; each probe has shorter deadlines too
 _TUNNEL_MTU: Final = 1420
 _ERRORS: Final = {error.__name__: error for error in (HarnessError, UsageError, Unavailable)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What to probe: an `--impl` or an `--impl-manifest`, its `--like`, and the factor of all deadlines."""
+    """The options of one probe: `--impl` or `--impl-manifest`, `--like`, and the factor of all deadlines."""
 
     impl: str = ""
     manifest: str = ""
@@ -49,7 +49,7 @@ class Order:
     timeout_scale: float = 1.0
 
     def find(self) -> Manifest:
-        """The manifest to begin with; raises UsageError or Unavailable."""
+        """Return the program's manifest before the probe; raises UsageError or Unavailable."""
         if bool(self.impl) == bool(self.manifest):
             raise UsageError("name one program: --impl NAME=PATH, or --impl-manifest FILE")
         manifests = [Path(self.manifest)] if self.manifest else []
@@ -63,7 +63,7 @@ class Order:
 
 
 def probe_program(order: Order, out: Path | None, *, force: bool) -> int:
-    """Probe the program, print progress on stderr, and write its manifest; the exit status."""
+    """Probe the program, print progress on stderr, and write its manifest; return the exit status."""
     manifest = order.find()
     if out is not None and out.exists() and not force:
         raise UsageError(f"{out} exists; to overwrite it: --force")
@@ -106,7 +106,7 @@ def _remarks(manifest: Manifest) -> list[str]:
 
 
 def _show(screen: Console, event: dict[str, Any]) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     known = event["name"] in PROBES
     word = ("has" if event["works"] else "lacks") if known else ("ok" if event["works"] else "note")
     style = "green" if event["works"] else "yellow"
@@ -119,7 +119,7 @@ def _show(screen: Console, event: dict[str, Any]) -> None:
 
 
 def inside(order: Order) -> None:
-    """Try everything and print what was seen; an error is printed too, for the parent to raise."""
+    """Run all probes and print each result; an error is printed too, and the parent raises it."""
     set_timeout_scale(order.timeout_scale)
     try:
         require_sandbox()
@@ -137,7 +137,7 @@ def _print(event: dict[str, Any]) -> None:
 
 
 def _steps(manifest: Manifest, peer: Manifest, scratch: Path) -> Iterator[dict[str, Any]]:
-    """What was seen of the program, step by step. Raises HarnessError if it does not work at all."""
+    """Yield the result of each step. Raises HarnessError if the program does not work at all."""
     name = manifest.name
 
     def step(what: str, attempt: Callable[[Lab], object]) -> object:
@@ -168,7 +168,7 @@ def _steps(manifest: Manifest, peer: Manifest, scratch: Path) -> Iterator[dict[s
         except NothingShownError as error:
             event = _event(capability, works=False, seen=str(error), unknown=True)
         if not event["works"]:
-            # What follows must not use it.
+            # The next probes must not use it.
             capabilities.discard(capability)
         yield event
 

@@ -40,7 +40,7 @@ PYTEST_USAGE, PYTEST_NO_TESTS = 4, 5  # exit statuses, pytest.ExitCode
 PACE: Final = 3.0  # seconds between two lines of progress without a terminal
 FRAME: Final = 0.1  # seconds between two pictures on a terminal
 RECENT: Final = 3  # finished tests that the live view names
-MESSAGE_LINES: Final = (50, 10)  # of a longer message so many from its start and its end; the page has all of them
+MESSAGE_LINES: Final = (50, 10)  # lines from the start and the end of a long message; the page has all
 WITNESSES: Final = 10  # tests of a cause that are named; the page has all of them
 WIDTH: Final = 200  # columns without a terminal, so that tables are not folded
 ALONE: Final = "(alone)"  # the column of tests with one implementation
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """Tells it from the same test in another lane or on another kernel."""
+        """The id with lane and kernel: a test may run in several lanes and on several kernels."""
         return self.id, self.lane, self.kernel
 
     @property
@@ -76,7 +76,7 @@ class Outcome:
 
 
 class Events:
-    """Read the pipe on which pytest reports what becomes of the tests, without waiting."""
+    """Reads pytest's events from a pipe, without waiting."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_blocking(descriptor, False)
@@ -116,16 +116,16 @@ class Tally:
         return outcome
 
     def replace(self, results: Iterable[Result]) -> None:
-        """Replace the outcomes by those of results.json, which have the path of the evidence, too.
+        """Replace the outcomes by those of results.json, which also have the path of the evidence.
 
-        A passed result without an event of its end was interrupted, and is left out.
+        A passed result is left out if no event reported the end of its test: then the test was interrupted.
         """
         whole = [_from_result(result) for result in results]
         ended = self.outcomes
         self.outcomes = {each.identity: each for each in whole if each.state != "passed" or each.identity in ended}
 
     def counts(self) -> Counter[str]:
-        """How many tests are in each state."""
+        """Count the tests in each state."""
         return Counter(outcome.state for outcome in self.outcomes.values())
 
     def __str__(self) -> str:
@@ -202,17 +202,17 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken so far."""
+        """Seconds since the start of the run."""
         return self._clock() - self._start
 
     def moved(self, outcome: Outcome) -> None:
-        """Note one more outcome; a failure is printed at once."""
+        """Add an outcome to the progress; print it at once if it fails the run."""
         self._recent = [*self._recent, outcome][-RECENT:]
         if outcome.state in GATING:
             line(self._out, f"{outcome.state}: {outcome.id}", _style(outcome.state))
 
     def tick(self) -> None:
-        """Draw the picture, or print a line, if the last one is old enough."""
+        """Draw the progress or print a line of it, unless the last one is less than FRAME or PACE seconds old."""
         if self._clock() - self._printed < (PACE if self._live is None else FRAME):
             return
         self._printed = self._clock()
@@ -266,7 +266,7 @@ def _style(state: str) -> str:
 
 
 def summary(out: Console, tally: Tally, report: Path) -> None:
-    """Print the matrix, what failed by cause with its message and evidence, and the reasons of skips."""
+    """Print the matrix, each cause of failures with its message and evidence, and the reasons of skips."""
     outcomes = list(tally.outcomes.values())
     table = matrix(outcomes)
     if table is not None:
@@ -320,7 +320,7 @@ def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, r
 
 
 def _header(cause: Cause[Outcome]) -> str:
-    """`failed: mine~refwg  test_x[mine~refwg]`, or for several tests `12 failed, 1 error: mine`."""
+    """Format `failed: mine~refwg  test_x[mine~refwg]`, or for several tests `12 failed, 1 error: mine`."""
     if len(cause.witnesses) == 1:
         (outcome,) = cause.witnesses
         return f"{outcome.state}: {outcome.pair}{outcome.pair and '  '}{outcome.name}"
@@ -350,7 +350,7 @@ def usage_error(output: Sequence[str]) -> str:
         for mark in ("pytest: error: ", "ERROR: "):
             if mark in text and "ERROR: usage: " not in text:
                 return f"{text.partition(mark)[2]}; see wg-interop run --help"
-    return output[-1] if output else "pytest refused the command line and said nothing"
+    return output[-1] if output else "pytest refused the command line and printed no reason"
 
 
 def uncollected(output: Sequence[str]) -> dict[str, str]:

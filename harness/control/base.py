@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Seconds to wait for a state that is read as evidence: the failure may be that the program does not answer.
 EVIDENCE_TIMEOUT: Final = 2.0
-# Of a change with thousands of them, so many are named in the evidence.
+# Peers of a change, and prefixes of a peer, that the evidence names.
 _PEERS: Final = 3
 _PREFIXES: Final = 4
 
@@ -30,9 +30,9 @@ class Control(Protocol):
 
 
 def wg_set(ifname: str, config: DeviceConfig) -> str:
-    """Print a change as the `wg set` that makes it, for evidence: the first peers and prefixes, and no whole key.
+    """Format a change as the command `wg set` for the evidence: the first peers and prefixes, and no whole key.
 
-    wg(8) has no word for replacing all peers; that is added in brackets.
+    `wg set` cannot replace all peers; the text says so in brackets.
     """
     words = ["wg set", ifname]
     words += _given("fwmark", config.fwmark) + _given("listen-port", config.listen_port)

@@ -64,14 +64,14 @@ class Key:
 
     def public(self) -> Key:
         """The public key that belongs to this private key."""
-        # Imported late: reading a configuration must not cost the import of a crypto library.
+        # Imported late, so that reading a configuration does not import a crypto library.
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey  # noqa: PLC0415
 
         return Key(X25519PrivateKey.from_private_bytes(self.raw).public_key().public_bytes_raw())
 
     @property
     def short(self) -> str:
-        """`j0DFrbaP...=`: tells keys apart, and keeps a secret."""
+        """`j0DFrbaP...=`: long enough to tell keys apart, too short to reveal a secret."""
         return f"{str(self)[:_KEY_SHOWN]}...="
 
     def __str__(self) -> str:
@@ -142,7 +142,7 @@ class Endpoint:
         address, _, scope = bare.partition("%")
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
-            # Parsed and printed again: one address has many spellings, and inet_ntop's is the one that genl.py uses.
+            # An address has many spellings: use that of inet_ntop, as genl.py does for the kernel's answers.
             usual = socket.inet_ntop(family, socket.inet_pton(family, address))
             return cls(usual, int(port), _scope_id(scope, scope_index))
         except (ValueError, OSError) as error:

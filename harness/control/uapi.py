@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 GET: Final = b"get=1\n\n"
 _RECEIVE_SIZE: Final = 1 << 18
 _SECOND: Final = 1_000_000_000
-# Of a request that a test makes by itself, so much stands in the evidence.
+# Characters of a test's own request that the evidence shows.
 _TEXT: Final = 2000
 
 _Section: TypeAlias = "defaultdict[str, list[str]]"
@@ -89,7 +89,7 @@ def decode_get(
     """Decode the answer to `get=1`, its errno line included. where: begins each error message.
 
     scope_index: finds the index behind an endpoint such as [fe80::1%eth0]:1, whose interface name belongs to the
-    network namespace of the answering program. Names that the protocol does not know are ignored.
+    network namespace of the answering program. Names that the protocol does not define are ignored.
     """
     device, *peers = _sections(_check(answer, where, "get"))
     try:
@@ -114,7 +114,7 @@ def _check(answer: bytes | Iterable[str], where: str, action: str) -> list[str]:
     if name != "errno":
         raise refusal(where, action, errno.ECONNRESET, "the answer ended without an errno line")
     try:
-        # wireguard-go counts downwards as the kernel does, boringtun upwards.
+        # wireguard-go reports a negative errno, as the kernel does; boringtun a positive one.
         number = abs(int(value))
     except ValueError as error:
         raise unreadable(where, f"errno={value}") from error

@@ -28,7 +28,7 @@ def _parse_arguments(arguments: Sequence[str] | None, known: Iterable[str]) -> a
         "An installed implementation stays as it is, so a second call takes no time and needs no network.",
         epilog=f"names: {', '.join(known)}\n\n"
         f"Programs are installed in {cache_root() / Area.PEERS}/NAME/VERSION; XDG_CACHE_HOME moves the cache.\n"
-        "Table [install] of harness/implementations/NAME.toml says how. Its key `kind` is one of:\n"
+        "They are described by the table [install] of harness/implementations/NAME.toml. Its key `kind` is one of:\n"
         "  go      built from the Go module proxy (GOPROXY), by the go on PATH or, if too old, one from PyPI\n"
         "  cargo   built from crates.io in some minutes, by the rustc and cargo on PATH, or by Debian's rustc-web if\n"
         "          those are too old\n"

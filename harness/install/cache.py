@@ -102,7 +102,8 @@ def remove(tree: Path) -> None:
 
 
 def _replace(part: Path, target: Path) -> None:
-    # rename(2) cannot replace a directory that is not empty: the old one gets a name that `building` would remove.
+    # rename(2) cannot replace a directory that is not empty, so the old one is renamed first. If this process is killed
+    # then, the next `building` removes it by its name.
     if target.exists():
         target.rename(Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")))
     part.rename(target)

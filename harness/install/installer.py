@@ -41,7 +41,7 @@ def install(name: str, recipe: Recipe, on_line: OnLine = lambda _: None) -> Path
         _remember_failure(name, str(error))
         raise Unavailable(f"{name} could not be installed: {error}; {own_program}") from error
     except OSError as error:
-        # A file of the cache: network errors come as ToolFailed.
+        # This OSError is about a file of the cache, because a failed download raises ToolFailed.
         _remember_failure(name, str(error))
         raise Unavailable(f"{name} could not be installed: {error}; {REMEDY}, {own_program}") from error
     except ToolFailed as error:

@@ -16,7 +16,7 @@ OnLine = Callable[[str], None]
 
 QUIET: Final = 3.0  # seconds before the first line of progress
 PACE: Final = {True: 0.5, False: 10.0}  # seconds between two lines of progress: on a terminal, in a log
-WIDTH: Final = 60  # characters of output shown: a line that wraps on a terminal could not be overwritten
+WIDTH: Final = 60  # characters of output shown: a terminal cannot overwrite a line that wraps
 
 
 class Step:

@@ -68,7 +68,7 @@ class NodeIPRoute:
     def _call(self, name: str, method: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Any:
         self._check_open()
         text = ", ".join([*map(repr, arguments), *(f"{key}={value!r}" for key, value in keywords.items())])
-        # What only reads is listed, too: pyroute2 has no sign that tells it from what changes something.
+        # Calls that only read are listed too: pyroute2 does not mark the calls that change something.
         with steps.step(self._node, f"pyroute2: {name}({text})"):
             try:
                 return self._thread.call(_answer, method, *arguments, **keywords)

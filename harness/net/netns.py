@@ -100,7 +100,7 @@ class NetNS:
                 self._devices.close()
                 self.thread.close()
             finally:
-                # Even if one of them hangs or fails: the next test wants this name.
+                # Even if one of them hangs or fails, because the next test needs this name.
                 unmount(self.handle)
                 self.handle.unlink()
 

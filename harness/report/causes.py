@@ -1,7 +1,7 @@
 """Group failures by cause: a deviation that shows in twelve tests has twelve witnesses.
 
-A cause is what the first line of a message says, with numbers, keys, addresses and names left out, and the programs to
-blame for it. A message that says little of itself, such as a bare assertion, belongs to its test.
+Failures have the same cause if the first lines of their messages differ only in numbers, keys, addresses and names, and
+if the same programs are to blame. If that line is too general, such as a bare assertion, the test must be the same too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Witness(Protocol):
-    """A result as far as its cause goes: `Result` of results.py is one."""
+    """The fields of a result from which its cause is found; `Result` of results.py has them."""
 
     @property
     def id(self) -> str: ...
@@ -37,7 +37,7 @@ _W = TypeVar("_W", bound=Witness)
 class Cause(Generic[_W]):
     """Results that fail by the same deviation, in the order of their ids.
 
-    programs: the one to blame, or all of whom none can be cleared; none if the tests are of no implementation.
+    programs: the program to blame; several if any of them may be; empty for tests without an implementation.
     """
 
     fingerprint: str
@@ -46,13 +46,13 @@ class Cause(Generic[_W]):
 
     @property
     def typical(self) -> _W:
-        """The witness whose message is shown: of the most frequent messages the first."""
+        """The witness whose message is shown: the first one with the most frequent message."""
         messages = Counter(witness.message for witness in self.witnesses)
         return max(self.witnesses, key=lambda witness: messages[witness.message])
 
     @property
     def states(self) -> list[tuple[str, int]]:
-        """How many witnesses there are in each state."""
+        """The number of witnesses in each state."""
         return list(Counter(witness.state for witness in self.witnesses).items())
 
     @property
@@ -69,7 +69,7 @@ class Cause(Generic[_W]):
 def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Cause[_W]]:
     """Group these failures by cause, the cause with the most witnesses first.
 
-    passed: results that clear a program: it passes the same test with another peer.
+    passed: results that clear a program, because it passes the same test with another peer.
     """
     alike: dict[str, list[_W]] = {}
     for witness in sorted(failed, key=lambda witness: witness.id):
@@ -84,12 +84,12 @@ def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Ca
 
 
 def tally_of_causes(failures: int, causes: int) -> str:
-    """`38 failures of 7 causes`."""
+    """Format two numbers as `38 failures of 7 causes`."""
     return f"{failures} failure{'s' * (failures != 1)} of {causes} cause{'s' * (causes != 1)}"
 
 
 def tally_by_program(causes: Iterable[Cause[_W]]) -> list[str]:
-    """`mine: 30 failures of 5 causes` for each program to blame, the one with the most failures first."""
+    """Return `mine: 30 failures of 5 causes` for each program to blame, the one with the most failures first."""
     failures: Counter[str] = Counter()
     number: Counter[str] = Counter()
     for cause in causes:
@@ -102,12 +102,12 @@ def tally_by_program(causes: Iterable[Cause[_W]]) -> list[str]:
 
 
 def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tuple[tuple[str, ...], list[_W]]]:
-    """Split equal failures by the program to blame: whatever is in most of them first, while its peers vary."""
+    """Split equal failures by the program to blame: each time the program that is in most of those left."""
     found: list[tuple[tuple[str, ...], list[_W]]] = []
     left = list(witnesses)
     while left:
         counts = Counter(name for witness in left for name in _names(witness))
-        # A program that fails with itself needs no other to be wrong.
+        # If two programs are in as many failures, blame the one that also fails with itself.
         alone = Counter(name for witness in left if len(names := _names(witness)) == 1 for name in names)
         chosen = min(counts, key=lambda name: (-counts[name], -alone[name], name), default="")
         taken = [witness for witness in left if not chosen or chosen in _names(witness)]
@@ -117,7 +117,7 @@ def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tupl
 
 
 def _suspects(taken: Sequence[_W], passes: Collection[_Part]) -> tuple[str, ...]:
-    """The programs that are in all of these tests, without one that another peer clears: it passes them with that."""
+    """Return the programs that are in all of these tests, without those that pass all of them with another peer."""
     common = sorted(frozenset.intersection(*(_names(witness) for witness in taken)))
 
     def is_cleared(name: str) -> bool:
@@ -132,7 +132,7 @@ def _suspects(taken: Sequence[_W], passes: Collection[_Part]) -> tuple[str, ...]
 
 
 class _Part(NamedTuple):
-    """The part of one program in a result: the test without its implementations, the side (0 for A), and the peer."""
+    """One side of a result. test: its id without the implementations. side: 0 for A, 1 for B."""
 
     test: str
     program: str
@@ -151,13 +151,13 @@ def _names(witness: Witness) -> frozenset[str]:
     return frozenset(witness.pair.split("~")) - {""}
 
 
-# What a message says
+# Fingerprints of messages
 
-# A message that would fit many defects: its test tells them apart.
+# First lines that fit many defects: the test's name becomes part of the fingerprint.
 _SAYS_LITTLE: Final = re.compile(r"$|assert |Timeout \(?>|DID NOT RAISE|[\w.]+(Error|Exception|Exit)\b")
-# What was seen while waiting differs from run to run; what was waited for does not.
+# Left out: what was seen while waiting differs from run to run.
 _SEEN: Final = re.compile(r"; seen: .*")
-# `where 0 = PeerState(...).rx_bytes`: what was compared.
+# The attribute that an assertion compared, in pytest's line `where 0 = PeerState(...).rx_bytes`.
 _COMPARED: Final = re.compile(r"(?:where|and) +\S.* = .*[\w)\]]\.(\w+)(?:\(.*\))?$", re.MULTILINE)
 _LIST: Final = re.compile(r"\[#(?:, (?:and )?#(?: more)?)*\]")
 _GENERAL: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = (
@@ -169,14 +169,14 @@ _GENERAL: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str
     (re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}(?=:[0-9a-f]*:)|(?=::))[0-9a-f:]*(?:[0-9a-f]|::)(?:[/%]\w+)?(?!\w|:\w)",
                 re.IGNORECASE), "ADDRESS"),
     (re.compile(r"\b0 of\b"), "none of"),
-    # The id of a requirement, RT-11, stays: it says what is compared.
+    # The id of a requirement, such as RT-11, stays: it names what is compared.
     (re.compile(r"\b([A-Z]{2,5}-\d+)\b|(?<![\w.])[+-]?\d+(?:\.\d+)?|\d+"), lambda found: found[1] or "#"),
     (re.compile(r"\b[AB]\b"), "SIDE"),
 )  # fmt: skip
 
 
 def fingerprint(witness: Witness) -> str:
-    """What is the same in all messages of one deviation, whatever the numbers, keys, addresses, sides and peers."""
+    """Return a text that is equal for all messages of one deviation: without numbers, keys, addresses, sides, peers."""
     first, _, rest = witness.message.strip().partition("\n")
     clue = _generalise(_SEEN.sub("", first), _names(witness))
     if not _SAYS_LITTLE.match(first):

@@ -19,10 +19,10 @@ _FOLDER: Final = Path("selftests", "conformance")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One scenario or requirement; a text that the catalogue does not have is empty.
+    """One scenario or requirement; a text that the catalogue lacks is empty.
 
-    level: `must` or `should`, of a requirement. statement: what it demands; of a scenario, what is done and expected.
-    source: where that stands.
+    level: `must` or `should`; empty for a scenario. statement: what the requirement demands, or the steps and the
+    expected result of the scenario. source: the document and section that it comes from.
     """
 
     id: str
@@ -32,24 +32,24 @@ class Entry:
     source: str = ""
 
     def __str__(self) -> str:
-        """`HS-07 (replayed initiation is dropped)`."""
+        """Return `HS-07 (replayed initiation is dropped)`."""
         return f"{self.id} ({self.title})" if self.title else self.id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conformance:
-    """All scenarios and requirements by id; none where no checkout was found."""
+    """All scenarios and requirements by id; empty if there is no checkout."""
 
     scenarios: Mapping[str, Entry]
     requirements: Mapping[str, Entry]
 
     def entry(self, name: str) -> Entry:
-        """What an id stands for; the bare id if it is in neither catalogue."""
+        """Return the entry of an id; one with nothing but the id if it is in neither catalogue."""
         return self.scenarios.get(name) or self.requirements.get(name) or Entry(id=name)
 
 
 def find_catalogue(results: Sequence[Path]) -> Path | None:
-    """The checkout: above the results, above the current directory, or where this file lies."""
+    """Find the checkout: above the results, above the current directory, or above this file."""
     starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
     every = (directory for start in starts for directory in (start, *start.parents))
     return next((directory for directory in every if (directory / _FOLDER).is_dir()), None)
@@ -96,5 +96,5 @@ def _requirement(table: Table) -> Entry:
 
 
 def _text(table: Table, key: str) -> str:
-    """A text of several lines as one."""
+    """Return a text with its lines joined to one."""
     return " ".join(table.text(key, "").split())

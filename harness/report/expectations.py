@@ -1,12 +1,12 @@
 """Read the known failures of real programs, and match them with results.
 
-Each is a table of selftests/expectations/NAME.toml, with its evidence. A test that fails as expected is `xfailed`; one
-that passes although it should always fail is `xpassed`, and that fails the run: the program was mended, and the
-expectation must go. Where several speak of a test, one that expects its failure is enough, for which program is seen to
-fail first may be a race; a success refutes them all. refwg has none.
+Each is a table of selftests/expectations/NAME.toml, with its evidence. A test that fails as expected is `xfailed`. A
+test that passes although it should always fail is `xpassed`, which fails the run: the program was fixed, so remove the
+expectation. Several may apply to one test, because it may depend on a race which program fails first. Then one that
+matches the failure is enough, and a success refutes all except those marked as a race. refwg has none.
 
-A program given by `--like NAME` has the expectations of NAME, whatever its version. It is somebody's own build, so a
-known failure that passes is mended: good news, and no failure.
+A program given by `--like NAME` has the expectations of NAME, whatever its version. It may be a fixed build of NAME, so
+a test that passes against an expectation has state `passed`, with a message.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Expectation:
     """One known failure of one program.
 
     test: pattern of test ids, `file.py::test_name`; with `[[]*-v4]` after it for one row. versions: pattern of the
-    program's versions. side: `a` or `b` where only that role fails, else empty. observed: the packet or state that
-    was seen. message: regular expression that the failure's message matches. always: False for one that depends on a
-    race, and may pass.
+    program's versions. side: `a` or `b` if only this role fails, else empty. observed: the packet or state that
+    was seen. message: regular expression that the failure's message matches. always: False if
+    the failure depends on a race, so that the test may pass.
     """
 
     test: str
@@ -50,7 +50,7 @@ class Expectation:
     always: bool = True
 
     def applies(self, nodeid: str, program: Program, side: str) -> bool:
-        """Whether it speaks of this test with this program in this role."""
+        """Return whether it applies to this test with this program in this role."""
         return (
             fnmatchcase(nodeid, self.test + "*")
             and self.side in {"", side}
@@ -62,21 +62,21 @@ class Expectation:
 
 
 class Program(Protocol):
-    """What is asked of a program under test; a Manifest has it."""
+    """What expectations need of a program under test; a Manifest has it."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def like_name(self) -> str:
-        """The implementation whose expectations it has instead of its own; empty for most."""
+        """The implementation of `--like`, whose expectations apply to it; empty without `--like`."""
 
     def version(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An expectation that speaks of a test, because of this program. like: by `--like`, that of another one."""
+    """An expectation that applies to a test because of this program. like: the NAME of its `--like`, or empty."""
 
     expectation: Expectation
     program: str
@@ -84,9 +84,9 @@ class Known:
 
 
 def applying(directory: Path, nodeid: str, sides: Sequence[Program | None]) -> tuple[Known, ...]:
-    """Every expectation for this test with these programs as A and B: each may have several, and both may have some."""
+    """Return all expectations of both programs for this test; sides: the programs as A and B."""
     likes = {program.name: program.like_name for program in sides if program is not None and program.like_name}
-    # Tests are named after the programs that the expectations know.
+    # Expectations contain NAME, and the test's id the name of the program.
     file, bracket, parameters = nodeid.partition("[")
     for name, like in likes.items():
         parameters = _word(name).sub(like, parameters)
@@ -101,14 +101,14 @@ def applying(directory: Path, nodeid: str, sides: Sequence[Program | None]) -> t
 
 
 def explains(found: Sequence[Known], message: str) -> Expectation | None:
-    """The first of them that expects this failure; None if none does, for then the failure is news."""
+    """Return the first expectation that matches this message; None if the failure is new."""
     names: dict[str, list[str]] = {}
     for known in found:
         if known.like:
             names.setdefault(known.like, []).append(known.program)
 
     def pattern(text: str) -> str:
-        """The pattern, with the names of programs given by `--like` beside that of the one that they are like."""
+        """Let NAME in a pattern also match the programs that are given by `--like NAME`."""
         for like, programs in names.items():
             text = f"(?:{'|'.join(map(re.escape, [like, *programs]))})".join(_word(like).split(text))
         return text
@@ -118,12 +118,12 @@ def explains(found: Sequence[Known], message: str) -> Expectation | None:
 
 
 def refuted(found: Sequence[Known]) -> tuple[Expectation, ...]:
-    """Those that a success refutes: all but the ones that depend on a race, and those that `--like` has lent."""
+    """Return the expectations that a success refutes: not those that depend on a race or come from `--like`."""
     return tuple(dict.fromkeys(known.expectation for known in found if known.expectation.always and not known.like))
 
 
 def mended(found: Sequence[Known]) -> tuple[str, ...]:
-    """What a success means for programs given by `--like`: a sentence for each failure that they no longer have."""
+    """Return a sentence for each known failure of NAME that a program given by `--like NAME` no longer has."""
     return tuple(
         f"{known.program} has mended a known failure of {known.like}: {known.expectation}"
         for known in found
@@ -132,17 +132,17 @@ def mended(found: Sequence[Known]) -> tuple[str, ...]:
 
 
 def _word(name: str) -> re.Pattern[str]:
-    """Finds the name of an implementation where it is not a part of another one."""
+    """Return a pattern of this name that does not match inside a longer name."""
     return re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w.+])")
 
 
 @cache
 def load_expectations(path: Path) -> tuple[Expectation, ...]:
-    """Read one program's expectations; none if there is no file. Mistakes are UsageErrors that name the entry."""
+    """Read one program's expectations; none if there is no file. A mistake raises UsageError."""
     if not path.exists():
         return ()
     if path.stem.partition("+")[0] == _NEVER_EXPECTED:
-        raise UsageError(f"{path}: {_NEVER_EXPECTED} has no expectations: mend it")
+        raise UsageError(f"{path}: {_NEVER_EXPECTED} has no expectations: fix the program")
     return tuple(map(_read, read_toml(path, str(path)).tables("expect", "expectation")))
 
 

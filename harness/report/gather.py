@@ -64,9 +64,9 @@ def render(
 ) -> Path:
     """Write the page of these results to `out`, an .html file or a directory for index.html; returns its path.
 
-    Of two results with the same identity the later one counts. root: the checkout with scenarios, requirements and
-    expectations; by default found from the results or from here. complaint: why a run failed beside its tests.
-    place: where the file of results will lie, if it is not there yet.
+    If two results have the same identity, the later one counts. root: the checkout with scenarios, requirements and
+    expectations; by default found from the results or from here. complaint: why a run failed, if not by its tests.
+    place: the later path of the file of results, if it is still to be moved there.
     Raises UsageError for a file that holds no results.
     """
     target = out if out.suffix == ".html" else out / "index.html"
@@ -82,7 +82,7 @@ def _draw(gathered: Page) -> str:
 
 @cache
 def _template() -> Template:
-    # Imported late: reading results must not cost the import of a template engine.
+    # Imported late, so that reading results does not import a template engine.
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -91,7 +91,7 @@ def _template() -> Template:
 
 
 def _sha256(text: str) -> str:
-    """Return the digest by which the page's policy allows its own script and no other."""
+    """Return the hash by which the page's Content-Security-Policy allows its own script only."""
     return b64encode(sha256(text.encode()).digest()).decode()
 
 
@@ -99,7 +99,7 @@ def _sha256(text: str) -> str:
 
 
 def _read(path: Path, place: Path | None = None) -> Run:
-    """Read a file of results, which the page names by its place; raises UsageError."""
+    """Read a file of results; raises UsageError. place: the path that the page shows for it."""
     contents = read_results(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return Run(
@@ -141,7 +141,7 @@ def _clean_side(side: Mapping[str, str] | None) -> dict[str, str] | None:
 
 
 def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str = "") -> Page:
-    """Collect what the page shows. place: the directory that it will lie in."""
+    """Collect what the page shows. place: the directory of the page."""
     latest = {_identity(result): (run, result) for run in runs for result in run.results}
     # Failures first: if the budget runs out, the evidence of passed tests is linked only.
     ordered = sorted(latest.values(), key=lambda entry: rank_of(entry[1].state))
@@ -166,7 +166,7 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
 
 
 def _causes(causes: Sequence[Cause[Result]], tests: Sequence[Shown]) -> list[ShownCause]:
-    """The causes with what is shown of each result."""
+    """Return the causes, with each result as the page shows it."""
     shown = {id(test.result): test for test in tests}
     return [
         ShownCause(
@@ -207,9 +207,9 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
 
 
 def _again(result: Result, run: Run) -> str:
-    """The command that runs the test again, for any shell with pytest on its PATH; empty for a guest as a whole.
+    """Return the command that runs the test again, for a shell with pytest on its PATH; empty for a guest's result.
 
-    Its report goes beside this page, which it would otherwise take the place of.
+    Its report goes to a directory of its own, so that it does not replace this page.
     """
     if result.id.partition("::")[0] == result.lane:
         return ""
@@ -229,16 +229,16 @@ def _again(result: Result, run: Run) -> str:
 
 
 def _where(asked: Invocation) -> list[str]:
-    """The options that lead pytest to the same root directory and configuration from there."""
+    """Return the options by which pytest finds the same root directory and configuration."""
     if not asked.root or (asked.config_file and Path(asked.config_file).parent == Path(asked.root)):
         return []
     return [*(["-c", asked.config_file] if asked.config_file else []), "--rootdir=."]
 
 
 def _programs(result: Result, asked: Invocation) -> list[str]:
-    """The options that name the implementations of a test, and their programs and manifests if the run was given any.
+    """Return the options for the implementations of a test, with programs and manifests if the run was given any.
 
-    Of the others of the run none: pytest would complain that they were asked for and not tested.
+    The run's other implementations are left out: pytest would complain that they were asked for and not tested.
     """
     names = list(dict.fromkeys(side["impl"] for side in (result.a, result.b) if side))
     words: list[str] = []
@@ -253,7 +253,7 @@ def _programs(result: Result, asked: Invocation) -> list[str]:
 
 
 def _beside(asked: Invocation) -> str:
-    """Where the results of one test that runs again go: the directory `again` of the report, relative to the root."""
+    """Return the path for the results of one test that runs again, in the report's directory `again`."""
     place = Path(asked.results)
     place = place if place.parent.name == _AGAIN else place.parent / _AGAIN / place.name
     return str(place.relative_to(asked.root) if place.is_relative_to(asked.root) else place)
@@ -263,7 +263,7 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
     """Return the expectation that made a result an xfail or an xpass."""
     if root is None or result.state not in {"xfailed", "xpassed"}:
         return None
-    # A name is a part of a path here, and comes from the file of results.
+    # The name becomes part of a path, and the file of results is not trusted.
     sides = [_Program(side) if side and _is_name(side) else None for side in (result.a, result.b)]
     try:
         found = expectations.applying(root / "selftests" / "expectations", result.id, sides)
@@ -279,7 +279,7 @@ def _is_name(side: Mapping[str, str]) -> bool:
 
 
 class _Program:
-    """One side of a result, as expectations ask for it."""
+    """One side of a result, with what expectations need."""
 
     def __init__(self, side: Mapping[str, str]) -> None:
         self.name = side["impl"]
@@ -321,7 +321,7 @@ def _group(lane: str, kernel: str, tests: Sequence[Shown], scenarios: Mapping[st
 
 
 def _columns(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Every pair of implementations, each of them alone, and none, in the order in which tables have them."""
+    """Return the columns of a table in order: all pairs, each implementation alone, no implementation."""
     return [*((a, b) for a in names for b in names), *((name, "") for name in names), ("", "")]
 
 
@@ -331,7 +331,7 @@ def _panel(where: str, title: str, tests: Sequence[Shown]) -> Panel:
 
 
 def _scenarios(columns: Sequence[Sequence[Shown]], catalogue: Mapping[str, Entry]) -> list[Row]:
-    """Make a row for each scenario of the catalogue and each other cited one; no row if no test cites any."""
+    """Make a row for each scenario that the catalogue has or a test cites; no row if no test cites any."""
     cited = {entry for tests in columns for test in tests for entry in test.result.scenarios}
     return [
         Row(
@@ -373,7 +373,7 @@ class _Labels:
 
 
 def sort_names(names: Iterable[str]) -> list[str]:
-    """Sort implementations as every table has them."""
+    """Sort implementations in the order of all tables."""
 
     def key(name: str) -> tuple[int, str]:
         known = re.split(r"[+ ]", name, maxsplit=1)[0]
@@ -394,7 +394,7 @@ def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row
 
 
 def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
-    """Collect which scenarios and requirements were tested with which implementation; an empty name: with none."""
+    """Collect the tests of each scenario and requirement by implementation; its name is empty for tests without one."""
     cited: dict[str, dict[str, list[Shown]]] = {}
     for test in tests:
         for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements]):

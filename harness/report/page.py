@@ -68,7 +68,7 @@ class Shown:
 
     @property
     def bad(self) -> bool:
-        """Whether it fails the run, or is flaky."""
+        """True if it fails the run, or is flaky."""
         return self.state in BAD
 
     @property
@@ -110,7 +110,7 @@ class ShownCause:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """How many of its tests are in each state."""
+        """The number of its tests in each state, the worst state first."""
         return count(test.state for test in self.tests)
 
 
@@ -130,12 +130,12 @@ class Panel:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """How many of its tests are in each state."""
+        """The number of its tests in each state, the worst state first."""
         return count(test.state for test in self.tests)
 
     @property
     def seconds(self) -> float:
-        """How long its tests took."""
+        """The seconds that its tests took."""
         return sum(test.result.seconds for test in self.tests)
 
 
@@ -161,8 +161,8 @@ class Row:
 class Group:
     """The results of one lane on one kernel, as tables.
 
-    matrix: A x B. scenarios: scenario x pair; sides: its columns, as A and B, of which B or both may be empty.
-    configuration: test x implementation. others: tests without an implementation, by file.
+    matrix: A x B. scenarios: scenario x pair. sides: the columns of `scenarios` as (A, B); B is empty for one
+    implementation, both for none. configuration: test x implementation. others: tests of no implementation, by file.
     """
 
     lane: str
@@ -188,7 +188,7 @@ class Group:
 
     @property
     def spans(self) -> list[tuple[str, int]]:
-        """The columns of `scenarios` grouped by A: its name, and the number of columns."""
+        """The columns of `scenarios` grouped by A: (name of A, number of columns)."""
         return [(a, len(list(same))) for a, same in groupby(a if b else "" for a, b in self.sides)]
 
     @property
@@ -238,8 +238,8 @@ class Skip:
 class Page:
     """All that the page shows.
 
-    tally: how many failures of how many causes there are, then the same for each program to blame. complaint: why the
-    run failed beside its tests.
+    tally: the numbers of failures and causes in words, then the same for each program to blame. complaint: why the run
+    failed, if not by its tests.
     """
 
     runs: Sequence[Run]
@@ -256,7 +256,7 @@ class Page:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """How many results there are in each state."""
+        """The number of results in each state, the worst state first."""
         return count(test.state for test in self.tests)
 
     @property
@@ -272,7 +272,7 @@ class Page:
 
     @property
     def seconds(self) -> float:
-        """How long all tests took."""
+        """The seconds that all tests took."""
         return sum(test.result.seconds for test in self.tests)
 
 
@@ -287,7 +287,7 @@ def rank_of(state: str) -> int:
 
 
 def tone(states: Iterable[str]) -> str:
-    """Choose the colour for some states: any that fails a run decides, then whether any is `passed`."""
+    """Choose the colour: `bad` if a state fails a run, `good` or `mixed` if one is `passed`, else `known`, `none`."""
     distinct = set(states)
     if distinct & BAD or distinct - set(_RANK):
         return "bad"

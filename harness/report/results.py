@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from harness.tables import Table
 
 SCHEMA: Final = 1
-# The attribute of pytest's report that carries the plugin's facts about the test. It is sent between processes as all
-# attributes are, and unlike a user property it does not come into JUnit files as the repr of a dict.
+# The attribute of pytest's report that carries the plugin's facts about the test. xdist sends attributes from a worker
+# as it sends user properties, but pytest does not write attributes into JUnit files.
 _FACTS: Final = "wg_interop"
 # The names of the properties that a test case has in JUnit files begin with this.
 _PREFIX: Final = "wg."
@@ -66,20 +66,20 @@ class Result:
 
 @dataclass(slots=True, kw_only=True)
 class Invocation:
-    """What a run was asked for, as far as another run of one of its tests needs it. All paths are absolute."""
+    """The options of a run that another run of one of its tests needs. All paths are absolute."""
 
     root: str = ""
     """pytest's root directory, which the ids of tests are relative to."""
     config_file: str = ""
     """pytest's configuration file; empty without one."""
     results: str = ""
-    """Where the file of results was put."""
+    """The path of the file of results."""
     programs: dict[str, str] = field(default_factory=dict)
-    """By the name of the implementation: the program of `--impl NAME=PROGRAM`."""
+    """Name of the implementation -> program of `--impl NAME=PROGRAM`."""
     manifests: dict[str, str] = field(default_factory=dict)
-    """By the name of the implementation: the file of `--impl-manifest`."""
+    """Name of the implementation -> file of `--impl-manifest`."""
     kernels: dict[str, str] = field(default_factory=dict)
-    """By the release of a guest's kernel: the `--kernel` that names it."""
+    """Release of a guest's kernel -> value of `--kernel`."""
     timeout_scale: float = 1.0
     keep: str = "failed"
 
@@ -105,17 +105,17 @@ class Results:
         state = state_of(report)
         if state is not None and result.state not in GATING:
             result.state = state
-            # A success has a message if it is good news.
+            # A passed test has a message if it has lost a known failure (--like).
             result.message = str(facts.get("message", "")) if state == "passed" else message_of(report)
         return result
 
     @property
     def any(self) -> bool:
-        """Whether a test has come to a state."""
+        """Return whether a test has a state yet."""
         return any(result.state for result in self.by_id.values())
 
     def document(self, files: Sequence[str] = ()) -> dict[str, object]:
-        """Build the document that `write` writes. files: names of BESIDE, of what belongs to the same report."""
+        """Build the document that `write` writes. files: the names in BESIDE that this report has."""
         return {
             "schema": SCHEMA,
             "seed": self.seed,
@@ -141,7 +141,7 @@ class Results:
         }
 
     def causes(self) -> list[Cause[Result]]:
-        """Group what fails the run by cause, the cause with the most witnesses first."""
+        """Group the failures of this run by cause, the cause with the most witnesses first."""
         return causes_of(self.by_id.values())
 
     def write(self, path: Path, files: Sequence[str] = ()) -> None:
@@ -160,7 +160,7 @@ class RunResults:
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
-    """Group what fails a run with these results by cause, the cause with the most witnesses first."""
+    """Group the failures among these results by cause, the cause with the most witnesses first."""
     every = list(results)
     failed = [result for result in every if result.state in GATING]
     return find_causes(failed, [result for result in every if result.state == "passed"])
@@ -171,7 +171,7 @@ def read_results(path: Path) -> RunResults:
     document = read_json(path, str(path))
     schema = document.take("schema")
     if schema != SCHEMA:
-        raise document.wrong(f"schema {schema!r} is not known here, only {SCHEMA}")
+        raise document.wrong(f"schema {schema!r} is not supported, only {SCHEMA}")
     return RunResults(
         seed=document.number("seed"),
         host=document.table("host").take_rest(),
@@ -231,12 +231,12 @@ def facts_of(report: pytest.TestReport) -> dict[str, object]:
 
 
 def set_facts(report: pytest.TestReport, facts: Mapping[str, object]) -> None:
-    """Let the report carry these facts, which must be what JSON can hold."""
+    """Add facts to the report; their values must be valid in JSON."""
     setattr(report, _FACTS, dict(facts))
 
 
 def set_properties(report: pytest.TestReport, result: Result, seed: int) -> None:
-    """Let the report carry the result as user properties, which pytest writes into JUnit files (docs/results.md)."""
+    """Add the result to the report as user properties, which pytest writes into JUnit files (docs/results.md)."""
     values = {
         "impl.a": (result.a or {}).get("impl", ""),
         "impl.a.version": (result.a or {}).get("version", ""),
@@ -250,7 +250,7 @@ def set_properties(report: pytest.TestReport, result: Result, seed: int) -> None
         "requirements": " ".join(result.requirements),
         "artifacts": result.artifacts,
     }
-    # A guest's report has those that it was given there.
+    # A guest's report already has those of the guest.
     others = [entry for entry in report.user_properties if not entry[0].startswith(_PREFIX)]
     report.user_properties = others + [(_PREFIX + name, value) for name, value in values.items() if value]
 
@@ -283,7 +283,7 @@ def message_of(report: pytest.TestReport) -> str:
         return without_class(str(crash.message))
     if reason := getattr(report, "wasxfail", ""):
         return str(reason)
-    # A text without an exception, such as a fixture that does not exist: pytest marks what went wrong by an E.
+    # Not an exception, but for example a missing fixture: pytest begins the lines of the error with E.
     marked = [line[1:].strip() for line in report.longreprtext.splitlines() if line.startswith("E  ")]
     return "\n".join(marked) or report.longreprtext
 

@@ -302,7 +302,7 @@ def launch(command: list[str]) -> NoReturn:
     lifeline, lifeline_writer = os.pipe()
     answers, answer = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-    # As a subreaper we become init's parent when the process between us ends; so init can be killed when we die.
+    # A subreaper becomes init's parent when the process between them ends, so the kernel kills init when we die.
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1), "prctl(PR_SET_CHILD_SUBREAPER)")
     between = os.fork()
     if between == 0:

@@ -1,8 +1,8 @@
 """Note when each line of a program's log was written, to print it with a stamp.
 
-A program writes to its log by itself. A thread of this process is woken by inotify(7) when the log grows, and notes its
-size and the time of CLOCK_REALTIME: the clock of the steps (harness/steps.py) and of the captures. So a stamp is the
-time by which the line was there; usually it is less than a millisecond late, and later while this process is busy.
+The program itself writes to the log. inotify(7) wakes a thread of this process when the log grows, and the thread notes
+the log's size and the time by CLOCK_REALTIME, the clock of the steps (harness/steps.py) and of the captures. So a stamp
+is never early, and usually less than a millisecond late; it is later while this process is busy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from harness.wait import Watches
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Of a log that is written without end; then every second time is forgotten.
+# Times kept of one log; at this number every second one is deleted.
 _MOST: Final = 20_000
 _SECOND: Final = 1_000_000_000
 
 
 class Growth:
-    """The sizes that a log has had, and when; both ascend."""
+    """The sizes of a log with the time of each; both lists ascend."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -35,11 +35,11 @@ class Growth:
 
     @property
     def size(self) -> int:
-        """The size that was noted last."""
+        """The last size noted."""
         return self._sizes[-1] if self._sizes else 0
 
     def look(self) -> None:
-        """Note the size of now."""
+        """Note the current size and time, if the log has grown."""
         with suppress(OSError), self._lock:
             size, now = self._path.stat().st_size, time.time_ns()
             if size <= self.size:
@@ -50,7 +50,7 @@ class Growth:
             self._times.append(now)
 
     def stamped(self) -> bytes:
-        """Print the log, each line with the time of day, UTC, by which it was there."""
+        """Return the log, with a stamp (UTC) before each line."""
         self.look()
         lines, end = [], 0
         for line in self._path.read_bytes().splitlines(keepends=True):
@@ -67,7 +67,7 @@ class Growth:
 
 
 class _Watcher:
-    """The thread, and the logs that it watches, by the number that the kernel gives each."""
+    """The thread, and the logs that it watches by inotify watch descriptor."""
 
     def __init__(self) -> None:
         self._watches = Watches()
@@ -79,7 +79,7 @@ class _Watcher:
     def add(self, path: Path) -> Growth:
         with self._lock:
             number = self._watches.add_growth(path)
-            # A program that is started again goes on in the log of the one before it.
+            # A program that is started again appends to the same log.
             growth = self._growths.setdefault(number, Growth(path))
             self._by_path[path] = growth
             return growth
@@ -104,7 +104,7 @@ _making = threading.Lock()
 
 
 def watch(path: Path) -> Growth | None:
-    """Note from now on when this log grows, until it is deleted; it must exist. None where inotify refuses."""
+    """Watch the growth of an existing log until it is deleted; None if inotify(7) refuses."""
     global _watcher  # noqa: PLW0603 - one thread for the whole process
     with _making, suppress(OSError):
         if _watcher is None:
@@ -114,7 +114,7 @@ def watch(path: Path) -> Growth | None:
 
 
 def stamped(path: Path) -> bytes | None:
-    """Print a log with the time of each line; None for a file that was not watched, or that is gone."""
+    """Return a log with a stamp before each line; None if it was not watched, or was deleted."""
     growth = _watcher.find(path.absolute()) if _watcher is not None else None
     with suppress(OSError):
         return None if growth is None else growth.stamped()

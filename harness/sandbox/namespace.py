@@ -48,7 +48,7 @@ class NamespaceThread:
     """One thread that runs functions in namespaces of its own."""
 
     def __init__(self, name: str, enter: Callable[[], None]) -> None:
-        """Start the thread. name: for messages; enter: called first in the thread, to enter its namespaces."""
+        """Start the thread. name: begins error messages. enter: called in the thread, to enter its namespaces."""
         self.name = name
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
         self.call(enter)

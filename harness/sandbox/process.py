@@ -39,7 +39,7 @@ class Completed:
     stderr: str
 
     def __repr__(self) -> str:
-        """Leave out what it wrote: an assertion about that prints it beside."""
+        """Leave out the output: an assertion about it prints it anyway."""
         return f"Completed({shlex.join(self.argv)[:_COMMAND_SHOWN]}: status {self.status})"
 
 
@@ -113,7 +113,7 @@ def _start(
             env=program_environment(env),
             cwd=cwd,
             text=True,
-            # A Ctrl-C at the terminal is for pytest, which ends the programs in order.
+            # Without Ctrl-C from the terminal: pytest gets it, and ends the programs in order.
             process_group=0,
         )
     except (FileNotFoundError, PermissionError) as error:

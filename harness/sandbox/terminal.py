@@ -1,7 +1,7 @@
 """Run a shell or a debugger in a terminal of its own, and connect that with ours.
 
-Ours belongs to a session outside of the sandbox's PID namespace: a shell in here could not hand it to its jobs. So it
-gets a new one (pty(7)), and what is typed and printed is copied until the program has closed it.
+Our terminal belongs to a session outside the sandbox's PID namespace, so a shell in the sandbox could not control jobs
+on it. The shell gets a new terminal (pty(7)), and input and output are copied until the program closes it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _PIECE: Final = 1 << 16
-# Seconds after which a changed size of our terminal reaches the other one.
+# Seconds after which a new size of our terminal is copied to the other one.
 _SIZE_INTERVAL: Final = 0.5
 _SIZE: Final = 8  # bytes of struct winsize (ioctl_tty(2))
 
 
 @contextmanager
 def our_terminal() -> Iterator[int]:
-    """A descriptor of the terminal that is our standard input, to read and write; raises Unavailable without one."""
+    """Open the terminal of our standard input to read and write; raises Unavailable if that is not a terminal."""
     if not os.isatty(0):
         raise Unavailable("standard input is not a terminal")
     descriptor = os.open(os.ttyname(0), os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
@@ -40,24 +40,24 @@ def our_terminal() -> Iterator[int]:
 
 
 def write(terminal: int, text: str) -> None:
-    """Write text to a terminal, whatever mode it is in."""
+    """Write text to a terminal in any mode, raw or not."""
     data = text.replace("\n", "\r\n").encode()
     while data:
         data = data[os.write(terminal, data) :]
 
 
 def await_enter(terminal: int) -> None:
-    """Return when Enter, or Ctrl-D on an empty line, is pressed; what was typed before does not count."""
+    """Wait until Enter is pressed, or Ctrl-D on an empty line; input from before the call is discarded."""
     termios.tcflush(terminal, termios.TCIFLUSH)
     while (data := os.read(terminal, _PIECE)) and b"\n" not in data:
         pass
 
 
 class TerminalSession:
-    """A program in a terminal of its own; `connect` lets it talk with the user until it ends."""
+    """A program in a terminal of its own; `connect` connects it with the user's until it ends."""
 
     def __init__(self, argv: Sequence[str], terminal: int, env: Mapping[str, str] | None = None) -> None:
-        """Start it. terminal: ours, whose size it gets. Raises Unavailable if there is no such program."""
+        """Start the program. terminal: ours; the new one gets its size. Raises Unavailable if setsid(1) is missing."""
         self._terminal = terminal
         self._other, inside = os.openpty()
         self._size = b""
@@ -74,7 +74,7 @@ class TerminalSession:
             os.close(inside)
 
     def connect(self) -> int:
-        """Copy what is typed and printed until the program ends; returns its exit status."""
+        """Copy input and output until the program ends; returns its exit status."""
         before = termios.tcgetattr(self._terminal)
         try:
             tty.setraw(self._terminal)
@@ -86,10 +86,10 @@ class TerminalSession:
         return self._child.wait()
 
     def _copy(self) -> bool:
-        """Copy what is there within a moment; False when the program's side is closed."""
+        """Copy the next input or output, if any comes soon; False once a terminal is closed."""
         ready, _, _ = select.select([self._terminal, self._other], [], [], _SIZE_INTERVAL)
         if self._other in ready:
-            # Without a process that has it open, the other terminal fails with EIO.
+            # EIO: no process has the other terminal open any more.
             with suppress(OSError):
                 if data := os.read(self._other, _PIECE):
                     os.write(self._terminal, data)

@@ -59,7 +59,7 @@ class Pings:
         return self.sent - len(self.answered)
 
     def in_short(self) -> str:
-        """How many were answered and which were not, and the longest round-trip time: for the evidence."""
+        """Format for the evidence: the number answered, the lost ones, and the longest round-trip time."""
         missing = [number for number in range(self.sent) if number not in self.answered]
         longest = f", within {max(self.answered.values()) * 1000:.1f} ms" if self.answered else ""
         lost = f", not {steps.few(missing)}" if missing else ""

@@ -119,7 +119,7 @@ class _Stream:
         transfer.selector.register(self._client, selectors.EVENT_WRITE, self._send)
 
     def __str__(self) -> str:
-        """How many bytes have arrived, and the sender's TCP state (TCP_INFO), which may explain why no more have."""
+        """Format the number of bytes that arrived, and the sender's TCP state (TCP_INFO), which may explain a stall."""
         info = _TCP_INFO.unpack(self._client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
         timer = f"retransmission timeout {info[_RTO] / 1000:.0f} ms after {info[_BACKOFF]} unanswered retransmissions"
         return f"stream {self._number}: {self.arrived} bytes; {timer}, congestion window {info[_WINDOW]} segments"

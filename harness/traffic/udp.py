@@ -38,22 +38,22 @@ class Arrivals:
 
     @property
     def distinct(self) -> int:
-        """How many different datagrams arrived intact."""
+        """The number of different datagrams that arrived intact."""
         return len(set(self.numbers))
 
     @property
     def lost(self) -> int:
-        """How many datagrams have not arrived intact so far; one that arrived broken is lost too."""
+        """The number of datagrams that have not arrived intact so far; one that arrived broken is lost too."""
         return self.sent - self.distinct
 
     @property
     def duplicated(self) -> int:
-        """How many arrivals were copies of a datagram that had arrived before."""
+        """The number of arrivals that were copies of a datagram that had arrived before."""
         return len(self.numbers) - self.distinct
 
     @property
     def reordered(self) -> int:
-        """How many arrived after a datagram that was sent later."""
+        """The number of datagrams that arrived after one that was sent later."""
         latest, count = -1, 0
         for number in self.numbers:
             count += number < latest

@@ -35,7 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.add_argument(
             "--kernel",
             default=kernels.CATALOGUE.default,
-            help="a name of kernels.toml, a version that apt knows, a bzImage or a kernel build tree "
+            help="a name of kernels.toml, a version that apt has, a bzImage or a kernel build tree "
             "(default: %(default)s)",
         )
     add_run_options(run_options)

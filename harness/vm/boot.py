@@ -50,7 +50,7 @@ KEPT_RUNS: Final = 30
 SHOWN_LINES: Final = 15  # of the console, after a failed run
 
 
-# Held while a root is put together: guests may start at the same time in several threads.
+# Held while a guest's root is built: several threads may start guests at the same time.
 _ROOTS: Final = threading.Lock()
 
 
@@ -81,8 +81,8 @@ class VmResult:
     directory: Path
     """The folder with console.log, output.log and qemu.log."""
     durations: Mapping[str, float]
-    """Seconds per step: `wall ...` on our clock, `guest ...` on the guest's; `cpu ...`: CPU time, which load does not
-    change."""
+    """Seconds per step: `wall ...` on our clock, `guest ...` on the guest's; `cpu ...`: CPU time, which does
+    not depend on the load."""
     complaints: tuple[str, ...] = ()
     """Lines of the kernel log that report a fault."""
 
@@ -105,7 +105,7 @@ class VmResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestRun:
-    """What to run in a guest; the fields are the arguments of `boot`. nonce: proves that a verdict is of this run."""
+    """The job of a guest; the fields are the arguments of `boot`. nonce: proves that a verdict is of this run."""
 
     command: tuple[str, ...]
     deadline: float
@@ -265,7 +265,7 @@ def run(
 
 
 def ending_of(received: Received, complaints: Sequence[str], *, in_time: bool, warp: bool) -> tuple[Ending, str]:
-    """Decide how a run ended, and say why in one line, empty for EXITED; the worst reason wins.
+    """Decide how a run ended, and return the reason in one line, empty for EXITED; the worst reason wins.
 
     in_time: the guest sent all or ended before the deadline.
     """

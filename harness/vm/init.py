@@ -138,7 +138,7 @@ def serve() -> None:
 
 
 def let_pass(seconds: float) -> None:
-    """Let time pass; harness/wait.py, which also has this function, cannot be imported here."""
+    """Let time pass, as harness/wait.py does, which cannot be imported here."""
     time.sleep(seconds)
 
 

@@ -96,7 +96,7 @@ class Kernel:
 def find(which: str, cache: Path) -> Kernel:
     """Find a kernel, and download it if it is a package that the cache lacks.
 
-    which: a name or alias of kernels.toml, a version that apt knows, a package name, the path of a bzImage or of a
+    which: a name or alias of kernels.toml, a version that apt has, a package name, the path of a bzImage or of a
     build tree. cache: folder for packages. Raises UsageError if there is no such kernel, Unavailable if a download
     fails.
     """
@@ -156,7 +156,7 @@ class Package:
 def find_package(which: str, cache: Path) -> Package:
     """Find the package for a name or version; apt is called again only when its lists have changed.
 
-    Raises UsageError if apt knows no such package.
+    Raises UsageError if apt has no such package.
     """
     resolved = cache / "kernels" / "resolved.json"
     known: dict[str, list[str]] = json.loads(resolved.read_text()) if resolved.exists() else {}
@@ -195,7 +195,7 @@ def ask_apt(which: str) -> Package:
             return Package(name=record["Package"], version=record["Version"], sha256=record["SHA256"])
     names = ", ".join(CATALOGUE.kernels)
     raise UsageError(
-        f"kernel {which}: neither a file nor a package that apt knows (names: {names}; apt-get update renews the list)"
+        f"kernel {which}: neither a file nor a package in apt's lists (names: {names}; apt-get update renews them)"
     )
 
 

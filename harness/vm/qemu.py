@@ -204,8 +204,8 @@ def start(hardware: Hardware, *, image: Path, append: str, initrd: int, console:
     """Run QEMU for the length of the block; initrd: file descriptor of the root; the rest: see `command_line`.
 
     The kernel kills QEMU when the thread that started it ends, even by SIGKILL (PR_SET_PDEATHSIG, by setpriv(1)). So
-    the thread that calls boot() must wait for it. If the runner dies before setpriv has run, the guest's PID 1 sees its
-    ports close, and reboots.
+    the thread that calls boot() must wait for it. If the runner dies before setpriv has run, the ports close, and the
+    guest's PID 1 reboots.
     """
     pairs = {name: socket.socketpair() for name in PORTS}
     files = {name: far_end.fileno() for name, (_, far_end) in pairs.items()}

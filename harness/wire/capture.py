@@ -38,7 +38,7 @@ _PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
 # Bytes.
 _BUFFER: Final = 8 << 20
-# For evidence: room for handshakes, pings and the beginning of a stream. The kernel counts and drops what does not fit.
+# For evidence: enough for handshakes, pings and the beginning of a stream. The kernel drops and counts the rest.
 EVIDENCE_BUFFER: Final = 1 << 20
 _ANCILLARY: Final = 128
 _FRAME: Final = 1 << 17

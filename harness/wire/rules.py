@@ -35,7 +35,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the script decided about a frame on its arrival.
+    """The script's decision about a frame on its arrival.
 
     message: the UDP datagram in it, None if there is none. did: `passed`, `dropped`, `held`, `delayed`, `duplicated`,
     `replayed` or `flipped`. rule: number of the rule that took it, 1 for the first; None if no rule did.

@@ -180,12 +180,12 @@ class Flip(Rule):
         if self.message in {"transport", "data", "keepalive"}:
             kinds = [DATA]
         if not kinds:
-            raise UsageError("message: flip needs one kind of message, whose fields it knows: initiation, ...")
+            raise UsageError("message: flip needs one kind of message that has fields: initiation, ...")
         _one_of("field", self.field, tuple(FIELDS[kinds[0]]))
         if self.message != "data" and self.field == "packet":
             raise UsageError('field: a keepalive carries no packet; use field = "tag", or message = "data"')
         start, end = FIELDS[kinds[0]][self.field]
-        # The length of a packet is not known here; it has at least one byte.
+        # The length of the packet is unknown until a message arrives; it has at least one byte.
         bits = 8 if self.field == "packet" else 8 * ((0 if end is None else end) - start)
         if not isinstance(self.bit, int) or not 0 <= self.bit < bits:
             raise UsageError(f"bit: {self.field} has the bits 0 to {bits - 1}, not {self.bit!r}")

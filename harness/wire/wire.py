@@ -1,8 +1,8 @@
 """Connect two nodes by a link that loses, delays, replays or changes messages by a script.
 
-A wire has a network namespace of its own, and a veth pair from each node into it. There a thread carries frames from
-one end to the other through packet sockets (packet(7)). Other traffic than WireGuard's passes unchanged. The thread
-sleeps until a frame arrives or a held frame is due.
+A wire has a network namespace of its own, and a veth pair from each node into it. A thread in that
+namespace carries frames from one end to the other through packet sockets (packet(7)). It sleeps until a frame arrives
+or a held frame is due. Traffic that is not WireGuard's passes unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from harness.wire.rules import Delivery
     from harness.wire.script import Rule
 
-# Of the ends in the wire's namespace: large enough for every frame, so that only the nodes' own MTU limits them.
+# MTU of the ends in the wire's namespace: large enough for every frame, so that only the nodes' own MTU limits it.
 _MTU: Final = 65535
 _PACKET_IGNORE_OUTGOING: Final = 23
 # Bytes of frames kept for the capture; later frames are carried, but not recorded.

@@ -158,7 +158,7 @@ def test_one(implementation, record_property):
 
 
 def junit_properties(path: Path) -> dict[str, dict[str, str]]:
-    """The properties of each test case by the name of its file and test."""
+    """Return the properties of each test case by file and test."""
     cases = ET.parse(path).iter("testcase")  # noqa: S314 - our own pytest wrote it
     return {
         f"{case.get('classname')}.{case.get('name')}": {
@@ -275,7 +275,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"schema": 2}, "schema 2 is not known here, only 1"),
+        ({"schema": 2}, "schema 2 is not supported, only 1"),
         ({"seed": "7"}, "seed must be an integer, not '7'"),
         ({"host": []}, "host must be a table, not []"),
         ({"results": 5}, "results must be a list, not 5"),

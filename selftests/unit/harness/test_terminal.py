@@ -266,7 +266,7 @@ def test_uncollectable_file_is_named_with_its_error() -> None:
         ),
         (["ERROR: unknown implementation"], "unknown implementation; see wg-interop run --help"),
         (["odd"], "odd"),
-        ([], "pytest refused the command line and said nothing"),
+        ([], "pytest refused the command line and printed no reason"),
     ],
 )
 def test_usage_error_is_taken_from_pytest_output(output: list[str], expected: str) -> None:

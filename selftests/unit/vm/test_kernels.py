@@ -87,7 +87,7 @@ def test_builtin_modules_are_read_from_build_tree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("which", "words"),
     [
-        ("9.9", "neither a file nor a package that apt knows (names: 6.1, 6.12; apt-get update renews the list)"),
+        ("9.9", "neither a file nor a package in apt's lists (names: 6.1, 6.12; apt-get update renews them)"),
         ("./no/such", "no such file or folder"),
         ("TMP/text", "not a bzImage, it has no boot header"),
         ("TMP", "not built for x86 yet, it has no arch/x86/boot/bzImage"),
