@@ -1,4 +1,4 @@
-"""Looking at a failed test: its lab stays up and can be entered; programs run under strace and gdb."""
+"""Check the options to debug a failed test: pause, shell, strace, gdb."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_bad(loopback):
 
 def test_good(loopback):
     loopback.must_ping("ns1", "192.168.241.2")
-    # Whoever sits at the terminal learns that the test has come so far.
+    # Report to the terminal that the test has come to this line.
     with open(os.environ["AT_TERMINAL"], "w") as terminal:
         terminal.write("PINGED")
 
@@ -46,12 +46,12 @@ PAUSED: Final = r"Enter goes on with the next test, Ctrl-C ends the run: "
 
 
 class Dialogue:
-    """A run at a terminal of its own, and somebody who reads there and types."""
+    """A run in a terminal of its own; the test reads from this terminal and types into it."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         (directory / "test_it.py").write_text(TESTS)
         self._ours, inside = os.openpty()
-        # The settings of the run that runs this test, sandbox and all, are not the child's.
+        # Without the environment variables of this run, so that the child makes a sandbox of its own.
         env = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST", "COLUMNS"))}
         words = [*arguments, f"--pair={IMPLEMENTATION}~{IMPLEMENTATION}"]
         self.process = subprocess.Popen(
@@ -67,7 +67,7 @@ class Dialogue:
         self._read = 0
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Read until a pattern matches behind what earlier ones have matched."""
+        """Read until a pattern matches after the match of the last call."""
         end = time.monotonic() + WHOLE_RUN
         while (found := re.compile(pattern).search(self.text, self._read)) is None:
             left = end - time.monotonic()
@@ -82,7 +82,7 @@ class Dialogue:
         try:
             data = os.read(self._ours, 1 << 16)
         except OSError:
-            # EIO: nobody has the terminal open any more.
+            # EIO: no process has the terminal open any more.
             return False
         self.text += data.decode(errors="replace").replace("\r", "")
         return bool(data)
@@ -91,7 +91,7 @@ class Dialogue:
         os.write(self._ours, text.encode())
 
     def end(self) -> int:
-        """Read to the end; the exit status."""
+        """Read to the end; return the exit status."""
         end = time.monotonic() + WHOLE_RUN
         while self.read(end - time.monotonic()):
             assert time.monotonic() < end, self.text
@@ -111,7 +111,7 @@ def dialogue(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Dialogu
 
 
 def enter(command: str, *words: str) -> str:
-    """What a program prints in a node that was entered by a printed command."""
+    """Run a program in a node by the printed command, and return its output."""
     return subprocess.run([*command.split(), *words], check=True, capture_output=True, text=True, timeout=30).stdout
 
 

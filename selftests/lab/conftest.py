@@ -19,5 +19,6 @@ def inner_pytest(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")
     # The outer pytest also looks for leaks; each search takes 50 ms.
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:unraisableexception -p no:threadexception")
-    # An inner pytest drops its imports. Imported here, the report's template is read only once.
+    # An inner pytest forgets the modules that it was the first to import. Imported here, the report's template is read
+    # only once.
     importlib.import_module("harness.report.gather")

@@ -1,4 +1,4 @@
-"""What a tunnel says of itself when it does not work: the clue first, then both sides, then their logs."""
+"""Check the diagnosis of a broken tunnel: the clue first, then both sides, then their logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A test of the lab that is overdue is undone, keeps its evidence, and leaves nothing to the next test."""
+"""Check that an overdue test is undone with its evidence, and does not affect the next."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(pytester: pytest.Pytester, **hangs: str) -> pytest.RunResult:
 def test_overdue_test_is_undone_with_evidence_of_its_wait(
     pytester: pytest.Pytester, phase: str, name: str, outcomes: dict[str, int]
 ) -> None:
-    # When the fixture of the test is undone, its lab has been.
+    # The test's fixture is undone after its lab.
     hang = "hang(node)" if phase != "teardown" else "wait_for(Never(), 30, 'a datagram')"
     never = (
         "class Never:\n    fileno = lambda self: 1\n    look = lambda self: None\n    seen = lambda self: 'nothing'\n"

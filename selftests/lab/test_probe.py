@@ -1,4 +1,4 @@
-"""The command `wg-interop probe`: what it finds of real programs is what their manifests declare."""
+"""Check that `wg-interop probe` finds in programs the capabilities of their manifests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HONEST = "wireguard-go-debian"
 def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("WG_INTEROP", "PYTEST"))}
     command = [sys.executable, "-m", "harness", "probe", *arguments]
-    # What the saboteur needs is installed with this interpreter.
+    # The saboteur needs the packages of this interpreter.
     search = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = clean | {"PATH": search} | env
     return subprocess.run(command, cwd=host.ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
@@ -54,7 +54,7 @@ def test_probed_manifest_of_refwg_declares_all_capabilities(tmp_path: Path) -> N
     assert "It lacks" not in out.read_text()
 
 
-# The newest wireguard-go declares sticky-source, and its known failures (RT-11) say that it no longer works.
+# The newest wireguard-go declares sticky-source, but has lost it: see its known failures (RT-11).
 @pytest.mark.parametrize(("name", "broken"), [("wireguard-go", {"sticky-source"}), (HONEST, set())])
 def test_probed_manifest_is_that_of_known_program(tmp_path: Path, name: str, broken: set[str]) -> None:
     program = installed(name)

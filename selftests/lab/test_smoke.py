@@ -1,4 +1,4 @@
-"""The smoke test: a program that does not work at all costs its time once, and blocks its tests with the reason."""
+"""Check the smoke test: a dead program fails once, and its other tests are blocked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def serve():
 
 {what}
 """
-# Makes its link and its socket, and answers every request by `answer`, or never.
+# Makes its link and its socket, and answers every request by `answer`; with None it never answers.
 ANSWERING = """\
 import fcntl, signal, socket, struct
 tun = os.open("/dev/net/tun", os.O_RDWR)
@@ -87,7 +87,7 @@ def states(folder: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture
 def scaled_down(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Deadlines of a third: what is waited for never comes."""
+    """Scale all deadlines by 0.3: these tests miss them anyway."""
     monkeypatch.setattr(wait, "_scale", 0.3)
     yield
     assert leftover_nodes() == []
@@ -133,7 +133,7 @@ def test_dead_program_fails_once_and_blocks_its_other_tests(pytester: pytest.Pyt
 
 @pytest.mark.usefixtures("inner_pytest", "scaled_down")
 def test_program_that_does_not_stop_fails_smoke_test(pytester: pytest.Pytester) -> None:
-    """It is the last thing that is tried, so everything before it has worked."""
+    """The smoke test stops the program last, so all steps before that have worked."""
     answer = b"listen_port=51820\nerrno=0\n\n"
     what = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n{ANSWERING.format(answer=answer)}"
     program = write_program(pytester.path, what)

@@ -1,4 +1,4 @@
-"""The steps of a test stand in its evidence: each mechanism leaves its own, with the time, and no key in full."""
+"""Check the steps in a test's evidence: one for each action, with its time, without keys."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 pytest_plugins = ["pytester"]
 
 OF_LEFT, OF_RIGHT = "10.0.0.1", "10.0.0.2"
-# What changes nothing, and what gives the test something whose use is the test's own.
+# Methods without a step: they change nothing, or return an object that the test uses directly.
 READS: Final = {
     NetNS: {"index", "has_link", "is_open",  "links", "monitor", "nft_counters", "run_json", "socket", "udp_ports"},
     Process: {"close", "cpu_seconds", "running", "status", "tail", "thread_states"},
@@ -88,7 +88,7 @@ def right(lab: Lab, left: NetNS) -> NetNS:
 
 
 def lines_of(lab: Lab, action: Callable[[], object]) -> list[str]:
-    """The steps that an action leaves, as `NODE: TEXT`; without durations, which slow steps have, but for waits."""
+    """Return the steps of an action as `NODE: TEXT`, without the durations of slow steps, except those of waits."""
     before = len(lab.steps.steps)
     action()
     lines = [f"{step.node}: {step}" for step in lab.steps.steps[before:]]
@@ -96,7 +96,7 @@ def lines_of(lab: Lab, action: Callable[[], object]) -> list[str]:
 
 
 def check(lab: Lab, kind: type, actions: Mapping[str, tuple[Callable[[], object], str]]) -> None:
-    """Let each action run and see its step; fail for a public name of the class that is not among them."""
+    """Run each action and check its step; fail if an action for a public name of the class is missing."""
     public = {name for base in kind.__mro__[:-1] for name in vars(base) if not name.startswith("_")}
     assert public - READS[kind] == {name.partition(" ")[0] for name in actions} & public
     missing = {}

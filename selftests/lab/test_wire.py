@@ -1,6 +1,6 @@
 """Check that a wire carries all traffic and changes messages as its script says.
 
-Sockets of the kernel send and receive. No implementation is needed: bytes that look like a message are one to a wire.
+Sockets of the kernel send and receive. No implementation is needed: a wire recognizes a message by its type and length.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Ends:
             self.sender.send(message)
 
     def receive(self, count: int, deadline: float = 5.0) -> list[bytes]:
-        """Receive this many datagrams. The wire keeps order: a last one shows that no more came before it."""
+        """Receive this many datagrams. The wire keeps order: once the last one sent arrives, no other can follow."""
         return [wait_for(Datagram(self.receiver), deadline, f"datagram {n} of {count}")[0] for n in range(count)]
 
 
@@ -196,7 +196,7 @@ def test_idle_wire_sleeps(v4: Ends) -> None:
     v4.receive(1)
     let_pass(0.1, "the wire has nothing more to do")
     before = voluntary_switches("wire ns1-ns2")
-    let_pass(0.3, "a wire that polled would wake now and then")
+    let_pass(0.3, "a wire that polls would wake in this time")
     assert voluntary_switches("wire ns1-ns2") == before
 
 
@@ -220,7 +220,7 @@ def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
     v4.send(DATA)
     v4.wire.wait_for("data", "the message that is not received")
     v4.nodes["ns2"].set_link("veth2", up=True)
-    # The other end gets its carrier back a moment later.
+    # The carrier of the other end comes back a moment later, so the first pings may be lost.
     assert ping(v4.nodes["ns1"], V4, count=50, timeout=0.2).answered
     v4.nodes["ns2"].delete_link("veth2")
     v4.send(DATA)

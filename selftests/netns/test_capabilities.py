@@ -1,7 +1,7 @@
 """Check that each program has the capabilities that its manifest declares, and no others.
 
 The lab does not use a capability that is not declared. These tests do, by the probes of `wg-interop probe`: each has a
-lab of its own, so that a program which it brings down fails nothing else.
+lab of its own, so that a program that ends in one probe does not fail the others.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ PORT = 1111
 ROUNDS = 20
 SEND_INTERVAL = 0.001
 ENDPOINT_OF_A = Endpoint("10.0.0.1", 1)
-# ns between two initiations within which the second may be refused: five times the 20 ms of HS-12, because a busy
-# machine delays datagrams.
+# ns between two initiations of A, within which B may refuse the second one. HS-12 says 20 ms, measured at B; a busy
+# machine delays datagrams on the way.
 TOO_EARLY = 100_000_000
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LOCALHOST: Final = "127.0.0.1"
 PORT: Final = 1111
 ALICES: Final = 2222
-# Seconds within which a datagram arrives that was sent together with Alice's.
+# Seconds: a datagram that was sent together with Alice's arrives within this time.
 AFTER_ALICE: Final = 0.3
 LOW_ORDER: Final = tuple(Key(point) for point in LOW_ORDER_POINTS)
 
@@ -179,12 +179,12 @@ def test_low_order_point_gives_zero_shared_secret(point: Key) -> None:
 @pytest.mark.scenario("N39")
 @pytest.mark.requirement("HS-34", "CR-09")
 def test_low_order_peers_are_listed_but_get_no_packets(lab: Lab, wg0: Interface, alice: Key) -> None:
-    # It has no endpoint, so its counter is that of a peer to which nothing was sent.
+    # This peer has no endpoint, so nothing is sent to it: its tx_bytes are what the others' must be.
     silent = lab.key("silent").public()
     wg0.set(DeviceConfig(private_key=lab.key("own"), peers=(PeerConfig(public_key=silent),)))
     with_keepalive = [
         PeerConfig(public_key=key, endpoint=Endpoint(LOCALHOST, port), persistent_keepalive=1)
-        # Alice is last: her datagram shows that the others have had their turn.
+        # Alice is last: her datagram shows that the peers before her have been processed.
         for key, port in [*((key, PORT) for key in LOW_ORDER), (alice, ALICES)]
     ]
     with (

@@ -100,7 +100,7 @@ def test_icmp_error_reaches_original_sender_through_nat(nat: Tunnel) -> None:
     ns2.nft(TRANSLATING)
     ns0.add_route(f"{V4_OF_A}/32", via="10.0.0.100")
     nat.keep_alive(1)
-    with twin("ns0 reaches A through B, and the guard lets no other network in"):
+    with twin("ns0 reaches A through B, and its firewall counts packets from other networks"):
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns0", V4_OF_A)
         assert ns2.nft_counters()["translated"] == 1

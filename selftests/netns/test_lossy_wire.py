@@ -53,7 +53,7 @@ def carry(wired: Tunnel, wire: Wire, count: int, *, size: int = SIZE) -> tuple[A
 
 @pytest.mark.requirement("ROB-12")
 def test_tcp_stream_arrives_intact_when_one_tenth_is_lost(wired: Tunnel, wire: Wire) -> None:
-    # By chance alone none would be dropped in one run of a thousand, so number 20 always is.
+    # Message 20 is always dropped: in one run of a thousand, chance would drop no message.
     wire.apply(Drop(message="data", share=0.1), Drop(message="data", sender="ns1", nth=20))
     tcp_stream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=64 << 10, deadline=60.0)
     assert wire.sightings("data", did="dropped"), "the test proved nothing: no message was dropped"
@@ -87,7 +87,7 @@ def test_reordered_messages_arrive_once_and_none_is_lost(wired: Tunnel, wire: Wi
 
 @pytest.mark.requirement("DT-04")
 def test_message_1000_counters_behind_is_accepted(wired: Tunnel, wire: Wire) -> None:
-    # Those between them are dropped, which saves a slow machine time.
+    # The messages between the two are dropped, to save time on a slow machine.
     between = Drop(message="data", sender="ns1", nth=f"1-{WINDOW - 1}")
     wire.apply(Hold(message="data", sender="ns1", nth=1), between)
     arrivals, _ = carry(wired, wire, WINDOW + 1, size=16)

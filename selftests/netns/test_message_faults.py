@@ -198,7 +198,7 @@ def test_pending_initiation_is_abandoned_when_peer_initiates(wire: Wire, to_b: U
 def test_responder_waits_for_next_data_when_confirmation_is_lost(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
     wire.apply(Drop(message="transport", sender="ns1", nth=1))
     to_b.send()
-    wire.wait_for("transport", "A's first datagram, which is lost", sender="ns1")
+    wire.wait_for("transport", "A's first datagram, which the wire drops", sender="ns1")
     to_a.send(3)
     to_b.send()
     to_a.wait_for(3)
@@ -226,7 +226,7 @@ def test_unconfirmed_session_is_replaced_by_later_one(wired: Tunnel, wire: Wire,
     wire.apply(Hold(message="transport", sender="ns1"))
     with twin("late data is delivered if there is no later session"):
         to_b.send()
-        wire.wait_for("data", "A's datagram on the session before", sender="ns1")
+        wire.wait_for("data", "A's datagram on the first session", sender="ns1")
         wire.release()
         to_b.wait_for(1)
     for number in (2, 3):

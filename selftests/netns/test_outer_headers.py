@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 ETH_P_ALL = 3
 DEADLINE = 5.0
 PORT_OF_A, PORT_OF_B = 1, 2
-# Traffic class of handshakes, DSCP AF41 without ECN, and of data.
+# Traffic classes: handshakes have DSCP AF41 and no ECN, data has 0.
 MARKED, PLAIN = 0x88, 0
 DONT_FRAGMENT = 0x40
 SENDER, RECEIVER = slice(*FIELDS[RESPONSE]["sender"]), slice(*FIELDS[DATA]["receiver"])
@@ -156,7 +156,7 @@ def malformed_responses(response: bytes, recipient: bytes) -> list[bytes]:
     return [
         marked[:-1],
         marked + b"\0",
-        # For a program that looks for the macs before the end.
+        # A program may look for the macs at the end of the message.
         with_mac1(body + b"\0" + macs, recipient),
         *(
             with_mac1(bytes([kind]) + marked[1:], recipient)

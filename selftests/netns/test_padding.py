@@ -17,7 +17,7 @@ PORT = 1111
 OUTSIDE = 20 + 8
 HEADER_AND_TAG = 32
 OF_ROUTE, OF_LINK = 1299, 1300
-# Of an inner packet of 1297 bytes: padded to 1299 by the route's MTU, to 1300 by the link's, and else to 1312.
+# An inner packet of 1297 bytes is padded to 1312, or to less by the MTU of the link (1300) or of the route (1299).
 PAYLOAD = 1297 - OUTSIDE
 PADDED_TO_ROUTE = OF_ROUTE + HEADER_AND_TAG + OUTSIDE
 PADDED_TO_LINK = OF_LINK + HEADER_AND_TAG + OUTSIDE
@@ -54,7 +54,7 @@ def test_packet_as_long_as_new_mtu_passes_in_one_message(loopback: Tunnel) -> No
         long = [
             len(message.payload) - HEADER_AND_TAG for message in wire.messages(kind=DATA) if not message.is_keepalive
         ]
-    assert long == [9000, 9000], f"an echo of 9000 bytes and its answer left in messages of {long}"
+    assert long == [9000, 9000], f"the messages of an echo of 9000 bytes and of its reply carry {long} bytes"
 
 
 @pytest.mark.scenario("N12")
@@ -79,7 +79,7 @@ def test_padding_follows_mtu_of_link_and_route_without_move(direct: Tunnel) -> N
 
 
 def check_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Capture, Capture]) -> None:
-    """Check the outer length of packets that are padded up to the route's MTU; of each pair the first is A's."""
+    """Check the outer length of packets that are padded up to the route's MTU. underlay, wires: A's and B's."""
     set_mtu(tunnel, OF_LINK)
     for side, other in ((tunnel.a, V4_OF_B), (tunnel.b, V4_OF_A)):
         side.place.add_route(f"{other}/32", dev=side.name, mtu=OF_ROUTE)
@@ -94,7 +94,7 @@ def check_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
     assert not (wrong := [complaint for side in sides if (complaint := why_wrong(*side))]), "; ".join(wrong)
     for manifest, length in sides:
         if length == PADDED_TO_LINK:
-            how = f"{manifest.name} knows the MTU of the link only: {length} bytes, not {PADDED_TO_ROUTE}"
+            how = f"{manifest.name} pads by the MTU of the link only: {length} bytes, not {PADDED_TO_ROUTE}"
             differs(how, by=[manifest.name])
     must_ping(tunnel.nodes["ns2"], V4_OF_A, size=PAYLOAD)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 INNER_OF_A, INNER_OF_B = "192.168.242.1", "192.168.242.2"
 PORT = 5
-# Bytes: the limit of the kernel's own test.
+# Bytes that a bounded loop may send: the limit of netns.sh for a routing loop (N19).
 BOUNDED = 70_000
 LOOPING = 0.25
 # Seconds within which a looping program sends more than BOUNDED, even on a busy machine.
@@ -50,7 +50,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     nat: Tunnel, record_property: Callable[[str, object], None]
 ) -> None:
     ns1, pub3 = nat.nodes["ns1"], nat.lab.key("key3").public()
-    with twin("the peer answers while it is behind the other one"):
+    with twin("the peer behind the other one answers"):
         wg1 = wrap_once_more(nat)
         nat.must_ping("ns1", INNER_OF_B)
     nat.lab.end(wg1)
@@ -62,7 +62,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
         if is_bounded:
             more = sent_in_window(ns1)
             assert more == 0, (
-                f"{nat.a.manifest.name} declares bounded-loop, and sends {more} bytes in {LOOP_WINDOW} s more"
+                f"{nat.a.manifest.name} declares bounded-loop, but sent {more} more bytes in {LOOP_WINDOW} s"
             )
         else:
             poll_until(lambda: ns1.links()["wg0"]["tx_bytes"] - before, lambda sent: sent > BOUNDED, LOOP_DEADLINE)
@@ -77,7 +77,7 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
     if nat.a.manifest.kind != "kernel":
         assert poll_until(lambda: is_idle(nat.a), bool, LOOP_DEADLINE), "A is still busy although the loop was cut"
     nat.must_ping("ns1", V4_OF_B)
-    looped = f"one ping became {sent} bytes until the loop was cut; what is bounded is at most {BOUNDED}"
+    looped = f"one ping became {sent} bytes until the loop was cut; a bounded loop sends at most {BOUNDED}"
     name = nat.a.manifest.name
     assert (sent <= BOUNDED) == is_bounded, f"{looped}; {name} {'declares' if is_bounded else 'does not declare'} this"
     if not is_bounded:
@@ -86,11 +86,11 @@ def test_loop_of_peer_behind_itself_is_bounded_as_declared(
 
 def sent_in_window(node: NetNS) -> int:
     before = node.links()["wg0"]["tx_bytes"]
-    let_pass(LOOP_WINDOW, "a loop that goes on would send all the time")
+    let_pass(LOOP_WINDOW, "an unbounded loop would send all the time")
     return int(node.links()["wg0"]["tx_bytes"] - before)
 
 
 def is_idle(side: Interface) -> bool:
     before = side.cpu_seconds()
-    let_pass(IDLE_WINDOW, "a program that is still in the loop would work all the time")
+    let_pass(IDLE_WINDOW, "a program in the loop would use the CPU all the time")
     return side.cpu_seconds() - before < IDLE_WINDOW / 2

@@ -119,7 +119,7 @@ def route_unmarked_into_tunnel(node: NetNS) -> None:
 
 
 def disable_rp_filter(node: NetNS, *devices: str) -> None:
-    """Turn the reverse path filter off: the stricter of `all` and of the device's own setting applies."""
+    """Turn the reverse path filter off, in `all` too: the kernel uses the stricter of the two settings."""
     for device in ("all", *devices):
         node.sysctl(f"net.ipv4.conf.{device}.rp_filter", 0)
 

@@ -24,8 +24,8 @@ def test_new_private_key_forces_handshake_before_data(loopback: Tunnel) -> None:
     allowed = allowed_ips(f"{V4_OF_A}/32", f"{V6_OF_A}/128")
     newcomer = PeerConfig(public_key=loopback.pub_a, preshared_key=loopback.psk, allowed_ips=allowed)
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        # B gets the new key first: wireguard-go may initiate as soon as A has its key, and retries only after 5 s. A
-        # ping waits for less than that.
+        # B gets the new key first: wireguard-go may initiate as soon as A has the key. If B refused this initiation,
+        # the retry 5 s later would come too late for the ping.
         b.set(DeviceConfig(peers=(newcomer,)))
         a.set(DeviceConfig(private_key=loopback.key_a))
         b.set_peer(old, remove=True)

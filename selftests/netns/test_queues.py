@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PORT = 1111
 BURST = 400
-# A program may drop some of a burst; fewer arrivals would prove nothing about order.
+# Datagrams that must arrive: a program may drop some of a burst, but a few arrivals prove nothing about order.
 ENOUGH = 100
 QUIET = 0.5
 OVERLOAD, SIZE = 1000, 1200

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from harness import Lab, Pair
 
+# Bytes: netns.sh reports more as an error.
 BOUND = 70_000
-# Seconds until the loop is cut: the driver's ends by itself, a program's may not.
+# Seconds until the test cuts the loop: the driver's loop ends before that, a program's may go on.
 WATCHED = {"kernel": 1.0, "uapi": 0.25}
 IDLE_WINDOW = 0.1
 # Counts datagrams of the outer tunnel that enter the inner one.
@@ -40,9 +41,9 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
     carrier, carried, ns0 = outer.a, inner.a, outer.nodes["ns0"]
     carried.move(ns0)
     carried.up(f"{V4_OF_A}/24")
-    with twin("A's inner interface is answered in its new place"):
+    with twin("A's inner interface works in its new namespace"):
         inner.must_ping("ns0", V4_OF_B)
-    # End B before A's endpoint changes: a packet from B would set it back.
+    # End B before A's endpoint changes: a packet from B would change it back.
     lab.end(inner.b)
     lab.end(outer.b)
     carrier.set_peer(outer.pub_b, endpoint=Endpoint.parse(f"{V4_OF_B}:7"))
@@ -61,7 +62,7 @@ def test_routing_loop_through_own_tunnel_stays_bounded(
     assert ns0.nft_counters()["looped"] > 0, "the test proved nothing: no outer datagram entered the inner tunnel"
     assert_calm_and_configurable(outer, inner)
     if looped > BOUND:
-        assert pair.a.kind != "kernel", f"the driver sent {looped} bytes; {BOUND} is what its own test allows"
+        assert pair.a.kind != "kernel", f"the driver sent {looped} bytes; netns.sh allows {BOUND}"
         differs(f"the loop goes on: {looped} bytes and {worked:.2f} s of CPU time within {WATCHED[pair.a.kind]} s")
 
 
@@ -70,11 +71,11 @@ def assert_calm_and_configurable(outer: Tunnel, inner: Tunnel) -> None:
 
     def worked_in_window() -> float:
         before = outer.a.cpu_seconds() + inner.a.cpu_seconds()
-        let_pass(IDLE_WINDOW, "the rest of the loop runs dry")
+        let_pass(IDLE_WINDOW, "the packets still in the loop are processed")
         return outer.a.cpu_seconds() + inner.a.cpu_seconds() - before
 
     worked = poll_until(worked_in_window, lambda seconds: seconds < IDLE_WINDOW / 2, 5.0)
-    assert worked < IDLE_WINDOW / 2, f"with the loop cut, A still works for {worked:.2f} s in {IDLE_WINDOW} s"
+    assert worked < IDLE_WINDOW / 2, f"the loop is cut, and A still uses {worked:.2f} s of CPU time in {IDLE_WINDOW} s"
     for tunnel in (outer, inner):
         tunnel.a.set_peer(tunnel.pub_b, endpoint=Endpoint.parse("127.0.0.1:7"))
         assert str(tunnel.seen_by_a().endpoint) == "127.0.0.1:7"

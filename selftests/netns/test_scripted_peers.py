@@ -30,7 +30,7 @@ NEWEST = 100_000
 WINDOW = 8128
 # Windows of other programs and machines; each is correct if it accepts every counter in it once.
 ALSO_KNOWN = {8191: "that of GotaTun", 8160: "that of 32-bit kernels", 1023: "that of boringtun"}
-# How far behind the newest counter a message is, at the edges of all these windows.
+# Distances of a message's counter from the newest one: at the edges of all these windows.
 BEHIND = (8192, 8191, 8161, 8160, 8129, 8128, 8127, 1024, 1023, 1)
 AT_ONCE = 5.0
 MACS, RECEIVER = FIELDS[INITIATION]["mac1"][0], FIELDS[DATA]["receiver"][0]
@@ -80,7 +80,7 @@ def test_message_of_wrong_length_type_or_peer_is_not_answered(lab: Lab, implemen
     stage.send(first, b"a session")
     stage.wait_for(lambda: stage.answers == 1, AT_ONCE, "an answer")
     if first.cookies:
-        let_pass(LOAD_IS_OVER, "the driver is still under load from another test, and answers by cookie replies")
+        let_pass(LOAD_IS_OVER, "the driver answers by cookie replies until its load from another test is over")
     before = stage.wg0.peer(other.public_key)
     (initiation,), (unknown,), (data,) = (
         other.encapsulated(b""),

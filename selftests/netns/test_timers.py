@@ -95,8 +95,8 @@ def drop(loopback: Tunnel, condition: str) -> None:
 
 @pytest.mark.requirement("TM-07")
 def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire: Capture) -> None:
-    # wireguard-go may start the timers of 15 s and 5 s after the answer has come, and then initiates.
-    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE) + longest_retry(), "A has started its last early session")
+    # wireguard-go may start its timers of 15 s and 5 s after the answer has come. Then it initiates when they expire.
+    let_pass(NEW_HANDSHAKE + slack(NEW_HANDSHAKE) + longest_retry(), "late timers of A have expired")
     start = initiations(wire, PORT_OF_A)[-1].time
     let_pass(start / SECOND + REKEY_AFTER_TIME - 5 - time.time(), "the session is not old enough")
     loopback.must_ping("ns1", V4_OF_B)
@@ -135,8 +135,8 @@ def test_responder_initiates_only_when_session_has_expired(loopback: Tunnel, wir
 def send_to_b(loopback: Tunnel, receiver: socket.socket) -> None:
     """Send a datagram from A to B, one second after B has sent one; B must not initiate 15 s later (TM-16).
 
-    An answer that comes at once, such as an ICMP error, is not enough. wireguard-go starts the timer of the 15 s after
-    it has sent. If the answer comes before that, it stops nothing.
+    An answer that comes at once, such as an ICMP error, may come too early: wireguard-go starts the timer of 15 s after
+    it has sent, so an earlier answer does not stop it.
     """
     let_pass(1, "B has started its timer")
     udp_message(loopback.nodes["ns1"], V4_OF_B, 1111, b"by A")
@@ -150,7 +150,7 @@ def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Captur
         before = wire.messages()[-1].time
         udp_message(loopback.nodes["ns2"], V4_OF_A, 1111, b"no answer to this")
         data = wire.wait_for(lambda m: m.kind == DATA and m.time > before, 2.0, "B's datagram to be sent")
-        let_pass(2 * (KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT)) + 1, "the keepalive's time, and that of one for it")
+        let_pass(2 * (KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT)) + 1, "A's keepalive, then B's, which must not come")
     answers = [m for m in wire.messages(port=PORT_OF_B) if m.is_keepalive and m.time > data.time]
     assert not answers, f"B answers a keepalive by {answers[0]}"
     keepalives = [m for m in wire.messages(port=PORT_OF_A) if m.is_keepalive and m.time > data.time]
@@ -163,7 +163,7 @@ def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Captur
 def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel) -> None:
     drop(loopback, f"udp dport {PORT_OF_B}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
-        udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"nobody hears this")
+        udp_message(loopback.nodes["ns1"], V4_OF_B, DISCARD, b"not received")
         let_pass((INITIATIONS_OF_A_SERIES + 6) * longest_retry(), "all retries")
         sent = initiations(wire, PORT_OF_A)
     gaps = [(b.time - a.time) / SECOND for a, b in pairwise(sent)]
@@ -181,15 +181,15 @@ def test_wall_clock_set_back_blocks_handshakes_but_not_session(loopback: Tunnel,
     with wall_clock_off_by(-HOUR):
         let_pass(REKEY_AFTER_TIME, "the session grows old enough")
         loopback.must_ping("ns1", V4_OF_B)
-        let_pass(2 * (REKEY_TIMEOUT + 1), "A asks for a new session, and again")
+        let_pass(2 * (REKEY_TIMEOUT + 1), "A initiates, and retries")
         loopback.must_ping("ns1", V4_OF_B)
         begun = len(wire.messages(kind=INITIATION, port=PORT_OF_B))
-        assert not begun, f"B begins {begun} sessions, so that A begins none"
+        assert not begun, f"the test proved nothing: B initiated {begun} sessions, so A need not"
         refused = len(wire.messages(kind=INITIATION, port=PORT_OF_A)) - 1
         answered = len(wire.messages(kind=RESPONSE, port=PORT_OF_B)) - 1
     assert refused, "A does not rekey"
     if answered:
-        # Its timestamps come from another clock, which cannot be set.
+        # A's timestamps come from a clock that clock_settime(2) does not change.
         how = f"a wall clock that is set back does not change A's timestamps: B answers {answered} of {refused}"
         differs(how, by=[loopback.a.manifest.name])
     let_pass(REKEY_TIMEOUT + 1, "A initiates again")
@@ -199,7 +199,7 @@ def test_wall_clock_set_back_blocks_handshakes_but_not_session(loopback: Tunnel,
 
 @contextmanager
 def wall_clock_off_by(seconds: int) -> Iterator[None]:
-    """Set the wall clock wrong for the block. Only guests run this: nothing else uses their clock."""
+    """Set the wall clock wrong for the block. Only guests run this, because a guest's clock affects no other run."""
     assert os.environ[LANE] == "warp"
     steps.record("", f"set the clock {seconds:+} s")
     time.clock_settime(time.CLOCK_REALTIME, time.time() + seconds)
@@ -236,12 +236,12 @@ def test_pending_handshake_is_erased_after_nine_minutes(loopback: Tunnel, late: 
         let_pass(ERASURE * (1 + COARSE) if late else ERASURE - GIVEN_UP, "the wait for the erasure")
         loopback.nodes["ns0"].nft("delete table inet cut")
         deliver(loopback, response)
-        let_pass(1, "A would confirm the session at once")
+        let_pass(1, "if A accepted the response, it would confirm the session at once")
         confirmed = [m for m in wire.messages(kind=DATA, port=PORT_OF_A) if m.time > response.time]
     if not (late or confirmed):
-        # The requirement says how long keys may live, not how long they must.
+        # The requirement limits how long keys may live; a program may erase them earlier.
         loopback.must_ping("ns1", V4_OF_B)
-        how = f"A has erased its pending handshake within {ERASURE} s, and still makes a new one"
+        how = f"A erases its pending handshake in less than {ERASURE} s, and completes a new one"
         differs(how, by=[loopback.a.manifest.name])
     assert len(confirmed) == (0 if late else 1)
 
@@ -259,7 +259,7 @@ def deliver(loopback: Tunnel, message: Message) -> None:
 @pytest.mark.requirement("TM-20", "TM-17")
 @pytest.mark.capability("persistent-keepalive")
 def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: Capture) -> None:
-    # A program may note that it has sent data a moment after a keepalive has come for that, and then waits for another.
+    # A program may start its timer for sent data after the keepalive for that data has come. Wait until it expires.
     let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT), "the keepalive for the ping's answer has been sent")
     loopback.keep_alive(INTERVAL)
     let_pass(HOUR, "keepalives, and a new session every two minutes")
@@ -281,7 +281,7 @@ def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: 
 def repeated_initiations(wire: Capture) -> list[Message]:
     """Return the initiations of A that are retries (TM-01) although B has answered the one before.
 
-    wireguard-go starts the timer of the retry after it has sent. If the answer comes before that, it stops nothing.
+    wireguard-go starts the retry's timer after it has sent, so an answer that comes earlier does not stop it.
     """
     answered = {response.payload[8:12] for response in wire.messages(kind=RESPONSE, port=PORT_OF_B)}
     return [
@@ -300,7 +300,7 @@ def test_authenticated_packets_delay_persistent_keepalive(loopback: Tunnel, wire
     wire.wait_for(lambda m: m.is_keepalive and m.time > last, INTERVAL + slack(INTERVAL), "one more keepalive")
     let_pass(INTERVAL / 2, "half of the time until the next")
     loopback.must_ping("ns2", V4_OF_A)
-    let_pass(2 * INTERVAL, "the next one is due later than it was")
+    let_pass(2 * INTERVAL, "the ping postpones the next keepalive, and another one follows")
     recent = [message for message in wire.messages() if message.time >= last]
     gaps = [(kept.time - before.time) / SECOND for before, kept in pairwise(recent) if is_persistent(before, kept)]
     assert len(gaps) >= 2, "A's keepalives have ended"
@@ -320,12 +320,12 @@ def test_persistent_keepalive_keeps_nat_mapping_of_30_seconds(nat: Tunnel) -> No
         nat.nodes["ns0"].sysctl(f"net.netfilter.nf_conntrack_{name}", MAPPING)
     nat.keep_alive(INTERVAL)
     nat.must_ping("ns1", V4_OF_B)
-    let_pass(10 * MAPPING, "the mapping would be gone ten times")
+    let_pass(10 * MAPPING, "ten lifetimes of a mapping without traffic")
     nat.must_ping("ns2", V4_OF_A)
     nat.keep_alive(0)
-    let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "no keepalive renews the mapping now, not even that for the ping")
+    let_pass(KEEPALIVE_TIMEOUT + 2 * MAPPING, "the keepalive for the ping is sent, then the mapping expires")
     unreachable = ping(nat.nodes["ns2"], V4_OF_A).lost
-    with twin("what A sends opens the mapping again"):
+    with twin("a packet from A makes a new mapping"):
         nat.must_ping("ns1", V4_OF_B)
         nat.must_ping("ns2", V4_OF_A)
     assert unreachable == 1

@@ -104,7 +104,7 @@ def test_cookie_reply_with_any_bit_flipped_is_refused(
     forged = flip(reply.to_bytes(), data.draw(st.integers(8 * 8, 8 * 64 - 1)))
     with pytest.raises(Refused, match="tag"):
         jar.consume_reply(CookieReply.parse(forged), 0)
-    # The refused reply has not used up the mac1 that the genuine one answers.
+    # The jar still has the mac1, so it accepts the genuine reply after the refused one.
     jar.consume_reply(reply, 0)
     assert state_of(checker, jar.add_macs(message, 0), source) is MacState.VALID_MAC_WITH_COOKIE
 

@@ -57,7 +57,7 @@ def exchanged(call: Callable[[Rtnetlink], T], *answers: bytes) -> tuple[T, bytes
 def read(call: Callable[[Rtnetlink], object], answer: bytes = DONE) -> Request:
     """Read with pyroute2 the request that a call sends.
 
-    Returned are name, flags, header fields other than 0, and attributes.
+    Return its name, flags, header fields other than 0, and attributes.
     """
     _, request = exchanged(call, answer)
     [message] = MarshalRtnl().parse(request)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MILLISECOND: Final = 1_000_000
 SECOND: Final = 1000 * MILLISECOND
-# Where IPv4, UDP and the message begin in a frame.
+# Offsets in a frame of IPv4, UDP and the message.
 IPV4, UDP, PAYLOAD = 14, 34, 42
 # The decisions after which a message leaves the wire at once.
 AT_ONCE: Final = {"passed", "duplicated", "replayed", "flipped"}

@@ -25,7 +25,7 @@ ORDINARY_USER: Final = 12345
 _MARK: Final = "WG_INTEROP_FAULT_TEST"
 # The code by which execnet starts a worker.
 _BOOTSTRAP: Final = b"exec(eval(sys.stdin.readline()))"
-# Settings that the kernel changes, or that may not be read.
+# Files below /proc/sys that the kernel changes, or that cannot be read.
 _VOLATILE: Final = ("_count", "/flush", "stable_secret", "/random/")
 _LIFETIMES: Final = ("valid_life_time", "preferred_life_time")
 
@@ -36,7 +36,7 @@ class Run:
     def __init__(self, argv: list[str], *, env: dict[str, str] | None = None, output: Path, cwd: Path = ROOT) -> None:
         self._mark = uuid.uuid4().hex
         self.output = output
-        # The child gets none of the settings of the run that runs this test: it makes a sandbox of its own.
+        # Without the environment variables of this run, so that the child makes a sandbox of its own.
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
         with output.open("wb") as file:
             self.process = subprocess.Popen(
@@ -85,7 +85,7 @@ class Run:
         now = _ticks()
 
         def left() -> list[int]:
-            # Reaped, it is none of them.
+            # Reap the child: a zombie would still be in /proc.
             self.process.poll()
             return self.pids() + inhabitants(namespaces, now)
 

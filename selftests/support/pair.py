@@ -95,8 +95,8 @@ def private_key(name: str) -> bytes:
 class Side:
     """A device with its environment, and everything that it has sent or delivered.
 
-    ephemerals: the private ephemeral keys of all handshakes, in order. births: when each session was derived, by the
-    receiver index of the messages sent in it.
+    ephemerals: the private ephemeral keys of all handshakes, in order. births: the time at which each session
+    was derived, by the receiver index of the side's messages in it.
     """
 
     def __init__(self, name: str, number: int, clock: Callable[[], int], seed: int) -> None:
@@ -154,7 +154,7 @@ def host_prefix(address: str) -> Prefix:
 
 @dataclass
 class Wire:
-    """What happens to datagrams between the sides; `filter` returns whether one may pass."""
+    """The faults of the wire between the sides; `filter` returns whether a datagram may pass."""
 
     latency: int = 10 * MILLISECOND
     loss: float = 0

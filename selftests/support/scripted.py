@@ -1,7 +1,7 @@
 """Play peers by hand: refwg's core behind a UDP socket beside the interface under test.
 
-The test chooses what a peer sends, and with which counter. A peer's time stands still; where it would have to wait, to
-answer with a keepalive or to try again with a cookie, its clock jumps to the next deadline.
+The test chooses what a peer sends, and with which counter. A peer's clock stands still. Where
+it would wait, before a keepalive or a retry with a cookie, the clock jumps to the next deadline.
 
       wg0 192.168.241.1 ...... scripted peers 10.8.0.1, 10.8.0.2, ...
               |                          |
@@ -46,7 +46,7 @@ PORT_OF_A, PORT_INSIDE = 1, 1111
 ENDPOINT: Final = Endpoint(socket.inet_aton("127.0.0.1"), PORT_OF_A)
 MTU: Final = 1420
 HEADERS: Final = 20 + 8
-# The most peers that wait for an answer at any time: fewer than any queue holds, and than means load.
+# Peers that may wait for an answer at the same time: so few that no queue overflows and no program is under load.
 AT_ONCE: Final = 16
 _BUFFER: Final = 4 << 20
 
@@ -106,7 +106,7 @@ class Scripted:
 class Stage:
     """An interface under test and its scripted peers; payloads that arrive are sent back.
 
-    arrived: these payloads, in the order of arrival. answers: how many of them have come back to the peers. unowned:
+    arrived: these payloads, in the order of arrival. answers: the number of them that came back to the peers. unowned:
     the names of messages that are for none of the peers.
     """
 
@@ -180,7 +180,7 @@ class Stage:
             start, end = FIELDS[datagram[0]].get("receiver", (0, 0))
             peer = self._owners.get(datagram[start:end])
             if peer is None:
-                # An initiation, perhaps: no peer is silent for so long that the interface has to send one.
+                # For example an initiation, which the interface need not send: no peer is silent for 15 s.
                 self.unowned.append(NAMES[datagram[0]])
                 continue
             before = len(peer.received)

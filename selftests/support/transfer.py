@@ -24,7 +24,7 @@ DEADLINE: Final = 1.0
 
 @dataclass(slots=True)
 class Received:
-    """By how many bytes rx_bytes has grown; 0 until the block of `received` ends."""
+    """growth: the bytes by which rx_bytes has grown; 0 until the block of `received` ends."""
 
     growth: int = 0
 

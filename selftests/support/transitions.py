@@ -1,7 +1,7 @@
 """List what each event does to a peer's handshake, sessions and timers, as in the driver.
 
 selftests/unit/refwg/test_transitions.py checks refwg against every row; `python -m ci.drawings` draws them. The peer is
-always B, as A knows it.
+always B; its state is that in A.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ INTERVAL: Final = 25  # persistent keepalive, in seconds
 
 
 class Event(Enum):
-    """What happens; the values are the words of the drawings."""
+    """An event; its value is the text in the drawings."""
 
     INITIATION_SENT = "initiation sent"
     INITIATION_ANSWERED = "initiation answered"

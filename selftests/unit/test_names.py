@@ -9,7 +9,7 @@ import pytest
 
 SELFTESTS = Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(SELFTESTS)) for path in SELFTESTS.rglob("test_*.py"))
-# What fits in a terminal line beside a pair and a verdict.
+# Characters that fit in a terminal line beside a pair and a state.
 LONGEST = 60
 ARTICLES = {"a", "an", "the"}
 # Words that stand for a subject instead of naming it.

@@ -1,4 +1,4 @@
-"""Nothing in selftests and harness sleeps: it waits for an event, polls by `poll_until`, or says `let_pass`.
+"""Check that harness and selftests never sleep, but wait, `poll_until` or `let_pass`.
 
 Read from the syntax trees: calls of any `sleep`, of `sleep` as a program, waits for something that nothing can end but
 the timeout, and loops that only look at a clock. Programs in strings are searched for the first two as text.
@@ -55,7 +55,7 @@ EVENTS = {
     "wait",
     "wait_for",
 }
-# What is made and waited for in one expression can have no event.
+# An object that is created and waited for in one expression: nothing else can cause its event.
 EVENTLESS = {"Condition", "DefaultSelector", "Event", "Semaphore", "epoll", "poll"}
 WAITS = {"acquire", "poll", "select", "wait"}
 IN_TEXT = re.compile(r"\bsleep\s*\(|\bsleep\s+([\d.$]|\Z)")
@@ -79,7 +79,7 @@ def is_empty(value: ast.expr) -> bool:
 
 
 def reason(node: ast.AST, never_set: set[str]) -> str | None:  # noqa: PLR0911 - one for each way
-    """Why a node sleeps; None if it does not."""
+    """Return why a node of the syntax tree sleeps; None if it does not."""
     match node:
         case ast.Call(func=function) if name_of(function) == "sleep":
             return "calls sleep"
@@ -102,7 +102,7 @@ def reason(node: ast.AST, never_set: set[str]) -> str | None:  # noqa: PLR0911 -
 
 
 def events_never_set(tree: ast.Module) -> set[str]:
-    """The variables that hold an Event which nothing in the file sets or passes on."""
+    """Return the variables with an Event that no code of the file sets or passes on."""
     made = {
         ast.unparse(target)
         for node in ast.walk(tree)
@@ -117,7 +117,7 @@ def events_never_set(tree: ast.Module) -> set[str]:
 
 
 def sleeps(source: str, allowed: AbstractSet[str] = frozenset()) -> list[str]:
-    """Every place of a file that sleeps, as `LINE: why`; allowed: the functions that may."""
+    """Return each line of a file that sleeps, as `LINE: why`; allowed: functions that may sleep."""
     tree = ast.parse(source)
     excused = {
         child

@@ -1,4 +1,4 @@
-"""What a user sees of a failure: the clue first, in pytest's output, JUnit and results.json; records field by field."""
+"""Check messages of failures: the clue first, and records compared field by field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causes: failures by one deviation are one entry, others are not; the program in all of them is to blame.
+"""Check causes: equal failures are one entry, and the program in all of them is to blame.
 
 The messages are those of real runs: refwg's mutants and other programs against wireguard-go.
 """

@@ -94,7 +94,7 @@ def test_reflected_datagram_goes_back_with_valid_checksum(ethertype: int, tags: 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
 def test_udp_checksum_of_zero_is_sent_as_all_ones(ethertype: int) -> None:
-    """RFC 768: zero would say that there is no checksum."""
+    """RFC 768: zero means that there is no checksum."""
     blank = frame(ethertype, bytes(2))
     datagram = frames.udp(blank)
     assert datagram is not None
@@ -110,7 +110,7 @@ def auxdata(status: int, tci: int = 0, tpid: int = 0) -> tuple[int, int, bytes]:
     return frames.SOL_PACKET, frames.PACKET_AUXDATA, struct.pack("IIIHHHH", status, 0, 0, 0, 0, tci, tpid)
 
 
-# Of include/uapi/linux/if_packet.h.
+# Source: include/uapi/linux/if_packet.h.
 TP_STATUS_CSUMNOTREADY, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID = 1 << 3, 1 << 4, 1 << 6
 
 

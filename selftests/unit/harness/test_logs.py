@@ -1,4 +1,4 @@
-"""Stamps of log lines: each says by when its line was there, by the clock of the steps."""
+"""Check stamps of log lines: each is the time at which its line was in the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
-    """A log that is watched, with nothing in it."""
+    """An empty log that is watched."""
     path = tmp_path / "log"
     path.touch()
     logs.watch(path)
@@ -25,7 +25,7 @@ def log(tmp_path: Path) -> Path:
 
 
 def append(log: Path, text: str) -> str:
-    """Write to the log, wait until that was noticed, and return the time of day after that."""
+    """Write to the log, wait until the watcher has noted it, and return the time of day then."""
     with log.open("a") as file:
         file.write(text)
     size, growth = log.stat().st_size, logs.watch(log)

@@ -1,4 +1,4 @@
-"""Manifests that are written: what was written is read back, and what a program said stays a comment."""
+"""Check written manifests: they are read back equal, and programs' output stays comments."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def facts(path: Path) -> dict[str, object]:
-    """Everything that was read but the file itself."""
+    """Return all fields that were read, without the path of the file."""
     manifest = load_manifest(path)
     return {name: getattr(manifest, name) for name in manifest.__slots__ if name != "source"}
 

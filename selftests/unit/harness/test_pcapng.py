@@ -60,7 +60,7 @@ def test_file_holds_interfaces_missed_count_secrets_and_comment(path: Path) -> N
     printed = wireshark("capinfos", str(path))
     for line in ("Number of interfaces in file: 2", "Number of decryption secrets in file: 1", "seed 7", "wg-interop"):
         assert line in printed
-    # No program prints how many frames were missed: the last block, option 5.
+    # No program prints the number of missed frames: option 5 of the last block.
     assert path.read_bytes()[-16:-8] == (3).to_bytes(8, "little")
 
 

@@ -1,4 +1,4 @@
-"""Budgets of set-up, call and tear-down: what is overdue fails and says what it waited for, and the run goes on."""
+"""Check time limits of set-up, call and tear-down: an overdue test fails, the run goes on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-# `hang` waits for a datagram that nobody sends; the next test passes.
+# `hang` waits for a datagram that is never sent; the next test passes.
 TESTS: Final = """
 import socket
 import threading
@@ -52,7 +52,7 @@ WAITED: Final = r"waiting for: wait for a datagram   # not finished after 0\.\d+
 
 @pytest.fixture(autouse=True)
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an inner pytest know nothing of the run around it, and load our plugin alone."""
+    """Run an inner pytest without the settings of this run, and with our plugin alone."""
     monkeypatch.delenv(INSIDE, raising=False)
     monkeypatch.setenv(REFUSED, "a unit test wants none")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

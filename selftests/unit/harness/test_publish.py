@@ -1,4 +1,4 @@
-"""A report takes the place of the last one when it is complete; nothing that is not part of a report is touched."""
+"""Check that a complete report replaces the last one, and that no other file is touched."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL: Final = ("index.html", "evidence", "pytest.log")
 
 
 def write(directory: Path, word: str, files: Sequence[str] = ALL) -> None:
-    """Write a report in which every file says `word`."""
+    """Write a report in which every file contains `word`."""
     (directory / NAME).write_text(json.dumps({"schema": 1, "files": list(files), "results": [word]}))
     for name in set(files) - {"evidence"}:
         (directory / name).write_text(word)
@@ -41,7 +41,7 @@ def write(directory: Path, word: str, files: Sequence[str] = ALL) -> None:
 
 
 def words(directory: Path) -> dict[str, str]:
-    """What each entry of a report says; empty if there is none."""
+    """Return the content of each entry of a report; empty without a report."""
     entries = [directory / name for name in (*ALL, NAME) if (directory / name).exists()]
     return {
         path.name: next(path.iterdir()).name
@@ -58,14 +58,14 @@ def whole(word: str, files: Sequence[str] = ALL) -> dict[str, str]:
 
 
 def make(place: Path, word: str, files: Sequence[str] = ALL) -> None:
-    """A run with this report, from its beginning to its end."""
+    """Make a report as a complete run does."""
     with closing(NewReport(place / NAME)) as report:
         write(report.directory, word, files)
         publish(report.directory, report.results)
 
 
 def tree(place: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file below a directory: inode and content."""
+    """Return inode and content of every file below a directory."""
     paths = [path for path in place.rglob("*") if path.is_file()]
     return {str(path.relative_to(place)): (path.stat().st_ino, path.read_bytes()) for path in paths}
 
@@ -113,7 +113,7 @@ CHANGES: Final = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "s
 
 
 def kill_before(change: int, place: Path, files: Sequence[str]) -> int:
-    """A run that is killed before the n-th change it makes to put its report in its place; its wait status."""
+    """Make a report, and be killed before the n-th change that replaces the last one; return the wait status."""
     child = os.fork()
     if not child:
         left = change
@@ -268,7 +268,7 @@ def test_other_run():
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project whose last run has left a report."""
+    """A project with the report of an earlier run."""
     monkeypatch.delenv(INSIDE, raising=False)
     monkeypatch.setenv(REFUSED, "a unit test wants none")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

@@ -33,7 +33,7 @@ FLAGS: Final = (
     "--window-size=1280,900",
 )  # fmt: skip
 DEADLINE: Final = 60.0
-DIFFERENCE: Final = "x knows the MTU of the link only: 1360 bytes, not 1359"
+DIFFERENCE: Final = "x pads by the MTU of the link only: 1360 bytes, not 1359"
 DRAWING: Final = "+-----+  +-----+\n| ns1 |--| ns2 |\n+-----+  +-----+"
 EVIL: Final = "</pre><script>document.title = 'owned'</script><img src=https://example.invalid/x onerror=alert(1)>"
 

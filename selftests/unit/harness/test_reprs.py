@@ -1,4 +1,4 @@
-"""The reprs of records, which failed assertions print: short, in words, and without whole keys or raw bytes."""
+"""Check the reprs of records: short, in words, without whole keys or raw bytes."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def rules(*rules: Rule, seed: int = 1) -> Rules:
 
 
 def decisions(rule: Rule, messages: str, side: int = 0) -> str:
-    """What became of each message: the first letter of each decision."""
+    """Return the first letter of the decision on each message."""
     active = rules(rule)
     return "".join(active.arrive(frame(message), side, 0)[0].did[0] for message in messages)
 

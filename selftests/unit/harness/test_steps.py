@@ -1,4 +1,4 @@
-"""Recording of steps: cheap, never in the way, bounded, and without a whole key."""
+"""Check the recording of steps: fast, without side effects, bounded, and without keys."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_text_that_is_not_key_stays() -> None:
 
 @dataclass
 class Seen:
-    """What a wait may have seen: mostly empty."""
+    """Values that a wait may have seen: most of them empty."""
 
     name: str = "x"
     none: None = None

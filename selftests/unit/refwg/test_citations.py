@@ -91,7 +91,7 @@ def called(node: ast.Call) -> str:
 
 
 def decisions_of(function: Function, constants: set[str]) -> set[str]:
-    """What in a function needs a citation, in words."""
+    """Return in words which decisions of a function need a citation."""
     decisions: set[str] = set()
     for node in ast.walk(function.node):
         if isinstance(node, ast.Compare | ast.BinOp):

@@ -35,7 +35,7 @@ def test_thousand_devices_handshake_with_all_their_neighbours() -> None:
 
 
 def calls_until_all_are_answered(devices: int) -> int:
-    """How many Python calls it takes until all pings are answered: a repeatable measure."""
+    """Return the number of Python calls until all pings are answered: equal in every run."""
     lattice, calls = Lattice(devices), 0
 
     def count(_: FrameType, event: str, __: object) -> None:

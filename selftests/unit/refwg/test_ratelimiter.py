@@ -12,7 +12,7 @@ B = ip_address("10.0.0.2").packed
 
 
 def burst(limiter: RateLimiter, source: bytes, now: int, attempts: int = 20) -> int:
-    """How many of several messages at once are allowed."""
+    """Return the number of messages allowed, of several at the same time."""
     return sum(limiter.allow(source, now) for _ in range(attempts))
 
 

@@ -50,9 +50,9 @@ A, B = (StaticIdentity.from_private(private_key(name)) for name in "AB")
 
 
 class TwoHandshakes:
-    """A's half of a handshake, which is checked, and B's.
+    """Both sides of a handshake. A's side is checked.
 
-    Each method is a step of A, a second after the last.
+    Each method is one step of A, one second after the step before.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ def test_handshake_table_names_every_method() -> None:
 
 
 def shake_hands(pair: Pair, initiator: Side) -> None:
-    """Complete a handshake that `initiator` starts; A sees no confirmation: B's data is lost."""
+    """Complete a handshake that `initiator` starts. The wire drops B's data, so B never confirms a session to A."""
     pair.now += SECOND
     initiator.peer.last_sent_handshake = None
     pair.carry_out(initiator, send.handshake_initiation(initiator.peer, pair.now))
