@@ -137,41 +137,55 @@ def read_plan(config: pytest.Config) -> RunPlan:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the plugin to pytest (hook)."""
     group = parser.getgroup("wg-interop", "WireGuard interop lab")
+    _add_programs(group)
+    _add_selection(group)
+    _add_results(group)
+    _add_debugging(group)
+    parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")
+
+
+def _add_programs(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--impl", action="append", default=[], metavar="NAME[=PROGRAM]", dest="wg_impl",
-        help="Test this implementation, or this program as it; may be repeated. Default: all that are known.",
+        help="Test this implementation, or PROGRAM under this name. May be repeated. Default: all known ones.",
     )  # fmt: skip
     group.addoption(
         "--impl-manifest", action="append", default=[], metavar="FILE", type=Path, dest="wg_manifest",
-        help="Test the implementation that this manifest describes: with itself, unless --impl or --pair names others.",
+        help="Test the implementation that this manifest describes, with itself if no --impl or --pair is given.",
     )  # fmt: skip
     group.addoption(
         "--like", action="append", default=[], metavar="[NAME=]LIKE", dest="wg_like",
-        help="Start the program of --impl NAME=PROGRAM as the implementation LIKE is, with its capabilities and known "
-        "failures, whatever its version; without NAME, every such program that has no manifest.",
+        help="Start the program of --impl NAME=PROGRAM like the implementation LIKE, with its capabilities and known "
+        "failures in any version. Without NAME: every program that has no manifest.",
     )  # fmt: skip
     group.addoption(
         "--pair", action="append", default=[], metavar="A~B", dest="wg_pair",
-        help="Test A in ns1 against B in ns2, more than once for several. Default: all ordered pairs.",
+        help="Test A in ns1 against B in ns2. May be repeated. Default: all ordered pairs.",
     )  # fmt: skip
+
+
+def _add_selection(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--suite", action="append", default=[], choices=SUITES, dest="wg_suite",
-        help="Run these tests only, may be repeated: pairs are tests of two implementations, alone of one, lab of the "
-        "lab itself. Default: all tests.",
+        help="Run only these tests: pairs (of two implementations), alone (of one), lab (of the lab itself). May be "
+        "repeated. Default: all tests.",
     )  # fmt: skip
     group.addoption(
         "--lane", action="append", default=[], choices=(*HERE, *GUESTS), dest="wg_lane",
-        help="Run this lane only, may be repeated: core needs no namespaces, netns runs on this kernel, vm in a guest "
-        "with a kernel of your choice, warp there with a clock that skips idle time. Default: core and netns.",
+        help="Run only this lane: core (no namespaces), netns (namespaces of this kernel), vm (a guest with a kernel "
+        "of your choice), warp (a guest whose clock skips idle time). May be repeated. Default: core and netns.",
     )  # fmt: skip
     group.addoption(
         "--kernel", action="append", default=[], metavar="VERSION|PATH", dest="wg_kernel",
         help="The kernel of lanes vm and warp: a name of harness/vm/kernels.toml, a Debian version, a bzImage or a "
         "build tree.",
     )  # fmt: skip
+
+
+def _add_results(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--results", metavar="FILE", type=Path, dest="wg_results",
-        help="Where the results go; index.html and evidence/ go beside them. Default: report/results.json below the "
+        help="Write the results to FILE, and index.html and evidence/ beside it. Default: report/results.json in the "
         "root directory.",
     )  # fmt: skip
     group.addoption(
@@ -180,20 +194,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--timeout-scale", metavar="F", type=float, default=1.0, dest="wg_timeout_scale",
-        help="Multiply every deadline by this factor, for slow machines.",
+        help="Multiply every deadline by F, on a slow machine.",
     )  # fmt: skip
     group.addoption(
         "--seed", metavar="N", type=int, dest="wg_seed",
-        help="The seed of all random choices, as an earlier run printed it.",
+        help="Seed of all random choices. A run prints its seed; pass it to repeat them.",
     )  # fmt: skip
+
+
+def _add_debugging(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--pause-on-error", action="store_true", dest="wg_pause",
-        help="After a failed test keep its lab up, print how to enter each node, and wait for Enter.",
+        help="After a failed test, keep its lab up, print how to enter each node, and wait for Enter.",
     )  # fmt: skip
     group.addoption(
         "--shell", metavar="NODE", default="", dest="wg_shell",
-        help="After a failed test open a shell in this node of its lab, where `wg` finds the node's interface. A and B "
-        "stand for their nodes.",
+        help="After a failed test, open a shell in this node of its lab; `wg` works there. A and B are the nodes of "
+        "these implementations.",
     )  # fmt: skip
     group.addoption(
         "--strace", metavar="NODE", default="", dest="wg_strace",
@@ -201,6 +218,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
     group.addoption(
         "--gdb", metavar="NODE", default="", dest="wg_gdb",
-        help="Attach gdb to the program of this node, or of A or B, when it has started. Deadlines hardly pass.",
+        help="Attach gdb to the program of this node, or of A or B, when it has started. Deadlines become 1000 times "
+        "as long.",
     )  # fmt: skip
-    parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")

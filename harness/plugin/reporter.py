@@ -128,6 +128,8 @@ def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
         lines = [f"report: {page}"]
     except (HarnessError, OSError) as error:
         lines = [f"report: none: {error}"]
+    except Exception as error:  # noqa: BLE001 - a defect of the page must not lose the results
+        lines = [f"report: none, because of a defect in wg-interop: {error!r}"]
     try:
         publish(state.report_directory, state.results_path)
     except (HarnessError, OSError) as error:

@@ -247,6 +247,8 @@ def _programs(result: Result, asked: Invocation) -> list[str]:
         for known in dict.fromkeys((name.partition("+")[0], name)):
             words += ["--impl-manifest", asked.manifests[known]] if known in asked.manifests else []
             words += ["--impl", f"{known}={asked.programs[known]}"] if known in asked.programs else []
+    likes = {side["impl"]: side["like"] for side in (result.a, result.b) if side and "like" in side}
+    words += [word for name, like in likes.items() for word in ("--like", f"{name}={like}")]
     if result.b:
         return [*words, "--pair", result.pair]
     return [*words, *(word for name in names if name not in asked.programs for word in ("--impl", name))]

@@ -327,6 +327,13 @@ def test_interrupted_run_leaves_its_results_as_report(project: pytest.Pytester, 
         assert "interrupted" in (report / "index.html").read_text()
 
 
+def test_results_are_kept_when_page_has_defect(project: pytest.Pytester) -> None:
+    project.makeconftest("from harness.report import gather\ngather.gather = lambda *_, **__: 1 / 0\n")
+    run = project.runpytest_subprocess(RESULTS, "-k", "good")
+    run.stdout.fnmatch_lines(["report: none, because of a defect in wg-interop: ZeroDivisionError(*"])
+    assert states(project.path / "report") == {"good": "passed"}
+
+
 def test_run_beside_another_keeps_report_of_both(project: pytest.Pytester) -> None:
     project.runpytest_subprocess(RESULTS, "-k", "other_run")
     report = project.path / "report"
@@ -341,7 +348,7 @@ def test_good(): pass
 
 
 @pytest.mark.parametrize(("name", "options"), [("test_alone", []), ("test_pair", ["--timeout-scale=2"])])
-@pytest.mark.parametrize("given", ["program", "manifest"])
+@pytest.mark.parametrize("given", ["program", "like", "manifest"])
 def test_command_of_page_runs_its_one_test_again(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, name: str, options: list[str], given: str
 ) -> None:
@@ -349,11 +356,12 @@ def test_command_of_page_runs_its_one_test_again(
     program.chmod(0o755)
     project.makefile(".toml", mine='name="mine"\nkind="uapi"\n[program]\npath="program"')
     project.mkdir("below").joinpath("test_again.py").write_text(AGAIN)
-    named = "--impl=mine=../program" if given == "program" else "--impl-manifest=../mine.toml"
+    named = ["--impl-manifest=../mine.toml"] if given == "manifest" else ["--impl=mine=../program"]
+    named += ["--like=wireguard-go-debian"] if given == "like" else []
     # All paths are relative to another directory than the root, to which the ids of tests are.
     project.makeini("[pytest]")
     monkeypatch.chdir(project.mkdir("elsewhere"))
-    project.runpytest_subprocess("../below", named, "--impl=wireguard-go-debian", "--seed=7", *options)
+    project.runpytest_subprocess("../below", *named, "--impl=wireguard-go-debian", "--seed=7", *options)
     before = tree(project.path / "report")
     page = (project.path / "report" / "index.html").read_text()
     commands = [html.unescape(text) for text in re.findall(r'<code class="command">(.*?)</code>', page)]
@@ -368,4 +376,5 @@ def test_command_of_page_runs_its_one_test_again(
     document = json.loads((project.path / "report" / "again" / NAME).read_text())
     (result,) = document["results"]
     assert f"{name}[mine" in result["id"]
+    assert result["a"].get("like") == ("wireguard-go-debian" if given == "like" else None)
     assert (document["seed"], document["run"]["timeout_scale"]) == (7, 2.0 if options else 1.0)

@@ -235,6 +235,11 @@ CHECKOUT: Final = {"root": "/my lab", "config_file": "/my lab/pyproject.toml", "
             {"a": None, "b": {"impl": "y+fast", "version": "1"}},
             "--impl-manifest /y.toml --impl y=/y --pair y+fast --seed 7",
         ),
+        (
+            {"programs": {"x": "/x"}},
+            {"a": {"impl": "x", "version": "1", "like": "refwg"}},
+            "--impl x=/x --like x=refwg --pair 'x~y' --seed 7",
+        ),
         ({"kernels": {"6.1": "/src/linux"}}, {"lane": "vm"}, "--lane vm --kernel /src/linux --pair 'x~y' --seed 7"),
         ({"kernels": {"6.12": "6.12"}}, {"lane": "vm"}, "--lane vm --pair 'x~y' --seed 7"),
         ({"timeout_scale": 2.5, "keep": "all"}, {}, "--pair 'x~y' --seed 7 --timeout-scale 2.5 --keep all"),
