@@ -7,6 +7,7 @@ it imports next to nothing and prints nothing.
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
@@ -114,8 +115,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [sandboxed.worker_spec(spec) for spec in tx]
     scale = state_of_run(config).plan.timeout_scale * _watch(config)
     if scale != 1.0:
-        from harness.wait import set_timeout_scale
+        from harness.wait import scaled, set_timeout_scale
 
+        # A pytest that runs inside a test of another one must not change the deadlines of that one.
+        config.add_cleanup(partial(set_timeout_scale, scaled(1.0)))
         set_timeout_scale(scale)
 
 

@@ -19,6 +19,7 @@ from harness.plugin.selection import runs_here
 from harness.plugin.session import state_of_run
 from harness.plugin.verdicts import Differs, differs
 from harness.sandbox.launcher import INSIDE, REFUSED
+from harness.wait import scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -511,3 +512,10 @@ def test_header_names_what_run_without_options_leaves_out(
     known = "wg-interop: left out: lanes vm and warp (*); *wireguard-go*, not installed (wg-interop install *)"
     pytester.runpytest_inprocess().stdout.fnmatch_lines([known])
     pytester.runpytest_inprocess("--lane", "netns").stdout.no_fnmatch_line("*left out*")
+
+
+def test_inner_run_leaves_timeout_scale_of_outer_run(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("from harness.wait import scaled\ndef test_scale(): assert scaled(1.0) == 3.0")
+    before = scaled(1.0)
+    pytester.runpytest_inprocess("--timeout-scale", "3").assert_outcomes(passed=1)
+    assert scaled(1.0) == before
