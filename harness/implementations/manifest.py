@@ -45,11 +45,11 @@ CAPABILITIES: Final = {
     "persistent-keepalive": "keeps a NAT mapping open",
     "remove-allowed-ip": "removes a single allowed ip on request (Linux 6.16, wireguard-go of May 2025)",
     "icmp-unreachable": "answers packets that no peer owns with ICMP",
-    "icmp-through-nat": "these ICMP errors find their way back through a NAT that the packet came by",
+    "icmp-through-nat": "these ICMP errors also reach a sender behind a NAT",
     "fwmark": "marks its datagrams",
-    "update-peer": "changes a peer that it has already",
-    "peer-before-key": "takes peers before it has a private key",
-    "bounded-loop": "a datagram of its own that comes back to be sent to the same peer does not go round for ever",
+    "update-peer": "changes the settings of an existing peer",
+    "peer-before-key": "accepts peers before it has a private key",
+    "bounded-loop": "its own datagram, routed back into the tunnel to the same peer, does not loop forever",
 }
 
 
