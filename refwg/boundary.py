@@ -107,6 +107,6 @@ class Deliver(Generic[PeerT]):
 
 @dataclass(frozen=True, slots=True)
 class Unreachable:
-    """Send an ICMP error, in the interface's namespace, to the sender of a packet without a peer or endpoint."""
+    """Send an ICMP error, in the interface's namespace, to the sender of a packet that has no peer or no endpoint."""
 
     error: IcmpError

@@ -43,7 +43,7 @@ class MacState(Enum):
 
 
 def mac1_key_of(public_key: bytes) -> bytes:
-    """Return the key of mac1 in messages to the owner of this public key (5.4.4)."""
+    """Return the mac1 key for messages to the owner of this public key (5.4.4)."""
     return blake2s_hash(MAC1_LABEL, public_key)
 
 
@@ -92,7 +92,7 @@ class CookieChecker:
         # 5.3: mac1 must verify, under load or not
         if not same(mac1, compute_mac1(message, self._mac1_key)):
             return MacState.INVALID_MAC
-        # 5.3: mac2 counts only under load
+        # 5.3: mac2 is checked only under load
         if allow is None or not same(mac2, compute_mac2(message, self._make_cookie(address, port, now))):
             return MacState.VALID_MAC_BUT_NO_COOKIE
         # wg_cookie_validate_packet: the token is taken last, after both macs have verified

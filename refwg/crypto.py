@@ -117,8 +117,8 @@ class Aead:
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
     """Derive a 32-byte subkey from a key and a nonce of 16 bytes.
 
-    ChaCha20 adds the initial state to the permuted state. HChaCha20 returns words of the permuted state without that
-    addition: the first row, where the constants were, and the last one, where the nonce was. So the addition is undone.
+    A ChaCha20 block is the permuted state plus the initial state. HChaCha20 is the first and last row of the permuted
+    state alone. So this function subtracts the initial values: the constants in the first row, the nonce in the last.
     """
     block = Cipher(ChaCha20(key, nonce), mode=None).encryptor().update(bytes(_CHACHA_STATE.size))
     words = _CHACHA_STATE.unpack(block)

@@ -360,7 +360,7 @@ class Device:
 
         Returns None for the device's own public key, so that all devices may get the same configuration.
         """
-        # set_peer: the own key is ignored in silence
+        # set_peer: our own public key is skipped without an error
         if self._shared.identity is not None and public_key == self._shared.identity.public:
             return None
         if len(self._shared.peers) >= MAX_PEERS_PER_DEVICE:

@@ -1,9 +1,9 @@
 """Send ICMP errors for packets without a peer or endpoint, at the stack's rate limits.
 
 Uses raw sockets. Mirrors what net/ipv4/icmp.c and net/ipv6/icmp.c do for the driver's icmp_ndo_send. One rate limit
-covers all errors. Each destination that is not this host has another one, with a small burst. If source NAT translated
-the sender's address, the error reaches the sender at its original address. Not implemented: the higher rate that IPv6
-allows for destinations with a short prefix.
+applies to all errors together. A second one, with a small burst, applies to each destination that is not this host. If
+source NAT translated the sender's address, the error reaches the sender at its original address. Not implemented: the
+higher rate that IPv6 allows for destinations with a short prefix.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class IcmpSender:
     def _source_to_translated(self, error: IcmpError) -> LocalAddress | None:
         """Return the local address on the route to a sender behind source NAT; None if there is no NAT.
 
-        The error is sent to the translated address, and the stack restores the original one when the error leaves. If
-        the stack chose the source, it would choose it for the translated address.
+        The error is sent to the translated address, and the stack restores the original one when the error leaves. The
+        stack would choose the source address for the translated destination, so it is chosen here.
         """
         if self._conntrack is None:
             return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
-# Lengths of an address in bytes; the family of an address is known by its length.
+# Length of an address in bytes; it shows the address family.
 IPV4_BYTES: Final = 4
 IPV6_BYTES: Final = 16
 IPV4_HEADER_LENGTH: Final = 20
@@ -115,7 +115,7 @@ def _with_ecn(packet: bytes, mark: int) -> bytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UdpAddresses:
-    """Ports and destination of an inner UDP packet, by which a routing loop is detected."""
+    """Ports and destination of an inner UDP packet, used to detect a routing loop."""
 
     source_port: int
     destination: bytes
@@ -146,7 +146,8 @@ def unreachable(packet: bytes) -> IcmpError | None:
     """Return the error "host unreachable" or "address unreachable" for a packet; None if it must not get one.
 
     No error is sent for an ICMP error, for a packet from or to more than one host, and for an IPv4 fragment that is not
-    the first (RFC 1122, 3.2.2). RFC 4443, 2.4, has the same rules for IPv6, but not the one for fragments.
+    the first (RFC 1122, 3.2.2). For IPv6, RFC 4443, 2.4, has the same rules except the one for
+    fragments.
     """
     if _is_icmp_error(*upper_layer(packet)) or _is_later_ipv4_fragment(packet):
         return None

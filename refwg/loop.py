@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # The machine was asleep if CLOCK_BOOTTIME has gained this much on CLOCK_MONOTONIC.
 _ASLEEP: Final = 500 * MILLISECOND
-# Number of new objects that starts a search for reference cycles (gc.set_threshold).
+# The garbage collector searches for reference cycles after this many new objects (gc.set_threshold).
 _GARBAGE: Final = 100_000
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 

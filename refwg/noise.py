@@ -1,9 +1,9 @@
 """Perform the handshake, Noise_IKpsk2, and hold the keypairs it yields.
 
 Mirrors noise.c of the driver; sections 5.4.2 to 5.4.5 of the paper. A comment above each step of a message names its
-token in the Noise framework: e, s, ee, es, se, ss, psk. An initiation shows which peer sent it only after half of it is
-decrypted, and this file has no table of peers. So `open_initiation` returns an `OpenedInitiation`; the caller looks up
-the peer and passes it to the peer's `Handshake`.
+token in the Noise framework: e, s, ee, es, se, ss, psk. The sender of an initiation is known only after its first half
+is decrypted, and this module has no table of peers. So `open_initiation` returns an `OpenedInitiation`; the caller
+looks up the peer and passes it to the peer's `Handshake`.
 
 Python cannot wipe the memory of bytes. Keys are erased by dropping the last reference to them.
 """

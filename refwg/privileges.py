@@ -20,7 +20,7 @@ from refwg.errors import OptionError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# For listen ports below 1024; for fwmark and setting the interface down; for ICMP errors by raw sockets.
+# In this order: for listen ports below 1024; for fwmark and for setting the interface down; for ICMP errors.
 _CAP_NET_BIND_SERVICE: Final = 10
 _CAP_NET_ADMIN: Final = 12
 _CAP_NET_RAW: Final = 13

@@ -33,8 +33,8 @@ class StagedQueue(Generic[T]):
     def stage(self, packets: Iterable[T]) -> int:
         """Append packets and return how many old ones were dropped.
 
-        Old packets are dropped before the new ones are added, so that all segments of one large packet stay. So the
-        queue holds up to 129 single packets, and a batch may exceed the limit of 128 by its whole length.
+        Old packets are dropped before the new ones are added, so that all segments of one large packet stay. The queue
+        can therefore hold 129 single packets, or 128 and a whole batch.
         """
         # wg_xmit: the oldest packets go first, and before the new ones are added
         dropped = max(0, len(self._packets) - MAX_STAGED_PACKETS)

@@ -46,7 +46,7 @@ class RateLimiter:
     def allow(self, source: bytes, now: int) -> bool:
         """Return True and take a token if a message from this address (4 or 16 bytes) may be processed."""
         self.sweep(now)
-        # wg_ratelimiter_allow: only the first 64 bits of IPv6 count, because one subscriber has a whole /64
+        # wg_ratelimiter_allow: all IPv6 addresses of a /64 share a bucket, because one subscriber has a whole /64
         key = source if len(source) == IPV4_BYTES else source[:_IPV6_PREFIX_BYTES]
         bucket = self._buckets.get(key)
         if bucket is None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class FollowUp(Enum):
-    """The message that must be sent because of a received one."""
+    """What the device must send next, after the received message."""
 
     RESPONSE = "answer the initiation"
     CONFIRMATION = "send on the new session at once, so that the responder may use it too"
@@ -95,7 +95,7 @@ def handshake_message(
     datagram: the bytes of `message`, which the macs cover. endpoint: the sender. A Refused of the handshake is returned
     as Dropped.
     """
-    # wg_receive_handshake_packet: mac2 and the rate limit count only under load
+    # wg_receive_handshake_packet: mac2 and the rate limit are checked only under load
     mac_state = shared.cookie_checker.validate(
         datagram,
         endpoint.address,

@@ -124,7 +124,7 @@ class RtnetlinkSocket(NetlinkSocket):
         return None if failure else _read_link(answer)
 
     def namespace_id(self, namespace: int) -> int | None:
-        """Return the id (nsid) of another namespace in ours, and assign one if needed; namespace: a descriptor."""
+        """Return our namespace's id (nsid) for another namespace, and assign one if needed; namespace: a descriptor."""
         body = bytes(4) + attribute(_NETNSA_FD, _U32.pack(namespace))
         self.request(_RTM_NEWNSID, body + attribute(_NETNSA_NSID, _ERRNO.pack(_NSID_ANY)), _NLM_F_ACK)
         failure, answer = self.request(_RTM_GETNSID, body)
@@ -152,7 +152,7 @@ class Monitor:
     """Readable when links or routes have changed in the network namespace in which it was opened.
 
     everywhere: also in all namespaces that have an id here (`RtnetlinkSocket.namespace_id`). The monitor does not keep
-    them alive.
+    these namespaces alive.
     """
 
     def __init__(self, *, links: bool = False, routes: bool = False, everywhere: bool = False) -> None:

@@ -75,7 +75,7 @@ def _is_in(address: int, bits: int, length: int, width: int) -> bool:
     return (address ^ bits) >> width - length == 0
 
 
-# counter: the counters that one window receives, in this order, and whether it accepts each.
+# counter: the counters in the order in which one window receives them, and whether it accepts each.
 
 _WINDOW: Final = 8192 - 64
 _COUNTERS: Final = (

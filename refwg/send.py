@@ -171,7 +171,7 @@ def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
 
 def _is_message_to(peer: Peer, datagram: bytes) -> bool:
     """Return True if a payload has the type and index of a message on one of the peer's sessions or handshakes."""
-    # 5.4: after the type word, data has the receiver index, an initiation or response the sender index
+    # 5.4: the index after the type word is the receiver's in data, the sender's in an initiation or response
     if len(datagram) < _TYPE_AND_INDEX.size:
         return False
     kind, index = _TYPE_AND_INDEX.unpack_from(datagram)

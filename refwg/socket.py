@@ -169,7 +169,7 @@ class UdpSockets:
         return plan
 
     def _is_detoured(self, endpoint: Endpoint) -> bool:
-        """Return True if the route from the learned address uses another interface than the learned one (`send4`).
+        """Return True if the route from the learned address does not use the learned interface (`send4`).
 
         Only IPv4 endpoints hold an interface. If there is no route now, the address is kept, because the route may
         return.

@@ -8,8 +8,8 @@ Mirrors timers.c of the driver; section 6 of the paper. There are five timers:
 - zero key material: no new session for three times REJECT_AFTER_TIME;
 - persistent keepalive: no authenticated packet in either direction for the configured interval.
 
-A method with the name of an event is called when that event happens. No timer runs while the timers are stopped.
-Deadlines and `now` are in nanoseconds.
+Methods named after an event are called when it happens, like the driver's `wg_timers_data_sent`. No timer runs while
+the timers are stopped. Deadlines and `now` are in nanoseconds.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class PeerTimers:
         self._set(Timer.ZERO_KEY_MATERIAL, now + ZERO_KEYS_AFTER)
 
     def keys_cleared(self) -> None:
-        """Call after all keys were erased for another reason than ZERO_KEY_MATERIAL."""
+        """Cancel ZERO_KEY_MATERIAL; call it when all keys were erased already."""
         # wg_pm_notification: the only place where the driver cancels this timer alone
         self._deadlines.pop(Timer.ZERO_KEY_MATERIAL, None)
 

@@ -40,7 +40,7 @@ class FileWatcher:
         complain: Callable[[str], None] = lambda _: None,
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
-        """Watch a device. wall_clock: in nanoseconds; packet captures have it too, and `now` of the core is another."""
+        """Watch a device. wall_clock: nanoseconds since 1970, as in packet captures; not the clock of `now`."""
         self._complain = complain
         self._wall_clock = wall_clock
         self._trace = trace

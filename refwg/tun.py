@@ -37,7 +37,7 @@ _SIOCSIFMTU: Final = 0x8922
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
 _CLONE_NEWNET: Final = 0x40000000
-# Errors of TUNGETDEVNETNS if the kernel lacks it, or without CAP_NET_ADMIN. The interface is then taken to be in our
+# Errors of TUNGETDEVNETNS if the kernel lacks it, or without CAP_NET_ADMIN. We then assume that the interface is in our
 # own namespace.
 _CANNOT_LOOK: Final = frozenset({errno.EINVAL, errno.ENOTTY, errno.EPERM})
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")

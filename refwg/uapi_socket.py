@@ -137,9 +137,9 @@ class Control:
         _Connection(self, connection)
 
     def _turn_away(self) -> None:
-        """Close a connection for which no descriptor is left, by means of a reserved one.
+        """Free a reserved descriptor to accept and close a connection, because no other descriptor is left.
 
-        Otherwise it would stay in the backlog and the listening socket would stay readable, which is a busy loop.
+        Otherwise the connection would stay in the backlog and keep the listening socket readable: a busy loop.
         """
         if self._reserve is not None:
             os.close(self._reserve)
