@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from refwg.uapi_socket import SocketFile
 
 _HELP: Final = """\
-A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver, and handles one packet
-at a time, so it is slow.
+A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver, but it is
+slow, because it handles one packet at a time.
 
 refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, and then goes into the background. wg(8)
 configures the interface like one of the driver. To make a tunnel:
