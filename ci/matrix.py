@@ -89,7 +89,7 @@ def _parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--like", action="append", default=[], metavar="[NAME=]LIKE",
-        help="start the program of --impl NAME=PATH as LIKE is, with its capabilities and known failures",
+        help="start the program of --impl NAME=PATH like LIKE, with its capabilities and known failures",
     )  # fmt: skip
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="VERSION|PATH",

@@ -1,12 +1,12 @@
 """Record the steps of a test with their times, in the words of `ip`, `wg` and `ping`.
 
-The mechanisms that make, change, send or wait call `record` or `step`. A step goes to the current `Recorder`, which the
-lab of the test starts; without one it is only known while it lasts (`unfinished`). No thread is left out: there is one
-current recorder for the whole process.
+The mechanisms that make, change, send or wait call `record` or `step`. A step goes to the current `Recorder`, which
+the lab of the test starts. Without a recorder a step is listed only while it runs (`unfinished`). The current recorder
+takes the steps of all threads of the process.
 
-Each step has two stamps. One is of CLOCK_REALTIME: the kernel stamps captured frames by it (pcapng), and the harness
-the lines of programs' logs, so all of these can be read side by side. A test may set that clock; so the other stamp is
-the seconds since the recorder was started by CLOCK_MONOTONIC, which nobody can set. In lane warp both skip idle time.
+Each step has two stamps. One is of CLOCK_REALTIME, like the stamps of captured frames (pcapng) and of lines in
+programs' logs, so all of these can be read side by side. A test may set that clock. So the other stamp is the time
+since the start of the recorder by CLOCK_MONOTONIC, which cannot be set. In lane warp both clocks skip idle time.
 
 Recording never raises, costs microseconds, and keeps no key in full: masking, cutting and formatting happen when the
 steps are printed.
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-# So many steps of a test are kept from its beginning, and so many from its end.
+# The number of steps that are kept from the beginning of a test, and from its end.
 FIRST: Final = 500
 LAST: Final = 500
-# The characters of one step, and of how it ended.
+# The largest number of characters of a step's text, and of its outcome.
 LONGEST: Final = 1000
-# The characters of a key that are shown.
+# The number of characters of a key that are shown.
 _SHOWN: Final = 6
-# Base64 as wg(8) has it, and hexadecimal as UAPI has it.
+# A key in base64, as in wg(8), or in hexadecimal, as in UAPI.
 _KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=|[0-9A-Fa-f]{64,}")
-# A program that ran at least so long, in seconds, has its duration in its outcome.
+# Seconds: the outcome of a step that took this long includes its duration.
 _WORTH_SAYING: Final = 0.1
 _FEW: Final = 4
 _SECOND: Final = 1_000_000_000
 _HEADER: Final = """\
-# The steps of this test. First the time of day, UTC, by the clock of the captures and of the stamps in the logs; then
-# the seconds since the lab was made, by a clock that nobody sets. Behind three blanks and a # stands how a step ended.
-# Keys are shortened.
+# The steps of this test. First column: the time of day, UTC, by the same clock as captures and stamps in logs. Second
+# column: seconds since the lab was made, by a clock that cannot be set. Text after three blanks and a #: how the step
+# ended. Keys are shortened.
 """
 
 Words: TypeAlias = "str | Callable[[], str]"
 
 
 class Step:
-    """A step: where, what, when, and how it ended. A context manager, in which an error is how it ended.
+    """A step: where, what, when, and how it ended. A context manager: an exception is how it ended.
 
-    outcome: set it before the end to say more than that there was no error. seen: what a wait has seen so far.
+    outcome: set it before the end to record a result. seen: returns what a wait has seen so far.
     """
 
     __slots__ = (
@@ -82,11 +82,11 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken, so far or altogether."""
+        """Its duration in seconds, until now if it has not ended."""
         return (time.monotonic() if self.ended is None else self.ended) - self.began
 
     def __enter__(self) -> Self:
-        # What an outer step waits for is part of it, and listed only if it fails.
+        # A wait inside another step is part of that step, and listed only if it fails.
         if self._is_wait and any(other.thread == self.thread for other in _unfinished):
             self._is_listed = False
         _unfinished.append(self)
@@ -126,14 +126,14 @@ class Step:
 
 # Steps that have begun and not ended, of all threads, oldest first.
 _unfinished: list[Step] = []
-# Of the labs that are open: the last one takes the steps.
+# The recorders of the open labs; the last one takes the steps.
 _recorders: list[Recorder] = []
 
 
 class Recorder:
     """Keeps the first and the last steps between `start` and `stop`.
 
-    section: heads the steps from now on.
+    section: the heading of the next steps.
     """
 
     def __init__(self, section: str = "") -> None:
@@ -148,7 +148,7 @@ class Recorder:
         _recorders.append(self)
 
     def stop(self) -> None:
-        """Take no more steps, once."""
+        """Take no more steps; a second call does nothing."""
         if self in _recorders:
             _recorders.remove(self)
 
@@ -161,7 +161,7 @@ class Recorder:
                 self._left_out += self._steps.pop(FIRST).count
 
     def ended(self, step: Step) -> None:
-        """Count a step that repeats the one before it, with the same end, as one with that."""
+        """Count a step in the one before it if it repeats that, with the same outcome."""
         with self._lock:
             if len(self._steps) > 1 and self._steps[-1] is step and _is_repeated(self._steps[-2], step):
                 self._steps.pop()
@@ -203,8 +203,8 @@ def _is_repeated(one: Step, other: Step) -> bool:
 def record(node: str, text: Words, outcome: str = "") -> None:
     """Record a step that takes no time.
 
-    node: where it happens, empty for nowhere in particular. text: in the words of a command if there is one; a function
-    is called for it. outcome: how it ended, if that is worth saying.
+    node: where it happens; may be empty. text: as a command if there is one; may be a function that returns it.
+    outcome: how it ended; may be empty.
     """
     with step(node, text) as made:
         made.outcome = outcome
@@ -213,16 +213,16 @@ def record(node: str, text: Words, outcome: str = "") -> None:
 def step(
     node: str, text: Words, *, seen: Callable[[], str] | None = None, is_listed: bool = True, is_wait: bool = False
 ) -> Step:
-    """Make a step for a `with` statement, around what takes time or may fail.
+    """Make a step for a `with` statement around code that takes time or may fail.
 
-    node, text: as for `record`. seen: called for what has been seen so far, if it does not come to its end. is_listed:
-    False for what only reads; it is listed if it fails. is_wait: inside another step the same holds.
+    node, text: as for `record`. seen: returns what has been seen so far; called if the step does not end. is_listed:
+    False for a step that only reads: it is listed only if it fails. is_wait: the same holds inside another step.
     """
     return Step(node, text, seen=seen, is_listed=is_listed, is_wait=is_wait)
 
 
 def unfinished() -> list[str]:
-    """The steps of all threads that have begun and not ended, innermost first; those of this thread before others."""
+    """Return the steps that have begun and not ended, innermost first; those of this thread before others."""
     own = threading.get_ident()
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     innermost_first = _unfinished[::-1]
@@ -235,13 +235,13 @@ def unfinished() -> list[str]:
 
 
 def forget_unfinished() -> None:
-    """Forget what this thread has not ended: an interruption may have come between a step and its end."""
+    """Forget this thread's unfinished steps: an interrupt may have come between a step and its end."""
     own = threading.get_ident()
     _unfinished[:] = [step for step in _unfinished if step.thread != own]
 
 
 def shortened(text: str) -> str:
-    """The text with a few characters of each key in it."""
+    """Return the text with each key cut to a few characters."""
     return _KEY.sub(lambda key: f"{key[0][:_SHOWN]}…", text)
 
 
@@ -253,7 +253,7 @@ def few(items: Iterable[object], limit: int = _FEW, separator: str = ", ") -> st
 
 
 def in_short(value: object) -> str:
-    """Print a value that was seen in few words, at little cost, however much it holds; empty for True and None."""
+    """Format a value in few words, and fast even if it is large; empty for True and None."""
     if value is True or value is None:
         return ""
     if isinstance(value, bytes | bytearray):
@@ -264,7 +264,7 @@ def in_short(value: object) -> str:
         return _fields_in_short(value)
     if isinstance(value, str | int | float) or type(value).__str__ is not object.__str__:
         return _cut(lambda: str(value))
-    # What has no words of its own would print its address.
+    # Without its own __str__ a value would print its address.
     return type(value).__name__
 
 
@@ -274,13 +274,13 @@ def _fields_in_short(value: Any) -> str:
 
 
 def _cut(text: Words) -> str:
-    """Make the text, which must neither raise nor be longer than LONGEST."""
+    """Return the text, cut to LONGEST characters; never raises."""
     try:
         made = text if isinstance(text, str) else text()
-    except Exception as error:  # noqa: BLE001 - a step without words is better than a test that fails for want of them
+    except Exception as error:  # noqa: BLE001 - a step without its text is better than a failed test
         made = f"({type(error).__name__}: {error})"
     if len(made) > LONGEST:
-        # Keys first: the half of one would not be known as such.
+        # Keys first: half a key would not match _KEY.
         made = shortened(made)
         made = f"{made[:LONGEST]}… ({len(made)} characters)"
     return made

@@ -70,7 +70,7 @@ class Table:
         return values
 
     def refuse_rest(self) -> None:
-        """Raise UsageError for the first key that is left: nobody reads it, so it is probably misspelt."""
+        """Raise UsageError for the first key that is left: no code reads it, so it is probably misspelt."""
         for key in self._values:
             raise self.wrong(f"unknown key {self.title}{key}")
 

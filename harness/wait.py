@@ -49,7 +49,7 @@ def scaled(seconds: float) -> float:
 
 
 class Event(Protocol[T_co]):
-    """What `wait_for` can wait for."""
+    """An event that `wait_for` can wait for."""
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `look` may return something else."""

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 EXIT_STATUS: Final = {UsageError: USAGE, Unavailable: COULD_NOT}
-# The lowest descriptor for events: so high that a program that inherits the variable, but not the pipe, has no other
-# file at this number.
+# The lowest descriptor for events. It is high: a program that inherits the variable without the pipe must not have
+# another file at this number.
 _EVENTS_FROM: Final = 200
 _TICK: Final = 0.25  # seconds between two updates of the progress
 _PATIENCE: Final = 15.0  # seconds for pytest to stop after Ctrl-C; then it is killed, and the kernel cleans up
@@ -135,10 +135,10 @@ class _WithPytestArguments(click.Command):
 )  # fmt: skip
 @click.option(
     "--like", multiple=True, metavar="[NAME=]LIKE",
-    help="Start the program of --impl NAME=PROGRAM as LIKE is, with its capabilities and known failures. Without NAME: "
+    help="Start the program of --impl NAME=PROGRAM like LIKE, with its capabilities and known failures. Without NAME: "
     "all programs that have no manifest.",
 )  # fmt: skip
-@click.option("--pair", multiple=True, metavar="A~B", help="Only A in ns1 with B in ns2. Default: all ordered pairs.")
+@click.option("--pair", multiple=True, metavar="A~B", help="Test A in ns1, B in ns2. Default: all ordered pairs.")
 @click.option(
     "--lane", multiple=True, metavar="LANE",
     help="Run only this lane: core (no namespaces), netns (namespaces of this kernel), vm (a guest with another "
@@ -154,8 +154,8 @@ class _WithPytestArguments(click.Command):
     "unit tests too (all). May be repeated. Default: pairs and alone; with a PATH, all tests there.",
 )  # fmt: skip
 @click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
-@click.option("-k", "expression", metavar="EXPR", help="Only tests that match, as in pytest: `roaming and not v6`.")
-@click.option("-m", "markers", metavar="EXPR", help="Only tests with these markers, as in pytest: `core`.")
+@click.option("-k", "expression", metavar="EXPR", help="Run only tests that match, as in pytest: `roaming and not v6`.")
+@click.option("-m", "markers", metavar="EXPR", help="Run only tests with these markers, as in pytest: `core`.")
 @click.option(
     "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write the results to this file, and index.html and evidence/ beside it. Default: report/results.json.",
@@ -429,9 +429,9 @@ def doctor(as_json: bool) -> int:
 
 
 @cli.command()
-@click.option("--impl", metavar="NAME[=PROGRAM]", default="", help="Try this program, under this name.")
-@click.option("--impl-manifest", "manifest", metavar="FILE", default="", help="Try what this manifest describes.")
-@click.option("--like", metavar="LIKE", default="", help="Start the program as LIKE is.")
+@click.option("--impl", metavar="NAME[=PROGRAM]", default="", help="Probe this program, as NAME.")
+@click.option("--impl-manifest", "manifest", metavar="FILE", default="", help="Probe the program of this manifest.")
+@click.option("--like", metavar="LIKE", default="", help="Start the program like the implementation LIKE.")
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write the manifest to this file. Default: stdout.",

@@ -1,4 +1,4 @@
-"""Run a module of ours in a sandbox, as a child, and read the JSON lines that it prints."""
+"""Run a module of the harness in a sandbox, as a child, and read the JSON lines it prints."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def run_confined(name: str, module: str, *arguments: str, deadline: float) -> Iterator[dict[str, Any]]:
     """Start `python -m module` in a sandbox, or without one if none can be created; yield its lines.
 
-    name: the command's name, begins errors. deadline: seconds; then the child and all processes of the sandbox are
-    killed. Raises HarnessError after the deadline, or if the child failed.
+    name: of the command, for error messages. deadline: seconds, after which the child and all processes of the sandbox
+    are killed. Raises HarnessError after the deadline, or if the child failed.
     """
     command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", module, *arguments]
     home = str(Path(__file__).parents[2])

@@ -92,7 +92,7 @@ def probe_program(order: Order, out: Path | None, *, force: bool) -> int:
         terminal.line(screen, f"{len(PROBES) - len(lacking)} of {len(PROBES)} capabilities; manifest: {out}")
     if unknown:
         raise HarnessError(
-            f"{unknown} of {len(PROBES)} capabilities could not be tried, and are not declared; the manifest says why"
+            f"{unknown} of {len(PROBES)} capabilities could not be tried and are not declared; see the manifest"
         )
     return terminal.OK
 
@@ -176,8 +176,8 @@ def _steps(manifest: Manifest, peer: Manifest, scratch: Path) -> Iterator[dict[s
 _FAILED: Final = {
     "smoke": "failed its smoke test",
     "mtu": "did not start a second time",
-    "initiator": f"made no tunnel with {_PEER} as the initiator",
-    "responder": f"made no tunnel with {_PEER} as the responder",
+    "initiator": f"made no tunnel as initiator, with {_PEER} as responder",
+    "responder": f"made no tunnel as responder, with {_PEER} as initiator",
 }
 
 

@@ -237,7 +237,7 @@ class Progress:
         return Group(*recent, *([table] if table else []), bottom)
 
 
-# When it is over
+# The summary at the end
 
 
 def matrix(outcomes: Iterable[Outcome]) -> Table | None:
@@ -392,7 +392,7 @@ def conclude(status: int, states: set[str], output: Sequence[str]) -> Conclusion
     return Conclusion(COULD_NOT, f"could not test: pytest ended with status {status}", see_log=True)
 
 
-# What the doctor found
+# The findings of the doctor
 
 
 def human(size: float) -> str:

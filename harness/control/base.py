@@ -32,7 +32,7 @@ class Control(Protocol):
 def wg_set(ifname: str, config: DeviceConfig) -> str:
     """Format a change as the command `wg set` for the evidence: the first peers and prefixes, and no whole key.
 
-    `wg set` cannot replace all peers; the text says so in brackets.
+    `wg set` cannot replace all peers; the text notes that in brackets.
     """
     words = ["wg set", ifname]
     words += _given("fwmark", config.fwmark) + _given("listen-port", config.listen_port)

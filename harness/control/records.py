@@ -88,7 +88,7 @@ class AllowedIP(NamedTuple):
     """One entry of allowed-ips. A tuple, because a device may have 130 560 of them.
 
     address: 4 or 16 bytes in network order, host bits as given. length: prefix length in bits.
-    remove: take this prefix away from the peer instead of giving it (Linux 6.16, wireguard-go of May 2025).
+    remove: remove this prefix from the peer instead of adding it (Linux 6.16, wireguard-go of May 2025).
     """
 
     address: bytes

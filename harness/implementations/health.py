@@ -1,4 +1,4 @@
-"""Check after a test that a program is well: alive, no crash report, no leak, clean end.
+"""Check after a test that a program is healthy: alive, no crash report, no leak, clean end.
 
 The process must still be the one that was started. Its log must not hold a report of a crash, a race detector or a
 sanitizer. It must not have more descriptors or threads than at its start, beyond a limit. It must end within
@@ -106,7 +106,7 @@ class HealthCheck:
         self._crashes = CrashReports(process.log, (*CRASH_PATTERNS, *manifest.complaints))
 
     def complaints(self) -> list[str]:
-        """Return a sentence for everything that is wrong with the process now; empty if it is well."""
+        """Return a sentence for each fault of the process now; empty if it is healthy."""
         return [f"{self._who} {text}" for text in (self._death(), self._growth(), *self._crashes.lines()) if text]
 
     def end(self) -> list[str]:

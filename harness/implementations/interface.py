@@ -297,7 +297,7 @@ class ProgramInterface(Interface):
 
     @property
     def mounts(self) -> Path | None:
-        # Of our thread: there as long as the interface, even if its program has died.
+        # The namespace of our thread, which lives as long as the interface, even if the program has died.
         return Path("/proc", str(os.getpid()), "task", str(self._thread.call(get_native_id)), "ns", "mnt")
 
     def cpu_seconds(self) -> float:

@@ -70,7 +70,7 @@ class Manifest:
     capabilities: frozenset[str] = frozenset()
     """The declared names of CAPABILITIES."""
     control_socket: str = "/run/wireguard/{interface}.sock"
-    """Where it listens for UAPI: a path below a directory of /run; `{interface}` is filled in."""
+    """The socket on which it serves UAPI: a path below a directory of /run; `{interface}` is filled in."""
     complaints: tuple[str, ...] = ()
     """Regular expressions that no line of its log may match."""
     stop_after: float = 2.0

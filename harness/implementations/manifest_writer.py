@@ -19,12 +19,12 @@ _LONGEST: Final = 400  # characters of what was seen
 
 
 def manifest_values(manifest: Manifest) -> dict[str, Any]:
-    """The keys of a manifest as its file has them, or as they are for a program given by its path."""
+    """Return the keys of a manifest as in its file, or as they are for a program given by its path."""
     values: dict[str, Any] = {"name": manifest.name, "kind": manifest.kind}
     if manifest.source is not None:
         values = _read(manifest.source)
     elif manifest.like is not None and manifest.like.source is not None:
-        # What belongs to the program of that one is left out: its title, variants and installation.
+        # Title, variants and installation are left out: they belong to the other program.
         values |= {key: table for key, table in _read(manifest.like.source).items() if key in {"program", "watch"}}
     program = values.setdefault("program", {})
     program |= {"command": list(manifest.command), "version": list(manifest.version_command)}
@@ -93,7 +93,7 @@ def _filled(words: Sequence[str]) -> Iterator[str]:
 
 
 def _one_line(text: str) -> str:
-    """What a program wrote as one line that a comment of TOML can hold."""
+    """Return a program's output as one line that fits into a comment of TOML."""
     words = "".join(c if c.isprintable() else " " for c in text).split()
     whole = " ".join(words)
     return whole if len(whole) <= _LONGEST else f"{whole[:_LONGEST]} ..."

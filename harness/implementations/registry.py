@@ -46,7 +46,7 @@ class Registry:
                 self._bare[name] = path
             base = self.known.get(name) or Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
             if base.kind == "kernel":
-                raise UsageError(f"--impl {text}: {name} is no program; for another kernel use --kernel")
+                raise UsageError(f"--impl {text}: {name} is not a program; for another kernel use --kernel")
             self.known[name] = base.given_as(name, path)
         return self._ask(name)
 
@@ -84,7 +84,7 @@ class Registry:
             if not names and not self._bare:
                 raise UsageError(f"--like {text}: no program to apply it to: add --impl NAME=PATH, without a manifest")
             if not names or name in likes:
-                raise UsageError(f"--like {text}: each program has one already; it is one manifest for a program")
+                raise UsageError(f"--like {text}: each program has one already; leave this one out")
             likes |= dict.fromkeys(names, like)
         for name, like in likes.items():
             given = like.given_as(name, self._bare[name])

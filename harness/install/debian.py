@@ -66,4 +66,4 @@ def _download(packages: Sequence[str], archives: Path, on_line: OnLine, *options
 
 def _require_apt() -> None:
     if shutil.which("apt-get") is None:
-        raise Unavailable("no apt-get here: this needs Debian or one of its derivatives")
+        raise Unavailable("apt-get is not installed: this needs Debian or one of its derivatives")

@@ -31,7 +31,7 @@ _UNWANTED: Final = ("CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGE
 
 @dataclass(frozen=True, slots=True)
 class Rust:
-    """A compiler and its cargo. variables: of the environment, which both need."""
+    """A compiler and its cargo. variables: environment variables that both need."""
 
     cargo: Path
     rustc: Path

@@ -51,7 +51,7 @@ class Unhealthy(HarnessError):
 class Lab:
     """All nodes, links, interfaces and captures of one test.
 
-    directory: where its evidence is collected. seed: of all random choices. steps: the Recorder of what the test does.
+    directory: for its evidence. seed: of all random choices. steps: the Recorder of the test's steps.
     """
 
     def __init__(self, directory: Path, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
 """Try what a program can do: the smoke test, and one probe for each capability.
 
-A probe does what a declared capability promises, and says what it saw. It shows first that the like of it works, so
-that a tunnel which is dead is not taken for a capability that is lacking.
+A probe uses a capability and reports what it observed. Before that it checks that the program works without the
+capability, so that a dead tunnel is not mistaken for a missing capability.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _ANSWER: Final = 10.0
 _PORT: Final = 51820
 _OTHER_PORT: Final = 9998
 _MARK: Final = 119
-# Seconds for an ICMP error from the program itself, which comes at once where it comes at all.
+# Seconds for an ICMP error from the program itself, which comes at once if it comes at all.
 _AT_ONCE: Final = 1.0
-# What the driver tells a local sender: ICMP host unreachable, or that a key is missing (ERR-02, ERR-03).
+# The driver's errors to a local sender: ICMP host unreachable, or a missing key (ERR-02, ERR-03).
 _REFUSALS: Final = frozenset({errno.EHOSTUNREACH, errno.ENOKEY})
 _KEEPALIVES, _KEEPALIVES_WITHIN = 3, 6.0
-# Bytes: the kernel's own test calls more than this much too much.
+# Bytes: the limit of the kernel's own test (netns.sh).
 _BOUNDED: Final = 70_000
 _LOOPING, _MOMENT = 1.0, 0.1
 _ELSEWHERE: Final = Endpoint.parse("127.0.0.1:9")
@@ -65,9 +65,9 @@ table ip translating {
 
 
 def smoke_test(lab: Lab, manifest: Manifest) -> None:
-    """Check the least that every test needs: it starts, answers `get`, takes a key and a port, and ends in time.
+    """Check what every test needs: the program starts, answers `get`, takes a key and a port, ends in time.
 
-    Raises HarnessError with what went wrong. No handshake is tried: that is what the tests are for.
+    Raises HarnessError with the reason. It tries no handshake: the tests do.
     """
     wg0 = lab.interface("wg0", manifest, lab.node("smoke"))
     wg0.get(_ANSWER)
@@ -85,7 +85,7 @@ def smoke_test(lab: Lab, manifest: Manifest) -> None:
 
 
 def mtu_at_start(lab: Lab, manifest: Manifest) -> int:
-    """The MTU that a program gives to its interface; the manifest's own is not set."""
+    """Return the MTU that a program gives to its interface, without the MTU of the manifest."""
     wg0 = lab.interface("wg0", replace(manifest, mtu=None), lab.node("mtu"))
     mtu = wg0.place.links()["wg0"]["mtu"]
     lab.end(wg0)
@@ -101,7 +101,7 @@ def connect(lab: Lab, a: Manifest, b: Manifest) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a probe saw. works: whether the program has the capability. complaints: of the health check afterwards."""
+    """The result of a probe. works: the program has the capability. complaints: of the health check afterwards."""
 
     works: bool
     seen: str
@@ -109,10 +109,10 @@ class Observation:
 
 
 def probe(directory: Path, seed: int, manifest: Manifest, other: Manifest, capability: str) -> Observation:
-    """Try one capability of a program in a lab of its own, with `other` as its peer where it takes one.
+    """Try one capability of a program in a new lab; other: its peer, if the probe needs one.
 
-    A program that the probe brings down lacks the capability. Raises NothingShownError if what the probe starts from
-    does not work, for then nothing is known.
+    A program that ends in the probe lacks the capability. Raises NothingShownError if a precondition of the probe
+    fails, because then nothing is known about the capability.
     """
     lab = Lab(directory, seed)
     complaints: list[str] = []
@@ -133,42 +133,42 @@ def probe(directory: Path, seed: int, manifest: Manifest, other: Manifest, capab
 
 
 def _end_all(lab: Lab, manifest: Manifest) -> list[str]:
-    """End the interfaces; what the health check has against the program, and not against its peer."""
+    """End the interfaces; return the complaints of the health check about the program, not about its peer."""
     ended, lab.interfaces = lab.interfaces, []
     found = [(made.manifest, made.complaints() + made.close()) for made in reversed(ended)]
     if wrong := [text for of, texts in found if of is not manifest for text in texts]:
-        raise HarnessError(f"the peer of {manifest.name} is not well: {'; '.join(wrong)}")
+        raise HarnessError(f"the peer of {manifest.name} is not healthy: {'; '.join(wrong)}")
     return list(dict.fromkeys(text for _, texts in found for text in texts))
 
 
 class NothingShownError(HarnessError):
-    """What a probe starts from does not work, so it shows nothing of the capability."""
+    """A precondition of a probe failed, so it shows nothing about the capability."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What a probe works with: a lab, the program, and its peer."""
+    """The inputs of a probe: a lab, the program, and its peer."""
 
     lab: Lab
     manifest: Manifest
     other: Manifest
 
     def interface(self) -> Interface:
-        """The program alone, with a private key."""
+        """Start the program alone, with a private key."""
         wg0 = self.lab.interface("wg0", self.manifest, self.lab.node("ns0"))
         with _start("takes a private key"):
             wg0.set(DeviceConfig(private_key=self.lab.key("own")))
         return wg0
 
     def loopback(self) -> Tunnel:
-        """A tunnel with the program as A, both sockets in ns0, after a ping through it."""
+        """Make a tunnel with the program as A, both sockets in ns0, after a ping through it."""
         with _start("makes a tunnel over IPv4"):
             tunnel = Tunnel(self.lab, LOOPBACK, self.manifest, self.other)
             tunnel.must_ping("ns1", V4_OF_B)
         return tunnel
 
     def direct(self) -> Tunnel:
-        """A tunnel with the program as A on a link with two addresses of A; nothing has passed through it."""
+        """Make a tunnel with the program as A, which has two addresses on the link; sends nothing through it."""
         with _start("sets up a tunnel over a link"):
             tunnel = Tunnel(self.lab, DIRECT, self.manifest, self.other)
             tunnel.nodes["ns1"].add_address("veth1", *(f"{host}/24" for host in _BESIDE))
@@ -181,10 +181,10 @@ def _start(what: str) -> Iterator[None]:
     try:
         yield
     except (HarnessError, OSError) as error:
-        raise NothingShownError(f"nothing was shown, for it was not seen that the program {what}: {error}") from error
+        raise NothingShownError(f"nothing was shown; precondition failed: the program {what}: {error}") from error
 
 
-# Each probe: whether the program has the capability, and what was seen.
+# Each probe returns whether the program has the capability, and what it observed.
 
 
 def _roaming(bench: _Bench) -> tuple[bool, str]:
@@ -193,7 +193,7 @@ def _roaming(bench: _Bench) -> tuple[bool, str]:
     moved = Endpoint("127.0.0.1", _OTHER_PORT)
     pings = ping(tunnel.nodes["ns2"], V4_OF_A)
     seen = _poll_peer(tunnel.seen_by_a, lambda peer: peer.endpoint == moved).endpoint
-    return seen == moved and not pings.lost, f"its peer sent from {moved}, and it has {seen} as the endpoint ({pings})"
+    return seen == moved and not pings.lost, f"its peer sent from {moved}; it reports the endpoint {seen} ({pings})"
 
 
 def _sticky_source(bench: _Bench) -> tuple[bool, str]:
@@ -213,7 +213,7 @@ def _ipv6_underlay(bench: _Bench) -> tuple[bool, str]:
     tunnel = Tunnel(bench.lab, LOOPBACK, bench.manifest, bench.other, plan=plan)
     pings = ping(tunnel.nodes["ns1"], V4_OF_B)
     endpoint = tunnel.seen_by_b().endpoint
-    return not pings.lost and endpoint == Endpoint("::1", 1), f"{pings}; its peer has {endpoint} as its endpoint"
+    return not pings.lost and endpoint == Endpoint("::1", 1), f"{pings}; the peer's endpoint for it is {endpoint}"
 
 
 def _listen_port_change(bench: _Bench) -> tuple[bool, str]:
@@ -223,7 +223,7 @@ def _listen_port_change(bench: _Bench) -> tuple[bool, str]:
     tunnel.b.set_peer(tunnel.pub_a, endpoint=Endpoint("127.0.0.1", _OTHER_PORT))
     pings = ping(tunnel.nodes["ns2"], V4_OF_A)
     return reported == _OTHER_PORT and not pings.lost, (
-        f"given the listen port {_OTHER_PORT} it reports {reported}; there: {pings}"
+        f"given the listen port {_OTHER_PORT} it reports {reported}; pings to that port: {pings}"
     )
 
 
@@ -245,7 +245,7 @@ def _remove_allowed_ip(bench: _Bench) -> tuple[bool, str]:
     given = allowed_ips("10.0.0.1/32", "10.0.0.2/32")
     with _start("takes allowed-ips"):
         wg0.set(DeviceConfig(peers=(PeerConfig(public_key=alice, allowed_ips=given),)))
-    # Past the lab's own look at what is declared, here and below: that is what is in question.
+    # By `control`, here and below: `wg0.set` would refuse a capability that the manifest does not declare.
     wg0.control.set(DeviceConfig(peers=(PeerConfig(public_key=alice, allowed_ips=allowed_ips("-10.0.0.1/32")),)))
     left = wg0.peer(alice).allowed_ips
     return left == given[1:], f"asked to remove 10.0.0.1/32 it keeps {_shown(left)}"
@@ -256,7 +256,7 @@ def _icmp_unreachable(bench: _Bench) -> tuple[bool, str]:
     try:
         number, error = error_for(bench.lab.nodes["ns0"], V4_OF_B, within=_AT_ONCE)
     except DeadlineExceeded:
-        return False, f"a datagram that no peer owns vanished, and no error came within {_AT_ONCE:g} s"
+        return False, f"a datagram that no peer owns was dropped, and no error came within {_AT_ONCE:g} s"
     return error.errno in _REFUSALS or number in _REFUSALS, f"the sender got {error}"
 
 
@@ -274,7 +274,7 @@ def _icmp_through_nat(bench: _Bench) -> tuple[bool, str]:
     try:
         _, error = error_for(ns0, V4_OF_A, within=AT_ONCE)
     except DeadlineExceeded:
-        return False, f"a datagram that came by a NAT vanished, and no error came back within {AT_ONCE:g} s"
+        return False, f"a datagram that came through a NAT was dropped, and no error came back within {AT_ONCE:g} s"
     return error.errno == errno.EHOSTUNREACH, f"the sender behind the NAT got {error}"
 
 
@@ -283,10 +283,10 @@ def _fwmark(bench: _Bench) -> tuple[bool, str]:
     ns0 = tunnel.nodes["ns0"]
     ns0.nft(_COUNTING)
     tunnel.a.set(DeviceConfig(fwmark=_MARK))
-    with _start("goes on when it has been given a mark"):
+    with _start("still sends after it was given a mark"):
         tunnel.must_ping("ns1", V4_OF_B)
     counted = ns0.nft_counters()
-    return 0 < counted["all"] == counted["marked"], f"of {counted['all']} datagrams {counted['marked']} were marked"
+    return 0 < counted["all"] == counted["marked"], f"{counted['marked']} of {counted['all']} datagrams were marked"
 
 
 def _update_peer(bench: _Bench) -> tuple[bool, str]:
@@ -312,14 +312,14 @@ def _bounded_loop(bench: _Bench) -> tuple[bool, str]:
     tunnel.a.set_peer(peer, endpoint=Endpoint("10.0.0.3", 2))
     with _start("makes a tunnel over a link"):
         tunnel.must_ping("ns1", V4_OF_B)
-    # The peer must say nothing that would make the program forget the endpoint.
+    # The peer must send nothing: the program would take its endpoint from that.
     bench.lab.end(tunnel.b)
     tunnel.a.set_peer(peer, endpoint=Endpoint(V4_OF_B, 2))
     before = _sent(ns1)
     try:
         ping(ns1, V4_OF_B, timeout=_MOMENT)
         sent = poll_until(lambda: _sent(ns1) - before, lambda sent: sent > _BOUNDED, _LOOPING)
-        let_pass(_MOMENT, "a loop that goes on would send all the time")
+        let_pass(_MOMENT, "an endless loop would keep sending")
         goes_on = _sent(ns1) - before > sent
     finally:
         ns1.set_link("wg0", up=False)
@@ -339,7 +339,7 @@ def _shown(prefixes: tuple[AllowedIP, ...]) -> str:
     return ", ".join(map(str, prefixes)) or "none"
 
 
-# By name of the capability. The first two come first: what a lab may send to the program depends on them.
+# By capability. The other probes use the results of the first two: how a lab configures a program depends on them.
 PROBES: Final[dict[str, Callable[[_Bench], tuple[bool, str]]]] = {
     "update-peer": _update_peer,
     "peer-before-key": _peer_before_key,

@@ -1,6 +1,6 @@
 """Define topologies as records: nodes, links, and where the interfaces under test are.
 
-LOOPBACK, NAT and DIRECT are those of the kernel's netns.sh. A topology of yours is one more record, with a `drawing`.
+LOOPBACK, NAT and DIRECT are those of the kernel's netns.sh. Your own topology is another such record, with a `drawing`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Plan:
 
 
 COMMON: Final = Plan()
-# The plan of a tunnel that carries another one, then that of the other one.
+# The plan of an outer tunnel, then the plan of the tunnel inside it.
 OUTER: Final = Plan(addresses=(("fd00::5:1/112",), ("fd00::5:2/112",)))
 INNER: Final = Plan(
     name="wg1", keys=("key3", "key4"), ports=(5, 5), endpoints=("[fd00::5:1]:5", "[fd00::5:2]:5"), mtu=1340
@@ -117,7 +117,7 @@ class Tunnel:
         )
 
     def keep_alive(self, seconds: int) -> None:
-        """Make A send persistent keepalives every so many seconds; 0 turns them off.
+        """Make A send persistent keepalives at this interval, in seconds; 0 turns them off.
 
         If A cannot change a peer (capability `update-peer`), it removes and adds the peer, which begins a new session.
         """
@@ -154,7 +154,7 @@ class Tunnel:
             interface.up(*self.plan.addresses[side], mtu=self.plan.mtu)
 
     def _peer(self, side: int) -> PeerConfig:
-        """Make the configuration by which the other side knows A (0) or B (1)."""
+        """Make the other side's configuration of A (0) or B (1)."""
         endpoints = self.plan.endpoints or (self.topology.endpoint_of_a, self.topology.endpoint_of_b)
         endpoint = endpoints[side]
         return PeerConfig(
@@ -167,7 +167,7 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
-    """A or B in a diagnosis: its state, and the other one as it reports it; error: why there is no state."""
+    """One side in a diagnosis: its state, and its state of the peer; error: why there is no state."""
 
     name: str
     interface: Interface
@@ -195,7 +195,7 @@ def _look(name: str, interface: Interface, other: Key) -> _Side:
 
 
 def _clue(a: _Side, b: _Side) -> str:
-    """What most likely keeps the tunnel from working, in one line."""
+    """Return the most likely reason why the tunnel does not work, in one line."""
     silent = [side for side in (a, b) if side.peer is None]
     if silent:
         return ", ".join(f"{side.name} does not report its state" for side in silent)
@@ -216,7 +216,7 @@ def _clue(a: _Side, b: _Side) -> str:
 
 
 def _losses(a: _Side, b: _Side) -> list[str]:
-    """What one side has sent and the other not received: a datagram may be on its way, a ping's deadline later none."""
+    """Return the bytes that did not arrive: after the deadline of a ping no datagram is still on its way."""
     return [
         f"{taker.name} received {taker.peer.rx_bytes} of {sender.name}'s {sender.peer.tx_bytes} bytes"
         for sender, taker in ((a, b), (b, a))

@@ -1,4 +1,4 @@
-"""Print failures with the clue first: what differs in records, and no class of ours.
+"""Print the clue of a failure first: fields that differ, no class name of the harness.
 
 pytest's own explanation of two records cuts them after thirty characters, and its messages begin with the dotted name
 of an exception's class.
@@ -31,7 +31,7 @@ def _is_record(value: object) -> bool:
 
 
 def _differences(name: str, left: object, right: object) -> Iterator[str]:
-    """What differs, field by field: `peers[0].rx_bytes: 0 != 1428`."""
+    """Yield each field that differs: `peers[0].rx_bytes: 0 != 1428`."""
     if left == right:
         return
     if type(left) is type(right) and is_dataclass(left) and type(left).__str__ is object.__str__:
@@ -42,13 +42,13 @@ def _differences(name: str, left: object, right: object) -> Iterator[str]:
         for index, (one, other) in enumerate(zip(left, right, strict=True)):
             yield from _differences(f"{name}[{index}]", one, other)
     elif name:
-        # A record with a spelling of its own, such as a key, is shown whole.
+        # A record with its own __str__, such as a key, is shown whole.
         yield f"{name}: {left!r} != {right!r}"
 
 
 def put_clue_first(report: pytest.TestReport) -> None:
-    """Take the class out of the message of a failure, and out of the line of its traceback, if it is one of ours."""
-    # Imported late: a run of pytest that has nothing to do with the lab need not wait for it.
+    """Remove an exception class of the harness from a failure's message and from the line of its traceback."""
+    # Imported late: a run of pytest without the lab does not need it.
     from harness.report.results import without_class
 
     crash = getattr(report.longrepr, "reprcrash", None)

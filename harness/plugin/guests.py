@@ -80,7 +80,7 @@ class EventParser:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The work of one guest: of the tests of a lane on a kernel, every `count`-th, from `number` on."""
+    """The work of one guest: every `count`-th test of a lane on a kernel, from `number` on."""
 
     lane: str
     kernel: str
@@ -326,7 +326,7 @@ class GuestReporter:
     """Passes a guest's reports to this session's hooks."""
 
     def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, leaks: LeakCheck) -> None:
-        """evidence: the directory for evidence; that of a guest goes to a directory of its lane and kernel there."""
+        """evidence: the directory for evidence; a guest's goes to a subdirectory for its lane and kernel."""
         self._config = config
         self._shard = shard
         self._place = file_name(f"{shard.lane}-{shard.kernel}")
@@ -365,13 +365,13 @@ class GuestReporter:
             self._config.hook.pytest_runtest_logreport(report=report)
 
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
-        """Change the path of the evidence to where it is copied, apart from that of the same test elsewhere."""
+        """Set the path of the evidence to its copy here, in a directory per lane and kernel."""
         facts = facts_of(report)
         if artifacts := facts.get("artifacts"):
             facts["artifacts"] = str(artifacts).replace("evidence/", f"evidence/{self._place}/", 1)
 
     def _note_kernel(self, report: pytest.TestReport) -> None:
-        """Note which `--kernel` stands for the release that the guest has reported, for whoever runs the test again."""
+        """Note the `--kernel` of the release that the guest has reported, for the command that repeats a test."""
         if release := facts_of(report).get("kernel"):
             path = Path(self._shard.kernel).expanduser()
             name = str(path.absolute()) if path.exists() else self._shard.kernel
@@ -466,7 +466,7 @@ def _at_once(workers: int | str | None) -> int:
 def selection(config: pytest.Config, plan: RunPlan, files: Iterable[str]) -> list[str]:
     """Return the words that select tests in a guest: those of the command line, with directories as files.
 
-    files: the files with tests for guests, relative to the root. To collect all others takes a guest minutes.
+    files: the files with tests for guests, relative to the root. A guest would need minutes to collect all others.
     """
     given = [_relative(word, config.rootpath) for word in config.args]
     folders = [Path(word) for word in given if "::" not in word]

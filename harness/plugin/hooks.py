@@ -29,16 +29,16 @@ MARKERS: Final = (
     'scenario("N15", ...): the scenarios of netns-scenarios.toml that this test covers',
     'requirement("HS-07", ...): the requirements, at most three, that this test checks',
     'bug("IB-05"): the defect of a real program that this test would find',
-    'capability("roaming", ...): what an implementation must declare to be tested by this',
+    'capability("roaming", ...): the capabilities that an implementation must declare for this test',
     "waiting: minutes of protocol time have to pass in this test, so it runs in lane warp only",
     "alone: no other test of the run may run beside this one, so it comes last",
-    "core: one of the scenarios that make a tunnel and that one waits for (`./ci/interop`)",
-    "long_in_guest: takes minutes where the processor is emulated, so a guest runs it by night only (`./ci/test`)",
+    "core: one of the short tunnel scenarios that `./ci/interop` runs",
+    "long_in_guest: takes minutes on an emulated processor, so `./ci/test` runs it in guests only with --nightly",
 )
 
 
 class WorkerController(Protocol):
-    """What an xdist controller knows of a worker, as far as it is used here (xdist.workermanage.WorkerController)."""
+    """The fields of xdist.workermanage.WorkerController that are used here."""
 
     config: pytest.Config
     workerinput: dict[str, object]
@@ -65,7 +65,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if plan.kernels and not plan.guest_lanes:
         raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
     if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
-        # Kernels come from the network, which no sandbox has.
+        # Kernels are downloaded, and a sandbox has no network.
         _guests(config).prepare()
     if plan.guests_have_more:
         # Turn xdist off: its workers would collect tests that only guests may run. `-n` still counts the guests.
@@ -91,7 +91,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         return (yield)
     collected = session.items
     with _guests(session.config).beside(session) as pool:
-        # Under xdist nothing is collected here; the pool learns from the workers which files there are.
+        # Under xdist the workers collect, and the pool gets the files from them.
         if collected:
             for_guests = (
                 item for item in collected if lane_of(item) == "netns" and (waits(item) or "vm" in plan.lanes)
@@ -123,7 +123,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _watch(config: pytest.Config) -> float:
-    """Register the plugin of the options to look at tests and programs; returns the factor for deadlines."""
+    """Register the plugin of --pause-on-error, --shell, --gdb and --strace; returns the factor for deadlines."""
     plan = state_of_run(config).plan
     if not plan.is_watched or sandboxed.only_looks(config):
         return 1.0
@@ -152,14 +152,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: WorkerController) -> None:
-    """Report a worker's usage error; xdist itself says only that the worker has gone."""
+    """Report a worker's usage error; xdist itself reports only that the worker is gone."""
     if message := getattr(node, "workeroutput", {}).get(USAGE):
         raise pytest.UsageError(message)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: WorkerController) -> None:
-    """Hand an xdist worker what the controller has decided."""
+    """Pass the controller's seed and directories to an xdist worker."""
     state = state_of_run(node.config)
     node.workerinput["wg_seed"] = str(state.seed)
     state.used = state.used or launch.inside()
@@ -182,7 +182,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def _left_out(state: State) -> list[str]:
-    """What a run without options does not test, and the option or command that adds it."""
+    """Return what a run without options leaves out, and the option or command that adds it."""
     if state.plan.concerns_lab or state.plan.lanes or state.plan.lane_of_guest:
         return []
     parts = ["lanes vm and warp (--lane vm --lane warp)"]

@@ -1,8 +1,8 @@
-"""Keep a failed test's lab up, say how to enter it, open a shell there; trace its programs.
+"""Keep a failed test's lab up, print how to enter it, open a shell in it; trace programs.
 
 The options are --pause-on-error, --shell, --gdb and --strace (docs/debugging.md).
 
-The lab is entered by nsenter(1). From another terminal that enters the sandbox first, whose /run/netns is private.
+nsenter(1) enters the lab. From another terminal it enters the sandbox first, because /run/netns is private to that.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
     from harness.lab.lab import Lab
     from harness.plugin.options import RunPlan
 
-# In every topology of the lab.
+# The nodes of the two sides; the same in every topology of the lab.
 _SIDES: Final = {"A": "ns1", "B": "ns2"}
 _NODE: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
-# A system call costs a traced program many times as much.
+# A system call of a traced program takes many times as long.
 STRACE_SCALE: Final = 4.0
-# A program that is stopped in a debugger keeps a test waiting as long as somebody looks at it.
+# A test waits for a program in a debugger as long as the user needs.
 GDB_SCALE: Final = 1000.0
 _ATTACHED: Final = 20.0
 _MESSAGE_LINES: Final = 10
 
 
 def timeout_factor(plan: RunPlan) -> float:
-    """By what deadlines are multiplied, because programs are slower than usual."""
+    """Return the factor for all deadlines: programs are slower under strace or gdb."""
     return GDB_SCALE if plan.gdb else STRACE_SCALE if plan.strace else 1.0
 
 
@@ -68,7 +68,7 @@ def check_options(config: pytest.Config, plan: RunPlan) -> None:
 
 
 def _named(plan: RunPlan) -> str:
-    """The first of the options that was given."""
+    """Return the first of these options that was given."""
     given = {"--pause-on-error": plan.pause, "--shell": plan.shell, "--gdb": plan.gdb, "--strace": plan.strace}
     return next(name for name, value in given.items() if value)
 
@@ -84,16 +84,16 @@ def _check_tracers(plan: RunPlan) -> None:
 
 
 def give_back_input(config: pytest.Config) -> None:
-    """Give standard input back, which pytest takes before it reads its options, until the next phase of a test."""
+    """Take standard input back from pytest, which captures it from its start, until the next phase of a test."""
     if capture := config.pluginmanager.getplugin("capturemanager"):
         capture.suspend_global_capture(in_=True)
-    # What pytest has written so far would come out when its own output is captured again.
+    # Otherwise pytest's own output so far would appear when output is captured again.
     if reporter := config.pluginmanager.getplugin("terminalreporter"):
         reporter.flush()
 
 
 def place_of(node: str) -> str:
-    """The node that an option names: A and B stand for those where their interfaces are."""
+    """Return the node that an option names: A and B stand for the nodes of their interfaces."""
     return _SIDES.get(node, node)
 
 
@@ -101,7 +101,7 @@ def place_of(node: str) -> str:
 
 
 def ways_in(made: Lab) -> dict[str, list[str]]:
-    """By node, the command that enters it in the sandbox: its network, and its program's /run/wireguard."""
+    """Return per node the command that enters it in the sandbox: its network, its program's /run/wireguard."""
     ways = {}
     for name, node in made.nodes.items():
         here = [each.mounts for each in made.interfaces if each.place is node and each.mounts]
@@ -111,7 +111,7 @@ def ways_in(made: Lab) -> dict[str, list[str]]:
 
 
 def enter_text(made: Lab) -> str:
-    """For each node the command that enters it from another terminal."""
+    """Return a line for each node with the command that enters it from another terminal."""
     outer = os.environ.get(OUTER_PID)
     first = ["nsenter", f"--target={outer}", "--all", "--preserve-credentials"] if outer else []
     commands = {name: shlex.join([*first, *way]) for name, way in ways_in(made).items()}
@@ -120,7 +120,7 @@ def enter_text(made: Lab) -> str:
 
 
 class Interactive:
-    """The plugin of a run that has one of the options."""
+    """The plugin of a run with one of these options."""
 
     def __init__(self, config: pytest.Config, plan: RunPlan) -> None:
         self._config = config
@@ -138,13 +138,13 @@ class Interactive:
         made.started = lambda interface: self._started(item, interface)
 
     def _under(self, manifest: Manifest, made: Lab, nodes: tuple[str, str]) -> Manifest:
-        """The manifest that starts the program under strace if the option names one of its nodes, birth and place."""
+        """Return the manifest to start; under strace if the option names one of its nodes, birth or place."""
         self._nodes.update(nodes)
         if place_of(self._plan.strace) not in nodes or manifest.kind == "kernel":
             return manifest
         self._traced.add(self._plan.strace)
         file = str(made.directory / f"strace.{nodes[1]}.txt").replace("{", "{{").replace("}", "}}")
-        # As a grandchild strace leaves the program its place: our child, with its own number (-D).
+        # -D: strace runs as a grandchild, so the program is still our child, with the pid that we expect.
         words = ("strace", "-D", "-f", "-qq", "-tt", "-y", "-o", file, "--")
         return replace(manifest, command=(*words, *manifest.command))
 
@@ -161,7 +161,7 @@ class Interactive:
         thread = Thread(target=self._debug, args=arguments, name="gdb", daemon=True)
         thread.start()
         self._debuggers.append(thread)
-        # The test goes on when somebody lets the program go on: gdb must have it by then. There is no event for that.
+        # gdb must have stopped the program before the test goes on. There is no event for that.
         poll_until(lambda: _is_traced(pid) or not thread.is_alive(), bool, _ATTACHED, interval=0.01)
 
     def _debug(self, name: str, pid: int, node: str) -> None:
@@ -169,13 +169,13 @@ class Interactive:
             write(
                 terminal,
                 f"\nwg-interop: gdb has stopped {name} of {node}, pid {pid}: `continue` lets the test go on, "
-                f"Ctrl-C stops the program again, `quit` ends gdb and leaves the program to the test\n",
+                f"Ctrl-C stops the program again, `quit` ends gdb and lets the program run\n",
             )
             TerminalSession(["gdb", "-q", "-p", str(pid)], terminal).connect()
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """Innermost of all: what comes after a test needs a program that runs."""
+        """Wait until gdb has ended: health check and undo need a program that runs."""
         try:
             return (yield)
         finally:
@@ -197,7 +197,7 @@ class Interactive:
             if self._plan.shell:
                 self._open_shell(made, terminal)
             if self._plan.pause:
-                write(terminal, "Enter goes on with the next test, Ctrl-C ends the run: ")
+                write(terminal, "Press Enter to continue the run, Ctrl-C to end it: ")
                 await_enter(terminal)
 
     def _open_shell(self, made: Lab, terminal: int) -> None:
@@ -207,14 +207,14 @@ class Interactive:
             nodes = ", ".join(made.nodes) or "none"
             write(terminal, f"No shell: this lab has no node {self._plan.shell}; there are: {nodes}\n")
             return
-        write(terminal, f"A shell in {name}; `exit` goes on with the next test.\n")
+        write(terminal, f"A shell in {name}; `exit` ends it and continues the run.\n")
         shell = os.environ.get("SHELL") or "sh"
-        # Debian's bash shows it in its prompt.
+        # Debian's bash prints this variable in its prompt.
         TerminalSession([*way, f"--wd={Path.cwd()}", shell], terminal, {"debian_chroot": name}).connect()
 
     @contextmanager
     def _terminal(self) -> Iterator[int]:
-        """The terminal that was standard input when the run began; pytest's capture has taken that."""
+        """Yield the terminal that was standard input at the start; pytest's capture has replaced that."""
         descriptor = os.dup(self._descriptor)
         try:
             yield descriptor
@@ -231,7 +231,7 @@ class Interactive:
     # The end
 
     def untraced(self) -> str:
-        """What to complain of at the end: an option whose node had no program in any test."""
+        """Return a complaint if no test started a program in the node of an option; else empty."""
         for option, node in (("--strace", self._plan.strace), ("--gdb", self._plan.gdb)):
             if node and self._nodes and node not in self._traced:
                 there = ", ".join(sorted(self._nodes))
@@ -240,7 +240,7 @@ class Interactive:
 
 
 def _is_traced(pid: int) -> bool:
-    """Whether a debugger is attached to a process, which stops it (proc(5), /proc/PID/status)."""
+    """Return whether a debugger is attached to a process (TracerPid in /proc/PID/status, proc(5))."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return "\nTracerPid:\t0\n" not in Path("/proc", str(pid), "status").read_text()
     return True

@@ -66,9 +66,9 @@ class RunPlan:
     gdb: str = ""
     """`--gdb`."""
     lane_of_guest: str = ""
-    """In a guest, its lane; elsewhere empty."""
+    """The lane of this guest; empty outside a guest."""
     shard: tuple[int, int] | None = None
-    """In a guest that runs every n-th test: its number, counted from 0, and n."""
+    """The number of this guest, counted from 0, and n, if each guest runs every n-th test."""
 
     @property
     def concerns_lab(self) -> bool:

@@ -1,6 +1,6 @@
-"""Make a directory that belongs to a living process, and tell those of dead ones by it.
+"""Make directories that belong to a living process, and find those of dead processes.
 
-The process holds a lock on the file `owner` in it. The kernel drops the lock with the process, however that ends.
+The process locks the file `owner` in its directory. The kernel releases the lock when the process ends or is killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class OwnedDirectory:
     """A new directory of this process; `owner` in it names the user and the start."""
 
     def __init__(self, parent: Path, prefix: str = "") -> None:
-        """Make it below `parent`, which the caller has locked: a moment passes before the new directory has a lock."""
+        """Make it below `parent`. The caller holds the lock of `parent`: at first the new directory has none."""
         self.path = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{datetime.now(UTC):%Y%m%dT%H%M%S}-"))
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -39,7 +39,7 @@ class OwnedDirectory:
 
 
 def abandoned(parent: Path, prefix: str = "") -> list[Path]:
-    """The directories below `parent` whose processes are dead. To be called with `parent` locked."""
+    """Return the directories below `parent` whose processes are dead. The caller holds the lock of `parent`."""
     return [
         path
         for path in parent.iterdir()

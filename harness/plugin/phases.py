@@ -1,10 +1,10 @@
-"""Give each phase of a test a budget of time, and say what an overdue one waited for.
+"""Limit the time of each phase of a test, and report what an overdue phase waited for.
 
 A timer interrupts the main thread by SIGALRM, as pytest-timeout's method `signal` does; the handler raises `Overdue` in
 whatever the test is doing. So fixtures are still undone, evidence is kept, and the next test runs. pytest-timeout has
-one limit for all phases together, or one for the call only, and cannot tell what a test of the lab waits for.
+one limit for all phases together, or one for the call only, and cannot report what a test of the lab waits for.
 
-Budgets, in seconds, are multiplied by --timeout-scale; 0 is none. They apply to tests that use the lab, and to all
+Budgets are in seconds and multiplied by --timeout-scale; 0: no limit. They apply to tests that use the lab, and to all
 tests of a project that sets one of the ini options. `@pytest.mark.timeout(SECONDS)` and pytest-timeout's own settings
 are the budget of the call; pytest-timeout then sets no timer of its own. In lane warp there is no budget: where the
 clock skips idle time a limit means nothing, and the guest has a deadline of its own.
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from types import FrameType
 
-# By the name of the phase's hook: what it is called, and its budget where no ini option says another.
+# For each phase, by the name of its hook: its name in messages, and its budget unless an ini option sets it.
 _PHASES: Final = {"setup": ("set-up", 60.0), "call": ("call", 120.0), "teardown": ("tear-down", 60.0)}
 # Modules of debuggers, by the beginning of their names.
 _DEBUGGERS: Final = ("bdb", "pdb", "pydevd", "_pydevd")
-# The shortest time that a timer takes for one, in seconds: 0 would stop it.
+# The shortest time of a timer, in seconds: 0 would stop it.
 _AT_ONCE: Final = 0.001
 _HELP: Final = (
     "Seconds for the {} of a test that uses the lab, multiplied by --timeout-scale; 0: no limit. Default: {:g}."
@@ -46,7 +46,7 @@ _HELP: Final = (
 class Overdue(Failed):
     """A phase of a test took longer than its budget."""
 
-    # As for pytest's own outcomes: the reports name it without a module.
+    # Like pytest's own outcomes, so that reports print the name without a module.
     __module__ = "builtins"
 
 
@@ -76,7 +76,7 @@ def _ini(when: str) -> str:
 
 
 def _seconds(config: pytest.Config, when: str) -> float | None:
-    """What the ini option says; None if it is not set."""
+    """Return the value of the ini option; None if it is not set."""
     text = str(config.getini(_ini(when)))
     try:
         return float(text) if text else None
@@ -85,12 +85,12 @@ def _seconds(config: pytest.Config, when: str) -> float | None:
 
 
 def budget_of(item: pytest.Item, when: str) -> Budget | None:
-    """The budget of a phase (`setup`, `call`, `teardown`); None for no limit."""
+    """Return the budget of a phase (`setup`, `call`, `teardown`); None for no limit."""
     config = item.config
     name, default = _PHASES[when]
     given = _seconds(config, when)
     seconds, setting = default if given is None else given, _ini(when)
-    # What pytest-timeout has read from its option, variable or ini option; 0 means no limit at all.
+    # The setting of pytest-timeout, by its option, variable or ini option; 0: no limit for any phase.
     other = getattr(config, "_env_timeout", None)
     if other == 0:
         return None
@@ -104,7 +104,7 @@ def budget_of(item: pytest.Item, when: str) -> Budget | None:
 
 
 def _marked(item: pytest.Item) -> float | None:
-    """The seconds of `@pytest.mark.timeout(...)`; None without it."""
+    """Return the seconds of `@pytest.mark.timeout(...)`; None without it."""
     marker = item.get_closest_marker("timeout")
     if marker is None:
         return None
@@ -115,7 +115,7 @@ def _marked(item: pytest.Item) -> float | None:
 
 
 def is_governed(item: pytest.Item) -> bool:
-    """Whether the phases of this test have budgets from here."""
+    """Return whether this module limits the phases of this test."""
     return lane_of(item) == "netns" or any(_seconds(item.config, when) is not None for when in _PHASES)
 
 
@@ -126,7 +126,7 @@ def _has_limits(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
-    """Let pytest-timeout set no timer where this module does."""
+    """Keep pytest-timeout from setting a timer for a test that this module limits."""
     return True if is_governed(item) else None
 
 
@@ -149,7 +149,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_enter_pdb() -> None:
-    """Let whoever debugs take their time: the phase that they are in has no limit any more."""
+    """Remove the limit of the current phase, because the user debugs it."""
     stop()
 
 
@@ -158,7 +158,7 @@ def _limited(item: pytest.Item, when: str) -> Iterator[None]:
     if not is_governed(item) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A test of this plugin runs a pytest inside its own phase.
+    # A test of this plugin runs pytest inside its own phase; the outer timer continues after that.
     handler, (left, again), begun = (
         signal.getsignal(signal.SIGALRM),
         signal.getitimer(signal.ITIMER_REAL),
@@ -175,9 +175,9 @@ def _limited(item: pytest.Item, when: str) -> Iterator[None]:
 
 
 def start(item: pytest.Item, when: str) -> None:
-    """Start the budget of a phase now, in place of the one that runs.
+    """Start the budget of a phase now, in place of the current one.
 
-    Health check, evidence and undo of a test belong to its call for pytest, but get the tear-down's budget.
+    To pytest, health check, evidence and undo are part of the call. Here they get the budget of the tear-down.
     """
     stop()
     if not is_governed(item) or not _has_limits(item):
@@ -185,7 +185,7 @@ def start(item: pytest.Item, when: str) -> None:
     budget = budget_of(item, when)
     if budget is None:
         return
-    # What is cleaned up after the first signal may hang as well, so there are more of them.
+    # The clean-up after the first signal may hang too, so the timer repeats.
     again = budget_of(item, "teardown") or budget
 
     def interrupt(_: int, frame: FrameType | None) -> None:
@@ -197,7 +197,7 @@ def start(item: pytest.Item, when: str) -> None:
 
 
 def stop() -> None:
-    """End the budget that runs, if one does."""
+    """Stop the timer, if it runs."""
     if signal.getitimer(signal.ITIMER_REAL) != (0.0, 0.0):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -227,7 +227,7 @@ def _place(frame: FrameType | None) -> str:
 
 
 def _stacks_of_others() -> str:
-    """The stacks of all other threads, but of those that wait for a call into their namespace or for a log to grow."""
+    """Return the stacks of the other threads, except those that wait for a call or for a log to grow."""
     others = (thread for thread in threading.enumerate() if thread is not threading.current_thread())
     names = {thread.ident: thread.name for thread in others if thread.name != "log stamps"}
     frames = sys._current_frames()  # noqa: SLF001 - documented for debugging

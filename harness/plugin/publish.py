@@ -1,10 +1,11 @@
-"""Write a run's report beside the last one, and put it in its place when it is complete.
+"""Write a run's report beside the last one, and replace the last one when it is complete.
 
-A report is the file of results and, beside it, `index.html`, `evidence/` and `pytest.log`. The one before stays in
-`previous/`. Of other files in this directory nothing is moved or deleted: the results name the entries of their report.
+A report is the file of results and, beside it, `index.html`, `evidence/` and `pytest.log`. The report before
+it stays in `previous/`. Other files in this directory are never moved or deleted: the file of results lists the entries
+of its report.
 
-A run writes into a hidden directory of its own, on the same filesystem, and ends with renames. These are planned in a
-file first: whatever kills the run between two of them, the next run carries out the rest.
+A run writes into its own hidden directory on the same filesystem, and ends with renames. Before the first rename it
+writes their plan to a file. If the run is killed between two renames, the next run carries out the rest.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 PREVIOUS: Final = "previous"
 _PREFIX: Final = ".wg-interop-"
-# In a run's own directory: its report, the report that it takes the place of, and the plan of the renames.
+# Names in a run's own directory: its report, the report that it replaces, and the plan of the renames.
 _NEW, _OLD, _PLAN = "report", "previous", "plan.json"
 
 
 class NewReport:
-    """The report that this run writes. `directory` is where it is written: results, evidence, page, log."""
+    """The report that this run writes. directory: where it writes results, evidence, page and log."""
 
     def __init__(self, results: Path) -> None:
-        """Make the run's own directory, and remove those of dead runs.
+        """Make the run's own directory, and remove the directories of dead runs.
 
-        results: where the file of results will be. Raises UsageError if something else is there that the report would
-        replace, Unavailable if nothing can be written there.
+        results: the path of the file of results. Raises UsageError if the report would replace a file that is not part
+        of a report, Unavailable if nothing can be written there.
         """
         self.results = results
         self._made = [path for path in (results.parent, *results.parent.parents) if not os.path.lexists(path)]
@@ -54,8 +55,8 @@ class NewReport:
             raise Unavailable(f"cannot write {results}: {error.strerror}; choose a place: --results FILE") from error
 
     def close(self) -> None:
-        """Remove the run's own directory, and the report's if this run made it and nothing is in it."""
-        # A report that could not be put in its place waits for the next run, or for whoever looks for it.
+        """Remove the run's own directory, and the report's directory if this run made it and it is empty."""
+        # A report that could not be moved to its place stays here; the next run tries again.
         if not (self._own.path / _PLAN).exists():
             self._own.close()
             with suppress(OSError):
@@ -76,10 +77,10 @@ class _Plan:
 
 
 def publish(directory: Path, results: Path) -> None:
-    """Put a complete report from a NewReport's directory in its place; the last one becomes `previous`.
+    """Move a complete report from a NewReport's directory to its place; the last one becomes `previous`.
 
-    Raises UsageError, with where the report lies instead, if something has come there that is not part of a report.
-    After an OSError the next run tries again.
+    Raises UsageError if a file that is not part of a report has appeared there; the message names the directory in
+    which the report is kept. After an OSError the next run tries again.
     """
     own = directory.parent
     with _locked(results.parent) as place:
@@ -87,7 +88,7 @@ def publish(directory: Path, results: Path) -> None:
         try:
             old, older = _check_entries(results)
         except UsageError as error:
-            # Under a name that no run removes.
+            # No run removes a directory of this name.
             kept = own.rename(place / own.name.removeprefix("."))
             raise UsageError(f"{error}; this run's report: {kept / _NEW}") from None
         new = [name for name in (*BESIDE, results.name) if os.path.lexists(directory / name)]
@@ -99,7 +100,7 @@ def publish(directory: Path, results: Path) -> None:
 
 
 def check_place(results: Path) -> None:
-    """Raise UsageError if a report cannot be put there, without writing anything."""
+    """Raise UsageError if a report cannot be written there; writes nothing."""
     _check_name(results)
     # Path.is_dir() would raise where this user may not look.
     there = next(place for place in (results.parent, *results.parents) if os.access(place, os.F_OK))
@@ -109,7 +110,7 @@ def check_place(results: Path) -> None:
 
 
 def recover(place: Path) -> None:
-    """Complete or remove what killed runs have left in a directory of reports; best effort."""
+    """Complete or remove the reports of killed runs in a directory of reports; best effort."""
     with suppress(OSError):
         if place.is_dir():
             with _locked(place):
@@ -130,7 +131,7 @@ def _carry_out(own: Path, place: Path) -> None:
     new, aside, previous = own / _NEW, own / _OLD, place / PREVIOUS
     aside.mkdir(exist_ok=True)
     for name in plan.old:
-        # Where the new entry has gone, the one in the place is the new one.
+        # If the new entry was moved already, the entry in the place is the new one.
         if name not in plan.new or os.path.lexists(new / name):
             _move(name, place, aside)
     for name in plan.new:
@@ -164,10 +165,10 @@ def _locked(place: Path) -> Iterator[Path]:
         place.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # NFS locks no directory (flock(2)); two runs that end at the same moment are rare.
+            # NFS cannot lock a directory (flock(2)); two runs rarely end at the same moment.
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            # Another run may have removed it as empty before the lock was ours.
+            # Another run may have removed the empty directory before this run had the lock.
             if os.path.exists(place) and os.path.samestat(os.fstat(descriptor), os.stat(place)):  # noqa: PTH110, PTH116
                 yield place
                 return
@@ -175,18 +176,18 @@ def _locked(place: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
-# What belongs to a report
+# The entries of a report
 
 
 def _check_name(results: Path) -> None:
     if results.is_dir():
         raise UsageError(f"--results {results}: is a directory; name a file: --results {results / 'results.json'}")
     if results.name in {*BESIDE, PREVIOUS}:
-        raise UsageError(f"--results {results}: a report has something else of this name; name it results.json")
+        raise UsageError(f"--results {results}: a report uses this name otherwise; name the file results.json")
 
 
 def _check_entries(results: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The entries of the report that is there and of the one before; UsageError for what is not part of one."""
+    """Return the entries of the report there and of the previous one; UsageError for a file that is in neither."""
     place, name = results.parent, results.name
     old, older = _entries(place / name), _entries(place / PREVIOUS / name)
     for folder, known in ((place, old), (place / PREVIOUS, older)):
@@ -200,7 +201,7 @@ def _check_entries(results: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _entries(results: Path) -> tuple[str, ...]:
-    """The names of what belongs to the report with these results: the file itself and what it lists."""
+    """Return the names of a report's entries: the file of results, and the entries that it lists."""
     if not os.path.lexists(results):
         return ()
     wrong = UsageError(f"--results {results}: is not a file of results; choose another name")
@@ -208,12 +209,12 @@ def _entries(results: Path) -> tuple[str, ...]:
         if not results.is_file():
             raise wrong
         text = results.read_text(encoding="utf-8", errors="replace")
-        # An empty file, as mktemp(1) makes it, is nobody's.
+        # An empty file, as mktemp(1) makes it, may be replaced.
         document = json.loads(text) if text else {"schema": 0, "results": [], "files": []}
     except ValueError:
         raise wrong from None
     if not isinstance(document, dict) or not {"schema", "results"} <= document.keys():
         raise wrong
-    # Results from before there was such a list.
+    # Older files of results have no such list.
     listed = document.get("files", BESIDE)
     return results.name, *(name for name in BESIDE if name in listed and os.path.lexists(results.parent / name))

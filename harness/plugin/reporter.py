@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from harness.plugin.session import State
 
 
-# What an event tells of a result.
+# The fields of a result in its event.
 _TOLD: Final = ("id", "pair", "state", "seconds", "message", "lane", "kernel")
 
 
 class Reporter:
-    """On the controller, or in a run without xdist: takes the reports and tells who listens."""
+    """Collects reports and writes events; on the xdist controller, or in a run without xdist."""
 
     def __init__(self, config: pytest.Config, state: State) -> None:
         self._config = config
         self._state = state
         self._expected = 0
-        # Not for the programs that tests start, pytest among them.
+        # Removed from the environment: programs that tests start, such as pytest, must not write events.
         target = os.environ.pop(EVENTS, None)
         self._whole = target == "stdout"
         self._events = os.dup(1) if self._whole else int(target) if target else None
 
-    # Before pytest's own plugin for JUnit files, which reads the properties.
+    # tryfirst: pytest's own plugin for JUnit files reads the properties.
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._state.used:
@@ -48,7 +48,7 @@ class Reporter:
         set_properties(report, result, self._state.seed)
         if self._whole:
             data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
-            # Under xdist the report knows its worker, which means nothing elsewhere.
+            # Under xdist the report names its worker, which means nothing elsewhere.
             data.pop("node", None)
             self._tell({"event": "report", "data": data})
         elif report.when == "teardown":
@@ -61,13 +61,13 @@ class Reporter:
             self.expect(sum(runs_here(item, plan) for item in session.items))
 
     def expect(self, count: int) -> None:
-        """So many tests more are to come."""
+        """Add to the number of expected tests."""
         self._expected += count
         self._tell({"event": "collected", "count": self._expected})
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        # Every worker collects the same.
+        # Every worker collects the same tests.
         if not self._expected:
             self.expect(len(ids))
 
@@ -92,7 +92,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if is_worker(config):
         return
     if state.used and executes_tests(config):
-        # A guest's results are judged and drawn where they are brought to.
+        # The host checks the results of a guest and draws their page.
         if state.plan.lane_of_guest:
             state.results.write(state.results_path)
         else:
@@ -115,7 +115,7 @@ _REPORT: Final = pytest.StashKey[list[str]]()
 
 
 def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
-    """Complete the report and put it in the place of the last one; without a result that one stays."""
+    """Complete the report and replace the last one with it; without a result the last one stays."""
     from harness.plugin.publish import publish
 
     state = state_of_run(config)
@@ -133,12 +133,12 @@ def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
     try:
         publish(state.report_directory, state.results_path)
     except (HarnessError, OSError) as error:
-        return [f"report: not put in its place, {error}"]
+        return [f"report: not moved to its place: {error}"]
     return [f"results: {state.results_path}", *lines]
 
 
 def _beside(directory: Path) -> list[str]:
-    """The names of what the report has beside its results; the page is drawn from them, so it is still to come."""
+    """Return the report's entries beside its results; with the page, which is drawn from the results later."""
     from harness.report.results import BESIDE, PAGE
 
     return [name for name in BESIDE if name == PAGE or (directory / name).exists()]
@@ -158,7 +158,7 @@ def _draw(config: pytest.Config, results: Path, exitstatus: int) -> Path:
 
 
 def _shortcoming(state: State) -> str:
-    """Why a run without a failed test is not a success all the same."""
+    """Return why a run fails although no test failed; empty if it does not."""
     plan = state.plan
     every = list(state.results.by_id.values())
     if every and not any(result.state == "passed" for result in every):

@@ -10,7 +10,7 @@ from harness.install.cache import Area, directory, locked
 from harness.plugin.owned import OwnedDirectory, abandoned
 from harness.plugin.publish import recover
 
-# In it: where the run writes its report, so that what a killed run left there is found from here.
+# File in it with the place of the run's report: the next run finds there what a killed run left.
 _REPORT: Final = "report"
 
 
@@ -18,26 +18,26 @@ class RunDirectory(OwnedDirectory):
     """One run's scratch directory; `owner` in it names the user and the start."""
 
     def __init__(self) -> None:
-        """Make the directory, and remove those of runs that are dead."""
+        """Make the directory, and remove the directories of dead runs."""
         runs = directory(Area.RUNS)
         with locked(runs):
             remove_abandoned(runs)
             super().__init__(runs)
 
     def note_report(self, place: Path) -> None:
-        """Note the directory that the report of this run will lie in."""
+        """Note the directory of this run's report."""
         (self.path / _REPORT).write_text(str(place))
 
 
 def remove_abandoned(runs: Path) -> list[Path]:
-    """Remove the directories of runs that are dead, and their unfinished reports; returns the directories.
+    """Remove the directories of dead runs and their unfinished reports; returns these directories.
 
-    To be called with `runs` locked.
+    The caller holds the lock of `runs`.
     """
     removed = abandoned(runs)
     for path in removed:
         note = path / _REPORT
-        # Empty if the run was killed at that very moment.
+        # Empty if the run was killed while it wrote the file.
         if note.is_file() and (place := Path(note.read_text())).is_absolute():
             recover(place)
         shutil.rmtree(path, ignore_errors=True)

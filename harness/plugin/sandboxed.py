@@ -1,7 +1,7 @@
 """Restart pytest, and each xdist worker, as a child of harness/sandbox/launcher.py.
 
 The controller replaces itself by the launcher, which starts the same command line again inside. It does so as early as
-pytest allows and only if a test of the run uses the lab, which a forked copy of the process finds out by collecting.
+pytest allows, and only if a test of the run uses the lab: a forked copy of the process collects the tests to find out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from harness.plugin.options import RunPlan
 
-# The exit statuses of the copy that only collects; none of pytest's own.
+# The exit statuses of the copy that only collects; pytest uses neither.
 PEEK_NO, PEEK_YES = 78, 77
 PEEKING: Final = "_wg_interop_peeking"
 _ONLY_LOOKING: Final = (
@@ -35,12 +35,12 @@ _ONLY_LOOKING: Final = (
 
 
 def only_looks(config: pytest.Config) -> bool:
-    """Whether pytest was asked to show something, and executes nothing."""
+    """Return whether pytest was asked only to show something, and executes no test."""
     return any(getattr(config.option, name, False) for name in _ONLY_LOOKING)
 
 
 def worker_spec(spec: str) -> str:
-    """An execnet specification like `popen` with the worker behind a launcher that dies with this process."""
+    """Return the execnet spec of a worker under a launcher that dies with this process."""
     if spec != "popen" and not spec.startswith("popen//"):
         return spec
     command = launcher_command("--die-with", str(os.getpid()), "--or-without")
@@ -50,7 +50,7 @@ def worker_spec(spec: str) -> str:
 def enter_if_needed(config: pytest.Config, plan: RunPlan) -> None:
     """Start this pytest again in a sandbox if the run needs one and is not in one.
 
-    Returns where nothing is to be done; otherwise the process is replaced.
+    Returns if it is not needed; otherwise the process is replaced.
     """
     if inside() or REFUSED in os.environ or only_looks(config):
         return
@@ -58,7 +58,7 @@ def enter_if_needed(config: pytest.Config, plan: RunPlan) -> None:
         return
     if list(config.invocation_params.args) != sys.argv[1:]:
         os.environ[REFUSED] = (
-            "pytest was started by another program; start it as a command, or that program by wg-interop"
+            "pytest was started by another program; start pytest as a command, or use `wg-interop run`"
         )
         return
     _stop_capturing(config)
@@ -66,11 +66,11 @@ def enter_if_needed(config: pytest.Config, plan: RunPlan) -> None:
 
 
 def _stop_capturing(config: pytest.Config) -> None:
-    """Give the three standard descriptors back; pytest's capture would bring its own copies of them into play again."""
+    """Restore the three standard descriptors, which pytest's capture has replaced, and end the capture."""
     capture = config.pluginmanager.getplugin("capturemanager")
     if capture is not None:
         capture.stop_global_capturing()
-        # It would fail at the next thing to capture, such as the import of a test file by the copy that only collects.
+        # Stopped, it would fail at its next use, such as the import of a test file in the copy that only collects.
         config.pluginmanager.unregister(capture)
 
 
@@ -84,7 +84,7 @@ def _replace_process() -> NoReturn:
 
 
 def _silence(config: pytest.Config) -> None:
-    """Turn the standard descriptors to /dev/null, for good."""
+    """Redirect the standard descriptors to /dev/null until the process ends."""
     _stop_capturing(config)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -92,7 +92,7 @@ def _silence(config: pytest.Config) -> None:
 
 
 def _peek(config: pytest.Config) -> bool:
-    """Let a copy of this process collect, in silence, and say whether a test uses the lab."""
+    """Collect in a silent copy of this process, and return whether a test uses the lab."""
     child = os.fork()
     if child == 0:
         _silence(config)

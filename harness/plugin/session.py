@@ -47,7 +47,7 @@ class Programs:
 
 
 def read_programs(plan: RunPlan) -> Programs:
-    """Find the manifests of what the plan names; every mistake in it is a pytest.UsageError."""
+    """Find the manifests of the programs that the plan names; raises pytest.UsageError for a mistake in it."""
     from harness.implementations.registry import Registry
 
     try:
@@ -59,7 +59,7 @@ def read_programs(plan: RunPlan) -> Programs:
             chosen = list(dict.fromkeys(manifest for pair in pairs for manifest in pair))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    # The programs do alone in a guest what they do here; only the kernel is another there.
+    # Alone, a program does the same in a guest as here; only the kernel differs there.
     kernels = [manifest for manifest in chosen if manifest.kind == "kernel"] if plan.lane_of_guest in GUESTS else []
     return Programs(
         known=tuple(registry.known),
@@ -78,17 +78,17 @@ def _names(text: str) -> list[str]:
 
 
 class State:
-    """What the plugin keeps for one pytest process."""
+    """The plugin's state in one pytest process."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.plan = read_plan(config)
         given = (_from_controller(config, "wg_seed"), self.plan.seed)
         self.seed = next((int(seed) for seed in given if seed is not None), secrets.randbits(32))
-        # Whether a test of the run uses the lab, or one of our options was given; until then all is silent.
+        # True once a test of the run uses the lab or one of our options is given; until then the plugin prints nothing.
         self.used = self.plan.results is not None or self.plan.concerns_lab
         self._config = config
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
-        # By name of the implementation: why its smoke test failed, empty if it passed.
+        # For each implementation the reason why its smoke test failed; empty if it passed.
         self.smoke: dict[str, str] = {}
         self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
@@ -97,21 +97,21 @@ class State:
 
     @property
     def report_directory(self) -> Path:
-        """Where the run writes evidence, results and page; `publish` puts them in their place at the end."""
+        """The directory where the run writes evidence, results and page; `publish` moves them at the end."""
         if self.plan.lane_of_guest:
-            # What a guest has written when it is ended is brought back, and nothing was there before.
+            # A guest has no older report, and its files are copied to the host even if it is killed.
             return self.results_path.parent
         if self._given_report is not None:
             return Path(self._given_report)
         return self.begin_report()
 
     def take_report_directory(self) -> None:
-        """Write in the directory that `wg-interop run` has made; the programs that tests start do not."""
+        """Write into the directory that `wg-interop run` has made; programs that tests start must not."""
         if given := os.environ.pop(REPORT, None):
             self._given_report = given
 
     def check_report_place(self) -> None:
-        """Raise pytest.UsageError if the report cannot be put in its place, before anything is started."""
+        """Raise pytest.UsageError if the report cannot be written to its place, before anything is started."""
         from harness.plugin.publish import check_place
 
         try:
@@ -120,10 +120,10 @@ class State:
             raise pytest.UsageError(str(error)) from None
 
     def begin_report(self) -> Path:
-        """Make the directory in which this run writes its report; raises pytest.UsageError if there can be none."""
+        """Make the directory in which this run writes its report; raises pytest.UsageError if it cannot."""
         from harness.plugin.publish import NewReport
 
-        # The run directory names the place of the report: after a kill it leads to what is left there.
+        # The run directory notes the place of the report: the next run finds there what a killed run left.
         self.scratch()
         if self._given_report is not None:
             return Path(self._given_report)
@@ -145,7 +145,7 @@ class State:
         return Results(self.seed, self._invocation())
 
     def _invocation(self) -> Invocation:
-        """What another run of one test of this one has to be given; a guest's kernel is added when it reports."""
+        """Return the options that repeat one test of this run; a guest's kernel is added when the guest reports."""
         from harness.implementations.manifest import load_manifest
         from harness.report.results import Invocation
 
@@ -162,7 +162,7 @@ class State:
         )
 
     def scratch(self) -> Path:
-        """The run directory, made when first needed; the controller makes it for its workers."""
+        """Return the run directory, made when first needed; the controller makes it for its workers."""
         if self._given_directory is not None:
             return Path(self._given_directory)
         if self._run_directory is None:
@@ -186,14 +186,14 @@ _STATE: Final = pytest.StashKey[State]()
 
 
 def state_of_run(config: pytest.Config) -> State:
-    """The one State of this process."""
+    """Return the State of this process."""
     if _STATE not in config.stash:
         config.stash[_STATE] = State(config)
     return config.stash[_STATE]
 
 
 def _from_controller(config: pytest.Config, name: str) -> str | None:
-    """What the controller of xdist workers has handed to this worker; None elsewhere."""
+    """Return a value that the xdist controller has passed to this worker; None elsewhere."""
     return getattr(config, "workerinput", {}).get(name)
 
 
@@ -202,5 +202,5 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def file_name(nodeid: str) -> str:
-    """A node id as the name of a file or directory."""
+    """Return a node id as the name of a file or directory."""
     return re.sub(r"[^\w.~+-]+", "_", nodeid)

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from harness.lab.lab import Lab
     from harness.plugin.session import State
 
-# In the run directory.
+# Folder in the run directory.
 _FOLDER: Final = "smoke"
 
 
 def require_smoke(item: pytest.Item, manifest: Manifest) -> None:
     """Raise SmokeFailed in the first test if the smoke test fails, and Blocked in all that come after it.
 
-    Tests that make no interface in a sandbox do without.
+    Tests that create no interface in a sandbox need no smoke test.
     """
     if not (uses(item, "lab") and launch.inside()):
         return

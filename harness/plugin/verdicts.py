@@ -52,7 +52,7 @@ class Blocked(Failed):
 
 
 class SmokeFailed(Failed):
-    """An implementation failed its smoke test: the result is `error`. `lab`: the lab of that, with its log."""
+    """An implementation failed its smoke test: the result is `error`. lab: the lab of the smoke test."""
 
     __module__ = "builtins"
 
@@ -86,7 +86,7 @@ def twin(shows: str) -> Iterator[None]:
             raise
         plain = isinstance(error, HarnessError | AssertionError | Failed)
         reason = str(error) if plain else f"{type(error).__name__}: {error}"
-        raise Blocked(f"its positive twin was not shown, {shows}: {reason}") from error
+        raise Blocked(f"positive control failed: {shows}: {reason}") from error
 
 
 @pytest.hookimpl(wrapper=True)
@@ -127,7 +127,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 def _close_after(made: Lab, error: BaseException) -> None:
     try:
         made.close()
-    except (Exception, Failed) as late:  # noqa: BLE001 - whatever the undo says, the first error stays the verdict
+    except (Exception, Failed) as late:  # noqa: BLE001 - an error of the undo never replaces the first error
         error.add_note(f"and the undo: {late}")
 
 
@@ -135,7 +135,7 @@ def _close_after(made: Lab, error: BaseException) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Apply the expectations, keep the evidence, and put what the plugin knows into the report (hook)."""
+    """Apply the expectations, keep the evidence, and add the plugin's facts to the report (hook)."""
     report = yield
     special = _special_state(item, report, call)
     state = state_of_run(item.config)
@@ -179,7 +179,7 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
 def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
     """Turn an expected failure into an xfail, and a success where a failure was expected into a failure.
 
-    Returns the new state, or a message for a failure that the user's own build has mended; empty if nothing changes.
+    Returns the new state, or a message for a known failure that the user's build has fixed; empty if nothing changes.
     """
     from harness.report import expectations
     from harness.report.results import message_of
@@ -194,10 +194,10 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
         return {"state": "xfailed"}
     if report.passed and (wrong := expectations.refuted(found)):
         report.outcome = "failed"
-        must_go = "; ".join(map(str, wrong))
-        report.longrepr = f"[XPASS(strict)] it passes, so the expectation must go: {must_go}"
+        refuted = "; ".join(map(str, wrong))
+        report.longrepr = f"[XPASS(strict)] it passes; remove the expectation: {refuted}"
         return {"state": "xpassed"}
-    if report.passed and (news := expectations.mended(found)):
+    if report.passed and (news := expectations.fixed(found)):
         return {"message": "; ".join(news)}
     return {}
 
@@ -273,23 +273,23 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List every difference and every mended failure with its reason, whatever `-r` selects (hook)."""
-    _show_mended(terminalreporter)
+    """List every difference and every fixed failure with its reason, whatever `-r` selects (hook)."""
+    _show_fixed(terminalreporter)
     different = terminalreporter.stats.get("differs", ())
     if different:
         from harness.report.results import message_of
 
-        terminalreporter.section("differs from the kernel, and may")
+        terminalreporter.section("allowed differences from the kernel")
         for report in different:
             terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report)}")
 
 
-def _show_mended(terminalreporter: pytest.TerminalReporter) -> None:
+def _show_fixed(terminalreporter: pytest.TerminalReporter) -> None:
     if not state_of_run(terminalreporter.config).used:
         return
     from harness.report.results import facts_of
 
-    if mended := [report for report in terminalreporter.stats.get("passed", ()) if facts_of(report).get("message")]:
-        terminalreporter.section("known failures that are mended")
-        for report in mended:
-            terminalreporter.write_line(f"MENDED {report.nodeid} - {facts_of(report)['message']}")
+    if fixed := [report for report in terminalreporter.stats.get("passed", ()) if facts_of(report).get("message")]:
+        terminalreporter.section("known failures that are fixed")
+        for report in fixed:
+            terminalreporter.write_line(f"FIXED {report.nodeid} - {facts_of(report)['message']}")

@@ -62,7 +62,7 @@ class Cause(Generic[_W]):
 
     @property
     def blame(self) -> str:
-        """The programs in words: `mine`, or `mine or wireguard-go`."""
+        """The programs as text: `mine`, or `mine or wireguard-go`."""
         return " or ".join(self.programs)
 
 
@@ -98,7 +98,7 @@ def tally_by_program(causes: Iterable[Cause[_W]]) -> list[str]:
     return [f"{blame or 'no program'}: {tally_of_causes(n, number[blame])}" for blame, n in failures.most_common()]
 
 
-# Whom to blame
+# The program to blame
 
 
 def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tuple[tuple[str, ...], list[_W]]]:

@@ -62,7 +62,7 @@ class Expectation:
 
 
 class Program(Protocol):
-    """What expectations need of a program under test; a Manifest has it."""
+    """The fields of a program under test that expectations need; a Manifest has them."""
 
     @property
     def name(self) -> str: ...
@@ -122,10 +122,10 @@ def refuted(found: Sequence[Known]) -> tuple[Expectation, ...]:
     return tuple(dict.fromkeys(known.expectation for known in found if known.expectation.always and not known.like))
 
 
-def mended(found: Sequence[Known]) -> tuple[str, ...]:
+def fixed(found: Sequence[Known]) -> tuple[str, ...]:
     """Return a sentence for each known failure of NAME that a program given by `--like NAME` no longer has."""
     return tuple(
-        f"{known.program} has mended a known failure of {known.like}: {known.expectation}"
+        f"{known.program} does not have a known failure of {known.like}: {known.expectation}"
         for known in found
         if known.expectation.always and known.like
     )

@@ -29,7 +29,7 @@ _FACTS: Final = "wg_interop"
 _PREFIX: Final = "wg."
 PAGE: Final = "index.html"
 LOG: Final = "pytest.log"
-# What a report may have beside its file of results: the page, the tests' evidence, pytest's output.
+# Entries that a report may have beside its file of results: the page, the tests' evidence, pytest's output.
 BESIDE: Final = (PAGE, "evidence", LOG)
 # Facts of one phase; the result's state and message are made from those of all phases.
 _OF_A_PHASE: Final = frozenset({"state", "message"})
@@ -289,6 +289,6 @@ def message_of(report: pytest.TestReport) -> str:
 
 
 def without_class(message: str) -> str:
-    """Remove an exception's class from its message if it is one of ours or an assertion's: the clue comes first."""
+    """Remove an exception's class from its message if it is the harness's or AssertionError: the clue comes first."""
     match = _PLAIN_CLASS.match(message)
     return message[match.end() :] if match else message

@@ -5,7 +5,7 @@
 --die-with PID: be killed when the parent PID ends. --or-without: run COMMAND without a sandbox if none can be created.
 --without: run COMMAND without a sandbox. Exit status: that of COMMAND; 125: no sandbox; 2: wrong usage.
 
-Processes, seen from outside: launcher (the pid the caller knows) > init (pid 1 of the sandbox) > COMMAND.
+Processes, seen from outside: launcher (the pid that the caller gets) > init (pid 1 of the sandbox) > COMMAND.
 
 The launcher is a program of its own and uses only the standard library, for two reasons: a process with threads cannot
 unshare its user namespace, and a new PID namespace contains only children. The kernel cleans up: when the launcher

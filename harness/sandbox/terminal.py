@@ -1,7 +1,7 @@
-"""Run a shell or a debugger in a terminal of its own, and connect that with ours.
+"""Run a shell or a debugger in a new terminal, and connect that with the user's terminal.
 
-Our terminal belongs to a session outside the sandbox's PID namespace, so a shell in the sandbox could not control jobs
-on it. The shell gets a new terminal (pty(7)), and input and output are copied until the program closes it.
+The user's terminal belongs to a session outside the sandbox's PID namespace, so a shell in the sandbox could not
+control jobs on it. The shell gets a new terminal (pty(7)), and input and output are copied until the program closes it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _PIECE: Final = 1 << 16
-# Seconds after which a new size of our terminal is copied to the other one.
+# Seconds after which a new size of the user's terminal is copied to the new terminal.
 _SIZE_INTERVAL: Final = 0.5
 _SIZE: Final = 8  # bytes of struct winsize (ioctl_tty(2))
 
@@ -54,10 +54,10 @@ def await_enter(terminal: int) -> None:
 
 
 class TerminalSession:
-    """A program in a terminal of its own; `connect` connects it with the user's until it ends."""
+    """A program in a new terminal; `connect` connects it with the user's until it ends."""
 
     def __init__(self, argv: Sequence[str], terminal: int, env: Mapping[str, str] | None = None) -> None:
-        """Start the program. terminal: ours; the new one gets its size. Raises Unavailable if setsid(1) is missing."""
+        """Start the program. terminal: the user's, which has the size to copy. Raises Unavailable without setsid(1)."""
         self._terminal = terminal
         self._other, inside = os.openpty()
         self._size = b""
@@ -89,7 +89,7 @@ class TerminalSession:
         """Copy the next input or output, if any comes soon; False once a terminal is closed."""
         ready, _, _ = select.select([self._terminal, self._other], [], [], _SIZE_INTERVAL)
         if self._other in ready:
-            # EIO: no process has the other terminal open any more.
+            # EIO: no process has the new terminal open any more.
             with suppress(OSError):
                 if data := os.read(self._other, _PIECE):
                     os.write(self._terminal, data)
@@ -97,7 +97,7 @@ class TerminalSession:
             return False
         if self._terminal in ready:
             if not (data := os.read(self._terminal, _PIECE)):
-                # Our terminal was hung up.
+                # The user's terminal was hung up.
                 self._child.kill()
                 return False
             os.write(self._other, data)

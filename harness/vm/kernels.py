@@ -218,7 +218,7 @@ def apt_record(package: str) -> dict[str, str]:
     try:
         listing = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
-        raise Unavailable("no apt-cache here, which --kernel NAME needs; give a bzImage or a build tree") from None
+        raise Unavailable("apt-cache is not installed, so --kernel needs a bzImage or a build tree") from None
     return dict(re.findall(r"^([A-Z][A-Za-z0-9-]*): (.*)$", listing.partition("\n\n")[0], re.MULTILINE))
 
 

@@ -108,7 +108,7 @@ def unzstd(content: bytes) -> bytes:
     """Decompress by zstd(1), which Python's standard library lacks; Unavailable if it is not installed."""
     program = shutil.which("zstd")
     if program is None:
-        raise Unavailable("no zstd here, which this kernel's modules are compressed by: apt-get install zstd")
+        raise Unavailable("zstd is not installed, and this kernel's modules need it: apt-get install zstd")
     return subprocess.run([program, "-dc"], input=content, capture_output=True, check=True).stdout
 
 

@@ -73,7 +73,7 @@ def find_qemu() -> str:
     """Return the path of QEMU; Unavailable, with the remedy, if it is not installed."""
     program = shutil.which(QEMU)
     if program is None:
-        raise Unavailable(f"no {QEMU} here; install it: {QEMU_REMEDY}")
+        raise Unavailable(f"{QEMU} is not installed: {QEMU_REMEDY}")
     return program
 
 
@@ -240,5 +240,5 @@ def bound_to_us(command: Sequence[str]) -> list[str]:
     """Return a command line by which `command` is killed when the calling thread ends; Unavailable without setpriv."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise Unavailable("no setpriv here; install it: apt-get install util-linux")
+        raise Unavailable("setpriv is not installed: apt-get install util-linux")
     return [setpriv, "--pdeathsig", "KILL", "--", *command]

@@ -337,7 +337,7 @@ class Wire:
 
 
 class _Look:
-    """Event: `look` finds a sighting on a wire; its value is that sighting."""
+    """Event: `look` returns a sighting on a wire, which is the event's value."""
 
     def __init__(self, wire: Wire, look: Callable[[], Sighting | None]) -> None:
         self._wire = wire

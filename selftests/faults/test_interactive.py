@@ -42,7 +42,7 @@ def test_half_built(lab):
 PYTEST: Final = ("-m", "pytest", "-p", "no:cacheprovider")
 WG_INTEROP: Final = ("-m", "harness", "run", "test_it.py")
 WHOLE_RUN: Final = 40.0
-PAUSED: Final = r"Enter goes on with the next test, Ctrl-C ends the run: "
+PAUSED: Final = r"Press Enter to continue the run, Ctrl-C to end it: "
 
 
 class Dialogue:
@@ -77,7 +77,7 @@ class Dialogue:
         return found
 
     def read(self, seconds: float) -> bool:
-        """Wait so long for more output and read it; False at the end."""
+        """Read more output, and wait for it at most this long; False at the end."""
         ready, _, _ = select.select([self._ours], [], [], max(0.0, seconds))
         if not ready:
             return True
@@ -177,12 +177,12 @@ def test_test_without_program_is_paused_too(dialogue: Dialogue) -> None:
     indirect=True,
 )
 def test_shell_opens_in_node_of_failed_test(dialogue: Dialogue, tmp_path: Path) -> None:
-    dialogue.expect(r"A shell in ns2; `exit` goes on with the next test.\n")
+    dialogue.expect(r"A shell in ns2; `exit` ends it and continues the run.\n")
     dialogue.expect(r"# ")
     dialogue.type("wg show wg0 listen-port; pwd; test -t 0 && echo a terminal\n")
     dialogue.expect(rf"\n2\n{tmp_path}\na terminal\n")
     dialogue.expect(r"# ")
-    # It has jobs, and Ctrl-C is theirs.
+    # The shell has job control: Ctrl-C ends its job.
     dialogue.type("cat\n")
     dialogue.type("echoed\n")
     dialogue.expect(r"echoed\nechoed\n")
@@ -244,7 +244,7 @@ def test_test_goes_on_while_gdb_lets_program_run(dialogue: Dialogue) -> None:
     assert "PINGED" not in dialogue.text
     dialogue.type("continue\n")
     dialogue.expect(r"PINGED")
-    # The program runs; it is stopped again, and given back.
+    # The program runs. Ctrl-C stops it again, `quit` lets it run.
     dialogue.type("\x03")
     dialogue.expect(r"received signal SIGINT")
     dialogue.type("quit\n")

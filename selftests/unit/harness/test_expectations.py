@@ -122,8 +122,8 @@ def test_success_mends_failure_of_program_like_its_own(tmp_path: Path) -> None:
     write(tmp_path, "mine", {"always": False})
     write(tmp_path, "other")
     found = expectations.applying(tmp_path, "test_x.py::test_it[a~other]", (LIKE, OTHER))
-    reason = "a has mended a known failure of mine: RT-11: it answers from elsewhere (https://example.org/1)"
-    assert expectations.mended(found) == (reason,)
+    reason = "a does not have a known failure of mine: RT-11: it answers from elsewhere (https://example.org/1)"
+    assert expectations.fixed(found) == (reason,)
     # The other program still has to fail.
     assert [one.observed for one in expectations.refuted(found)] == ["it answers from elsewhere"]
     alone = expectations.applying(tmp_path, "test_x.py::test_it[a]", (LIKE, None))
@@ -246,7 +246,7 @@ def test_verdict_follows_expectations(pytester: pytest.Pytester, body: str, outc
     ("body", "state", "message"),
     [
         ("raise AssertionError('it came from elsewhere')", "xfailed", "it came from elsewhere"),
-        ("pass", "passed", "mine has mended a known failure of wireguard-go: RT-11: it answers from elsewhere (https"),
+        ("pass", "passed", "mine does not have a known failure of wireguard-go: RT-11: it answers from elsewhere"),
         ("raise AssertionError('something else')", "failed", "something else"),
     ],
 )
@@ -268,5 +268,5 @@ def test_mended_failure_of_like_program_is_reported_as_passed(
     page = (pytester.path / "index.html").read_text()
     assert "9.9, like wireguard-go" in page
     if state == "passed":
-        run.stdout.fnmatch_lines(f"MENDED *::test_it[[]mine[]] - {message}*")
-        assert "mine has mended a known failure of wireguard-go" in page
+        run.stdout.fnmatch_lines(f"FIXED *::test_it[[]mine[]] - {message}*")
+        assert "mine does not have a known failure of wireguard-go" in page

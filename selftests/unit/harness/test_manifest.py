@@ -214,7 +214,7 @@ def test_variant_starts_installed_program_of_its_manifest(tmp_path: Path, monkey
         ("mine=/tmp", "--impl mine=/tmp: no program /tmp"),
         ("Mine=/bin/true", "--impl Mine=/bin/true: a name is lower-case letters, digits and . _ + -"),
         ("=/bin/true", "--impl =/bin/true: a name is lower-case letters, digits and . _ + -"),
-        ("kernel=/bin/true", "--impl kernel=/bin/true: kernel is no program; for another kernel use --kernel"),
+        ("kernel=/bin/true", "--impl kernel=/bin/true: kernel is not a program; for another kernel use --kernel"),
     ],
 )
 def test_wrong_impl_option_is_refused_with_reason(text: str, complaint: str) -> None:

@@ -113,7 +113,7 @@ CHANGES: Final = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "s
 
 
 def kill_before(change: int, place: Path, files: Sequence[str]) -> int:
-    """Make a report, and be killed before the n-th change that replaces the last one; return the wait status."""
+    """Make a report in a child that is killed before the n-th change of `publish`; return the wait status."""
     child = os.fork()
     if not child:
         left = change
@@ -134,7 +134,7 @@ def kill_before(change: int, place: Path, files: Sequence[str]) -> int:
 
 
 def kill_before_each(place: Path, files: Sequence[str]) -> None:
-    """Write for each change, as JSON, which two reports are there when the next run has cleaned up, and what else."""
+    """Print for each change, as JSON, the two reports after the next run's clean-up, and the other entries."""
     for change in itertools.count(1):
         here = place / str(change)
         make(here, "older")
@@ -149,13 +149,13 @@ def kill_before_each(place: Path, files: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("files", [ALL, ("index.html",)], ids=["with evidence", "without"])
 def test_run_killed_at_any_rename_leaves_whole_reports(tmp_path: Path, files: tuple[str, ...]) -> None:
-    # In a process with one thread, which may fork.
+    # A separate process has only one thread, so it may fork.
     code = f"from {__name__} import *; kill_before_each(Path({str(tmp_path)!r}), {files})"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3], timeout=100)
     outcomes = [json.loads(line) for line in done.stdout.splitlines()]
     before, after = [whole("old"), whole("older"), ["previous"]], [whole("new", files), whole("old"), ["previous"]]
-    # From the plan on, the next run carries out the rest.
+    # Once the plan is written, the next run carries out the rest.
     assert outcomes == [before] * outcomes.count(before) + [after] * outcomes.count(after)
     assert outcomes.count(before) >= 1
     assert outcomes.count(after) > 8
@@ -199,7 +199,7 @@ def test_unfinished_report_of_killed_run_is_removed(
         ("previous/pytest.log", NAME, "/previous/pytest.log is not part of the report of /*"),
         ("pyproject.toml", "pyproject.toml", "--results /*/pyproject.toml: is not a file of results; choose another*"),
         ("x/y", "x", "--results /*/x: is a directory; name a file: --results /*/x/results.json"),
-        ("z", "evidence", "--results /*/evidence: a report has something else of this name; name it results.json"),
+        ("z", "evidence", "--results /*/evidence: a report uses this name otherwise; name the file results.json"),
     ],
 )
 def test_place_with_foreign_file_is_refused(tmp_path: Path, there: str, name: str, complaint: str) -> None:
@@ -270,7 +270,7 @@ def test_other_run():
 def project(pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with the report of an earlier run."""
     monkeypatch.delenv(INSIDE, raising=False)
-    monkeypatch.setenv(REFUSED, "a unit test wants none")
+    monkeypatch.setenv(REFUSED, "unit tests need no sandbox")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -358,7 +358,7 @@ def test_command_of_page_runs_its_one_test_again(
     project.mkdir("below").joinpath("test_again.py").write_text(AGAIN)
     named = ["--impl-manifest=../mine.toml"] if given == "manifest" else ["--impl=mine=../program"]
     named += ["--like=wireguard-go-debian"] if given == "like" else []
-    # All paths are relative to another directory than the root, to which the ids of tests are.
+    # All paths are relative to this directory; test ids are relative to the root.
     project.makeini("[pytest]")
     monkeypatch.chdir(project.mkdir("elsewhere"))
     project.runpytest_subprocess("../below", *named, "--impl=wireguard-go-debian", "--seed=7", *options)

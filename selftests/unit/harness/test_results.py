@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-NOT_SHOWN = "its positive twin was not shown, it lives: assert not 'dead'"
+NOT_SHOWN = "positive control failed: it lives: assert not 'dead'"
 # A module with one test, the state that its reports add up to, and the message.
 CASES = [
     ("def test(): pass", "passed", ""),
@@ -57,7 +57,7 @@ CASES = [
         "blocked",
         NOT_SHOWN,
     ),
-    ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "its positive twin was not shown, x: y"),
+    ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "positive control failed: x: y"),
     ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
     ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "roaming"),
     (
