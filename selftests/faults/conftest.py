@@ -1,4 +1,4 @@
-"""Let programs that fault tests start be interrupted."""
+"""Restore SIGINT for the programs that fault tests start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """Let programs that a test starts get SIGINT: in a background job of a shell they would ignore it."""
+    """Restore SIGINT for the programs that a test starts: a background job of a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

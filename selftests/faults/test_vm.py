@@ -23,7 +23,7 @@ RUN = [sys.executable, str(ROOT / "ci/vm.py"), "run"]
 UP = b"the guest is up"
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which(qemu.QEMU), reason=f"no QEMU here; install it: {qemu.QEMU_REMEDY}"),
+    pytest.mark.skipif(not shutil.which(qemu.QEMU), reason=f"QEMU is not installed: {qemu.QEMU_REMEDY}"),
     pytest.mark.timeout(240),
 ]
 

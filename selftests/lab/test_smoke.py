@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester"]
 
-# Counts its starts, then does what the test has put in; `serve` becomes refwg.
+# Counts its starts, then runs the code of the test; `serve` starts refwg in its place.
 PROGRAM = """\
 #!{python}
 import os, sys
@@ -35,7 +35,7 @@ def serve():
 
 {what}
 """
-# Makes its link and its socket, and answers every request by `answer`; with None it never answers.
+# Makes its link and its socket, and answers every request with `answer`; with None it never answers.
 ANSWERING = """\
 import fcntl, signal, socket, struct
 tun = os.open("/dev/net/tun", os.O_RDWR)

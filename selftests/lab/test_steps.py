@@ -88,7 +88,7 @@ def right(lab: Lab, left: NetNS) -> NetNS:
 
 
 def lines_of(lab: Lab, action: Callable[[], object]) -> list[str]:
-    """Return the steps of an action as `NODE: TEXT`, without the durations of slow steps, except those of waits."""
+    """Return the steps of an action as `NODE: TEXT`, with the durations of waits, but not of other steps."""
     before = len(lab.steps.steps)
     action()
     lines = [f"{step.node}: {step}" for step in lab.steps.steps[before:]]
@@ -220,7 +220,7 @@ def test_everything_done_to_wire_is_recorded(lab: Lab) -> None:
     made = lab.wire((left, "eth0"), (right, "eth0"), script=None)
     left.add_address("eth0", f"{OF_LEFT}/24")
     right.add_address("eth0", f"{OF_RIGHT}/24")
-    # The smallest message that the wire takes for one of WireGuard's.
+    # The smallest datagram that the wire takes for a WireGuard message.
     udp_message(left, OF_RIGHT, 9, bytes([INITIATION, 0, 0, 0]) + bytes(144))
     seen = made.wait_for("initiation", "an initiation")
     check(
@@ -353,7 +353,7 @@ def test_no_key_is_in_evidence_of_steps(lab: Lab, left: NetNS) -> None:
 
 
 class _Sees:
-    """An event that does not come, and has seen a text."""
+    """An event that never comes; `seen` returns a fixed text."""
 
     def __init__(self, node: NetNS, seen: str) -> None:
         self._monitor, self._seen = node.monitor(RTNLGRP_LINK), seen

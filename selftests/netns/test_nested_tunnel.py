@@ -27,7 +27,7 @@ def test_pings_pass_through_nested_tunnel(outer: Tunnel) -> None:
     for sender, address in (("ns1", V4_OF_B), ("ns2", V4_OF_A), ("ns1", V6_OF_B), ("ns2", V6_OF_A)):
         inner.must_ping(sender, address)
     within, around = at_rest(inner.seen_by_a), at_rest(outer.seen_by_a)
-    # Every message of A's inner tunnel is a packet of A's outer one, with 32 bytes and headers more.
+    # Each message of A's inner tunnel is a packet in A's outer tunnel, which adds 32 bytes and headers.
     assert around.tx_bytes > within.tx_bytes > 0, f"{around.tx_bytes} bytes around {within.tx_bytes}"
 
 

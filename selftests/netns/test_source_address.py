@@ -67,7 +67,7 @@ def test_reply_source_can_be_address_on_other_interface(direct: Tunnel, elsewher
     ns2.add_address("veth2", "10.0.0.3/24", "fd00:aa::3/96")
     add_veth(ns1, "unused1", ns1, "unused2")
     ns1.add_address("unused1", elsewhere)
-    # For IPv6 by a gateway: neighbour discovery answers only for addresses of the same interface.
+    # IPv6 needs a gateway: neighbour discovery answers only for addresses of the same interface.
     ns2.add_route(network, dev="veth2", via="fd00:aa::1" if ":" in network else None)
     endpoint = Endpoint(elsewhere.partition("/")[0], 1)
     direct.b.set_peer(direct.pub_a, endpoint=endpoint)

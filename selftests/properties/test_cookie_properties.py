@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 INDEX = 7
-# With the place of both macs: 32 bytes at the end.
+# The last 32 bytes are the place of both macs.
 unsigned_messages = st.one_of(exactly(148), exactly(92), st.binary(min_size=32, max_size=200))
 sources = st.tuples(st.one_of(exactly(4), exactly(16)), st.integers(0, 65535))
-# Around the 115 seconds for which a cookie is used and the 120 for which its secret lives.
+# Times around 115 s, for which a cookie is used, and 120 s, for which its secret is used.
 SPANS = [0, 1, SECOND, 5 * SECOND, 115 * SECOND - 1, 115 * SECOND, 120 * SECOND - 1, 120 * SECOND, 300 * SECOND]
 spans = st.one_of(st.sampled_from(SPANS), st.integers(0, 400 * SECOND))
 
@@ -100,7 +100,7 @@ def test_cookie_reply_with_any_bit_flipped_is_refused(
 ) -> None:
     checker, jar = checker_of(public_key), CookieJar(public_key)
     reply = rejected_and_answered(checker, jar, message, source)
-    # Bits after the type and the receiver index, which is looked up first.
+    # Not in the type or the receiver index: both are checked before the tag.
     forged = flip(reply.to_bytes(), data.draw(st.integers(8 * 8, 8 * 64 - 1)))
     with pytest.raises(Refused, match="tag"):
         jar.consume_reply(CookieReply.parse(forged), 0)

@@ -135,7 +135,7 @@ def test_kdf_is_hkdf_of_openssl(key: bytes, data: bytes, outputs: int) -> None:
     assert kdf(outputs, key, data) == tuple(expected[at : at + 32] for at in range(0, len(expected), 32))
 
 
-# With points of small order, and one at or above the prime, which X25519 reduces.
+# Includes points of small order, and one at or above the prime, which X25519 reduces.
 public_keys = st.one_of(keys, st.sampled_from(LOW_ORDER_POINTS), st.just(b"\xff" * 32))
 
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from refwg.peerlookup import IndexTable, KeyTable
 
-# Few keys and indices, so that they meet; `unused` are indices of which more are free than a test can take.
+# Few keys and indices, so that they collide. `unused`: so many indices that a test cannot use all of them.
 KEYS = st.sampled_from([bytes([number]) * 32 for number in range(4)])
 entries = st.integers()
 indices = st.integers(0, 5)

@@ -1,4 +1,4 @@
-"""Check the queues against lists, and load against the history of all looks at the queues."""
+"""Check the queues against lists, and the load state against all earlier queue lengths."""
 
 from __future__ import annotations
 

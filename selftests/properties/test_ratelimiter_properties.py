@@ -15,7 +15,7 @@ from refwg.ratelimiter import RateLimiter
 
 # Two IPv4 hosts, and IPv6 hosts of which two share a /64.
 SOURCES = [ip_address(text) for text in ("10.0.0.1", "10.0.0.2", "fd00::1", "fd00::ffff:0:0:1", "fd00:0:0:1::1")]
-# Around the refill time of one token, and around the second after which a source is forgotten.
+# Times around the refill of one token, and around 1 s, after which a source is forgotten.
 PAUSES = [0, 1, 50 * MILLISECOND - 1, 50 * MILLISECOND, 100 * MILLISECOND, 250 * MILLISECOND, SECOND, SECOND + 1]
 pauses = st.one_of(st.sampled_from(PAUSES), st.integers(0, 3 * SECOND))
 attempts = st.lists(st.tuples(st.sampled_from(SOURCES), pauses, st.integers(1, 8)), max_size=40)

@@ -63,7 +63,7 @@ class Arrival:
 
     @property
     def leaves(self) -> int:
-        """How often it leaves the wire in the end."""
+        """The number of copies that leave the wire."""
         if isinstance(self.rule, Duplicate):
             return 1 + self.rule.copies
         return {"dropped": 0, "replayed": 2}.get(self.decision.did, 1)

@@ -1,7 +1,7 @@
-"""Check that harness and selftests never sleep, but wait, `poll_until` or `let_pass`.
+"""Check that harness and selftests never sleep: they use wait_for, poll_until or let_pass.
 
-Read from the syntax trees: calls of any `sleep`, of `sleep` as a program, waits for something that nothing can end but
-the timeout, and loops that only look at a clock. Programs in strings are searched for the first two as text.
+In the syntax trees it finds calls of any `sleep`, runs of the program `sleep`, waits that only the timeout can end, and
+loops that only look at a clock. In programs in strings it finds the first two, as text.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def reason(node: ast.AST, never_set: set[str]) -> str | None:  # noqa: PLR0911 -
         case ast.ImportFrom(names=names) if any(alias.name == "sleep" for alias in names):
             return "imports sleep"
         case ast.Call(func=ast.Attribute(value=value, attr=attribute)) if attribute in WAITS and is_fresh(value):
-            return "waits for what nothing can end"
+            return "waits for an event that cannot come"
         case ast.Call(func=ast.Attribute(value=value, attr="wait")) if ast.unparse(value) in never_set:
             return "waits for an event that nothing sets"
         case ast.Call(func=function, args=[first, second, third, *_]) if name_of(function) == "select":
@@ -151,8 +151,8 @@ def test_file_waits_for_events_and_never_sleeps(path: Path) -> None:
         ("time.sleep(1)", "1: calls sleep"),
         ("from time import sleep", "1: imports sleep"),
         ("await asyncio.sleep(1)", "1: calls sleep"),
-        ("threading.Event().wait(1)", "1: waits for what nothing can end"),
-        ("select.poll().poll(1000)", "1: waits for what nothing can end"),
+        ("threading.Event().wait(1)", "1: waits for an event that cannot come"),
+        ("select.poll().poll(1000)", "1: waits for an event that cannot come"),
         ("late = Event()\nlate.wait(1)", "2: waits for an event that nothing sets"),
         ("select.select([], (), [], 1)", "1: selects among nothing"),
         ("run(['sleep', '5'])", "1: runs sleep"),

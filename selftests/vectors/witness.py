@@ -27,7 +27,7 @@ class Witness:
 
     def __init__(self, transcript: dict[str, Any]) -> None:
         self._transcript = transcript
-        # By the sender index: the initiator's connection, its message, and the responder.
+        # Keys are sender indices. Values: the initiator's connection, its message, and the responder.
         self._handshakes: dict[int, tuple[NoiseConnection, bytes, str]] = {}
         self._transport_keys: dict[int, bytes] = {}
         self._mac1: dict[int, bytes] = {}

@@ -29,7 +29,7 @@ def program(pytester: pytest.Pytester) -> Path:
     return path
 
 
-# What a test does, and the first line of its message.
+# The body of a test, and the first line of its message.
 FAILURES = [
     ("raise HarnessError('ns1: ping ::1: 0 of 1 answered\\nA logs x')", "ns1: ping ::1: 0 of 1 answered"),
     ("raise DeadlineExceeded('waited 3 s')", "waited 3 s"),

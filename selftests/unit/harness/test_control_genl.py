@@ -129,7 +129,7 @@ SOCKADDRS = pytest.mark.parametrize(
     [
         (Endpoint("192.0.2.1", 1), struct.pack("=H", 2) + bytes.fromhex("0001 c0000201") + bytes(8)),
         (
-            # Not by pyroute2, which packs the scope as big-endian: sin6_scope_id is in host byte order.
+            # Packed here, because pyroute2 packs the scope as big-endian: sin6_scope_id is in host byte order.
             Endpoint("fe80::2", 0xCA6C, 3),
             struct.pack("=H", 10)
             + bytes.fromhex("ca6c 00000000 fe80000000000000 0000000000000002")

@@ -39,7 +39,7 @@ def test_core(): pass
 def test_pair(lab, pair, family): pass
 """
 IMPLEMENTATION: Final = "def test(implementation): pass"
-# A foreign project whose fixtures have the names of ours.
+# Another project, which defines fixtures with the names of the plugin's fixtures.
 FOREIGN: Final = """
 import pytest
 
@@ -296,7 +296,7 @@ def test_evidence_is_cleared_only_when_earlier_results_exist(pytester: pytest.Py
     note = pytester.mkdir("evidence") / "note"
     note.touch()
     if earlier:
-        # As the first versions wrote it, without a list of files.
+        # The first versions wrote it without a list of files.
         (pytester.path / "results.json").write_text('{"schema": 1, "results": []}')
     run = pytester.runpytest_inprocess("--results", "results.json")
     assert (run.ret, note.exists()) == ((OK, False) if earlier else (USAGE, True))

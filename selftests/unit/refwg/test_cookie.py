@@ -30,14 +30,14 @@ def state_of(
     now: int = 0,
     limiter: RateLimiter | None = None,
 ) -> MacState:
-    """The state of a message under load."""
+    """Return the MAC state that a receiver under load finds in a message."""
     return checker.validate(
         message, address, port, now=now, allow=(RateLimiter() if limiter is None else limiter).allow
     )
 
 
 def with_cookie(checker: CookieChecker, jar: CookieJar, *, now: int = 0) -> bytes:
-    """A message with the mac2 of a cookie."""
+    """Return a message with the mac2 of a cookie."""
     rejected = jar.add_macs(BLANK, now)
     jar.consume_reply(checker.create_reply(rejected, INDEX, ADDRESS, PORT, now), now)
     return jar.add_macs(BLANK, now)

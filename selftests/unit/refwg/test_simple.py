@@ -72,7 +72,7 @@ class Rig:
         self.pair, self.tun, self.udp = Pair(), FakeTun(), FakeUdp()
         self.device = self.pair.a.device
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
-        # How far the clock moves each time it is read.
+        # The time that the clock moves at each reading.
         self.step = 0
         self.engine = SimpleEngine(self.device, sockets, tun, self.clock)
 
