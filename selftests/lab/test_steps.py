@@ -63,7 +63,8 @@ READS: Final = {
     NetNS: {"index", "has_link", "is_open",  "links", "monitor", "nft_counters", "run_json", "socket", "udp_ports"},
     Process: {"close", "cpu_seconds", "running", "status", "tail", "thread_states"},
     ProgramInterface: {
-        "complaints", "complaints_in_log", "connect", "cpu_seconds", "get", "has_socket", "key_log", "peer", "told",
+        "complaints", "complaints_in_log", "connect", "cpu_seconds", "get", "has_socket", "key_log", "mounts", "peer",
+        "pid", "told",
     },
     Wire: {"drain", "fileno", "unexplained_losses", "save", "sightings"},
     Capture: {"close", "fileno", "messages", "save"},
