@@ -44,7 +44,7 @@ def test_transfer_counters_are_exact_after_ten_pings(loopback: Tunnel) -> None:
         "B sent": (b.tx_bytes, initiator),
         "A received": (a.rx_bytes, (b.tx_bytes,) if b.tx_bytes in initiator else initiator),
     }
-    wrong = [f"{name} {off(counted, right[0])}" for name, (counted, right) in counters.items() if counted not in right]
+    wrong = [f"{name} {off(n, right[0])}" for name, (n, right) in sorted(counters.items()) if n not in right]
     assert not wrong, "; ".join(wrong)
     assert min(a.latest_handshake, b.latest_handshake) > 0
 
