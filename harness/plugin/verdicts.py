@@ -147,6 +147,8 @@ def pytest_runtest_makereport(
     facts = _facts(item)
     if report.when == "call":
         special = _apply_expectations(item, report) or special
+    if report.failed:
+        _add_requirements(item, report)
     if report.when == "call" or report.failed:
         error = call.excinfo.value if call.excinfo is not None else None
         facts["artifacts"] = _keep_evidence(item, report, error)
@@ -154,6 +156,16 @@ def pytest_runtest_makereport(
         shutil.rmtree(made.directory, ignore_errors=True)
     _describe(report, facts | special)
     return report
+
+
+def _add_requirements(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Print below a failure which requirements its test checks, as a section of pytest's report."""
+    names = [name for marker in item.iter_markers("requirement") for name in marker.args]
+    if names:
+        from harness.report.conformance import read_conformance
+
+        catalogue = read_conformance(item.config.rootpath)
+        report.sections.append(("requirements", "\n".join(str(catalogue.entry(name)) for name in names)))
 
 
 def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, str]:

@@ -519,3 +519,22 @@ def test_inner_run_leaves_timeout_scale_of_outer_run(pytester: pytest.Pytester) 
     before = scaled(1.0)
     pytester.runpytest_inprocess("--timeout-scale", "3").assert_outcomes(passed=1)
     assert scaled(1.0) == before
+
+
+CATALOGUE = """
+[[requirement]]
+id = "HS-07"
+title = "replayed initiation is dropped"
+"""
+
+
+def test_failure_names_requirements_of_its_test(pytester: pytest.Pytester) -> None:
+    pytester.mkdir("selftests").joinpath("conformance").mkdir()
+    (pytester.path / "selftests/conformance/requirements.toml").write_text(CATALOGUE)
+    pytester.makepyfile("""
+        import pytest
+        @pytest.mark.requirement("HS-07", "XX-01")
+        def test_it(implementation): assert not "wrong"
+    """)
+    run = pytester.runpytest_inprocess("--impl", "refwg")
+    run.stdout.fnmatch_lines(["*- requirements -*", "HS-07 (replayed initiation is dropped)", "XX-01"])
