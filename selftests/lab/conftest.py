@@ -1,4 +1,4 @@
-"""Run an inner pytest in the sandbox of the outer one, for tests of the lab."""
+"""Define fixtures for tests of the lab: two linked nodes, a pytest inside the sandbox."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import add_veth
+
 if TYPE_CHECKING:
-    from harness import Lab
+    from harness import Lab, NetNS
+
+
+@pytest.fixture
+def left(lab: Lab) -> NetNS:
+    """A node without links."""
+    return lab.node("left")
+
+
+@pytest.fixture
+def right(lab: Lab, left: NetNS) -> NetNS:
+    """A node with a link to the left one: 10.0.0.1 -- 10.0.0.2."""
+    node = lab.node("right")
+    add_veth(left, "eth0", node, "eth0")
+    left.add_address("eth0", "10.0.0.1/24")
+    node.add_address("eth0", "10.0.0.2/24")
+    return node
 
 
 @pytest.fixture

@@ -35,21 +35,6 @@ MANUAL = Path(harness.__file__).parents[1] / "docs" / "netns.md"
 UNKNOWN_KIND = {errno.EOPNOTSUPP, errno.ENOENT}
 
 
-@pytest.fixture
-def left(lab: Lab) -> NetNS:
-    return lab.node("left")
-
-
-@pytest.fixture
-def right(lab: Lab, left: NetNS) -> NetNS:
-    """A node with a link to the left one: 10.0.0.1 -- 10.0.0.2."""
-    node = lab.node("right")
-    add_veth(left, "eth0", node, "eth0")
-    left.add_address("eth0", "10.0.0.1/24")
-    node.add_address("eth0", "10.0.0.2/24")
-    return node
-
-
 @contextmanager
 def skip_without(thing: str) -> Iterator[None]:
     """Skip the test if the kernel lacks what the block uses."""

@@ -27,7 +27,6 @@ from harness import (
     Registry,
     UdpStream,
     Wire,
-    add_veth,
     allowed_ips,
     error_for,
     flood,
@@ -72,20 +71,6 @@ READS: Final = {
     UapiControl: {"get"},
     GenlControl: {"family_id", "get", "interface"},
 }  # fmt: skip
-
-
-@pytest.fixture
-def left(lab: Lab) -> NetNS:
-    return lab.node("left")
-
-
-@pytest.fixture
-def right(lab: Lab, left: NetNS) -> NetNS:
-    node = lab.node("right")
-    add_veth(left, "eth0", node, "eth0")
-    left.add_address("eth0", f"{OF_LEFT}/24")
-    node.add_address("eth0", f"{OF_RIGHT}/24")
-    return node
 
 
 def lines_of(lab: Lab, action: Callable[[], object]) -> list[str]:
