@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from harness.implementations.manifest import Manifest as Manifest
     from harness.implementations.registry import Registry as Registry
     from harness.lab.lab import Lab as Lab
+    from harness.lab.target import Target as Target
     from harness.lab.timer_slack import slack as slack
     from harness.lab.topology import DIRECT as DIRECT
     from harness.lab.topology import LOOPBACK as LOOPBACK
@@ -58,6 +59,20 @@ if TYPE_CHECKING:
     from harness.plugin.options import Pair as Pair
     from harness.plugin.verdicts import differs as differs
     from harness.plugin.verdicts import twin as twin
+    from harness.scripted.inside import NotDelivered as NotDelivered
+    from harness.scripted.intents import LOW_ORDER_POINTS as LOW_ORDER_POINTS
+    from harness.scripted.intents import CookieReply as CookieReply
+    from harness.scripted.intents import Data as Data
+    from harness.scripted.intents import Initiation as Initiation
+    from harness.scripted.intents import Keepalive as Keepalive
+    from harness.scripted.intents import Response as Response
+    from harness.scripted.packets import ip_packet as ip_packet
+    from harness.scripted.packets import udp_packet as udp_packet
+    from harness.scripted.peer import PeerSocket as PeerSocket
+    from harness.scripted.peer import ScriptedPeer as ScriptedPeer
+    from harness.scripted.peer import Unexpected as Unexpected
+    from harness.scripted.peer import later as later
+    from harness.scripted.session import Session as Session
     from harness.traffic.icmp_errors import error_for as error_for
     from harness.traffic.ping import Pings as Pings
     from harness.traffic.ping import flood as flood
@@ -99,8 +114,10 @@ NAMES: Final = {
     "COOKIE_REPLY": "harness.wire.messages",
     "Capture": "harness.wire.capture",
     "ControlError": "harness.errors",
+    "CookieReply": "harness.scripted.intents",
     "DATA": "harness.wire.messages",
     "DIRECT": "harness.lab.topology",
+    "Data": "harness.scripted.intents",
     "Datagram": "harness.wait",
     "DeadlineExceeded": "harness.errors",
     "Delay": "harness.wire.script",
@@ -116,17 +133,22 @@ NAMES: Final = {
     "Hold": "harness.wire.script",
     "INITIATION": "harness.wire.messages",
     "INNER": "harness.lab.tunnel",
+    "Initiation": "harness.scripted.intents",
     "Interface": "harness.implementations.interface",
+    "Keepalive": "harness.scripted.intents",
     "Key": "harness.control.records",
     "LOOPBACK": "harness.lab.topology",
+    "LOW_ORDER_POINTS": "harness.scripted.intents",
     "Lab": "harness.lab.lab",
     "Manifest": "harness.implementations.manifest",
     "Message": "harness.wire.messages",
     "NAT": "harness.lab.topology",
     "NetNS": "harness.net.netns",
+    "NotDelivered": "harness.scripted.inside",
     "OUTER": "harness.lab.tunnel",
     "Pair": "harness.plugin.options",
     "PeerConfig": "harness.control.records",
+    "PeerSocket": "harness.scripted.peer",
     "PeerState": "harness.control.records",
     "Pings": "harness.traffic.ping",
     "Plan": "harness.lab.tunnel",
@@ -135,14 +157,19 @@ NAMES: Final = {
     "RESPONSE": "harness.wire.messages",
     "Registry": "harness.implementations.registry",
     "Replay": "harness.wire.script",
+    "Response": "harness.scripted.intents",
     "Route": "harness.lab.topology",
     "Rule": "harness.wire.script",
     "Script": "harness.wire.script",
+    "ScriptedPeer": "harness.scripted.peer",
+    "Session": "harness.scripted.session",
     "Sighting": "harness.wire.wire",
+    "Target": "harness.lab.target",
     "Topology": "harness.lab.topology",
     "Tunnel": "harness.lab.tunnel",
     "UdpStream": "harness.traffic.udp",
     "Unavailable": "harness.errors",
+    "Unexpected": "harness.scripted.peer",
     "Unsupported": "harness.errors",
     "UsageError": "harness.errors",
     "V4_OF_A": "harness.lab.tunnel",
@@ -158,6 +185,8 @@ NAMES: Final = {
     "differs": "harness.plugin.verdicts",
     "error_for": "harness.traffic.icmp_errors",
     "flood": "harness.traffic.ping",
+    "ip_packet": "harness.scripted.packets",
+    "later": "harness.scripted.peer",
     "let_pass": "harness.wait",
     "must_carry_everything": "harness.lab.trafficset",
     "must_ping": "harness.traffic.ping",
@@ -172,6 +201,7 @@ NAMES: Final = {
     "tcp_streams": "harness.traffic.tcp",
     "twin": "harness.plugin.verdicts",
     "udp_message": "harness.traffic.udp",
+    "udp_packet": "harness.scripted.packets",
     "udp_receiver": "harness.traffic.udp",
     "volume": "harness.lab.trafficset",
     "wait_for": "harness.wait",

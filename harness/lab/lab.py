@@ -68,6 +68,7 @@ class Lab:
         self.started: Callable[[Interface], object] | None = None
         """Called with each new interface, at its place."""
         self._undo = ExitStack()
+        self._texts: list[tuple[str, Callable[[], str]]] = []
         directory.mkdir(parents=True, exist_ok=True)
         self.steps = steps.Recorder("set-up")
         self.steps.start()
@@ -95,6 +96,10 @@ class Lab:
         """Append a text to the file `name` of the evidence."""
         with (self.directory / name).open("a", encoding="utf-8") as file:
             file.write(text)
+
+    def evidence(self, name: str, text: Callable[[], str]) -> None:
+        """Add a file to the evidence; text: returns its contents when the evidence is written."""
+        self._texts.append((name, text))
 
     def node(self, name: str) -> NetNS:
         """Create a node, that is a network namespace; raises UsageError if the name is taken."""
@@ -157,6 +162,8 @@ class Lab:
             self._note_state()
         finally:
             self.steps.section = section
+        for name, text in self._texts:
+            (self.directory / name).write_text(text(), encoding="utf-8")
         self.save_captures()
         self.save_steps()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
+    from harness.lab.target import Target
     from harness.lab.topology import Topology
     from harness.lab.tunnel import Tunnel
     from harness.plugin.options import Pair
@@ -120,3 +121,11 @@ def wired(lab: Lab, pair: Pair) -> Tunnel:
 def wire(wired: Tunnel) -> Wire:
     """The wire between A and B, with no faults yet."""
     return wired.lab.wires[0]
+
+
+@pytest.fixture
+def target(lab: Lab, implementation: Manifest) -> Target:
+    """The implementation under test with no peer yet; `target.peer()` makes scripted ones."""
+    from harness.lab.target import Target
+
+    return Target(lab, implementation)

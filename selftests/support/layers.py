@@ -16,6 +16,7 @@ FOLDERS: Final = [
     ["net"],
     ["control", "wire"],
     ["implementations", "traffic"],
+    ["scripted"],
     ["report", "lab"],
     ["plugin"],
     ["cli"],
@@ -32,6 +33,11 @@ IMPORTS_ONLY: Final = {
     "tables": {"errors"},
     "vm": {"install", "errors", "tables"},
 }
+
+# The one folder of harness that imports refwg, and the modules that it may import: those without I/O that compute
+# messages. Not `device`, which cannot misbehave.
+SCRIPTED: Final = "scripted"
+REFWG_FOR_SCRIPTED: Final = {"errors", "messages", "crypto", "noise", "cookie"}
 
 # The modules of refwg from the bottom to the top; those of one row do not import each other.
 CORE_ROWS: Final = [
