@@ -6,7 +6,7 @@ record can also change the bytes as a whole: `prefix` replaces the first bytes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Opened(Answerable, Protocol):
         """The state after the initiation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Outgoing:
     """What all messages have in common.
 
@@ -69,6 +69,10 @@ class Outgoing:
     cut: int | None = None
     suffix: bytes = b""
     tos: int = 0
+
+    def __repr__(self) -> str:
+        """`Initiation(timestamp, mac1)`: the names of its overrides."""
+        return f"{type(self).__name__}({', '.join(self.overrides())})"
 
     def overrides(self) -> list[str]:
         """Return the names of the fields that a correct peer would not set."""
@@ -85,7 +89,7 @@ class Outgoing:
         return replace(self, **without)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Handshake(Outgoing):
     """What both handshake messages have in common.
 
@@ -106,7 +110,7 @@ class _Handshake(Outgoing):
     cookie: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Initiation(_Handshake):
     """First message of a handshake (5.4.2).
 
@@ -126,7 +130,7 @@ class Initiation(_Handshake):
     encrypted_timestamp: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Response(_Handshake):
     """Second message of a handshake (5.4.3), and what to expect after an initiation.
 
@@ -145,7 +149,7 @@ class Response(_Handshake):
     encrypted_nothing: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class CookieReply(Outgoing):
     """Answer to a handshake message under load (5.4.7), and what to expect when the device is under load.
 
@@ -163,7 +167,7 @@ class CookieReply(Outgoing):
     encrypted_cookie: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Data(Outgoing):
     """Transport data (5.4.6); made by `Session.data`, and what to expect on a session.
 
@@ -171,12 +175,17 @@ class Data(Outgoing):
     nonce, if that of the header is another. receiver_index: in place of the session's. ciphertext: sent as it is.
     """
 
-    keypair: Keypair = field(repr=False)
-    plaintext: bytes = field(repr=False)
+    keypair: Keypair
+    plaintext: bytes
     counter: int
     nonce: int | None = None
     receiver_index: int | None = None
     ciphertext: bytes | None = None
+
+    def __repr__(self) -> str:
+        """`Data(counter 5, 32 bytes)`, with the names of its overrides."""
+        words = [f"counter {self.counter}", f"{len(self.plaintext)} bytes", *self.overrides()]
+        return f"{type(self).__name__}({', '.join(words)})"
 
 
 class Keepalive(Data):

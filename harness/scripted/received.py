@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.wire.messages import NAMES, kind_of
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HEADER_6 = 40
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Received:
     """A datagram that came to one of the peer's addresses.
 
@@ -23,7 +23,7 @@ class Received:
     IPv4 TOS or IPv6 traffic class. wrong: why it is not what it seems to be; empty if it authenticates.
     """
 
-    datagram: bytes = field(repr=False)
+    datagram: bytes
     time: int
     source: tuple[str, int]
     at: tuple[str, int]
@@ -40,8 +40,11 @@ class Received:
         wrong = f" ({self.wrong})" if self.wrong else ""
         return f"{self.name} of {len(self.datagram)} bytes from {self.source[0]}:{self.source[1]}{wrong}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReceivedInitiation(Received):
     """An initiation of the device, decrypted.
 
@@ -55,10 +58,10 @@ class ReceivedInitiation(Received):
     timestamp: bytes
     mac1: bytes
     mac2: bytes
-    transcript: Transcript = field(repr=False)
+    transcript: Transcript
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReceivedResponse(Received):
     """A response of the device; session: what it leads to, None if it does not authenticate.
 
@@ -70,8 +73,8 @@ class ReceivedResponse(Received):
     ephemeral: bytes
     mac1: bytes
     mac2: bytes
-    pending: Pending | None = field(repr=False)
-    made: Session | None = field(repr=False)
+    pending: Pending | None
+    made: Session | None
 
     @property
     def session(self) -> Session:
@@ -81,7 +84,7 @@ class ReceivedResponse(Received):
         return self.made
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReceivedCookieReply(Received):
     """A cookie reply of the device; cookie: decrypted, b"" if it does not authenticate."""
 
@@ -90,14 +93,14 @@ class ReceivedCookieReply(Received):
     cookie: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ReceivedData(Received):
     """Transport data of the device; session: the one that its index names; plaintext: with the padding."""
 
     receiver_index: int
     counter: int
-    session: Session | None = field(repr=False)
-    plaintext: bytes = field(repr=False)
+    session: Session | None
+    plaintext: bytes
 
     @property
     def is_keepalive(self) -> bool:

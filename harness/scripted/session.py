@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.scripted.intents import Data
+from harness.scripted.intents import Data, Keepalive
 from refwg.messages import MESSAGE_PADDING_MULTIPLE
 
 if TYPE_CHECKING:
     from refwg.noise import Keypair
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Session:
     """The keys of one handshake, for as long as the test wants: it never expires here.
 
@@ -52,13 +52,10 @@ class Session:
         padding. counter: in place of the next one. The rest: see Data.
         """
         padding = bytes(-len(packet) % MESSAGE_PADDING_MULTIPLE)
-        if counter is None:
-            counter = self.counter
-            self.counter += 1
         return Data(
             keypair=self.keypair,
             plaintext=packet + padding if plaintext is None else plaintext,
-            counter=counter,
+            counter=self._next() if counter is None else counter,
             nonce=nonce,
             receiver_index=receiver_index,
             ciphertext=ciphertext,
@@ -68,9 +65,13 @@ class Session:
             tos=tos,
         )
 
-    def keepalive(self, *, counter: int | None = None) -> Data:
-        """Make a data message with an empty plaintext."""
-        return self.data(counter=counter)
+    def keepalive(self, *, counter: int | None = None) -> Keepalive:
+        """Make a data message with an empty plaintext. counter: in place of the next one."""
+        return Keepalive(keypair=self.keypair, plaintext=b"", counter=self._next() if counter is None else counter)
+
+    def _next(self) -> int:
+        self.counter += 1
+        return self.counter - 1
 
     def __repr__(self) -> str:
         return f"Session({self.local_index:#010x} here, {self.remote_index:#010x} at the device)"

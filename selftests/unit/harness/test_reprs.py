@@ -39,8 +39,13 @@ from harness import (
     allowed_ips,
 )
 from harness.sandbox.process import Completed
+from harness.scripted.intents import CookieReply, Initiation, Response
+from harness.scripted.received import ReceivedInitiation
+from harness.scripted.session import Session
 from harness.wire.pcapng import Packet
 from harness.wire.rules import Decision, Delivery
+from refwg.crypto import Aead
+from refwg.noise import Keypair, Transcript
 
 pytest_plugins = ["pytester"]
 
@@ -80,6 +85,30 @@ def node(name: str) -> NetNS:
     return bare
 
 
+ANSWERED = ReceivedInitiation(
+    datagram=b"\xff" * 148,
+    time=0,
+    source=("::1", 1),
+    at=("::1", 2),
+    tos=0,
+    sender_index=1,
+    ephemeral=SECRET.raw,
+    static=SECRET.raw,
+    timestamp=bytes(12),
+    mac1=bytes(16),
+    mac2=bytes(16),
+    transcript=Transcript.start(SECRET.raw),
+)
+SESSION = Session(
+    Keypair(
+        i_am_the_initiator=True,
+        local_index=1,
+        remote_index=2,
+        sending=Aead(SECRET.raw),
+        receiving=Aead(SECRET.raw),
+        birthdate=0,
+    )
+)
 RECORDS: list[Any] = [
     SECRET,
     AllowedIP.parse("10.0.0.0/8"),
@@ -109,6 +138,13 @@ RECORDS: list[Any] = [
     Delivery(b"\xff" * 1500, 1),
     Decision(DATAGRAM, "dropped", 1),
     Packet(0, 1, b"\xff" * 1500, True),
+    Initiation(timestamp=b"\xff" * 12, mac1=bytes(16)),
+    Response(to=ANSWERED, preshared_key=SECRET.raw),
+    CookieReply(to=ANSWERED, value=b"\xff" * 16),
+    SESSION,
+    SESSION.data(b"\xff" * 1500),
+    SESSION.keepalive(),
+    ANSWERED,
 ]
 
 
