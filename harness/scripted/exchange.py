@@ -12,13 +12,20 @@ if TYPE_CHECKING:
 
 # The name of the file with the diagram, in a test's evidence.
 EXCHANGE: Final = "exchange.txt"
-# Messages with all their values: the last ones of a test. Of the others there is one line each.
+# Messages with all their values: the last ones of a test. The diagram has all.
 _IN_FULL: Final = 200
 _SECOND: Final = 1_000_000_000
 _WIDTH: Final = 22
+# Characters of an arrow: most texts fit in.
+_ARROW: Final = 78
 _HEADER: Final = """\
-# What scripted peers sent and received, in order; the device under test is on the left. UTC, by the captures' clock.
-# Below a message are its values. A value that an override changed is followed by that of a correct peer.
+# What the device under test (left) and the scripted peers sent, in order. UTC, by the clock of the captures.
+# After "overrides": what a correct peer would not have sent so.
+
+"""
+_VALUES: Final = """
+# Every value of these messages: c is the chaining key, h the hash. Below a value that an override changed is the value
+# of a correct peer.
 """
 
 
@@ -34,12 +41,11 @@ class Line:
     correct: Mapping[str, bytes] = field(repr=False, default_factory=dict)
 
     def __str__(self) -> str:
-        """`11:02:03.000125 device <--- initiation, index 0x0a0b0c0d --- p1 192.168.1.2:40000`."""
-        arrow = ("<---", "---") if self.is_sent else ("---", "--->")
+        """`11:02:03.000125  device <--- initiation of 148 bytes, index 0x0a0b0c0d --- p1 192.168.1.2:40000`."""
         wall = datetime.fromtimestamp(self.time // _SECOND, UTC)
-        return (
-            f"{wall:%H:%M:%S}.{self.time % _SECOND // 1000:06} device {arrow[0]} {self.text} {arrow[1]} {self.peer}\n"
-        )
+        stamp = f"{wall:%H:%M:%S}.{self.time % _SECOND // 1000:06}"
+        head, tail = ("<", "-") if self.is_sent else ("-", ">")
+        return f"{stamp}  device |{head}{f' {self.text} ':-^{_ARROW}}{tail}| {self.peer}\n"
 
     def details(self) -> str:
         """List the values, with the correct one below each that differs."""
@@ -75,6 +81,5 @@ class Exchange:
 
     def __str__(self) -> str:
         lines = self._sorted()
-        start = len(lines) - _IN_FULL
-        drawn = [str(line) + (line.details() if number >= start else "") for number, line in enumerate(lines)]
-        return _HEADER + "".join(drawn)
+        values = (f"\n{line}{line.details()}" for line in lines[-_IN_FULL:])
+        return "".join([_HEADER, *map(str, lines), _VALUES, *values])

@@ -111,8 +111,10 @@ class _Recording:
         return sealed
 
     def _keep(self, token: str) -> None:
-        self.values[f"c after {token}"] = self.transcript.chaining_key
-        self.values[f"h after {token}"] = self.transcript.hash
+        for name, value in (("c", self.transcript.chaining_key), ("h", self.transcript.hash)):
+            # Most tokens change one of them.
+            if value not in self.values.values():
+                self.values[f"{name} after {token}"] = value
 
 
 def shared(private: bytes, public: bytes) -> bytes:
