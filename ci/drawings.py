@@ -47,13 +47,14 @@ OTHER_FILES: Final = {
     "harness/vm/image.toml": "List the programs and files of the guest's root.",
     "harness/vm/kernel.config": "List the options that a kernel of your own needs.",
     "harness/vm/kernels.toml": "Name the kernels that `--kernel` takes, and the modules that go with them.",
+    "refwg/mutants/*.toml": "List the mutants of one area: what each changes, and which test detects it.",
 }
 TEST_FOLDERS: Final = {
     "conformance": "List what tests and refwg cite: scenarios, requirements, bugs, the paper, the driver.",
     "expectations": "Name the known failures of real programs, with evidence.",
     "faults": "Kill and break programs, guests and the run itself; the lab must detect each break.",
     "lab": "Test the lab itself, without a pair: nodes, wires, captures, health checks.",
-    "mutants": "Run each mutant of refwg, and check that a scenario detects it.",
+    "mutants": "Run mutants of refwg by the command, and check that a test detects each.",
     "netns": "Test implementations: the scenarios, for every pair or every implementation.",
     "properties": "Test modules without I/O against other code and plain models, by random input.",
     "support": "Hold what tests share: helpers, and the tables behind the drawings of this file.",

@@ -119,8 +119,10 @@ def all_gates() -> tuple[Gate, ...]:
             least=450,
         ),
         Gate(
-            name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None, least=110
+            name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None, least=112
         ),
+        # Not a gate of pytest: the command starts one for each mutant.
+        Gate(name="all mutants", command=("wg-interop", "mutants"), lane="netns", quick=None, nightly=True),
         Gate(
             name="vm tests",
             command=("pytest", *_vm(VM_PAIRS, *_BY_DAY), *_results("vm")),
@@ -205,7 +207,8 @@ examples:
   ci/test --quick         lint, types, unit tests, and the netns tests of one pair: before a commit
   ci/test --lane core     lint, types, and the tests of one lane
   ci/test --nightly       all gates, and also: the implementations in Rust, which are built once; protocol time (lane
-                          warp) with refwg and boringtun; a second kernel; the Vagrantfile in a fresh Debian root
+                          warp) with refwg and boringtun; all mutants of refwg; a second kernel; the Vagrantfile
+                          in a fresh Debian root
 
 exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed,
 130 interrupted

@@ -85,7 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.name or len(os.fsencode(options.name)) > _MAX_NAME or "/" in options.name:
         parser.error(f"NAME: expected an interface name of 1 to {_MAX_NAME} bytes without a slash")
     if options.mutant is not None:
-        _apply_mutant(parser, options.mutant)
+        return _run_mutant(parser, options)
+    return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the interface and serve it; prints the reason if that fails. options: of `main`."""
     try:
         return _run(options)
     except (OSError, OptionError, InterfaceGoneError) as error:
@@ -265,13 +270,18 @@ class _Log:
             sys.stderr.flush()
 
 
-def _apply_mutant(parser: argparse.ArgumentParser, name: str) -> None:
+def _run_mutant(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Load refwg again, with one module broken on purpose, and run that."""
     from refwg import mutants  # noqa: PLC0415 - loaded only for --mutant
 
     variable, value = mutants.PERMISSION
-    if os.environ.get(variable) != value or name not in mutants.MUTANTS:
-        parser.error(f"--mutant requires {variable}={value} and one of: {', '.join(mutants.MUTANTS)}")
-    mutants.apply(name)
+    known = mutants.load_mutants()
+    if os.environ.get(variable) != value or options.mutant not in known:
+        parser.error(f"--mutant requires {variable}={value} and one of: {', '.join(known)}")
+    mutants.install(known[options.mutant])
+    from refwg import __main__ as broken  # noqa: PLC0415, PLW0406 - imports the modules again
+
+    return broken.run(options)
 
 
 def _version() -> str:

@@ -1,1 +1,1 @@
-"""Run the command line `wg-interop`: run, probe, doctor, install, clean."""
+"""Run the command line `wg-interop`: run, probe, doctor, install, mutants, clean."""

@@ -1,4 +1,4 @@
-"""Define the commands of `wg-interop`: run, probe, doctor, install, clean.
+"""Define the commands of `wg-interop`: run, probe, doctor, install, mutants, clean.
 
 `run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
 plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.
@@ -35,7 +35,7 @@ from harness.install import (
 from harness.lanes import EVENTS, GUESTS, REPORT, SUITES
 from harness.plugin import publish, rundir
 from harness.report.results import LOG, read_results, write_in_one_step
-from harness.sandbox.launch import launcher_command
+from harness.sandbox.launch import pytest_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -313,10 +313,7 @@ class _Run:
         read_end, write_end = os.pipe()
         events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
         os.close(write_end)
-        # For guests pytest first downloads kernels, which needs the network; then it enters the sandbox itself.
-        guests = any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments)
-        sandbox = "--without" if guests else "--or-without"
-        command = [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]
+        command = pytest_command(guests=any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments))
         with _signals_to(self._stop):
             # In its own session the child gets no SIGINT from the terminal at Ctrl-C, only the one that _stop sends.
             self._child = subprocess.Popen(
@@ -477,6 +474,31 @@ def install_(names: tuple[str, ...]) -> int:
             # Report a mistake in any key of the manifest now, not after a build that takes minutes.
             load_manifest(Path(name))
     return installer.install_each(names)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, for other programs.")
+@click.option("--area", "areas", multiple=True, metavar="AREA", help="Run the mutants of this area. May be repeated.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def mutants(names: tuple[str, ...], areas: tuple[str, ...], as_json: bool) -> int:
+    """Show that the tests detect the mutants: refwg, broken on purpose in one place.
+
+    Each mutant violates requirements of the catalogue, and names its killer: a test that must fail with the mutant and
+    pass with refwg as it is. Prints for each mutant whether it was caught, by which test, and which of its requirements
+    this test cites. Two killers run at a time. Without NAME and AREA all mutants are run, which takes minutes. An area
+    is a file of refwg/mutants/ (docs/mutants.md).
+
+    \b
+      wg-interop mutants no-clamp
+      wg-interop mutants --area routing --area timers
+      wg-interop mutants --json
+
+    Exit status: 0 all are caught, 1 one is not, 2 wrong usage, 125 a killer could not run.
+    """  # noqa: D301
+    from harness.cli.mutants import run_command  # noqa: PLC0415 - only this command needs it
+
+    tools.exit_on_sigterm()
+    return run_command(find_root(()), names, areas, sys.stdout, as_json=as_json)
 
 
 @cli.command()

@@ -39,3 +39,13 @@ def launcher_command(*options: str) -> list[str]:
     options: of launcher.py.
     """
     return [sys.executable, "-ISE", str(LAUNCHER), *options, "--", sys.executable]
+
+
+def pytest_command(*, guests: bool) -> list[str]:
+    """Return the command line of a pytest in a sandbox, killed when this process ends; the caller adds the arguments.
+
+    guests: for lanes vm and warp pytest first downloads kernels, which needs the network; then it enters the sandbox
+    itself.
+    """
+    sandbox = "--without" if guests else "--or-without"
+    return [*launcher_command("--die-with", str(os.getpid()), sandbox), "-P", "-m", "pytest"]

@@ -80,6 +80,7 @@ def _expected_link_bytes(side: Interface, messages: tuple[int, int]) -> tuple[in
 
 @pytest.mark.core
 @pytest.mark.scenario("N03")
+@pytest.mark.requirement("CK-01")
 @pytest.mark.parametrize(
     ("sender", "address"),
     [

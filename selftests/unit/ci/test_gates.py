@@ -46,7 +46,7 @@ def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
 
 
 def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
-    others = {"vm tests 6.12", "warp tests 6.12", "vagrant box"}
+    others = {"all mutants", "vm tests 6.12", "warp tests 6.12", "vagrant box"}
     assert names(nightly=True) - names() == {"rust netns tests", "slow warp tests", *others}
 
 
