@@ -63,6 +63,7 @@ class Outcome:
     lane: str = ""
     kernel: str = ""
     requirements: Sequence[str] = ()
+    bugs: Sequence[str] = ()
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -144,6 +145,7 @@ def _from_result(result: Result) -> Outcome:
         lane=result.lane,
         kernel=result.kernel,
         requirements=tuple(result.requirements),
+        bugs=tuple(result.bugs),
     )
 
 
@@ -309,6 +311,8 @@ def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, r
         line(out, f"    program: {cause.blame}", "dim")
     for name in cause.requirements:
         line(out, f"    requirement: {conformance.entry(name)}", "dim")
+    for name in cause.bugs:
+        line(out, f"    bug: {conformance.entry(name)}", "dim")
     line(out, f"    test: {shown.id}", "dim")
     if shown.artifacts:
         line(out, f"    evidence: {short(report / shown.artifacts)}", "dim")

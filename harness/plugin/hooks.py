@@ -154,7 +154,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: WorkerController) -> None:
     """Report a worker's usage error; xdist itself reports only that the worker is gone."""
     if message := getattr(node, "workeroutput", {}).get(USAGE):
-        raise pytest.UsageError(message)
+        raise pytest.UsageError(*message.splitlines())
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.plugin.marks import wrong_marks
 from harness.plugin.session import is_worker, state_of_run
 from harness.sandbox import launch
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from harness.plugin.session import State
 
 FIXTURES: Final = "harness.plugin.fixtures"
-MAX_REQUIREMENTS: Final = 3
 # Key in xdist's `workeroutput` for a worker's usage error.
 USAGE: Final = "wg_usage"
 # In the run directory: the files with tests that only guests run, one a line; the xdist workers write it.
@@ -39,14 +39,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Check the markers, keep the tests of the suites and lanes chosen, and put those marked `alone` last (hook)."""
-    for item in items:
-        marks = [argument for marker in item.iter_markers("requirement") for argument in marker.args]
-        if len(marks) > MAX_REQUIREMENTS:
-            message = f"{item.nodeid}: a test cites at most {MAX_REQUIREMENTS} requirements, not {marks}"
-            if is_worker(config):
-                config.workeroutput[USAGE] = message  # type: ignore[attr-defined]
-            raise pytest.UsageError(message)
     state = state_of_run(config)
+    if not state.plan.lane_of_guest and (wrong := wrong_marks(config.rootpath, items)):
+        if is_worker(config):
+            config.workeroutput[USAGE] = "\n".join(wrong)  # type: ignore[attr-defined]
+        raise pytest.UsageError(*wrong)
     _choose(config, items, [item for item in items if _is_chosen(item, state.plan)])
     yield
     # All other plugins have selected and ordered their tests now.

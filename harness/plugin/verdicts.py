@@ -17,6 +17,7 @@ from _pytest.outcomes import Failed, Skipped
 from harness.errors import HarnessError, Unsupported
 from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
+from harness.plugin.marks import cited
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
@@ -148,7 +149,7 @@ def pytest_runtest_makereport(
     if report.when == "call":
         special = _apply_expectations(item, report) or special
     if report.failed:
-        _add_requirements(item, report)
+        _add_cited(item, report)
     if report.when == "call" or report.failed:
         error = call.excinfo.value if call.excinfo is not None else None
         facts["artifacts"] = _keep_evidence(item, report, error)
@@ -158,14 +159,14 @@ def pytest_runtest_makereport(
     return report
 
 
-def _add_requirements(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Print below a failure which requirements its test checks, as a section of pytest's report."""
-    names = [name for marker in item.iter_markers("requirement") for name in marker.args]
-    if names:
-        from harness.report.conformance import read_conformance
+def _add_cited(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Print below a failure what its test checks, requirements and bugs, as sections of pytest's report."""
+    for kind in ("requirement", "bug"):
+        if names := cited(item, kind):
+            from harness.report.conformance import read_conformance
 
-        catalogue = read_conformance(item.config.rootpath)
-        report.sections.append(("requirements", "\n".join(str(catalogue.entry(name)) for name in names)))
+            catalogue = read_conformance(item.config.rootpath)
+            report.sections.append((f"{kind}s", "\n".join(str(catalogue.entry(name)) for name in names)))
 
 
 def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.CallInfo[None]) -> dict[str, str]:
@@ -227,8 +228,9 @@ def _facts(item: pytest.Item) -> dict[str, object]:
         "b": _side(b),
         "lane": label_of(item),
         "kernel": platform.release(),
-        "scenarios": [name for marker in item.iter_markers("scenario") for name in marker.args],
-        "requirements": [name for marker in item.iter_markers("requirement") for name in marker.args],
+        "scenarios": cited(item, "scenario"),
+        "requirements": cited(item, "requirement"),
+        "bugs": cited(item, "bug"),
     }
     return facts
 

@@ -28,6 +28,8 @@ class Witness(Protocol):
     def message(self) -> str: ...
     @property
     def requirements(self) -> Sequence[str]: ...
+    @property
+    def bugs(self) -> Sequence[str]: ...
 
 
 _W = TypeVar("_W", bound=Witness)
@@ -59,6 +61,11 @@ class Cause(Generic[_W]):
     def requirements(self) -> list[str]:
         """The ids of all requirements that the witnesses check, each once."""
         return list(dict.fromkeys(name for witness in self.witnesses for name in witness.requirements))
+
+    @property
+    def bugs(self) -> list[str]:
+        """The ids of all defects of real programs that the witnesses look for, each once."""
+        return list(dict.fromkeys(name for witness in self.witnesses for name in witness.bugs))
 
     @property
     def blame(self) -> str:

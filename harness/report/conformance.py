@@ -1,12 +1,12 @@
-"""Read the catalogues: what the ids of scenarios and requirements stand for."""
+"""Read the catalogues: what the ids of scenarios, requirements and bugs stand for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from harness.errors import UsageError
 from harness.tables import read_toml
 
 if TYPE_CHECKING:
@@ -14,22 +14,33 @@ if TYPE_CHECKING:
 
     from harness.tables import Table
 
-_FOLDER: Final = Path("selftests", "conformance")
+FOLDER: Final = Path("selftests", "conformance")
+# For each marker, which is also the name of the tables in the file: the file that lists its ids.
+CATALOGUES: Final = {
+    "scenario": FOLDER / "netns-scenarios.toml",
+    "requirement": FOLDER / "requirements.toml",
+    "bug": FOLDER / "real-bugs.toml",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One scenario or requirement; a text that the catalogue lacks is empty.
+    """One scenario, requirement or bug; a text that the catalogue lacks is empty.
 
-    level: `must` or `should`; empty for a scenario. statement: what the requirement demands, or the steps and the
-    expected result of the scenario. source: the document and section that it comes from.
+    level: `must` or `should`; empty for a scenario or bug. observe: `wire`, `config`, `tunnel` or `unit`, where the
+    requirement can be observed. statement: what the requirement demands, the steps and the expected result of the
+    scenario, or the symptom of the bug and what it violates. source: the document and section that it comes from, or
+    the programs that had the bug. seen_to_fail: the deliberate defect by which a test that cites the entry was seen to
+    fail; empty if none is known.
     """
 
     id: str
     title: str = ""
     level: str = ""
+    observe: str = ""
     statement: str = ""
     source: str = ""
+    seen_to_fail: str = ""
 
     def __str__(self) -> str:
         """Return `HS-07 (replayed initiation is dropped)`."""
@@ -38,40 +49,52 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conformance:
-    """All scenarios and requirements by id; empty if there is no checkout."""
+    """All scenarios, requirements and bugs by id; empty if there is no checkout."""
 
     scenarios: Mapping[str, Entry]
     requirements: Mapping[str, Entry]
+    bugs: Mapping[str, Entry]
+
+    def knows(self, name: str) -> bool:
+        """Return whether an id is in one of the catalogues."""
+        return name in self.scenarios or name in self.requirements or name in self.bugs
 
     def entry(self, name: str) -> Entry:
-        """Return the entry of an id; one with nothing but the id if it is in neither catalogue."""
-        return self.scenarios.get(name) or self.requirements.get(name) or Entry(id=name)
+        """Return the entry of an id; one with nothing but the id if it is in no catalogue."""
+        return self.scenarios.get(name) or self.requirements.get(name) or self.bugs.get(name) or Entry(id=name)
+
+    def why_unknown(self, kind: str, name: str) -> str:
+        """Return why no test may cite this id with the marker `kind`, and what was probably meant; empty if it may."""
+        known = {"scenario": self.scenarios, "requirement": self.requirements, "bug": self.bugs}
+        if name in known[kind]:
+            return ""
+        for other, ids in known.items():
+            if name in ids:
+                return f"{name} is not a {kind}; use @pytest.mark.{other}({name!r})"
+        near = get_close_matches(name, known[kind], n=1, cutoff=0)
+        return f"{kind} {name} is not in {CATALOGUES[kind]}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def find_catalogue(results: Sequence[Path]) -> Path | None:
     """Find the checkout: above the results, above the current directory, or above this file."""
     starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
     every = (directory for start in starts for directory in (start, *start.parents))
-    return next((directory for directory in every if (directory / _FOLDER).is_dir()), None)
+    return next((directory for directory in every if (directory / FOLDER).is_dir()), None)
 
 
 def read_conformance(root: Path | None) -> Conformance:
-    """Read both catalogues of a checkout. Raises UsageError for an entry without an id."""
+    """Read the catalogues of a checkout. Raises UsageError for a mistake in one, such as an entry without an id."""
     return Conformance(
-        scenarios=_read(root, "netns-scenarios.toml", "scenario", _scenario),
-        requirements=_read(root, "requirements.toml", "requirement", _requirement),
+        scenarios=_read(root, "scenario", _scenario),
+        requirements=_read(root, "requirement", _requirement),
+        bugs=_read(root, "bug", _bug),
     )
 
 
-def _read(root: Path | None, name: str, table: str, read: Callable[[Table], Entry]) -> dict[str, Entry]:
-    if root is None:
+def _read(root: Path | None, kind: str, read: Callable[[Table], Entry]) -> dict[str, Entry]:
+    if root is None or not (path := root / CATALOGUES[kind]).exists():
         return {}
-    path = root / _FOLDER / name
-    try:
-        tables = read_toml(path, str(path)).tables(table)
-    except UsageError:
-        return {}
-    return {entry.id: entry for entry in map(read, tables)}
+    return {entry.id: entry for entry in map(read, read_toml(path, str(path)).tables(kind))}
 
 
 def _scenario(table: Table) -> Entry:
@@ -90,8 +113,21 @@ def _requirement(table: Table) -> Entry:
         id=table.text("id"),
         title=_text(table, "title"),
         level=_text(table, "level"),
+        observe=_text(table, "observe"),
         statement=_text(table, "statement"),
         source=_text(table, "source"),
+        seen_to_fail=_text(table, "seen_to_fail"),
+    )
+
+
+def _bug(table: Table) -> Entry:
+    texts = [("", _text(table, "symptom")), ("Violated: ", _text(table, "violated"))]
+    return Entry(
+        id=table.text("id"),
+        title=_text(table, "topic"),
+        statement=" ".join(f"{label}{text}" for label, text in texts if text),
+        source=", ".join(filter(None, [_text(table, "implementation"), _text(table, "reference")])),
+        seen_to_fail=_text(table, "seen_to_fail"),
     )
 
 

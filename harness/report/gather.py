@@ -175,6 +175,7 @@ def _causes(causes: Sequence[Cause[Result]], tests: Sequence[Shown]) -> list[Sho
             typical=shown[id(cause.typical)],
             tests=[shown[id(result)] for result in cause.witnesses],
             requirements=cause.requirements,
+            bugs=cause.bugs,
         )
         for cause in causes
     ]
@@ -396,10 +397,10 @@ def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row
 
 
 def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
-    """Collect the tests of each scenario and requirement by implementation; its name is empty for tests without one."""
+    """Collect the tests of each scenario, requirement and bug by implementation; its name is empty without one."""
     cited: dict[str, dict[str, list[Shown]]] = {}
     for test in tests:
-        for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements]):
+        for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements, *test.result.bugs]):
             for name in test.names or [""]:
                 cited.setdefault(entry, {}).setdefault(name, []).append(test)
     every = {name for found in cited.values() for name in found} | {name for test in tests for name in test.names}
@@ -416,18 +417,20 @@ def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
             for entry in catalogue.values()
         ]
 
-    covered, demanded = rows(conformance.scenarios), rows(conformance.requirements)
+    covered, demanded, bugs = map(rows, (conformance.scenarios, conformance.requirements, conformance.bugs))
     parts = {
         "scenarios": covered,
         "must": [row for row in demanded if row.level == "must"],
         "should": [row for row in demanded if row.level == "should"],
+        "bugs": bugs,
     }
     return Coverage(
         names=names,
         scenarios=covered,
         areas=_by(lambda row: row.id.split("-")[0], demanded),
+        bugs=bugs,
         shares={name: {part: _share(rows, n) for part, rows in parts.items()} for n, name in enumerate(names)},
-        unknown=sorted(cited.keys() - conformance.scenarios.keys() - conformance.requirements.keys()),
+        unknown=sorted(name for name in cited if not conformance.knows(name)),
     )
 
 

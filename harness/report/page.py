@@ -107,6 +107,7 @@ class ShownCause:
     typical: Shown
     tests: Sequence[Shown]
     requirements: Sequence[str]
+    bugs: Sequence[str]
 
     @property
     def counts(self) -> list[tuple[str, int]]:
@@ -141,7 +142,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of a table: a configuration test, a scenario or a requirement. cells: its results per column."""
+    """One row of a table: a configuration test, a scenario, requirement or bug. cells: its results per column."""
 
     id: str
     title: str
@@ -214,11 +215,12 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Scenarios and requirements per implementation. unknown: ids that tests cite and no catalogue has."""
+    """Scenarios, requirements and bugs per implementation. unknown: ids that tests cite and no catalogue has."""
 
     names: Sequence[str]
     scenarios: Sequence[Row]
     areas: Mapping[str, Sequence[Row]]
+    bugs: Sequence[Row]
     shares: Mapping[str, Mapping[str, Share]]
     unknown: Sequence[str]
 

@@ -55,6 +55,7 @@ class Result:
     seconds: float = 0.0
     scenarios: list[str] = field(default_factory=list)
     requirements: list[str] = field(default_factory=list)
+    bugs: list[str] = field(default_factory=list)
     message: str = ""
     artifacts: str = ""
 
@@ -135,6 +136,7 @@ class Results:
                     "message": cause.typical.message,
                     "tests": [witness.id for witness in cause.witnesses],
                     "requirements": cause.requirements,
+                    "bugs": cause.bugs,
                 }
                 for cause in self.causes()
             ],
@@ -204,6 +206,7 @@ def _read_result(entry: Table) -> Result:
         seconds=entry.decimal("seconds", 0.0),
         scenarios=[*entry.words("scenarios", ())],
         requirements=[*entry.words("requirements", ())],
+        bugs=[*entry.words("bugs", ())],
         message=entry.text("message", ""),
         artifacts=entry.text("artifacts", ""),
     )
@@ -248,6 +251,7 @@ def set_properties(report: pytest.TestReport, result: Result, seed: int) -> None
         "state": result.state,
         "scenarios": " ".join(result.scenarios),
         "requirements": " ".join(result.requirements),
+        "bugs": " ".join(result.bugs),
         "artifacts": result.artifacts,
     }
     # A guest's report already has those of the guest.

@@ -60,6 +60,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.assertions",
     "harness.plugin.fixtures",
     "harness.plugin.hooks",
+    "harness.plugin.marks",
     "harness.plugin.options",
     "harness.plugin.phases",
     "harness.plugin.reporter",

@@ -177,15 +177,103 @@ def test_option_to_look_at_tests_is_refused_with_remedy(
     run.stderr.fnmatch_lines(f"ERROR: {complaint}")
 
 
+CATALOGUE: Final = """
+[[requirement]]
+id = "HS-07"
+title = "replayed initiation is dropped"
+[[requirement]]
+id = "HS-08"
+[[requirement]]
+id = "R-0"
+[[requirement]]
+id = "R-1"
+"""
+BUGS: Final = """
+[[bug]]
+id = "IB-05"
+topic = "handshake/spoofed-response"
+"""
+
+
+def add_catalogue(pytester: pytest.Pytester) -> Path:
+    """Make a catalogue of requirements and of bugs; return its folder."""
+    pytester.mkdir("selftests").joinpath("conformance").mkdir()
+    folder = pytester.path / "selftests" / "conformance"
+    (folder / "requirements.toml").write_text(CATALOGUE)
+    (folder / "real-bugs.toml").write_text(BUGS)
+    return folder
+
+
 @pytest.mark.usefixtures("refused")
-@pytest.mark.parametrize("number", [3, 4])
-def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, number: int) -> None:
-    names = ", ".join(f"'R-{n}'" for n in range(number))
+@pytest.mark.parametrize("names", ["'HS-07', 'HS-08', 'R-0'", "'HS-07', 'HS-08', 'R-0', 'R-1'"])
+def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, names: str) -> None:
+    add_catalogue(pytester)
     pytester.makepyfile(f"import pytest\n@pytest.mark.requirement({names})\ndef test_it(): pass")
     run = pytester.runpytest_inprocess("--strict-markers")
-    assert run.ret == (OK if number == 3 else USAGE)
-    if number == 4:
-        run.stderr.fnmatch_lines("ERROR: *.py::test_it: a test cites at most 3 requirements, not *")
+    assert run.ret == (OK if names.count(",") == 2 else USAGE)
+    if run.ret == USAGE:
+        run.stderr.fnmatch_lines(
+            "ERROR: *.py::test_it: a test cites at most 3 requirements, not HS-07, HS-08, R-0, R-1"
+        )
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(
+    ("mark", "why"),
+    [
+        (
+            "requirement('HS-77')",
+            "requirement HS-77 is not in selftests/conformance/requirements.toml; did you mean HS-07?",
+        ),
+        ("bug('IB-50')", "bug IB-50 is not in selftests/conformance/real-bugs.toml; did you mean IB-05?"),
+        ("requirement('IB-05')", "IB-05 is not a requirement; use @pytest.mark.bug('IB-05')"),
+        ("scenario('HS-07')", None),
+        ("bug('IB-05')", None),
+    ],
+)
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
+def test_unknown_id_is_refused_with_nearest_known_one(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mark: str, why: str | None, workers: list[str]
+) -> None:
+    monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
+    add_catalogue(pytester)
+    pytester.makepyfile(
+        f"import pytest\n@pytest.mark.{mark}\n@pytest.mark.parametrize('n', range(2))\ndef test_it(n): pass"
+    )
+    run = pytester.runpytest_subprocess(*workers)
+    # There is no catalogue of scenarios here, so that a test may cite any.
+    assert run.ret == (OK if why is None else USAGE)
+    found = [line.partition("::")[2] for line in run.stderr.lines if line.startswith("ERROR: ")]
+    assert found == ([] if why is None else [f"test_it: {why}"])
+
+
+@pytest.mark.usefixtures("refused")
+def test_project_without_catalogue_may_cite_any_id(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+        @pytest.mark.requirement("A", "B", "C", "D")
+        @pytest.mark.bug("OURS-1")
+        def test_it(): pass
+    """)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("refused")
+def test_test_outside_root_of_catalogue_may_cite_any_id(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    add_catalogue(pytester)
+    tests = pytester.mkdir("elsewhere")
+    tests.joinpath("test_it.py").write_text("import pytest\n@pytest.mark.bug('OURS-1')\ndef test_it(): pass\n")
+    moved = tests.rename(tmp_path / "elsewhere")
+    pytester.runpytest_inprocess(f"--rootdir={pytester.path}", str(moved)).assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("refused")
+def test_mistake_in_catalogue_is_named_at_collection(pytester: pytest.Pytester) -> None:
+    (add_catalogue(pytester) / "real-bugs.toml").write_text("[[bug]]\nid = 5\n")
+    pytester.makepyfile("import pytest\n@pytest.mark.bug('IB-05')\ndef test_it(): pass")
+    run = pytester.runpytest_inprocess()
+    assert run.ret == USAGE
+    run.stderr.fnmatch_lines("ERROR: *real-bugs.toml: bug 1: id must be a string, not 5")
 
 
 @pytest.mark.parametrize(
@@ -521,20 +609,21 @@ def test_inner_run_leaves_timeout_scale_of_outer_run(pytester: pytest.Pytester) 
     assert scaled(1.0) == before
 
 
-CATALOGUE = """
-[[requirement]]
-id = "HS-07"
-title = "replayed initiation is dropped"
-"""
-
-
 def test_failure_names_requirements_of_its_test(pytester: pytest.Pytester) -> None:
-    pytester.mkdir("selftests").joinpath("conformance").mkdir()
-    (pytester.path / "selftests/conformance/requirements.toml").write_text(CATALOGUE)
+    add_catalogue(pytester)
     pytester.makepyfile("""
         import pytest
-        @pytest.mark.requirement("HS-07", "XX-01")
+        @pytest.mark.requirement("HS-07", "R-0")
+        @pytest.mark.bug("IB-05")
         def test_it(implementation): assert not "wrong"
     """)
     run = pytester.runpytest_inprocess("--impl", "refwg")
-    run.stdout.fnmatch_lines(["*- requirements -*", "HS-07 (replayed initiation is dropped)", "XX-01"])
+    run.stdout.fnmatch_lines(
+        [
+            "*- requirements -*",
+            "HS-07 (replayed initiation is dropped)",
+            "R-0",
+            "*- bugs -*",
+            "IB-05 (handshake/spoofed-response)",
+        ]
+    )

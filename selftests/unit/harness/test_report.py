@@ -30,7 +30,11 @@ def entry(name: str = "test_it.py::test_ping", a: str = "x", b: str = "y", state
     pair = "~".join(filter(None, (a, b)))
     sides = {key: {"impl": impl, "version": "1"} if impl else None for key, impl in (("a", a), ("b", b))}
     rest = {"lane": "netns", "kernel": "6.1", "seconds": 0.5, "message": "", "artifacts": ""}
-    return {"id": f"{name}[{pair}-v4]", **sides, "state": state, "scenarios": [], "requirements": []} | rest | more
+    return (
+        {"id": f"{name}[{pair}-v4]", **sides, "state": state, "scenarios": [], "requirements": [], "bugs": []}
+        | rest
+        | more
+    )
 
 
 def write(folder: Path, *entries: Any, seed: int = 7) -> Path:
@@ -377,11 +381,13 @@ def test_page_links_lead_to_evidence(tmp_path: Path, evidence: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["id", "message", "state", "lane", "kernel", "scenarios", "requirements", "a", "text"]
+    "where", ["id", "message", "state", "lane", "kernel", "scenarios", "requirements", "bugs", "a", "text"]
 )
 def test_hostile_text_stays_text(tmp_path: Path, evidence: Path, where: str) -> None:
     (evidence / "a.log").write_text(EVIL if where == "text" else "text")
-    wrong = {"a": {"impl": EVIL, "version": EVIL}, "scenarios": [EVIL], "requirements": [EVIL]}.get(where, EVIL)
+    wrong = {"a": {"impl": EVIL, "version": EVIL}, "scenarios": [EVIL], "requirements": [EVIL], "bugs": [EVIL]}.get(
+        where, EVIL
+    )
     results = [entry(), entry(state="failed", artifacts="evidence/one") | ({} if where == "text" else {where: wrong})]
     page = tags(render([write(tmp_path, *results)], tmp_path))
     assert (page.tags.count("script"), page.tags.count("img"), page.events) == (1, 0, [])
@@ -419,7 +425,7 @@ def test_invisible_characters_are_removed_or_made_visible(text: str, shown: str)
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with two scenarios, two requirements and one expectation."""
+    """A checkout with two scenarios, two requirements and a bug."""
     root = tmp_path / "checkout"
     for name in ("conformance", "expectations"):
         (root / "selftests" / name).mkdir(parents=True)
@@ -428,6 +434,10 @@ def checkout(tmp_path: Path) -> Path:
     (conformance / "requirements.toml").write_text(
         '[[requirement]]\nid="HS-01"\nlevel="must"\n[[requirement]]\nid="HS-02"\nlevel="should"\n'
     )
+    (conformance / "real-bugs.toml").write_text(
+        '[[bug]]\nid="IB-05"\ntopic="handshake/spoofed-response"\nsymptom="One wins."\nviolated="None does."\n'
+        'implementation="mine 1.0"\nreference="issue 7"\n'
+    )
     return root
 
 
@@ -435,7 +445,7 @@ def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, che
     path = write(
         tmp_path,
         entry(scenarios=["N01"], requirements=["HS-01", "XX-99"]),
-        entry(b="z", state="failed", scenarios=["N01", "N02"]),
+        entry(b="z", state="failed", scenarios=["N01", "N02"], bugs=["IB-05"]),
         entry(a="w", b="", state="skipped", scenarios=["N02"]),
     )
     coverage = gather([read(path)], tmp_path, checkout).coverage
@@ -444,10 +454,10 @@ def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, che
         for name, shares in coverage.shares.items()
     }
     assert shares == {
-        "w": [(0, 2, 0), (0, 1, 0), (0, 1, 0)],
-        "x": [(2, 2, 2), (1, 1, 0), (0, 1, 0)],
-        "y": [(1, 2, 0), (1, 1, 0), (0, 1, 0)],
-        "z": [(2, 2, 2), (0, 1, 0), (0, 1, 0)],
+        "w": [(0, 2, 0), (0, 1, 0), (0, 1, 0), (0, 1, 0)],
+        "x": [(2, 2, 2), (1, 1, 0), (0, 1, 0), (1, 1, 1)],
+        "y": [(1, 2, 0), (1, 1, 0), (0, 1, 0), (0, 1, 0)],
+        "z": [(2, 2, 2), (0, 1, 0), (0, 1, 0), (1, 1, 1)],
     }
     assert coverage.unknown == ["XX-99"]
 
@@ -571,6 +581,31 @@ def test_statement_and_source_stand_beside_each_verdict(tmp_path: Path, checkout
     text = tags(render([write(tmp_path, entry(requirements=["HS-07"]))], tmp_path, root=checkout)).text
     assert "It is dropped." in text
     assert "Source: paper 5.1" in text
+
+
+def test_bug_is_shown_with_its_symptom_and_programs(tmp_path: Path, checkout: Path) -> None:
+    text = tags(render([write(tmp_path, entry(state="failed", bugs=["IB-05"]))], tmp_path, root=checkout)).text
+    assert "One wins. Violated: None does." in text
+    assert "Source: mine 1.0, issue 7" in text
+    assert "Defects of real programs, one by one" in text
+    assert str(read_conformance(checkout).entry("IB-05")) == "IB-05 (handshake/spoofed-response)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [
+        ("bug", "IB-05", ""),
+        ("bug", "IB-5", "bug IB-5 is not in selftests/conformance/real-bugs.toml; did you mean IB-05?"),
+        ("scenario", "HS-01", "HS-01 is not a scenario; use @pytest.mark.requirement('HS-01')"),
+    ],
+)
+def test_unknown_id_is_explained(checkout: Path, kind: str, name: str, why: str) -> None:
+    assert read_conformance(checkout).why_unknown(kind, name) == why
+
+
+def test_unknown_id_has_no_neighbour_in_empty_catalogue() -> None:
+    why = read_conformance(None).why_unknown("bug", "IB-05")
+    assert why == "bug IB-05 is not in selftests/conformance/real-bugs.toml"
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.004, "0.00 s"), (1.25, "1.2 s"), (59.9, "59.9 s"), (61, "1 min 1 s")])

@@ -151,6 +151,7 @@ import pytest
 
 @pytest.mark.scenario("N02", "N03")
 @pytest.mark.requirement("HS-07")
+@pytest.mark.bug("IB-05")
 def test_one(implementation, record_property):
     record_property("theirs", "kept")
     assert not "wrong"
@@ -191,7 +192,7 @@ def test_junit_file_has_result_as_properties(
     assert found["test_impl.test_one[mine]"] == {
         "theirs": "kept", "wg.impl.a": "mine", "wg.impl.a.version": "1.5", "wg.lane": "core",
         "wg.kernel": os.uname().release, "wg.seed": "7", "wg.state": "failed", "wg.scenarios": "N02 N03",
-        "wg.requirements": "HS-07",
+        "wg.requirements": "HS-07", "wg.bugs": "IB-05",
     }  # fmt: skip
 
 
@@ -227,7 +228,7 @@ def test_results_file_has_keys_of_schema_1(tmp_path: Path) -> None:
     assert list(document) == ["schema", "seed", "host", "run", "files", "results", "causes"]
     assert (document["schema"], document["seed"]) == (1, 7)
     assert {"kernel", "python"} <= document["host"].keys()
-    keys = "id a b lane kernel state seconds scenarios requirements message artifacts"
+    keys = "id a b lane kernel state seconds scenarios requirements bugs message artifacts"
     assert list(document["results"][0]) == keys.split()
 
 
@@ -236,11 +237,12 @@ def test_results_file_lists_failures_by_cause(tmp_path: Path) -> None:
     for n, (state, message) in enumerate(
         [("passed", ""), ("failed", "1 lost"), ("blocked", "2 lost"), ("xfailed", "3 lost")]
     ):
-        facts = {"state": state, "message": message, "requirements": ["RT-11"], "a": a, "b": b}
+        facts = {"state": state, "message": message, "requirements": ["RT-11"], "bugs": ["IB-05"], "a": a, "b": b}
         results.by_id[f"t{n}", "core", ""] = Result(id=f"t{n}", **facts)  # type: ignore[arg-type]
     assert written(results, tmp_path / "results.json")["causes"] == [
-        {"programs": ["x", "y"], "message": "1 lost", "tests": ["t1", "t2"], "requirements": ["RT-11"]}
-    ]
+        {"programs": ["x", "y"], "message": "1 lost", "tests": ["t1", "t2"], "requirements": ["RT-11"],
+         "bugs": ["IB-05"]}
+    ]  # fmt: skip
 
 
 def test_old_results_file_is_replaced_without_leftover_files(tmp_path: Path) -> None:
@@ -263,6 +265,7 @@ def test_results_are_read_back_as_they_were_written(tmp_path: Path) -> None:
         seconds=1.5,
         scenarios=["N02"],
         requirements=["RT-11"],
+        bugs=["IB-05"],
         message="why",
         artifacts="evidence/full",
     )

@@ -39,12 +39,13 @@ def terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose catalogue has one requirement."""
+    """A checkout whose catalogues have one requirement and one bug."""
     conformance = tmp_path / "selftests" / "conformance"
     conformance.mkdir(parents=True)
     (conformance / "requirements.toml").write_text(
         '[[requirement]]\nid = "HS-07"\ntitle = "replayed initiation is dropped"\n'
     )
+    (conformance / "real-bugs.toml").write_text('[[bug]]\nid = "IB-05"\ntopic = "handshake/spoofed-response"\n')
     return tmp_path
 
 
@@ -149,6 +150,7 @@ def test_failures_are_printed_by_cause_with_their_requirements(checkout: Path) -
     lost = [
         Outcome(
             id=f"t.py::test_{n:02}[bad~{peer}]", pair=f"bad~{peer}", state="failed", requirements=("HS-07", "X-1"),
+            bugs=("IB-05",),
             message=f"ns1: ping ::{n}: 0 of 1 answered\nA logs {n}", artifacts=f"evidence/{n}",
         )
         for n in range(6) for peer in ("x", "y")
@@ -166,6 +168,7 @@ def test_failures_are_printed_by_cause_with_their_requirements(checkout: Path) -
         "    A logs 0",
         "    requirement: HS-07 (replayed initiation is dropped)",
         "    requirement: X-1",
+        "    bug: IB-05 (handshake/spoofed-response)",
         "    test: t.py::test_00[bad~x]",
         f"    evidence: {checkout}/report/evidence/0",
         *(f"    test: {entry.id}" for entry in lost[1:10]),

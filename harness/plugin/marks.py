@@ -1,0 +1,56 @@
+"""Check the ids that tests cite: each is in its catalogue, requirements at most three.
+
+The host checks them when it collects the tests; a guest need not. Tests of a project without catalogues may cite any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pytest
+
+MAX_REQUIREMENTS: Final = 3
+# The markers that cite ids of a catalogue.
+_KINDS: Final = ("scenario", "requirement", "bug")
+_FOLDER: Final = ("selftests", "conformance")
+
+
+def cited(item: pytest.Item, kind: str) -> list[str]:
+    """Return the ids that a test cites by this marker: `scenario`, `requirement` or `bug`."""
+    return [name for marker in item.iter_markers(kind) for name in marker.args]
+
+
+def wrong_marks(root: Path, items: Iterable[pytest.Item]) -> list[str]:
+    """Return a sentence for each mistake in the marks of these tests; none if the root has no catalogues."""
+    if not root.joinpath(*_FOLDER).is_dir():
+        return []
+    citing = [
+        (item.nodeid.partition("[")[0], kind, tuple(ids))
+        for item in items
+        for kind in _KINDS
+        if item.path.is_relative_to(root) and (ids := cited(item, kind))
+    ]
+    if not citing:
+        return []
+    from harness.report.conformance import CATALOGUES, read_conformance
+
+    try:
+        catalogue = read_conformance(root)
+    except HarnessError as error:
+        return [str(error)]
+    wrong = []
+    for test, kind, names in dict.fromkeys(citing):
+        if kind == "requirement" and len(names) > MAX_REQUIREMENTS:
+            wrong.append(
+                f"{test}: a test cites at most {MAX_REQUIREMENTS} requirements, not {', '.join(map(str, names))}"
+            )
+        # A catalogue that is not there lists nothing.
+        if (root / CATALOGUES[kind]).exists():
+            wrong += [f"{test}: {why}" for name in names if (why := catalogue.why_unknown(kind, str(name)))]
+    return wrong
