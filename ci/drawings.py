@@ -50,7 +50,7 @@ OTHER_FILES: Final = {
     "refwg/mutants/*.toml": "List the mutants of one area: what each changes, and which test detects it.",
 }
 TEST_FOLDERS: Final = {
-    "conformance": "List what tests and refwg cite: scenarios, requirements, bugs, the paper, the driver.",
+    "conformance": "List scenarios, requirements and bugs, and test single ones of them by scripted peers.",
     "expectations": "Name the known failures of real programs, with evidence.",
     "faults": "Kill and break programs, guests and the run itself; the lab must detect each break.",
     "lab": "Test the lab itself, without a pair: nodes, wires, captures, health checks.",

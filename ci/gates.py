@@ -65,6 +65,10 @@ _UNIT_TESTS: Final = 4700
 # Tests of implementations, and tests of the lab itself, which do not depend on implementation or kernel.
 _SCENARIOS: Final = "selftests/netns"
 _LAB: Final = "selftests/lab"
+# Tests of single requirements, each of one implementation. The Rust programs and Debian's wireguard-go: by night.
+_CONFORMANCE: Final = "selftests/conformance"
+_CONFORMING: Final = ("refwg", "wireguard-go")
+_CONFORMING_BY_NIGHT: Final = ("wireguard-go-debian", *RUST)
 # Without hypothesispytest: each worker would import Hypothesis at its end, and no test here uses it. worksteal: tests
 # take from 0.01 to 10 seconds, so a worker without tests takes some from another.
 _SPREAD: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
@@ -85,6 +89,11 @@ def _pairs(pairs: Sequence[str]) -> tuple[str, ...]:
 
 def _vm(pairs: Sequence[str], *selection: str) -> tuple[str, ...]:
     return _SCENARIOS, *selection, "--lane", "vm", "-n", "2", *_pairs(pairs)
+
+
+def _conformance(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of the conformance tests of these implementations; most of the time they wait."""
+    return "pytest", _CONFORMANCE, *_SPREAD, "-n", "4", *(f"--impl={name}" for name in names)
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -108,6 +117,22 @@ def all_gates() -> tuple[Gate, ...]:
             full=_FOUR,
             least=1250,
             least_quick=330,
+        ),
+        Gate(
+            name="conformance tests",
+            command=(*_conformance(_CONFORMING), *_results("conformance")),
+            lane="netns",
+            quick=None,
+            least=1,
+        ),
+        Gate(
+            name="other conformance tests",
+            command=(*_conformance(_CONFORMING_BY_NIGHT), *_results("other-conformance")),
+            lane="netns",
+            quick=None,
+            peers=RUST,
+            nightly=True,
+            least=1,
         ),
         Gate(
             name="rust netns tests",

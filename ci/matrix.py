@@ -81,7 +81,8 @@ def _parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     extent.add_argument(
         "--suite", action="append", choices=(*SUITES, "all"),
-        help="run the tests of two implementations (pairs), of one (alone), of the lab, or all; may be repeated",
+        help="run the tests of two implementations (pairs), of one (alone), of the lab, of single requirements "
+        "(conformance), or all; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--impl", action="append", default=[], metavar="NAME[=PATH]",

@@ -8,8 +8,9 @@ from typing import Final
 HERE: Final = ("core", "netns")
 # Lanes in a guest with another kernel; in `warp` the guest's clock skips idle time.
 GUESTS: Final = ("vm", "warp")
-# Values of `--suite`: tests of two implementations, of one, and of the lab itself (those in a folder `lab`).
-SUITES: Final = ("pairs", "alone", "lab")
+# Values of `--suite`: tests of two implementations, of one, of the lab itself (those in a folder `lab`), and of one
+# requirement after the other, by peers that misbehave (those in a folder `conformance`).
+SUITES: Final = ("pairs", "alone", "lab", "conformance")
 # Environment variable of a guest: the lane of its results.
 LANE: Final = "WG_INTEROP_LANE"
 # Environment variable of a guest that runs only a shard of the tests: `0/2` is the first of two.

@@ -150,8 +150,9 @@ class _WithPytestArguments(click.Command):
 )  # fmt: skip
 @click.option(
     "--suite", "suites", multiple=True, type=click.Choice([*SUITES, "all"]),
-    help="Run only the tests of two implementations (pairs), of one (alone), of the lab itself (lab), or all tests, "
-    "unit tests too (all). May be repeated. Default: pairs and alone; with a PATH, all tests there.",
+    help="Run only the tests of two implementations (pairs), of one (alone), of the lab itself (lab), of single "
+    "requirements (conformance), or all tests, unit tests too (all). May be repeated. Default: pairs and alone; with a "
+    "PATH, all tests there.",
 )  # fmt: skip
 @click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Run only tests that match, as in pytest: `roaming and not v6`.")
@@ -185,6 +186,7 @@ def run(
       wg-interop run --impl mine=/tmp/build/wireguard --like wireguard-go
       wg-interop run --impl-manifest mine.toml --keep all
       wg-interop run --suite lab -n 2
+      wg-interop run --suite conformance --impl mine=/tmp/build/wireguard -n 4
       wg-interop run --lane netns -- --random-order --maxfail=1
       wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
     """  # noqa: D301

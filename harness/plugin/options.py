@@ -167,8 +167,8 @@ def _add_programs(group: pytest.OptionGroup) -> None:
 def _add_selection(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--suite", action="append", default=[], choices=SUITES, dest="wg_suite",
-        help="Run only these tests: pairs (of two implementations), alone (of one), lab (of the lab itself). May be "
-        "repeated. Default: all tests.",
+        help="Run only these tests: pairs (of two implementations), alone (of one), lab (of the lab itself), "
+        "conformance (of single requirements). May be repeated. Default: all tests.",
     )  # fmt: skip
     group.addoption(
         "--lane", action="append", default=[], choices=(*HERE, *GUESTS), dest="wg_lane",

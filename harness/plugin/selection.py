@@ -133,11 +133,14 @@ def sides(item: pytest.Item) -> tuple[Manifest, ...]:
 
 def suite_of(item: pytest.Item) -> str:
     """Return the suite of a test, one of `lanes.SUITES`; empty if it does not use the lab."""
+    if lane_of(item) == "core" and not uses(item, "pair"):
+        return ""
+    folder = item.path.parent.name
+    if folder == "conformance":
+        return folder
     if uses(item, "pair"):
         return "pairs"
-    if lane_of(item) == "core":
-        return ""
-    return "lab" if item.path.parent.name == "lab" else "alone"
+    return "lab" if folder == "lab" else "alone"
 
 
 def lane_of(item: pytest.Item) -> str:

@@ -270,3 +270,20 @@ def test_run_says_what_it_assumes_of_program_without_manifest(
     _, stdout, _ = call("run", "--impl", f"mine={program}", *like, "-k", "good")
     assert stdout.splitlines()[0] == remark.format(program)
     assert f"wg-interop: {remark.format(program)}" in (checkout / "report" / "pytest.log").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("suites", "words"),
+    [
+        ([], ["netns"]),
+        (["conformance"], ["conformance", "--suite=conformance"]),
+        (["pairs", "conformance"], ["conformance", "netns", "--suite=conformance", "--suite=pairs"]),
+        (["all"], ["."]),
+    ],
+)
+def test_suites_choose_folders_of_this_checkout(tmp_path: Path, suites: list[str], words: list[str]) -> None:
+    home = tmp_path / "selftests"
+    for folder in ("netns", "lab", "conformance"):
+        (home / folder).mkdir(parents=True)
+    chosen = commands._tests(tmp_path, [], suites)  # noqa: SLF001
+    assert chosen == [word if word.startswith("-") else str(home / word) for word in words]

@@ -499,6 +499,7 @@ def test_one(lab, implementation): pass
         ("--suite=alone", {"test_it.py::test_one"}),
         ("--suite=lab", {"lab/test_node.py::test_node"}),
         ("--suite=lab --suite=alone", {"test_it.py::test_one", "lab/test_node.py::test_node"}),
+        ("--suite=conformance", {"conformance/test_rule.py::test_pair", "conformance/test_rule.py::test_one"}),
     ],
 )
 def test_suite_option_selects_tests_by_what_they_are_about(
@@ -506,6 +507,7 @@ def test_suite_option_selects_tests_by_what_they_are_about(
 ) -> None:
     pytester.makepyfile(test_it=SUITES_HERE)
     pytester.mkdir("lab").joinpath("test_node.py").write_text("def test_node(lab): pass")
+    pytester.mkdir("conformance").joinpath("test_rule.py").write_text(SUITES_HERE)
     items = collected(pytester, "--pair", f"{GO}~{DEBIAN}", *options.split())
     assert {item.nodeid.partition("[")[0] for item in items} == chosen
 
