@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from harness.net.veth import set_offloads as set_offloads
     from harness.plugin.options import Pair as Pair
     from harness.plugin.verdicts import differs as differs
+    from harness.plugin.verdicts import not_reached as not_reached
     from harness.plugin.verdicts import twin as twin
     from harness.scripted.inside import NotDelivered as NotDelivered
     from harness.scripted.intents import LOW_ORDER_POINTS as LOW_ORDER_POINTS
@@ -199,6 +200,7 @@ NAMES: Final = {
     "slack": "harness.lab.timer_slack",
     "tcp_stream": "harness.traffic.tcp",
     "tcp_streams": "harness.traffic.tcp",
+    "not_reached": "harness.plugin.verdicts",
     "twin": "harness.plugin.verdicts",
     "udp_message": "harness.traffic.udp",
     "udp_packet": "harness.scripted.packets",

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import find_catalogue, read_conformance
-from harness.report.results import GATING, STATES
+from harness.report.results import GATING, STATES, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -151,7 +151,7 @@ def _from_result(result: Result) -> Outcome:
 
 def _counted(counts: Counter[str]) -> list[str]:
     """Format counts as `14 passed`, `2 failed`, in the order of STATES."""
-    return [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    return [f"{counts[state]} {in_words(state)}" for state in STATES if counts[state]]
 
 
 def console(stream: TextIO) -> Console:
@@ -211,7 +211,7 @@ class Progress:
         """Add an outcome to the progress; print it at once if it fails the run."""
         self._recent = [*self._recent, outcome][-RECENT:]
         if outcome.state in GATING:
-            line(self._out, f"{outcome.state}: {outcome.id}", _style(outcome.state))
+            line(self._out, f"{in_words(outcome.state)}: {outcome.id}", _style(outcome.state))
 
     def tick(self) -> None:
         """Draw the progress or print a line of it, unless the last one is less than FRAME or PACE seconds old."""
@@ -230,7 +230,7 @@ class Progress:
     def _picture(self) -> RenderableType:
         done, total = len(self._tally.outcomes), self._tally.total
         bar = ProgressBar(total=total or 1, completed=done, width=min(40, self._out.width))
-        recent = [Text(f"{outcome.state} {outcome.name}", _style(outcome.state)) for outcome in self._recent]
+        recent = [Text(f"{in_words(outcome.state)} {outcome.name}", _style(outcome.state)) for outcome in self._recent]
         for text in recent:
             text.truncate(self._out.width, overflow="ellipsis")
         table = matrix(self._tally.outcomes.values())
@@ -259,7 +259,7 @@ def matrix(outcomes: Iterable[Outcome]) -> Table | None:
 
 
 def _cell(counts: Counter[str]) -> Text:
-    lines = [Text(f"{counts[state]} {state}", _style(state)) for state in STATES if counts[state]]
+    lines = [Text(f"{counts[state]} {in_words(state)}", _style(state)) for state in STATES if counts[state]]
     return Text("\n").join(lines)
 
 
@@ -327,8 +327,8 @@ def _header(cause: Cause[Outcome]) -> str:
     """Format `failed: mine~refwg  test_x[mine~refwg]`, or for several tests `12 failed, 1 error: mine`."""
     if len(cause.witnesses) == 1:
         (outcome,) = cause.witnesses
-        return f"{outcome.state}: {outcome.pair}{outcome.pair and '  '}{outcome.name}"
-    counted = ", ".join(f"{count} {state}" for state, count in cause.states)
+        return f"{in_words(outcome.state)}: {outcome.pair}{outcome.pair and '  '}{outcome.name}"
+    counted = ", ".join(f"{count} {in_words(state)}" for state, count in cause.states)
     return f"{counted}: {cause.blame or 'without an implementation'}"
 
 

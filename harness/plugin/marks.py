@@ -1,6 +1,7 @@
 """Check the ids that tests cite: each is in its catalogue, requirements at most three.
 
 The host checks them when it collects the tests; a guest need not. Tests of a project without catalogues may cite any.
+When a test ends with `differs`, the catalogue must allow that: a must may not differ.
 """
 
 from __future__ import annotations
@@ -54,3 +55,26 @@ def wrong_marks(root: Path, items: Iterable[pytest.Item]) -> list[str]:
         if (root / CATALOGUES[kind]).exists():
             wrong += [f"{test}: {why}" for name in names if (why := catalogue.why_unknown(kind, str(name)))]
     return wrong
+
+
+def why_no_difference(item: pytest.Item, kind: str, name: str) -> str:
+    """Return why a test may not end as `differs`; empty if it may.
+
+    kind, name: the marker and the id that the test names as its permission; both empty if it names none.
+    """
+    root = item.config.rootpath
+    if not root.joinpath(*_FOLDER).is_dir() or not item.path.is_relative_to(root):
+        return ""
+    from harness.report.conformance import read_conformance
+
+    catalogue = read_conformance(root)
+    if not name:
+        musts = [entry for each in cited(item, "requirement") if (entry := catalogue.entry(each)).level == "must"]
+        remedy = 'name the should or the scenario that does: differs(..., requirement="ID") or scenario="ID"'
+        return f"{' and '.join(map(str, musts))} allows no difference; {remedy}" if musts else ""
+    entry = catalogue.entry(name)
+    if name not in cited(item, kind):
+        return f"the test does not cite {kind} {entry}"
+    if kind == "scenario":
+        return "" if "differs" in entry.statement else f"the text of scenario {entry} has no word `differs`"
+    return "" if entry.level == "should" else f"{entry} is not a should"

@@ -1,7 +1,8 @@
 """Run health checks, undo and expectations around each test; offer `differs` and `twin`.
 
-Tests call `differs` and `twin`. `differs` ends a test whose program does not do what the kernel does, and need not.
-`twin` surrounds the positive control of a test that expects a refusal.
+Tests call `differs`, `not_reached` and `twin`. `differs` ends a test whose program does not do what the kernel does,
+and need not. `not_reached` ends a test that did not get to what it is about. `twin` surrounds the positive control of a
+test that expects a refusal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from _pytest.outcomes import Failed, Skipped
 from harness.errors import HarnessError, Unsupported
 from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
-from harness.plugin.marks import cited
+from harness.plugin.marks import cited, why_no_difference
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
@@ -37,10 +38,18 @@ _AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
 
 
 class Differs(Skipped):
-    """The program does not do what the kernel does, and need not: the result is `differs`, which fails no run."""
+    """The program does not do what the kernel does, and need not: the result is `differs`, which fails no run.
+
+    kind, name: the marker and the id of the should or scenario that allows it; empty if none is named.
+    """
 
     # Like pytest's own outcomes, so that reports print the name without a module.
     __module__ = "builtins"
+
+    def __init__(self, message: str, kind: str = "", name: str = "") -> None:
+        super().__init__(f"{message} (allowed by {name})" if name else message)
+        self.kind = kind
+        self.name = name
 
 
 class Blocked(Failed):
@@ -48,6 +57,12 @@ class Blocked(Failed):
 
     Either a positive control failed, or an implementation has failed its smoke test.
     """
+
+    __module__ = "builtins"
+
+
+class NotReached(Failed):
+    """The test did not get to what it is about, such as load: the result is `not_reached`, which fails the run."""
 
     __module__ = "builtins"
 
@@ -62,15 +77,28 @@ class SmokeFailed(Failed):
         self.lab = lab
 
 
-def differs(how: str, *, by: Iterable[str] = ()) -> NoReturn:
+def differs(how: str, *, by: Iterable[str] = (), requirement: str = "", scenario: str = "") -> NoReturn:
     """End the test: the program's behaviour is allowed, and is not the kernel's.
 
     how: what was measured. by: the names of the programs that differ, if that is known; for `kernel` and `refwg` a
-    difference is a failure. The health checks still run, and the lab is still undone; what they find fails the test.
+    difference is a failure. requirement, scenario: the id of the should, or of the scenario whose text allows the
+    difference; the test cites it. A test that cites a must has to name one, else the difference is a failure. The
+    health checks still run, and the lab is still undone; what they find fails the test.
     """
     if wrong := sorted(_AS_THE_KERNEL & set(by)):
         pytest.fail(f"{' and '.join(wrong)}: {how}")
-    raise Differs(how)
+    kind = "requirement" if requirement else "scenario" if scenario else ""
+    raise Differs(how, kind, requirement or scenario)
+
+
+def not_reached(why: str) -> NoReturn:
+    """End the test: it did not get to what it is about, so it shows nothing; the result is `not_reached`.
+
+    why: what was tried and measured, such as "no cookie reply in 20000 initiations, 9100 a second". It is not a pass
+    and not a fault of the program. It fails the run, because a load that is never reached would hide every defect
+    behind it; an expectation may name it (`selftests/expectations/`).
+    """
+    raise NotReached(why)
 
 
 @contextmanager
@@ -83,7 +111,7 @@ def twin(shows: str) -> Iterator[None]:
     try:
         yield
     except (Exception, Failed) as error:
-        if isinstance(error, Blocked | Unsupported):
+        if isinstance(error, Blocked | NotReached | Unsupported):
             raise
         plain = isinstance(error, HarnessError | AssertionError | Failed)
         reason = str(error) if plain else f"{type(error).__name__}: {error}"
@@ -95,7 +123,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Run the health checks and undo the lab as a part of each test, so that their errors fail it (hook)."""
     made = item.stash.get(LAB, None)
     if made is None:
-        return (yield)
+        try:
+            return (yield)
+        except Differs as found:
+            _require_permission(item, found)
+            raise
     made.steps.section = "the test itself"
     different: Differs | None = None
     answer: object = None
@@ -103,6 +135,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         try:
             answer = yield
         except Differs as found:
+            _require_permission(item, found)
             different = found
         finally:
             phases.start(item, "teardown")
@@ -123,6 +156,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if different is not None:
         raise different
     return answer
+
+
+def _require_permission(item: pytest.Item, different: Differs) -> None:
+    """Fail the test if no should and no scenario that it cites allows a difference."""
+    if why := why_no_difference(item, different.kind, different.name):
+        raise Failed(f"{different.msg}; {why}") from different
 
 
 def _close_after(made: Lab, error: BaseException) -> None:
@@ -183,6 +222,8 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
             return {"state": "differs", "message": str(error)}
         case Blocked():
             return {"state": "blocked", "message": str(error)}
+        case NotReached():
+            return {"state": "not_reached", "message": str(error)}
         case SmokeFailed():
             return {"message": str(error)}
     # A test that failed without an exception was marked as a strict xfail.

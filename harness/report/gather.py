@@ -40,7 +40,7 @@ from harness.report.page import (
     rank_of,
     seconds,
 )
-from harness.report.results import read_results, write_in_one_step
+from harness.report.results import in_words, read_results, write_in_one_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,7 +86,7 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"seconds": seconds, "sha256": _sha256}
+    environment.filters |= {"seconds": seconds, "sha256": _sha256, "in_words": in_words}
     return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from harness.report.results import GATING
+from harness.report.results import GATING, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 # From the worst to the mildest. The page has no history, so every flaky test counts as a new one.
 _RANK: Final = (
-    "failed", "error", "xpassed", "flaky", "blocked", "differs", "xfailed", "passed", "unsupported", "skipped",
+    "failed", "error", "xpassed", "flaky", "blocked", "not_reached", "differs", "xfailed", "passed", "unsupported",
+    "skipped",
 )  # fmt: skip
 BAD: Final = GATING | {"flaky"}
 _KNOWN: Final = frozenset({"differs", "xfailed"})
-DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked"})
+# Tests in these states show nothing about the program.
+DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked", "not_reached"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +266,7 @@ class Page:
     @property
     def headline(self) -> tuple[str, str]:
         """`good` or `bad`, and the reason in a few words."""
-        bad = [f"{number} {state}" for state, number in self.counts if state in BAD]
+        bad = [f"{number} {in_words(state)}" for state, number in self.counts if state in BAD]
         passed = dict(self.counts).get("passed", 0)
         if bad or self.complaint:
             return "bad", ", ".join([*bad, *filter(None, [self.complaint])])

@@ -35,9 +35,10 @@ BESIDE: Final = (PAGE, "evidence", LOG)
 _OF_A_PHASE: Final = frozenset({"state", "message"})
 # Classes whose name adds nothing to the message, which begins with what failed and what was expected.
 _PLAIN_CLASS: Final = re.compile(r"(?:harness\.[\w.]+|_pytest\.outcomes\.\w+|AssertionError|Failed): ")
-GATING: Final = frozenset({"failed", "error", "xpassed", "blocked"})
+GATING: Final = frozenset({"failed", "error", "xpassed", "blocked", "not_reached"})
 STATES: Final = (
-    "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "flaky", "skipped",
+    "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "not_reached", "flaky",
+    "skipped",
 )  # fmt: skip
 
 
@@ -263,7 +264,8 @@ def state_of(report: pytest.TestReport) -> str | None:
     """Return the state that this phase of a test decides; None if it decides nothing.
 
     States that are not outcomes of pytest come as a fact from `harness.plugin.verdicts`: `differs`, `blocked`,
-    `unsupported`, and `xpassed` of a strict expectation. All others follow from pytest's outcome and the phase.
+    `not_reached`, `unsupported`, and `xpassed` of a strict expectation. All others follow from pytest's outcome and
+    the phase.
     """
     if state := facts_of(report).get("state"):
         return str(state)
@@ -274,6 +276,11 @@ def state_of(report: pytest.TestReport) -> str | None:
     if report.when == "call":
         return "xpassed" if hasattr(report, "wasxfail") else "passed"
     return None
+
+
+def in_words(state: str) -> str:
+    """Return the name of a state as people write it: `not reached`."""
+    return state.replace("_", " ")
 
 
 def message_of(report: pytest.TestReport) -> str:

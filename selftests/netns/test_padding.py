@@ -40,8 +40,8 @@ def set_mtu(tunnel: Tunnel, mtu: int) -> None:
 @pytest.mark.requirement("MTU-01")
 def test_default_mtu_is_1420(loopback: Tunnel) -> None:
     assert [side.place.links()["wg0"]["mtu"] for side in (loopback.a, loopback.b)] == [DEFAULT, DEFAULT]
-    if names := [side.manifest.name for side in (loopback.a, loopback.b) if side.manifest.mtu is not None]:
-        differs(f"{names[0]} leaves its link at the kernel's MTU: the lab has set {DEFAULT}", by=names)
+    names = dict.fromkeys(side.manifest.name for side in (loopback.a, loopback.b) if side.manifest.mtu is not None)
+    assert not names, f"{' and '.join(names)}: left at the kernel's MTU of 1500; the lab has set {DEFAULT}"
 
 
 @pytest.mark.scenario("N07")
@@ -95,7 +95,7 @@ def check_padding(tunnel: Tunnel, underlay: tuple[NetNS, NetNS], wires: tuple[Ca
     for manifest, length in sides:
         if length == PADDED_TO_LINK:
             how = f"{manifest.name} pads by the MTU of the link only: {length} bytes, not {PADDED_TO_ROUTE}"
-            differs(how, by=[manifest.name])
+            differs(how, by=[manifest.name], requirement="MTU-04")
     must_ping(tunnel.nodes["ns2"], V4_OF_A, size=PAYLOAD)
 
 

@@ -173,7 +173,7 @@ def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel
     assert LAST_RETRY[0] <= last <= LAST_RETRY[1]
     if len(sent) != INITIATIONS_OF_A_SERIES:
         how = f"{len(sent)} initiations in {last:.0f} s, not {INITIATIONS_OF_A_SERIES}"
-        differs(how, by=[loopback.a.manifest.name])
+        differs(how, by=[loopback.a.manifest.name], requirement="TM-03")
 
 
 @pytest.mark.requirement("ROB-09")
@@ -224,8 +224,14 @@ def test_data_is_not_sent_on_session_older_than_three_minutes(loopback: Tunnel, 
     assert initiations(wire, PORT_OF_A, after=start + REJECT_AFTER_TIME * SECOND), "A does not initiate another session"
 
 
-@pytest.mark.requirement("TM-27")
-@pytest.mark.parametrize("late", [pytest.param(False, id="in-time"), pytest.param(True, id="too-late")])
+# TM-27 limits how long keys may live; a program may erase them earlier, which the first row finds.
+@pytest.mark.parametrize(
+    "late",
+    [
+        pytest.param(False, id="in-time"),
+        pytest.param(True, id="too-late", marks=pytest.mark.requirement("TM-27")),
+    ],
+)
 def test_pending_handshake_is_erased_after_nine_minutes(loopback: Tunnel, late: bool) -> None:
     drop(loopback, f"udp dport {PORT_OF_A}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
@@ -239,7 +245,6 @@ def test_pending_handshake_is_erased_after_nine_minutes(loopback: Tunnel, late: 
         let_pass(1, "if A accepted the response, it would confirm the session at once")
         confirmed = [m for m in wire.messages(kind=DATA, port=PORT_OF_A) if m.time > response.time]
     if not (late or confirmed):
-        # The requirement limits how long keys may live; a program may erase them earlier.
         loopback.must_ping("ns1", V4_OF_B)
         how = f"A erases its pending handshake in less than {ERASURE} s, and completes a new one"
         differs(how, by=[loopback.a.manifest.name])
@@ -273,9 +278,9 @@ def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: 
     assert fewest <= sessions <= most, f"{sessions} new sessions in an hour, not {fewest} to {most}"
     assert not initiations(wire, PORT_OF_B)
     how = f"A repeats {repeated} answered initiations after {REKEY_TIMEOUT} s, and begins {sessions} sessions"
+    # That a response ends the retries is TM-33, and not what this test is about; it only bounds them.
     assert repeated <= sessions / 2, how
-    if repeated:
-        differs(how, by=[loopback.a.manifest.name])
+    loopback.lab.note("repeated.txt", f"{how}\n")
 
 
 def repeated_initiations(wire: Capture) -> list[Message]:

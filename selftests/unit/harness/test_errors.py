@@ -22,6 +22,7 @@ ELSEWHERE = {
     "harness.plugin.phases.Overdue": "an outcome of a test: pytest's Failed",
     "harness.plugin.verdicts.Differs": "an outcome of a test: pytest's Skipped",
     "harness.plugin.verdicts.Blocked": "an outcome of a test: pytest's Failed",
+    "harness.plugin.verdicts.NotReached": "an outcome of a test: pytest's Failed",
     "harness.plugin.verdicts.SmokeFailed": "an outcome of a test: pytest's Failed",
 }
 # A branch of the drawing: the text left of the name has three characters for each level.

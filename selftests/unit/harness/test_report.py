@@ -86,6 +86,7 @@ def tags(path: Path) -> Tags:
         (["passed", "xpassed"], "", ("bad", "1 xpassed")),
         (["passed", "flaky"], "", ("bad", "1 flaky")),
         (["passed", "blocked"], "", ("bad", "1 blocked")),
+        (["passed", "not_reached"], "", ("bad", "1 not reached")),
         (["skipped", "xfailed"], "", ("bad", "no test passed")),
         ([], "", ("bad", "no test passed")),
         (["passed"], "lane vm was asked for and did not run", ("bad", "lane vm was asked for and did not run")),

@@ -58,6 +58,8 @@ CASES = [
         NOT_SHOWN,
     ),
     ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "positive control failed: x: y"),
+    ("def test(): not_reached('no cookie reply in 9 s')", "not_reached", "no cookie reply in 9 s"),
+    ("def test():\n  with twin('x'): not_reached('no load')", "not_reached", "no load"),
     ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
     ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "roaming"),
     (
@@ -69,7 +71,7 @@ CASES = [
 MODULE = """
 import pytest
 from harness.errors import DeadlineExceeded, Unsupported
-from harness.plugin.verdicts import differs, twin
+from harness.plugin.verdicts import differs, not_reached, twin
 
 known = pytest.mark.xfail(reason="known")
 

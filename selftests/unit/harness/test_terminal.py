@@ -77,6 +77,9 @@ def test_difference_is_printed_and_blocked_test_fails_run() -> None:
     assert "1 differs: 1360 bytes, not 1359" in lines
     assert {"blocked: a~b  test_drop[a~b]", "    positive control failed"} <= set(lines)
     assert conclude(1, {"differs", "blocked", "passed"}, []).status == terminal.FAILED
+    unreached = Outcome(id="t.py::test_load[a~b]", pair="a~b", state="not_reached", message="no cookie reply")
+    assert {"not reached: a~b  test_load[a~b]", "    no cookie reply"} <= set(summary(unreached))
+    assert conclude(1, {"not_reached", "passed"}, []).status == terminal.FAILED
     assert conclude(0, {"differs", "passed"}, []).status == terminal.OK
 
 
