@@ -85,7 +85,7 @@ def differs(how: str, *, by: Iterable[str] = (), requirement: str = "", scenario
     difference; the test cites it. A test that cites a must has to name one, else the difference is a failure. The
     health checks still run, and the lab is still undone; what they find fails the test.
     """
-    if wrong := sorted(_AS_THE_KERNEL & set(by)):
+    if wrong := sorted(_AS_THE_KERNEL & {name.partition("+")[0] for name in by}):
         pytest.fail(f"{' and '.join(wrong)}: {how}")
     kind = "requirement" if requirement else "scenario" if scenario else ""
     raise Differs(how, kind, requirement or scenario)

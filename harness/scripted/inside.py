@@ -54,7 +54,7 @@ class Inside:
         self._drain()
         self._packets.clear()
 
-    def expect(self, packet: bytes | Callable[[bytes], bool], within: float = 2.0, what: str = "") -> bytes:
+    def expect(self, packet: bytes | Callable[[bytes], bool], within: float = 5.0, what: str = "") -> bytes:
         """Wait until a packet is delivered that equals this one, or for which the call returns True; returns it.
 
         within: seconds, scaled. what: describes the packet. Raises NotDelivered, which lists what was delivered.

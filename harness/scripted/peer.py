@@ -226,12 +226,12 @@ class ScriptedPeer:
         self._remember(written)
         return written
 
-    def handshake(self, message: Initiation | None = None, *, within: float = 2.0) -> Session:
+    def handshake(self, message: Initiation | None = None, *, within: float = 5.0) -> Session:
         """Send an initiation and expect its response; returns the session, which no data has confirmed yet."""
         self.send(message or Initiation())
         return self.expect(Response, within=within).session
 
-    def connect(self, *, within: float = 2.0) -> Session:
+    def connect(self, *, within: float = 5.0) -> Session:
         """Make a handshake and confirm it by a keepalive; returns the session."""
         session = self.handshake(within=within)
         self.send(session.keepalive())
@@ -264,7 +264,7 @@ class ScriptedPeer:
     def expect(
         self, kind: type[Data], within: float = ..., *, where: Callable[[ReceivedData], bool] | None = ...
     ) -> ReceivedData: ...
-    def expect(self, kind: type[Any], within: float = 2.0, *, where: Callable[[Any], bool] | None = None) -> Received:
+    def expect(self, kind: type[Any], within: float = 5.0, *, where: Callable[[Any], bool] | None = None) -> Received:
         """Wait for a message of this kind that authenticates, and take it out of the inbox.
 
         Messages of other kinds stay in the inbox. within: seconds, scaled. where: accepts only some of this kind.
