@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from harness.lab.topology import End as End
     from harness.lab.topology import Route as Route
     from harness.lab.topology import Topology as Topology
+    from harness.lab.trafficset import effort as effort
     from harness.lab.trafficset import must_carry_everything as must_carry_everything
     from harness.lab.trafficset import must_stream_udp as must_stream_udp
     from harness.lab.trafficset import volume as volume
@@ -184,6 +185,7 @@ NAMES: Final = {
     "add_veth": "harness.net.veth",
     "allowed_ips": "harness.control.records",
     "differs": "harness.plugin.verdicts",
+    "effort": "harness.lab.trafficset",
     "error_for": "harness.traffic.icmp_errors",
     "flood": "harness.traffic.ping",
     "ip_packet": "harness.scripted.packets",

@@ -13,6 +13,8 @@ GUESTS: Final = ("vm", "warp")
 SUITES: Final = ("pairs", "alone", "lab", "conformance")
 # Environment variable of a guest: the lane of its results.
 LANE: Final = "WG_INTEROP_LANE"
+# Environment variable, set by `--nightly`: tests send as much as the catalogue of requirements asks.
+NIGHTLY: Final = "WG_INTEROP_NIGHTLY"
 # Environment variable of a guest that runs only a shard of the tests: `0/2` is the first of two.
 SHARD: Final = "WG_INTEROP_SHARD"
 # Environment variable: where to write each finished result as a line of JSON, for `wg-interop run`. Its value is the

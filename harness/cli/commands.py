@@ -154,6 +154,9 @@ class _WithPytestArguments(click.Command):
     "requirements (conformance), or all tests, unit tests too (all). May be repeated. Default: pairs and alone; with a "
     "PATH, all tests there.",
 )  # fmt: skip
+@click.option(
+    "--nightly", is_flag=True, help="Run long tests too, and send as much as the requirements ask; it takes hours."
+)
 @click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
 @click.option("-k", "expression", metavar="EXPR", help="Run only tests that match, as in pytest: `roaming and not v6`.")
 @click.option("-m", "markers", metavar="EXPR", help="Run only tests with these markers, as in pytest: `core`.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError
 from harness.lab.tunnel import V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B
-from harness.lanes import GUESTS, LANE
+from harness.lanes import GUESTS, LANE, NIGHTLY
 from harness.traffic.tcp import tcp_stream, tcp_streams
 from harness.traffic.udp import UdpStream
 from harness.wait import poll_until
@@ -29,6 +29,11 @@ _EMULATED: Final = 8
 _ARRIVAL: Final = 20.0
 # The lengths of the IPv6 and UDP headers: a datagram then fits into the MTU over IPv4 too.
 _HEADERS: Final = 40 + 8
+
+
+def effort(by_day: int, by_night: int) -> int:
+    """Return how much of something to send or try: `by_night` with --nightly, else `by_day`, in a guest an eighth."""
+    return by_night if NIGHTLY in os.environ else volume(by_day)
 
 
 def volume(size: int = STREAM) -> int:

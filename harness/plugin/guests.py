@@ -452,7 +452,8 @@ def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
     waiting = "waiting" if lane == "warp" else "not waiting"
     expression = f"({markers}) and {waiting}" if markers else waiting
     scale = TIMEOUT_SCALE * plan.timeout_scale
-    return ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
+    words = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
+    return [*words, "--nightly"] if plan.nightly else words
 
 
 def _at_once(workers: int | str | None) -> int:

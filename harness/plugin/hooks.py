@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
+from harness.lanes import NIGHTLY
 from harness.plugin import sandboxed
 from harness.plugin.reporter import Reporter, executes_tests
 from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
@@ -33,6 +34,7 @@ MARKERS: Final = (
     "waiting: minutes of protocol time have to pass in this test, so it runs in lane warp only",
     "alone: no other test of the run may run beside this one, so it comes last",
     "core: one of the short tunnel scenarios that `./ci/interop` runs",
+    "nightly: takes minutes or a whole machine, so it runs only with --nightly",
     "long_in_guest: takes minutes on an emulated processor, so `./ci/test` runs it in guests only with --nightly",
 )
 
@@ -113,6 +115,10 @@ def pytest_configure(config: pytest.Config) -> None:
     tx = getattr(config.option, "tx", None)
     if tx and launch.inside() and not is_worker(config):
         config.option.tx = [sandboxed.worker_spec(spec) for spec in tx]
+    if state_of_run(config).plan.nightly and NIGHTLY not in os.environ:
+        # Read by harness.lab.trafficset.effort. A pytest inside a test must not change that of the test.
+        os.environ[NIGHTLY] = "1"
+        config.add_cleanup(partial(os.environ.__delitem__, NIGHTLY))
     scale = state_of_run(config).plan.timeout_scale * _watch(config)
     if scale != 1.0:
         from harness.wait import scaled, set_timeout_scale

@@ -55,6 +55,8 @@ class RunPlan:
     keep: str = "failed"
     seed: int | None = None
     timeout_scale: float = 1.0
+    nightly: bool = False
+    """`--nightly`."""
     workers: int | str | None = None
     """`-n`: the number of xdist workers for the tests here, and of guests at a time."""
     pause: bool = False
@@ -124,6 +126,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
         keep=option.wg_keep,
         seed=option.wg_seed,
         timeout_scale=option.wg_timeout_scale,
+        nightly=option.wg_nightly,
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -174,6 +177,10 @@ def _add_selection(group: pytest.OptionGroup) -> None:
         "--lane", action="append", default=[], choices=(*HERE, *GUESTS), dest="wg_lane",
         help="Run only this lane: core (no namespaces), netns (namespaces of this kernel), vm (a guest with a kernel "
         "of your choice), warp (a guest whose clock skips idle time). May be repeated. Default: core and netns.",
+    )  # fmt: skip
+    group.addoption(
+        "--nightly", action="store_true", dest="wg_nightly",
+        help="Run the tests marked `nightly` too, and send as much as the requirements ask; it takes hours.",
     )  # fmt: skip
     group.addoption(
         "--kernel", action="append", default=[], metavar="VERSION|PATH", dest="wg_kernel",

@@ -66,6 +66,8 @@ def _is_chosen(item: pytest.Item, plan: RunPlan) -> bool:
     """Whether the item belongs to the suites and lanes of the run; tests for guests are collected here too."""
     if plan.suites and suite_of(item) not in plan.suites:
         return False
+    if item.get_closest_marker("nightly") is not None and not plan.nightly:
+        return False
     if waits(item) and plan.lane_of_guest != "warp":
         return "warp" in plan.lanes
     return not plan.lanes or lane_of(item) in {"netns" if lane == "vm" else lane for lane in plan.lanes}

@@ -158,6 +158,7 @@ class State:
             programs={name: str(Path(path).expanduser().absolute()) for name, equals, path in pairs if equals},
             manifests={load_manifest(path).name: str(path.absolute()) for path in self.plan.manifests},
             timeout_scale=self.plan.timeout_scale,
+            nightly=self.plan.nightly,
             keep=self.plan.keep,
         )
 

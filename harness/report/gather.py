@@ -222,6 +222,8 @@ def _again(result: Result, run: Run) -> str:
     words += [*_programs(result, asked), "--seed", str(run.seed)]
     if asked.timeout_scale != 1.0:
         words += ["--timeout-scale", f"{asked.timeout_scale:g}"]
+    if asked.nightly:
+        words.append("--nightly")
     if asked.keep != "failed":
         words += ["--keep", asked.keep]
     if not asked.root:

@@ -83,6 +83,7 @@ class Invocation:
     kernels: dict[str, str] = field(default_factory=dict)
     """Release of a guest's kernel -> value of `--kernel`."""
     timeout_scale: float = 1.0
+    nightly: bool = False
     keep: str = "failed"
 
 
@@ -192,6 +193,7 @@ def _read_invocation(entry: Table) -> Invocation:
         manifests=entry.strings("manifests", {}),
         kernels=entry.strings("kernels", {}),
         timeout_scale=entry.decimal("timeout_scale", 1.0),
+        nightly=entry.flag("nightly", default=False),
         keep=entry.text("keep", "failed"),
     )
 

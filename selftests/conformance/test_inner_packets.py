@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Endpoint, Keepalive, differs, poll_until, twin, volume
+from harness import Data, Endpoint, Keepalive, differs, effort, poll_until, twin
 from harness.scripted.packets import ip_packet
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ def test_random_plaintexts_deliver_nothing_foreign_and_end_nothing(
 ) -> None:
     stream = random.Random(target.lab.seed)  # noqa: S311 - reproducible on purpose
     own = {bytes(inner(peer, 4, 40)[12:16]), bytes(inner(peer, 6, 60)[8:24])}
-    for _ in range(volume(2000) // 100):
+    for _ in range(effort(2000, 100_000) // 100):
         plaintexts = []
         for _ in range(100):
             body = stream.randbytes(stream.randrange(1400))

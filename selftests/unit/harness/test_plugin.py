@@ -696,6 +696,31 @@ def test_header_names_what_run_without_options_leaves_out(
     pytester.runpytest_inprocess("--lane", "netns").stdout.no_fnmatch_line("*left out*")
 
 
+def test_nightly_test_runs_only_with_option(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os
+
+        import pytest
+
+        from harness import effort
+
+        @pytest.mark.nightly
+        def test_long(): assert effort(1, 9) == 9
+
+        def test_short(): print(effort(1, 9))
+        """
+    )
+    assert "WG_INTEROP_NIGHTLY" not in os.environ
+    by_day = pytester.runpytest("-rP")
+    by_day.assert_outcomes(passed=1, deselected=1)
+    by_day.stdout.fnmatch_lines(["1"])
+    by_night = pytester.runpytest("-rP", "--nightly")
+    by_night.assert_outcomes(passed=2)
+    by_night.stdout.fnmatch_lines(["9"])
+    assert "WG_INTEROP_NIGHTLY" not in os.environ
+
+
 def test_inner_run_leaves_timeout_scale_of_outer_run(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("from harness.wait import scaled\ndef test_scale(): assert scaled(1.0) == 3.0")
     before = scaled(1.0)

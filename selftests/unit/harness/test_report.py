@@ -248,6 +248,7 @@ CHECKOUT: Final = {"root": "/my lab", "config_file": "/my lab/pyproject.toml", "
         ({"kernels": {"6.1": "/src/linux"}}, {"lane": "vm"}, "--lane vm --kernel /src/linux --pair 'x~y' --seed 7"),
         ({"kernels": {"6.12": "6.12"}}, {"lane": "vm"}, "--lane vm --pair 'x~y' --seed 7"),
         ({"timeout_scale": 2.5, "keep": "all"}, {}, "--pair 'x~y' --seed 7 --timeout-scale 2.5 --keep all"),
+        ({"nightly": True}, {}, "--pair 'x~y' --seed 7 --nightly"),
         ({"config_file": ""}, {}, "--rootdir=. --pair 'x~y' --seed 7"),
         ({"config_file": "/etc/x.ini"}, {}, "-c /etc/x.ini --rootdir=. --pair 'x~y' --seed 7"),
     ],
