@@ -1,1 +1,1 @@
-"""Run the command line `wg-interop`: run, probe, doctor, install, mutants, clean."""
+"""Run the command line `wg-interop`: run, coverage, probe, doctor, install, clean."""

@@ -1,4 +1,4 @@
-"""Define the commands of `wg-interop`: run, probe, doctor, install, mutants, clean.
+"""Define the commands of `wg-interop`: run, coverage, probe, doctor, install, mutants, clean.
 
 `run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
 plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.
@@ -428,6 +428,37 @@ def doctor(as_json: bool) -> int:
     from harness.cli.doctor import examine  # noqa: PLC0415 - only this command needs it
 
     return examine(sys.stdout, as_json=as_json)
+
+
+@cli.command()
+@click.argument(
+    "results", nargs=-1, type=click.Path(path_type=Path, dir_okay=False, exists=True), metavar="[RESULTS.json]..."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the coverage as JSON, for other programs.")
+@click.option("--all", "everything", is_flag=True, help="Also print, for each id, what its tests did where.")
+@click.option("--record", is_flag=True, help="Also add the results to selftests/conformance/record.toml.")
+def coverage(results: tuple[Path, ...], *, as_json: bool, everything: bool, record: bool) -> int:
+    """Show which requirements and bugs the black-box tests cover, and what the others lack.
+
+    \b
+      wg-interop coverage                              by the record, and all results below report/
+      wg-interop coverage report/vm/results.json --record
+      wg-interop coverage --json | jq .uncovered_must
+
+    \b
+    A requirement counts as covered if
+      1. a test in selftests/netns, faults, mutants, interop or conformance cites it,
+      2. such a test passed on two implementations, one of which is not refwg, in a recorded run, and
+      3. a deliberate defect was seen to fail such a test: `seen_to_fail` in the catalogue says which.
+
+    A bug counts if a test that cites it passed on two implementations, or fails as expected on the program that has it
+    and passes on another. The sums leave out requirements that only a unit test can observe. More: docs/coverage.md.
+
+    Exit status: 0 the coverage is printed, 2 wrong usage.
+    """  # noqa: D301
+    from harness.cli.coverage import show  # noqa: PLC0415 - few ask for it
+
+    return show(results, sys.stdout, as_json=as_json, everything=everything, record=record)
 
 
 @cli.command()

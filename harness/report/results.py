@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from harness.report.causes import find_causes
@@ -122,6 +123,7 @@ class Results:
         return {
             "schema": SCHEMA,
             "seed": self.seed,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": {
                 "kernel": platform.release(),
                 "machine": platform.machine(),
@@ -161,6 +163,8 @@ class RunResults:
     host: Mapping[str, object]
     results: list[Result]
     invocation: Invocation
+    date: str = ""
+    """When the file was written, in UTC: `2026-11-30T21:04:05+00:00`; empty in a file of an older version."""
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
@@ -181,6 +185,7 @@ def read_results(path: Path) -> RunResults:
         host=document.table("host").take_rest(),
         results=[_read_result(entry) for entry in document.tables("results", "result")],
         invocation=_read_invocation(document.table("run")),
+        date=document.text("date", ""),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -227,8 +228,10 @@ def test_results_file_has_keys_of_schema_1(tmp_path: Path) -> None:
     results = Results(7)
     results.by_id["test", "core", ""] = Result(id="test", state="passed")
     document = written(results, tmp_path / "report" / "results.json")
-    assert list(document) == ["schema", "seed", "host", "run", "files", "results", "causes"]
+    assert list(document) == ["schema", "seed", "date", "host", "run", "files", "results", "causes"]
     assert (document["schema"], document["seed"]) == (1, 7)
+    assert datetime.now(UTC) - datetime.fromisoformat(document["date"]) < timedelta(minutes=1)
+    assert read_results(tmp_path / "report" / "results.json").date == document["date"]
     assert {"kernel", "python"} <= document["host"].keys()
     keys = "id a b lane kernel state seconds scenarios requirements bugs message artifacts"
     assert list(document["results"][0]) == keys.split()
