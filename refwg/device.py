@@ -45,6 +45,8 @@ _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] 
     FollowUp.STAGED_PACKETS: send.staged_packets,
     FollowUp.INITIATION: send.handshake_initiation,
 }
+# A firewall (EPERM; SELinux: ECONNREFUSED), a full queue, or a link that went down.
+_LOST_AFTER_ROUTING: Final = frozenset({"EPERM", "ECONNREFUSED", "ENOBUFS", "ENOMEM", "EAGAIN", "ENETDOWN"})
 
 
 class Device:
@@ -179,10 +181,13 @@ class Device:
         self._shared.drop(now, reason, peer)
 
     def send_failed(self, transmit: Transmit[Peer], now: int, error: str) -> None:
-        """Count a datagram that the network stack refused; no timer waits for an answer to it.
+        """Count a datagram that was lost in this host; without a route for it, no timer waits for an answer.
 
-        error: the name of the errno, for the trace.
+        error: the name of the errno of sendmsg(2).
         """
+        # send4, send6: they report a failed route lookup only, and nothing of what happens to the datagram after it
+        if error in _LOST_AFTER_ROUTING:
+            self.sent(transmit, now)
         self._shared.drop(now, DropReason.SEND_FAILED, transmit.peer)
         self._shared.note(now, "send failed", transmit.peer, error=error)
 

@@ -65,7 +65,8 @@ class Loop:
     def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
         self._tun = tun
         self._log_error = log_error
-        self._sockets = UdpSockets(RtnetlinkSocket())
+        self._routes = Monitor(links=True, routes=True)
+        self._sockets = UdpSockets(RtnetlinkSocket(), self._routes)
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
         self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock)
         self._selector = selectors.DefaultSelector()
@@ -77,7 +78,6 @@ class Loop:
             clock=boot_clock,
             carry_out=self._engine.carry_out,
         )
-        self._routes = Monitor(routes=True)
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._udp: list[socket.socket] = []
         self._udp_generation = -1
@@ -88,7 +88,7 @@ class Loop:
         """Do the last steps that can fail; the process may then report that it is ready."""
         self._watch_signals()
         self._selector.register(self._tun, selectors.EVENT_READ, lambda _: self._engine.packets_waiting())
-        self._selector.register(self._routes, selectors.EVENT_READ, self._routes_changed)
+        self._selector.register(self._routes, selectors.EVENT_READ, lambda _: self._sockets.follow_changes())
         self._selector.register(self._tun.monitor, selectors.EVENT_READ, self._link_changed)
         self._apply_link_state()
         # Reference cycles are rare here, and the garbage collector takes long to search a large configuration for them.
@@ -170,8 +170,6 @@ class Loop:
             )
 
     def _link_changed(self, _: int) -> None:
-        # The kernel sends no RTM_DELROUTE for the IPv4 routes of a link that goes down.
-        self._sockets.routes_changed()
         if self._tun.refresh():
             self._device.down(boot_clock())
         self._apply_link_state()
@@ -187,10 +185,6 @@ class Loop:
         except ConfigError as error:
             self._log_error(str(error))
             self._tun.set_down()
-
-    def _routes_changed(self, _: int) -> None:
-        self._routes.drain()
-        self._sockets.routes_changed()
 
     def _notice_sleep(self) -> None:
         asleep = _time_asleep()

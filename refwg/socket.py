@@ -1,13 +1,17 @@
 """Open UDP sockets for both families on one port; keep local address, ECN and fwmark.
 
 Mirrors socket.c of the driver. A datagram to a peer is sent from the address that received the peer's last one. That
-address must still be local, and for IPv4 the route must still use the interface of that datagram. Both are
-checked when a datagram is sent, and again only after a route or an address has changed, as in the driver.
+address must still be local, and for IPv4 the route must still use the interface of that datagram. The kernel is asked
+about both when a datagram is sent, and again only after a route, a rule, an address or a link has changed.
+
+The kernel looks up a program's routes with two keys of its own: the user id of the socket, where the driver has 0, and
+the DSCP of the datagram, where the driver has none. If a rule sends that DSCP another way, the datagram goes without.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,12 +19,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from refwg.address import format_address
 from refwg.boundary import Endpoint, LocalAddress
 from refwg.errors import ConfigError
-from refwg.ip import ECN_MASK, IPV4_BYTES
+from refwg.ip import ECN_MASK, IPV4_BYTES, IPV6_BYTES
+from refwg.rtnetlink import Flow
 
 if TYPE_CHECKING:
     from refwg.boundary import Transmit
     from refwg.peer import Peer
-    from refwg.rtnetlink import RtnetlinkSocket
+    from refwg.rtnetlink import Monitor, Route, RtnetlinkSocket
 
 _IP_PKTINFO: Final = 8
 _IP_MTU_DISCOVER: Final = 10
@@ -41,10 +46,9 @@ _RECEIVE_BUFFER: Final = 1 << 22
 # Limit on cached senders and routes, because anyone may send datagrams.
 _REMEMBERED: Final = 4096
 _FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
-# Errors of sendmsg(2) if the source address is no longer local; some of them may concern the destination instead.
-_SOURCE_AT_FAULT: Final = frozenset(
-    {errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETUNREACH, errno.EHOSTUNREACH}
-)
+_UNSPECIFIED: Final = bytes(IPV6_BYTES)
+# The first 10 bits of link-local addresses, fe80::/10 (RFC 4291, 2.5.6).
+_LINK_LOCAL: Final = 0xFE80 >> 6
 
 Received = tuple[bytes, Endpoint, int]
 Ancillary = tuple[int, int, bytes]
@@ -56,23 +60,33 @@ _TRAFFIC_CLASS: Final = (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
 class _SendPlan(NamedTuple):
     """The arguments of sendmsg(2) that all datagrams to an endpoint share.
 
-    packet_info: the source address. traffic_class: level and type of the control message for TOS or traffic class.
+    packet_info: source address and interface. traffic_class: level and type of the control message for TOS or traffic
+    class. bits: those of it that may be set.
     """
 
     socket: socket.socket
     to: tuple[str, int] | tuple[str, int, int, int]
     packet_info: list[Ancillary]
     traffic_class: tuple[int, int]
+    bits: int
 
 
 class UdpSockets:
     """Both UDP sockets of a device: the core's `Sockets`. One of the two families may be missing, but not both."""
 
-    def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
-        """Open nothing yet; rtnetlink: for route lookups, in the namespace where the UDP sockets will be."""
+    def __init__(self, rtnetlink: RtnetlinkSocket, monitor: Monitor) -> None:
+        """Open nothing yet; both arguments are of the namespace where the UDP sockets will be.
+
+        rtnetlink: for look-ups. monitor: of links and routes; this object reads all its events.
+        """
         self._rtnetlink = rtnetlink
-        # Cleared when routes, addresses or the mark change, because another route may then apply.
-        self._plans: dict[Endpoint, _SendPlan] = {}
+        self._monitor = monitor
+        # By endpoint and DSCP. Cleared when routes, addresses or the mark change, because another route may then apply.
+        self._plans: dict[tuple[Endpoint, int], _SendPlan] = {}
+        # None: not read since they may have changed.
+        self._local_addresses: frozenset[bytes] | None = None
+        self._port = 0
+        self._uid = 0
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
         # Endpoint and ECN bits by sender and control messages.
@@ -93,7 +107,11 @@ class UdpSockets:
         opened = self._open_both(port)
         self.close()
         self._sockets = opened
-        return int(next(iter(opened.values())).getsockname()[1])
+        sock = next(iter(opened.values()))
+        self._port = int(sock.getsockname()[1])
+        # The owner of a socket is the user id of its flows (sock_i_uid), even if the process changes its own later.
+        self._uid = os.fstat(sock.fileno()).st_uid
+        return self._port
 
     def close(self) -> None:
         """Close both sockets and forget all senders; the mark stays for sockets opened later."""
@@ -114,9 +132,16 @@ class UdpSockets:
         self._fwmark = fwmark
         self._plans.clear()
 
-    def routes_changed(self) -> None:
-        """Forget all routes; call it when routes, rules or addresses have changed."""
-        self._plans.clear()
+    def follow_changes(self) -> None:
+        """Read the monitor, and forget what may have changed. `send` calls it, so no datagram takes an old route."""
+        if not self._monitor.has_events():
+            return
+        is_changed, is_more_than_routes = self._monitor.changes()
+        if is_changed:
+            self._plans.clear()
+        if is_more_than_routes:
+            self._local_addresses = None
+            self._rtnetlink.wait_for_changes()
 
     def interface_index(self, name: str) -> int:
         """Return the index of an interface, if_nametoindex(3); raises ConfigError (EINVAL) if there is none."""
@@ -142,19 +167,54 @@ class UdpSockets:
 
         A source address that is no longer local is forgotten, and routing chooses another one.
         """
-        endpoint = transmit.endpoint
-        plan = self._plans.get(endpoint)
+        self.follow_changes()
+        endpoint, dscp = transmit.endpoint, transmit.traffic_class & ~ECN_MASK
+        plan = self._plans.get((endpoint, dscp))
         if plan is None:
-            if self._is_detoured(endpoint):
+            if not self._is_source_usable(endpoint):
                 endpoint = _forget_source(transmit)
-            plan = self._find_plan(endpoint)
+            plan = self._make_plan(endpoint, dscp)
         failure = _send(transmit, plan)
-        source = endpoint.source
-        if failure in _SOURCE_AT_FAULT and source is not None and (failure == errno.EINVAL or not _is_local(source)):
-            failure = _send(transmit, self._find_plan(_forget_source(transmit)))
+        if failure == errno.EINVAL and endpoint.source is not None and len(endpoint.address) == IPV6_BYTES:
+            # A program may send from a link-local address only by the interface that has it (ip6_datagram_send_ctl).
+            failure = _send(transmit, self._make_plan(_forget_source(transmit), dscp))
         return errno.errorcode.get(failure, str(failure)) if failure else ""
 
-    def _find_plan(self, endpoint: Endpoint) -> _SendPlan | None:
+    def _is_source_usable(self, endpoint: Endpoint) -> bool:
+        """Return whether to send from the learned address; True if there is none.
+
+        Only IPv4 endpoints hold an interface. If there is no route now, the address is kept, because the route may
+        return.
+        """
+        source = endpoint.source
+        if source is None:
+            return True
+        # Both send4 (inet_confirm_addr) and send6 (ipv6_chk_addr) want an address of an interface.
+        if self._local_addresses is None:
+            self._local_addresses = self._rtnetlink.local_addresses()
+        if self._local_addresses is not None and source.address not in self._local_addresses:
+            return False
+        if not source.interface:
+            return True
+        # send4: the route must not fail with EINVAL, nor leave by another interface
+        route = self._route(endpoint)
+        return route.error != errno.EINVAL and (bool(route.error) or route.interface == source.interface)
+
+    def _route(self, endpoint: Endpoint, dscp: int = 0) -> Route:
+        """Look up the route of datagrams to an endpoint: the flow of `send4` and `send6`."""
+        flow = Flow(
+            source=endpoint.source.address if endpoint.source else b"",
+            interface=endpoint.scope_id,
+            fwmark=self._fwmark,
+            tos=dscp,
+            protocol=socket.IPPROTO_UDP,
+            source_port=self._port,
+            destination_port=endpoint.port,
+            uid=self._uid,
+        )
+        return self._rtnetlink.route(endpoint.address, flow)
+
+    def _make_plan(self, endpoint: Endpoint, dscp: int) -> _SendPlan | None:
         """Make and cache the send plan of an endpoint; None if there is no socket of its family."""
         is_ipv4 = len(endpoint.address) == IPV4_BYTES
         sock = self._sockets.get(socket.AF_INET if is_ipv4 else socket.AF_INET6)
@@ -162,23 +222,25 @@ class UdpSockets:
             return None
         host = format_address(endpoint.address)
         to = (host, endpoint.port) if is_ipv4 else (host, endpoint.port, 0, endpoint.scope_id)
+        # A rule or a route may select by DSCP (fib4_rule_match), and the flow of the driver has none.
+        is_free = not dscp or self._route(endpoint, dscp) == self._route(endpoint)
+        info = packet_info(endpoint.source, self._interface(endpoint))
+        plan = _SendPlan(sock, to, info, _TOS if is_ipv4 else _TRAFFIC_CLASS, ~0 if is_free else ECN_MASK)
         if len(self._plans) >= _REMEMBERED:
             self._plans.clear()
-        plan = _SendPlan(sock, to, packet_info(endpoint.source), _TOS if is_ipv4 else _TRAFFIC_CLASS)
-        self._plans[endpoint] = plan
+        self._plans[endpoint, dscp] = plan
         return plan
 
-    def _is_detoured(self, endpoint: Endpoint) -> bool:
-        """Return True if the route from the learned address does not use the learned interface (`send4`).
+    def _interface(self, endpoint: Endpoint) -> int:
+        """Return the index of the interface that sendmsg(2) needs beside the address, 0: none.
 
-        Only IPv4 endpoints hold an interface. If there is no route now, the address is kept, because the route may
-        return.
+        A scope id restricts the route to its interface (`send6`); sendmsg(2) itself only obeys that of link-local
+        addresses. From a link-local source, sendmsg(2) wants an interface for every destination.
         """
         source = endpoint.source
-        if source is None or not source.interface:
-            return False
-        route = self._rtnetlink.route(endpoint.address, source=source.address, fwmark=self._fwmark)
-        return route.error == errno.EINVAL or (not route.error and route.interface != source.interface)
+        if endpoint.scope_id or source is None or len(source.address) == IPV4_BYTES or not _is_link_local(source):
+            return endpoint.scope_id
+        return self._route(endpoint).interface
 
     def _open_both(self, port: int) -> dict[socket.AddressFamily, socket.socket]:
         for attempt in range(_PORT_ATTEMPTS):
@@ -226,11 +288,17 @@ class UdpSockets:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
             # DF stays clear, as in the driver: routers may fragment datagrams, so the inner MTU need not fit the path.
             sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
+            # The driver sends to any address that has a route. Its TTL is the same for all of them (ip4_dst_hoplimit).
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            ttl = sock.getsockopt(socket.IPPROTO_IP, socket.IP_TTL)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
         else:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+            hops = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         except PermissionError:
@@ -257,9 +325,12 @@ def _send(transmit: Transmit[Peer], plan: _SendPlan | None) -> int:
     """Pass a datagram to the stack; returns the errno, 0 if it was taken."""
     if plan is None:
         return errno.EAFNOSUPPORT
+    if transmit.endpoint.address == _UNSPECIFIED:
+        # sendmsg(2) would send to ::1; there is no route to :: (send6).
+        return errno.ENETUNREACH
     ancillary = plan.packet_info
-    if transmit.traffic_class:
-        ancillary = [*ancillary, (*plan.traffic_class, _INT.pack(transmit.traffic_class))]
+    if traffic_class := transmit.traffic_class & plan.bits:
+        ancillary = [*ancillary, (*plan.traffic_class, _INT.pack(traffic_class))]
     try:
         plan.socket.sendmsg([transmit.datagram], ancillary, 0, plan.to)
     except OSError as error:
@@ -274,15 +345,8 @@ def _forget_source(transmit: Transmit[Peer]) -> Endpoint:
     return transmit.endpoint.without_source()
 
 
-def _is_local(source: LocalAddress) -> bool:
-    family = socket.AF_INET if len(source.address) == IPV4_BYTES else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            probe.bind((format_address(source.address), 0))
-    except OSError as error:
-        # Any other error, such as too many open files, does not concern the address.
-        return error.errno != errno.EADDRNOTAVAIL
-    return True
+def _is_link_local(source: LocalAddress) -> bool:
+    return int.from_bytes(source.address[:2]) >> 6 == _LINK_LOCAL
 
 
 def _local_address(ancillary: list[Ancillary]) -> LocalAddress | None:
@@ -302,10 +366,14 @@ def _ecn(ancillary: list[Ancillary]) -> int:
     return 0
 
 
-def packet_info(source: LocalAddress | None) -> list[Ancillary]:
-    """Return the control message that sets the source address of a datagram (ip(7), ipv6(7)); None: no message."""
-    if source is None:
+def packet_info(source: LocalAddress | None, interface: int = 0) -> list[Ancillary]:
+    """Return the control message that sets the source address of a datagram (ip(7), ipv6(7)); None: no message.
+
+    interface: the index of the outgoing interface of an IPv6 datagram, 0: any.
+    """
+    if source is None and not interface:
         return []
-    if len(source.address) == IPV4_BYTES:
+    if source is not None and len(source.address) == IPV4_BYTES:
         return [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, source.address, bytes(4)))]
-    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(source.address, 0))]
+    address = source.address if source else _UNSPECIFIED
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(address, interface))]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from refwg.errors import InterfaceGoneError
 from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
-from refwg.rtnetlink import Monitor, RtnetlinkSocket
+from refwg.rtnetlink import Flow, Monitor, RtnetlinkSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +144,7 @@ class Tun:
         if mtu is None:
             if len(self._mtus) >= _CACHED_ROUTES:
                 self._mtus.clear()
-            route = self._where().rtnetlink.route(destination, interface=self.link.index)
+            route = self._where().rtnetlink.route(destination, Flow(interface=self.link.index))
             mtu = min(self.link.mtu, route.mtu) if route.mtu else self.link.mtu
             self._mtus[destination] = mtu
         return mtu

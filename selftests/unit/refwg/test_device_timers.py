@@ -159,6 +159,20 @@ def test_unsent_datagram_is_not_counted_and_starts_no_timer() -> None:
     assert pair.a.peer.statistics.drops[DropReason.SEND_FAILED] == 1
 
 
+@pytest.mark.requirement("TM-16", "ERR-07")
+@pytest.mark.parametrize(("error", "is_taken"), [("EPERM", True), ("ENOBUFS", True), ("ENETUNREACH", False)])
+def test_datagram_lost_after_routing_starts_timer(error: str, is_taken: bool) -> None:
+    pair = connected()
+    pair.run(60 * SECOND)
+    before = pair.a.peer.statistics.tx_bytes
+    (effect,) = pair.a.device.send_packet(ip_packet(pair.a.inner[4], pair.b.inner[4]), 1420, pair.now)
+    assert isinstance(effect, Transmit)
+    pair.a.device.send_failed(effect, pair.now, error)
+    assert pair.a.peer.statistics.tx_bytes == before + is_taken * len(effect.datagram)
+    assert (pair.a.peer.timers.deadline_of(Timer.NEW_HANDSHAKE) is not None) is is_taken
+    assert pair.a.peer.statistics.drops[DropReason.SEND_FAILED] == 1
+
+
 @pytest.mark.requirement("IF-11")
 def test_sent_cookie_reply_is_not_counted_in_tx_bytes() -> None:
     pair = Pair()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from refwg.rtnetlink import Link, Monitor, RtnetlinkSocket
+from refwg.rtnetlink import Flow, Link, Monitor, RtnetlinkSocket
 from selftests.support.sandbox import run_in_sandbox
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ def test_link_is_found_by_name(rtnetlink: RtnetlinkSocket) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_route_to_loopback_address_leaves_by_lo(rtnetlink: RtnetlinkSocket, address: str) -> None:
     packed = ip_address(address).packed
-    assert rtnetlink.route(packed, source=packed, fwmark=7).interface == 1
+    assert rtnetlink.route(packed, Flow(source=packed, fwmark=7)).interface == 1
 
 
 def test_route_through_missing_interface_returns_enodev(rtnetlink: RtnetlinkSocket) -> None:
-    assert rtnetlink.route(ip_address("127.0.0.1").packed, interface=12345).error == errno.ENODEV
+    assert rtnetlink.route(ip_address("127.0.0.1").packed, Flow(interface=12345)).error == errno.ENODEV
 
 
 def test_address_without_route_returns_enetunreach() -> None:
@@ -55,13 +55,13 @@ def test_monitor_returns_nothing_without_events() -> None:
 def test_route_mtu_and_link_changes_are_reported() -> None:
     code = """
         import subprocess
-        from refwg.rtnetlink import Monitor, RtnetlinkSocket
+        from refwg.rtnetlink import Flow, Monitor, RtnetlinkSocket
         def ip(text): subprocess.run(["ip", *text.split()], check=True)
         rtnetlink, monitor = RtnetlinkSocket(), Monitor(links=True)
         ip("link add v0 type veth peer name v1"); ip("link set v1 up"); ip("link set v0 up")
         ip("address add 10.0.0.1/24 dev v0"); ip("route add 10.0.9.0/24 dev v0 mtu 1299")
         link = rtnetlink.link("v0")
-        by_link = rtnetlink.route(bytes([10, 0, 9, 1]), interface=link.index)
+        by_link = rtnetlink.route(bytes([10, 0, 9, 1]), Flow(interface=link.index))
         print(by_link.mtu, rtnetlink.route(bytes([10, 0, 0, 9])).mtu)
         rtnetlink.set_down(link)
         print(rtnetlink.link("v0").is_up, {seen.is_up for _, seen in monitor.drain() if seen.name == "v0"})
