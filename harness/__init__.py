@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from harness.lab.target import Target as Target
     from harness.lab.timer_slack import slack as slack
     from harness.lab.topology import DIRECT as DIRECT
+    from harness.lab.topology import LINK_LOCAL as LINK_LOCAL
     from harness.lab.topology import LOOPBACK as LOOPBACK
     from harness.lab.topology import NAT as NAT
     from harness.lab.topology import WIRED as WIRED
@@ -139,6 +140,7 @@ NAMES: Final = {
     "Interface": "harness.implementations.interface",
     "Keepalive": "harness.scripted.intents",
     "Key": "harness.control.records",
+    "LINK_LOCAL": "harness.lab.topology",
     "LOOPBACK": "harness.lab.topology",
     "LOW_ORDER_POINTS": "harness.scripted.intents",
     "Lab": "harness.lab.lab",

@@ -193,6 +193,8 @@ def _optional(kind: int, name: str, value: int | None, layout: Struct) -> bytes:
 
 
 def _encode_endpoint(endpoint: Endpoint) -> bytes:
+    if isinstance(endpoint.scope, str):
+        raise UsageError(f"endpoint {endpoint}: netlink wants the index of {endpoint.scope}: call endpoint.resolve")
     try:
         address = socket.inet_pton(endpoint.family, endpoint.host)
         port = endpoint.port.to_bytes(2)

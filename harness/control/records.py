@@ -10,7 +10,7 @@ import base64
 import binascii
 import os
 import socket
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypedDict
 
 from harness.errors import UsageError
@@ -125,28 +125,50 @@ class AllowedIP(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A peer's endpoint: an IP address in canonical notation, a UDP port, an IPv6 scope id."""
+    """A peer's endpoint: an IP address in canonical notation, a UDP port, an IPv6 scope id.
+
+    scope: the index of an interface, or its name, in the node where the sockets of the WireGuard interface are.
+    `Interface.set` resolves a name. States have an index: compare with `Endpoint.parse(text, node.index)`.
+    """
 
     host: str
     port: int
-    scope: int = 0
+    scope: int | str = 0
 
     @classmethod
-    def parse(cls, text: str, scope_index: Callable[[str], int] = socket.if_nametoindex) -> Self:
-        """Read `1.2.3.4:5` or `[fe80::1%3]:5`, as `wg show` prints it.
+    def parse(cls, text: str, scope_index: Callable[[str], int] | None = None) -> Self:
+        """Read `1.2.3.4:5`, `[fe80::1%3]:5` or `[fe80::1%eth0]:5`, as `wg show` prints it.
 
-        scope_index: returns the index of an interface named as scope, in the peer's network namespace.
+        scope_index: returns the index of an interface, such as `node.index`; None keeps the name. Raises UsageError.
         """
         host, _, port = text.rpartition(":")
         bare = host.removeprefix("[").removesuffix("]")
-        address, _, scope = bare.partition("%")
+        address, percent, scope = bare.partition("%")
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
             # An address has many spellings: use that of inet_ntop, as genl.py does for the kernel's answers.
             usual = socket.inet_ntop(family, socket.inet_pton(family, address))
-            return cls(usual, int(port), _scope_id(scope, scope_index))
+            endpoint = cls(usual, int(port))
         except (ValueError, OSError) as error:
-            raise UsageError(f"endpoint {text!r}: want ADDRESS:PORT or [ADDRESS]:PORT") from error
+            raise UsageError(f"endpoint {text!r}: want ADDRESS:PORT, [ADDRESS]:PORT or [ADDRESS%SCOPE]:PORT") from error
+        if not percent:
+            return endpoint
+        if family == socket.AF_INET or not scope:
+            complaint = "an IPv4 address has no scope" if scope else "after % want an interface or its index"
+            raise UsageError(f"endpoint {text!r}: {complaint}")
+        scoped = replace(endpoint, scope=int(scope) if scope.isdecimal() else scope)
+        return scoped if scope_index is None else scoped.resolve(scope_index)
+
+    def resolve(self, scope_index: Callable[[str], int]) -> Self:
+        """Return the endpoint with the index of the interface that its scope names; raises UsageError if unknown."""
+        if isinstance(self.scope, int):
+            return self
+        try:
+            return replace(self, scope=scope_index(self.scope))
+        except (LookupError, OSError, ValueError) as error:
+            raise UsageError(f"endpoint {self}: no interface {self.scope}") from error
+        except UsageError as error:
+            raise UsageError(f"endpoint {self}: {error}") from error
 
     @property
     def family(self) -> int:
@@ -160,12 +182,6 @@ class Endpoint:
 
     def __repr__(self) -> str:
         return f"Endpoint({self})"
-
-
-def _scope_id(text: str, scope_index: Callable[[str], int]) -> int:
-    if not text:
-        return 0
-    return int(text) if text.isdigit() else scope_index(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Final
@@ -71,11 +72,18 @@ class Interface:
         """Change the configuration; raises ControlError with the errno of the implementation.
 
         Raises Unsupported, and sends nothing, for a change that needs the capability `update-peer` or
-        `peer-before-key` if the manifest does not declare it: it may end the program.
+        `peer-before-key` if the manifest does not declare it: it may end the program. An interface that the scope of
+        an endpoint names is looked up in the node with the sockets.
         """
         self._require_declared(config)
+        config = replace(config, peers=tuple(self._with_scope_index(peer) for peer in config.peers))
         self.control.set(config)
         self.told = config.private_key or self.told
+
+    def _with_scope_index(self, peer: PeerConfig) -> PeerConfig:
+        if peer.endpoint is None or isinstance(peer.endpoint.scope, int):
+            return peer
+        return replace(peer, endpoint=peer.endpoint.resolve(self.birth.index))
 
     def _require_declared(self, config: DeviceConfig) -> None:
         lacking = {"update-peer", "peer-before-key"} - self.manifest.capabilities

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from harness.control.records import Endpoint
 from harness.errors import UsageError
 from harness.net.veth import add_veth
 
@@ -40,7 +41,8 @@ class Topology:
 
     birth: the nodes where A and B are created, which keep their sockets; place: the nodes that their links move to.
     sysctls: per node, set first. firewall: per node, a ruleset for nft(8). endpoint_of_a, endpoint_of_b: the endpoint
-    that the other side gets at first; None if only this side can begin.
+    that the other side gets at first; None if only this side can begin. The scope of a link-local one names a device of
+    the other side's birth node.
     """
 
     name: str
@@ -69,6 +71,21 @@ class Topology:
         for node, device in devices:
             if devices.count((node, device)) > 1:
                 raise UsageError(f"topology {self.name}: node {node} has two devices {device}")
+        for name, other in (("endpoint_of_a", self.birth[1]), ("endpoint_of_b", self.birth[0])):
+            self._require_endpoint(name, [device for node, device in devices if node == other] + ["lo"], other)
+
+    def _require_endpoint(self, name: str, devices: list[str], node: str) -> None:
+        """Raise UsageError for a malformed endpoint, or a scope that is not a device of the node that gets it."""
+        text = getattr(self, name)
+        if text is None:
+            return
+        try:
+            scope = Endpoint.parse(text).scope
+        except UsageError as error:
+            raise UsageError(f"topology {self.name}: {name}: {error}") from error
+        if isinstance(scope, str) and scope not in devices:
+            known = ", ".join(devices)
+            raise UsageError(f"topology {self.name}: {name} {text}: node {node} has no device {scope}; it has: {known}")
 
     def __repr__(self) -> str:
         return f"topology {self.name}"
@@ -202,4 +219,31 @@ WIRED: Final = Topology(
     ),
     endpoint_of_a="192.168.1.1:1",
     endpoint_of_b="192.168.1.2:2",
+)
+
+LINK_LOCAL: Final = Topology(
+    name="link-local",
+    drawing="""\
+   ns1 (A)                   ns2 (B)
+  +---------------+         +---------------+
+  | wg0           |         |           wg0 |
+  | veth1         |---------|         veth2 |
+  | fe80::1/64    |         |    fe80::2/64 |
+  | veth3         |---------|         veth4 |
+  | fe80::1/64    |         |    fe80::2/64 |
+  +---------------+         +---------------+
+     both links have the same addresses, so only
+     the scope of an endpoint says which link to take
+""",
+    nodes=("ns1", "ns2"),
+    links=(
+        (End("ns1", "veth1", ("fe80::1/64",)), End("ns2", "veth2", ("fe80::2/64",))),
+        (End("ns1", "veth3", ("fe80::1/64",)), End("ns2", "veth4", ("fe80::2/64",))),
+    ),
+    # IN6_ADDR_GEN_MODE_NONE: the kernel adds no link-local address of its own.
+    sysctls={
+        node: {"net.ipv6.conf.all.accept_dad": 0, "net.ipv6.conf.default.addr_gen_mode": 1} for node in ("ns1", "ns2")
+    },
+    endpoint_of_a="[fe80::1%veth2]:1",
+    endpoint_of_b="[fe80::2%veth1]:2",
 )

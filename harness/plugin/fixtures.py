@@ -110,6 +110,14 @@ def direct(lab: Lab, pair: Pair) -> Tunnel:
 
 
 @pytest.fixture
+def link_local(lab: Lab, pair: Pair) -> Tunnel:
+    """A and B connected by two links with the same link-local addresses (topology `link-local`)."""
+    from harness.lab.topology import LINK_LOCAL
+
+    return _tunnel(lab, LINK_LOCAL, pair)
+
+
+@pytest.fixture
 def wired(lab: Lab, pair: Pair) -> Tunnel:
     """A and B with a wire between them (topology `wired`)."""
     from harness.lab.topology import WIRED

@@ -76,13 +76,33 @@ def test_allowed_ip_is_printed_as_it_is_read(text: str) -> None:
         ("[::ffff:c000:201]:9", "[::ffff:192.0.2.1]:9"),
         ("[fe80::1%7]:9", "[fe80::1%7]:9"),
         ("[fe80::1%eth0]:9", "[fe80::1%42]:9"),
+        ("[ff02::1%eth0]:9", "[ff02::1%42]:9"),
     ],
 )
 def test_endpoint_is_printed_in_canonical_form(text: str, expected: str) -> None:
     assert str(Endpoint.parse(text, {"eth0": 42}.__getitem__)) == expected
 
 
-@pytest.mark.parametrize("text", ["", "192.0.2.1", "192.0.2.1:", "::1:9x", "host:9", "[fe80::1%no-such-interface]:9"])
+@pytest.mark.parametrize("text", ["", "192.0.2.1", "192.0.2.1:", "::1:9x", "host:9"])
 def test_malformed_endpoint_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^endpoint '.*': want ADDRESS:PORT or \[ADDRESS\]:PORT$"):
+    with pytest.raises(UsageError, match=r"^endpoint '.*': want ADDRESS:PORT, \[ADDRESS\]:PORT or \[ADDRESS%SCOPE"):
         Endpoint.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[fe80::1%]:9", "endpoint '.*': after % want an interface or its index"),
+        ("10.0.0.1%eth0:9", "endpoint '.*': an IPv4 address has no scope"),
+        ("[fe80::1%veth9]:9", r"endpoint \[fe80::1%veth9\]:9: no interface veth9"),
+    ],
+)
+def test_malformed_or_unknown_scope_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=f"^{complaint}$"):
+        Endpoint.parse(text, {"eth0": 42}.__getitem__)
+
+
+def test_scope_name_is_kept_until_it_is_resolved() -> None:
+    endpoint = Endpoint.parse("[fe80::1%veth9]:2")
+    assert (str(endpoint), Endpoint.parse(str(endpoint))) == ("[fe80::1%veth9]:2", endpoint)
+    assert endpoint.resolve({"veth9": 7}.__getitem__) == Endpoint("fe80::1", 2, 7)
