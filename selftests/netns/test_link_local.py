@@ -45,7 +45,7 @@ def must_report(side: Interface, endpoint: Endpoint, node: NetNS, how: str) -> N
 
 @pytest.mark.bug("IB-79")
 @pytest.mark.requirement("RT-18", "RT-06")
-def test_endpoint_follows_peer_between_links_and_to_global_address(link_local: Tunnel) -> None:
+def test_endpoint_follows_peer_to_other_link_and_global_address(link_local: Tunnel) -> None:
     ns1, ns2 = link_local.nodes["ns1"], link_local.nodes["ns2"]
     for endpoint, source in (("[fe80::2%veth1]:2", "[fe80::1%veth2]:1"), ("[fe80::2%veth3]:2", "[fe80::1%veth4]:1")):
         must_be_followed(link_local, endpoint, source)

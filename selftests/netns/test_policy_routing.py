@@ -11,6 +11,7 @@ import pytest
 from harness import (
     COOKIE_REPLY,
     INITIATION,
+    V4_OF_A,
     V4_OF_B,
     V6_OF_B,
     DeviceConfig,
@@ -151,6 +152,79 @@ def test_marked_datagrams_leave_by_other_link_with_its_address(
     direct.must_ping("ns1", V4_OF_B)
     seen = direct.seen_by_b().endpoint
     assert seen == Endpoint(detour[0], 1), f"A's marked datagrams leave from {seen}, expected {Endpoint(detour[0], 1)}"
+
+
+@pytest.mark.bug("IB-76")
+@pytest.mark.requirement("RT-11", "RT-13")
+@pytest.mark.capability("sticky-source", "update-peer")
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param("from 10.1.0.77", id="source"),
+        pytest.param("to 10.9.0.1", id="destination"),
+        pytest.param("ipproto udp", id="protocol"),
+        pytest.param("ipproto udp sport 2", id="source-port"),
+        pytest.param("ipproto udp dport 1-9", id="destination-port"),
+        pytest.param("uidrange 0-0", id="uid"),
+        pytest.param("iif lo", id="input-device"),
+        pytest.param("fwmark 7", id="fwmark", marks=pytest.mark.capability("fwmark")),
+    ],
+)
+def test_reply_keeps_source_that_policy_rule_routes(direct: Tunnel, rule: str) -> None:
+    call_second_uplink(direct)
+    if "fwmark" in rule:
+        direct.b.set(DeviceConfig(fwmark=7))
+    direct.nodes["ns2"].run(["ip", "rule", "add", *rule.split(), "lookup", "100", "priority", "100"])
+    direct.must_ping("ns1", V4_OF_B)
+    must_answer_from(direct, "10.1.0.77")
+    direct.must_ping("ns2", V4_OF_A)
+    must_answer_from(direct, "10.1.0.77")
+
+
+@pytest.mark.bug("IB-76")
+@pytest.mark.requirement("RT-13", "RT-12")
+@pytest.mark.capability("sticky-source", "update-peer")
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param("ipproto tcp", id="protocol"),
+        pytest.param("ipproto udp sport 3", id="source-port"),
+        pytest.param("ipproto udp dport 2", id="destination-port"),
+        pytest.param("uidrange 1-9", id="uid"),
+        pytest.param("fwmark 7", id="fwmark"),
+        pytest.param("oif veth4", id="output-device"),
+        # The DSCP of handshakes does not count: the driver looks up the route without it.
+        pytest.param("tos 8", id="tos"),
+    ],
+)
+def test_reply_source_ignores_rule_for_other_flow(direct: Tunnel, rule: str) -> None:
+    call_second_uplink(direct)
+    direct.nodes["ns2"].run(["ip", "rule", "add", *rule.split(), "lookup", "100", "priority", "100"])
+    direct.must_ping("ns1", V4_OF_B)
+    must_answer_from(direct, "10.0.0.2")
+
+
+def call_second_uplink(direct: Tunnel) -> None:
+    """Let A (10.9.0.1) call B at the second address of its second uplink; B's table 100 answers by that uplink."""
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    add_veth(ns1, "veth3", ns2, "veth4")
+    disable_rp_filter(ns1, "veth1", "veth3")
+    disable_rp_filter(ns2, "veth2", "veth4")
+    ns1.add_address("lo", "10.9.0.1/32")
+    ns1.add_address("veth1", "10.0.0.1/24")
+    ns1.add_address("veth3", "10.1.0.9/24")
+    ns2.add_address("veth2", "10.0.0.2/24")
+    ns2.add_address("veth4", "10.1.0.1/24", "10.1.0.77/24")
+    ns1.add_route("10.1.0.77/32", dev="veth3", src="10.9.0.1")
+    ns2.add_route("10.9.0.1/32", via="10.0.0.1")
+    ns2.add_route("10.9.0.1/32", via="10.1.0.9", table=100)
+    direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.1.0.77", 2))
+
+
+def must_answer_from(direct: Tunnel, address: str) -> None:
+    """Check that A reports this address as that of B."""
+    seen = direct.seen_by_a().endpoint
+    assert seen == Endpoint(address, 2), f"A called 10.1.0.77, and B ({direct.b.manifest.name}) answered from {seen}"
 
 
 @pytest.mark.requirement("RT-17")
