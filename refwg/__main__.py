@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import uapi_socket
-from refwg.errors import InterfaceGoneError, OptionError
+from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage
 from refwg.loop import STOPPING_SIGNALS, Loop
-from refwg.tun import TUN_DEVICE, Tun
+from refwg.shortage import SHORTAGES, reason
+from refwg.tun import TUN_DEVICE, Tun, name_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,8 @@ _HELP: Final = """\
 A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver, but it is
 slow, because it handles one packet at a time.
 
-refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, and then goes into the background. wg(8)
+refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, and then goes into the background. In a NAME
+such as wg%d the kernel replaces %d by the first free number; the log on standard error names the interface. wg(8)
 configures the interface like one of the driver. To make a tunnel:
 
   refwg wg0
@@ -49,9 +51,12 @@ then removed.
 
 The interface may be moved to another network namespace. The UDP sockets stay in the namespace of the process.
 
+When descriptors, memory, buffers or disk space run out, refwg logs the shortage and its remedy, at most once a minute
+each, and goes on: packets may be lost, and new connections to the control socket are refused until it is over.
+
 --drop-privileges USER keeps only CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. Keys, peers, ports, marks and the
-link can still be changed, but the interface must not be moved to another namespace. A small helper process stays root
-to remove the socket file at the end.
+link can still be changed, but the interface must not be moved to another namespace: refwg then ends with status 1. A
+small helper process stays root to remove the socket file at the end.
 
 environment:
   LOG_LEVEL              verbose (or debug), error (the default) or silent; logs go to standard error
@@ -59,10 +64,10 @@ environment:
   WG_TUN_FD              descriptor of a TUN interface (IFF_NO_PI) to use instead of a new one
   WG_UAPI_FD             descriptor of a listening socket to use instead of a new one
 
-exit status: 0 ended on request, or is ready in the background; 1 could not start, or a self-test failed; 2 usage
+exit status: 0 ended on request, or because the interface or the socket file was removed, or is ready in the background;
+1 could not start, could not go on, or a self-test failed; 2 usage
 """
 _LEVELS: Final = {"verbose": 2, "debug": 2, "info": 1, "error": 1, "silent": 0}
-_MAX_NAME: Final = 15
 _SELFTEST: Final = "selftest"
 _READY: Final = b"+"
 
@@ -82,8 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from refwg import selftest  # noqa: PLC0415 - no interface needs it
 
         return selftest.main()
-    if not options.name or len(os.fsencode(options.name)) > _MAX_NAME or "/" in options.name:
-        parser.error(f"NAME: expected an interface name of 1 to {_MAX_NAME} bytes without a slash")
+    if options.name is None:
+        parser.error("NAME is missing: the name of the interface to make, such as wg0, or the pattern wg%d")
+    problem = name_problem(options.name)
+    if problem:
+        parser.error(f"NAME {options.name!r}: {problem}")
     if options.mutant is not None:
         return _run_mutant(parser, options)
     return run(options)
@@ -93,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     """Make the interface and serve it; prints the reason if that fails. options: of `main`."""
     try:
         return _run(options)
-    except (OSError, OptionError, InterfaceGoneError) as error:
+    except (OSError, OptionError, InterfaceGoneError, ForbiddenNamespace, Shortage) as error:
         sys.stderr.write(f"refwg: {options.name}: {_with_remedy(error)}\n")
         return 1
 
@@ -102,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="refwg", description=_HELP, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="name of the interface to make, or selftest")
+    parser.add_argument(
+        "name", metavar="NAME", nargs="?", help="interface to make (wg%%d: first free number), or selftest"
+    )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("--engine", choices=["simple"], default="simple", help="engine that processes packets")
     parser.add_argument("--trace", metavar="FILE", help="append every event and drop to FILE, as JSON lines")
@@ -118,6 +128,9 @@ def _run(options: argparse.Namespace) -> int:
     log = _Log(options.name, _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1))
     watcher = _watcher(options, log)
     tun = _tun(options.name)
+    if tun.link.name != options.name:
+        log.name = tun.link.name
+        log.named(options.name)
     with _signals_blocked(STOPPING_SIGNALS):
         return _run_with(tun, watcher, options, log)
 
@@ -216,17 +229,11 @@ def _watcher(options: argparse.Namespace, log: _Log) -> Watcher | None:
     if not options.trace and not options.keylog and log.level <= 1:
         return None
     # Imported late, because importing the JSON module takes time.
-    from refwg.trace import FileWatcher  # noqa: PLC0415
+    from refwg.trace import FileWatcher, LineFile  # noqa: PLC0415
 
     debug = log.debug if log.level > 1 else None
-    return FileWatcher(_open_for_append(options.trace), _open_for_append(options.keylog), debug, log.error)
-
-
-def _open_for_append(name: str | None) -> TextIO | None:
-    """Open a file for appending, readable by its owner only, because it may contain keys."""
-    if not name:
-        return None
-    return open(name, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600))
+    trace, keylog = (LineFile(name, log.error) if name else None for name in (options.trace, options.keylog))
+    return FileWatcher(trace, keylog, debug)
 
 
 def _leave_session() -> None:
@@ -248,16 +255,21 @@ def _detach_and_report(writer: int, *, keep_stderr: bool) -> None:
 class _Log:
     """Log lines on standard error; a line that cannot be written is dropped.
 
-    level: 2 debug and errors, 1 errors, 0 nothing.
+    level: 2 debug and errors, 1 errors, 0 nothing. name: that of the interface, in each line.
     """
 
     def __init__(self, name: str, level: int) -> None:
         self.level = level
-        self._name = name
+        self.name = name
 
     def debug(self, message: str) -> None:
         """Print an event; the caller checks that the level is 2."""
         self._write("DEBUG", message)
+
+    def named(self, pattern: str) -> None:
+        """Print the name that the kernel chose for this pattern, unless LOG_LEVEL is silent."""
+        if self.level:
+            self._write("INFO", f"the interface for {pattern} is {self.name}")
 
     def error(self, message: str) -> None:
         """Print an error, unless LOG_LEVEL is silent."""
@@ -266,7 +278,7 @@ class _Log:
 
     def _write(self, kind: str, message: str) -> None:
         with suppress(OSError, ValueError):
-            sys.stderr.write(f"{kind}: ({self._name}) {message}\n")
+            sys.stderr.write(f"{kind}: ({self.name}) {message}\n")
             sys.stderr.flush()
 
 
@@ -295,16 +307,24 @@ def _version() -> str:
 
 def _with_remedy(error: Exception) -> str:
     if isinstance(error, InterfaceGoneError):
-        return str(error) or "the interface was deleted"
-    if isinstance(error, PermissionError) and error.filename == TUN_DEVICE:
-        return f"{error}: run as root, or allow others to open it, as root: chmod 0666 {TUN_DEVICE}"
+        return "the interface was deleted"
     if isinstance(error, PermissionError):
-        return f"{error}: CAP_NET_ADMIN is needed: run as root, or in a user namespace of your own"
+        return f"{error}: {_permission(error.filename)}"
     if isinstance(error, FileNotFoundError) and error.filename == TUN_DEVICE:
         return f"{error}: the kernel module tun is not loaded; as root: modprobe tun"
     if isinstance(error, OSError) and error.errno == errno.EBUSY:
         return f"{error}: an interface with this name already exists"
+    if isinstance(error, OSError) and error.errno in SHORTAGES and not error.filename:
+        return f"[Errno {error.errno}] {reason(error.errno)}"
     return str(error)
+
+
+def _permission(filename: object) -> str:
+    if filename == TUN_DEVICE:
+        return f"run as root, or allow others to open it, as root: chmod 0666 {TUN_DEVICE}"
+    if filename:
+        return "the user of refwg needs write permission there"
+    return "CAP_NET_ADMIN is needed: run as root, or in a user namespace of your own"
 
 
 if __name__ == "__main__":

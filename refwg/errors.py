@@ -14,7 +14,9 @@ class RefwgError(Exception):
     RefwgError
     |- ConfigError         a request that cannot be carried out, with the errno of the reply
     |- OptionError         an option or environment variable with a value that cannot be used
-    |- InterfaceGoneError  the interface was deleted, or its namespace cannot be entered
+    |- InterfaceGoneError  the interface or its namespace was deleted
+    |- ForbiddenNamespace  the interface is in a network namespace that this process must not enter
+    |- Shortage            the system lacks descriptors, memory or buffers at the moment
     |- InvalidArgument     an argument that no caller may pass; also a ValueError
     |- MalformedMessage    bytes that are none of the four messages
     |- NotAuthentic        a tag that does not verify
@@ -40,7 +42,22 @@ class OptionError(RefwgError):
 
 
 class InterfaceGoneError(RefwgError):
-    """The interface or its namespace was deleted (no message), or its namespace cannot be entered (with a message)."""
+    """The interface or its namespace was deleted."""
+
+
+class ForbiddenNamespace(RefwgError):
+    """The interface is in a network namespace that this process must not enter; the message has the remedy."""
+
+
+class Shortage(RefwgError):
+    """The system lacks descriptors, memory or buffers; nothing has changed, and the caller may try again later.
+
+    errno: the error number (errno(3), positive). The message names what failed, the shortage and the remedy.
+    """
+
+    def __init__(self, message: str, errno: int) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class InvalidArgument(RefwgError, ValueError):

@@ -9,7 +9,7 @@ higher rate that IPv6 allows for destinations with a short prefix.
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,9 +18,12 @@ from refwg.boundary import LocalAddress
 from refwg.conntrack import Conntrack
 from refwg.ip import IPV4_BYTES, IPV6_BYTES
 from refwg.messages import MILLISECOND, SECOND
+from refwg.shortage import is_shortage
 from refwg.socket import packet_info
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from refwg.ip import IcmpError
     from refwg.rtnetlink import RtnetlinkSocket
 
@@ -91,18 +94,23 @@ class IcmpLimits:
 class IcmpSender:
     """Sends ICMP errors in the network namespace in which it was made.
 
-    rtnetlink: a socket in the same namespace. Without the right to open raw sockets it sends nothing.
+    rtnetlink: a socket in the same namespace. Without the right to open raw sockets it sends nothing; a shortage raises
+    OSError, because it may be over soon.
     """
 
     def __init__(self, rtnetlink: RtnetlinkSocket) -> None:
         self._rtnetlink = rtnetlink
         self._sockets: dict[int, socket.socket] = {}
         self._conntrack: Conntrack | None = None
-        with suppress(OSError):
-            self._conntrack = Conntrack()
-        with suppress(OSError):
-            self._sockets[IPV4_BYTES] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
-            self._sockets[IPV6_BYTES] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+        try:
+            with _unless_shortage():
+                self._conntrack = Conntrack()
+            with _unless_shortage():
+                self._sockets[IPV4_BYTES] = _raw_socket(socket.AF_INET, socket.IPPROTO_ICMP)
+                self._sockets[IPV6_BYTES] = _raw_socket(socket.AF_INET6, socket.IPPROTO_ICMPV6)
+        except OSError:
+            self.close()
+            raise
 
     def send(self, error: IcmpError, limits: IcmpLimits, now: int) -> bool:
         """Send an error; returns False if the limit of its destination is reached, or the stack refuses it."""
@@ -138,6 +146,16 @@ class IcmpSender:
         return LocalAddress(route.source) if route.source else None
 
 
+@contextmanager
+def _unless_shortage() -> Iterator[None]:
+    """Ignore an OSError of the block, such as a missing right, but not a shortage."""
+    try:
+        yield
+    except OSError as error:
+        if is_shortage(error):
+            raise
+
+
 def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     # The socket only sends; received messages would fill its buffer.
@@ -146,7 +164,6 @@ def _raw_socket(family: socket.AddressFamily, protocol: int) -> socket.socket:
 
 
 def _sysctl(name: str, default: int) -> int:
-    try:
+    with _unless_shortage(), suppress(ValueError):
         return int(Path("/proc/sys/net", name).read_text())
-    except (OSError, ValueError):
-        return default
+    return default

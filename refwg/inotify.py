@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -16,6 +17,11 @@ _IN_DELETE: Final = 0x200
 _IN_NONBLOCK: Final = 0o4000
 _IN_CLOEXEC: Final = 0o2000000
 _BUFFER: Final = 1 << 16
+# inotify(7) has limits of its own for each user; the texts of these errors name only the general ones.
+_REMEDIES: Final = {
+    errno.EMFILE: " (raise fs.inotify.max_user_instances, or RLIMIT_NOFILE)",
+    errno.ENOSPC: " (raise fs.inotify.max_user_watches)",
+}
 
 
 class RemovalWatch:
@@ -27,7 +33,8 @@ class RemovalWatch:
         events = _IN_DELETE | _IN_MOVED_FROM | _IN_MOVED_TO
         if self._descriptor < 0 or libc.inotify_add_watch(self._descriptor, os.fsencode(directory), events) < 0:
             number = ctypes.get_errno()
-            raise OSError(number, f"inotify: {os.strerror(number)}", str(directory))
+            remedy = _REMEDIES.get(number, "")
+            raise OSError(number, f"inotify: {os.strerror(number)}{remedy}", str(directory))
 
     def fileno(self) -> int:
         """Return the descriptor, for a selector."""

@@ -12,13 +12,15 @@ import selectors
 import signal
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
-from refwg.errors import ConfigError, InterfaceGoneError
+from refwg.errors import ConfigError, InterfaceGoneError, Shortage
 from refwg.messages import MILLISECOND, SECOND
 from refwg.rtnetlink import Monitor, RtnetlinkSocket
+from refwg.shortage import Complaints, as_shortage
 from refwg.socket import UdpSockets
 from refwg.uapi_socket import Control
 
@@ -34,6 +36,11 @@ if TYPE_CHECKING:
 
 # The machine was asleep if CLOCK_BOOTTIME has gained this much on CLOCK_MONOTONIC.
 _ASLEEP: Final = 500 * MILLISECOND
+# After a shortage: the time until the state of the interface is read again, or new connections are accepted again.
+_TRY_AGAIN_AFTER: Final = SECOND
+# A shortage that stopped a handler may leave its descriptor readable. This pause (in seconds) keeps it from becoming a
+# busy loop.
+_PAUSE: Final = 0.05
 # The garbage collector searches for reference cycles after this many new objects (gc.set_threshold).
 _GARBAGE: Final = 100_000
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -65,10 +72,12 @@ class Loop:
     def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
         self._tun = tun
         self._log_error = log_error
+        self._complaints = Complaints(log_error, boot_clock)
+        tun.complain = self._complaints.shortage
         self._routes = Monitor(links=True, routes=True)
         self._sockets = UdpSockets(RtnetlinkSocket(), self._routes)
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
-        self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock)
+        self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock, self._complaints.not_sent)
         self._selector = selectors.DefaultSelector()
         self._control = Control(
             listener,
@@ -77,12 +86,16 @@ class Loop:
             self._sockets,
             clock=boot_clock,
             carry_out=self._engine.carry_out,
+            complain=self._complaints.shortage,
+            try_later=self._try_later,
         )
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._udp: list[socket.socket] = []
         self._udp_generation = -1
         self._is_running = True
         self._sleep_seen = _time_asleep()
+        # What must be tried again after a shortage, with the time.
+        self._later: dict[Callable[[], None], int] = {}
 
     def start(self) -> None:
         """Do the last steps that can fail; the process may then report that it is ready."""
@@ -96,13 +109,14 @@ class Loop:
         gc.set_threshold(_GARBAGE)
 
     def run(self) -> None:
-        """Handle events until SIGTERM or SIGINT, or until the interface or the socket file is removed."""
-        try:
+        """Handle events until SIGTERM or SIGINT, or until the interface or the socket file is removed.
+
+        Raises ForbiddenNamespace if the interface was moved to where this process must not follow it, and OSError if
+        the system refuses what refwg cannot do without. A shortage is logged, and the loop goes on.
+        """
+        with suppress(InterfaceGoneError):
             while self._is_running:
                 self._turn()
-        except InterfaceGoneError as error:
-            if str(error):
-                self._log_error(str(error))
         self._device.down(boot_clock())
         # This removes the interface now; the rest of the shutdown may take longer.
         self._tun.close()
@@ -127,21 +141,43 @@ class Loop:
         stop_if_removed(0)
 
     def _turn(self) -> None:
-        self._watch_udp()
+        self._survive(self._watch_udp)
         ready = self._selector.select(self._timeout())
         # Before any event: handlers must not use keys from before the sleep, nor begin a handshake that is then erased.
         self._notice_sleep()
         # Changes of routes and links come first, because they decide how the next datagrams are sent.
         for key, events in sorted(ready, key=_by_urgency):
             handler: Handler = key.data
-            handler(events)
-            self._watch_udp()
-        self._engine.time_passed()
+            self._survive(handler, events)
+            self._survive(self._watch_udp)
+        self._survive(self._engine.time_passed)
+        self._try_again()
         self._tun.rest()
 
+    def _survive(self, step: Callable[..., None], *arguments: int) -> None:
+        """Call one step of a turn; a shortage that stops it is logged and costs only the packets of this step."""
+        try:
+            with as_shortage("an event could not be handled"):
+                step(*arguments)
+        except Shortage as shortage:
+            self._complaints.shortage("turn", str(shortage))
+            time.sleep(_PAUSE)
+
+    def _try_later(self, step: Callable[[], None]) -> None:
+        """Call `step` in a second; asked twice, it is called once."""
+        self._later.setdefault(step, boot_clock() + _TRY_AGAIN_AFTER)
+
+    def _try_again(self) -> None:
+        now = boot_clock()
+        for step in [step for step, due in self._later.items() if due <= now]:
+            del self._later[step]
+            self._survive(step)
+
     def _timeout(self) -> float | None:
-        deadline = self._engine.next_deadline()
-        return None if deadline is None else max(0, deadline - boot_clock()) / SECOND
+        deadlines = [
+            deadline for deadline in (self._engine.next_deadline(), *self._later.values()) if deadline is not None
+        ]
+        return max(0, min(deadlines) - boot_clock()) / SECOND if deadlines else None
 
     def _stop(self) -> None:
         self._is_running = False
@@ -160,19 +196,30 @@ class Loop:
         """Register the UDP sockets that are open now, if they have changed."""
         if self._udp_generation == self._sockets.generation:
             return
-        self._udp_generation = self._sockets.generation
         for sock in self._udp:
-            self._selector.unregister(sock)
+            # After a shortage in the selector some may not be registered.
+            with suppress(KeyError, ValueError):
+                self._selector.unregister(sock)
         self._udp = self._sockets.sockets
         for sock in self._udp:
             self._selector.register(
                 sock, selectors.EVENT_READ, lambda _, sock=sock: self._engine.datagrams_waiting(sock)
             )
+        # Last, so that a shortage in the selector is made good at the next turn.
+        self._udp_generation = self._sockets.generation
 
     def _link_changed(self, _: int) -> None:
-        if self._tun.refresh():
-            self._device.down(boot_clock())
-        self._apply_link_state()
+        self._refresh_link()
+
+    def _refresh_link(self) -> None:
+        """Read the link's state and apply it; after a shortage this is tried again until it succeeds."""
+        try:
+            if self._tun.refresh():
+                self._device.down(boot_clock())
+            self._apply_link_state()
+        except Shortage as shortage:
+            self._complaints.shortage("look", str(shortage))
+            self._try_later(self._refresh_link)
 
     def _apply_link_state(self) -> None:
         """Set the device up or down like the interface; if the device cannot go up, set the interface down."""
@@ -183,7 +230,7 @@ class Loop:
         try:
             self._engine.carry_out(self._device.up(boot_clock()))
         except ConfigError as error:
-            self._log_error(str(error))
+            self._log_error(f"{error}; the interface is set down")
             self._tun.set_down()
 
     def _notice_sleep(self) -> None:

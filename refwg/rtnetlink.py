@@ -208,9 +208,14 @@ class RtnetlinkSocket(NetlinkSocket):
         super().__init__(socket.NETLINK_ROUTE)
 
     def link(self, name: str) -> Link | None:
-        """Return the interface with this name, None if there is none."""
+        """Return the interface with this name, None if there is none; raises OSError if the kernel cannot answer.
+
+        A lack of memory must not look like a missing interface.
+        """
         body = _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0) + attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0")
         failure, answer = self.request(_RTM_GETLINK, body)
+        if failure not in {0, errno.ENODEV}:
+            raise OSError(failure, os.strerror(failure))
         return None if failure else _read_link(answer)
 
     def namespace_id(self, namespace: int) -> int | None:

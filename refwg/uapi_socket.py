@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import selectors
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from refwg.shortage import SHORTAGES, reason
 from refwg.uapi import Conversation
 
 if TYPE_CHECKING:
@@ -25,6 +28,9 @@ DIRECTORY: Final = Path("/var/run/wireguard")
 _CHUNK: Final = 1 << 18
 _HANGS_UP_WITHIN: Final = 1.0
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
+# Descriptors that connections leave free: for new UDP sockets, and for sockets in the interface's namespace.
+_KEPT_FREE: Final = 16
+_REFUSAL: Final = f"errno={-errno.EMFILE}\n\n".encode()
 
 
 def socket_path(name: str) -> Path:
@@ -87,23 +93,28 @@ def listen(name: str) -> socket.socket:
 
 
 def _is_answered(path: Path) -> bool:
-    """Return True if a live process serves this socket, and not one that is about to end and closes the connection."""
+    """Return True if a live process serves this socket, and not one that is about to end and closes the connection.
+
+    Raises OSError if that cannot be found out: the file of a live process must not be replaced.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         probe.settimeout(_HANGS_UP_WITHIN)
         try:
             probe.connect(str(path))
-            probe.recv(1)
-        except TimeoutError:
+            # A process with too many connections refuses this one by an errno; it lives.
+            return bool(probe.recv(1))
+        except (TimeoutError, BlockingIOError):
+            # Nothing was received, or the backlog is full: the process is busy.
             return True
-        except OSError:
+        except (ConnectionError, FileNotFoundError):
             return False
-        return False
 
 
 class Control:
     """Accepts UAPI connections and serves them without blocking.
 
-    clock: returns `now` in nanoseconds. carry_out: called with the effects of each request.
+    clock: returns `now` in nanoseconds. carry_out: called with the effects of each request. complain: called with a
+    topic and a message when connections are refused. try_later: calls a function again in a while.
     """
 
     def __init__(
@@ -115,6 +126,8 @@ class Control:
         *,
         clock: Callable[[], int],
         carry_out: Callable[[tuple[Effect, ...]], None],
+        complain: Callable[[str, str], None] = lambda _topic, _message: None,
+        try_later: Callable[[Callable[[], None]], None] = lambda _: None,
     ) -> None:
         self._listener = listener
         self._selector = selector
@@ -122,32 +135,62 @@ class Control:
         self._sockets = sockets
         self._clock = clock
         self._carry_out = carry_out
+        self._complain = complain
+        self._try_later = try_later
         self._reserve: int | None = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         listener.setblocking(False)
-        selector.register(listener, selectors.EVENT_READ, self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self, _: int) -> None:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _NO_DESCRIPTOR:
-                self._turn_away()
+                self._turn_away(error.errno)
+            elif error.errno in SHORTAGES:
+                self._stop_listening(error.errno)
             return
         connection.setblocking(False)
+        # The kernel gives the lowest free number, so a high one means that few are left.
+        if connection.fileno() >= _highest_for_connections():
+            self._refuse(connection, errno.EMFILE)
+            return
         _Connection(self, connection)
 
-    def _turn_away(self) -> None:
-        """Free a reserved descriptor to accept and close a connection, because no other descriptor is left.
+    def _refuse(self, connection: socket.socket, number: int) -> None:
+        """Answer with an errno and close: an idle connection must not take what the interface needs."""
+        self._complain("accept", f"control socket: a connection was refused: {reason(number)}")
+        with connection, suppress(OSError):
+            connection.send(_REFUSAL)
+
+    def _turn_away(self, number: int) -> None:
+        """Free a reserved descriptor to accept and refuse a connection, because no other descriptor is left.
 
         Otherwise the connection would stay in the backlog and keep the listening socket readable: a busy loop.
         """
         if self._reserve is not None:
             os.close(self._reserve)
             self._reserve = None
-        with suppress(OSError):
-            self._listener.accept()[0].close()
+        try:
+            connection, _ = self._listener.accept()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._stop_listening(error.errno or number)
+        else:
+            connection.setblocking(False)
+            self._refuse(connection, number)
         with suppress(OSError):
             self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _stop_listening(self, number: int) -> None:
+        """Leave connections in the backlog for a while, because they can neither be accepted nor refused."""
+        self._complain("accept", f"control socket: no connection can be accepted: {reason(number)}")
+        self._selector.unregister(self._listener)
+        self._try_later(self._listen)
 
     def serve(self, connection: socket.socket, handler: Callable[[int], None], events: int) -> None:
         """Call `handler` when a connection is ready for `events` (selectors.EVENT_READ, EVENT_WRITE)."""
@@ -173,6 +216,12 @@ class Control:
         return answer.reply, answer.is_over
 
 
+def _highest_for_connections() -> int:
+    """Return the first descriptor number that no connection may have; read each time, as prlimit(2) may change it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit - min(_KEPT_FREE, limit // 4)
+
+
 class _Connection:
     def __init__(self, control: Control, connection: socket.socket) -> None:
         self._control = control
@@ -191,6 +240,10 @@ class _Connection:
             return
         except OSError:
             self._control.leave(self._socket)
+        except MemoryError:
+            # The request is lost; its client must not wait for the reply.
+            self._control.leave(self._socket)
+            raise
 
     def _read(self) -> None:
         data = self._socket.recv(_CHUNK)

@@ -30,13 +30,24 @@ _HANDSHAKES_AT_ONCE: Final = 8
 
 
 class SimpleEngine:
-    """Moves packets in both directions; clock: returns `now` for the device, in nanoseconds."""
+    """Moves packets in both directions; clock: returns `now` for the device, in nanoseconds.
 
-    def __init__(self, device: Device, sockets: UdpSockets, tun: Tun, clock: Callable[[], int]) -> None:
+    not_sent: called with the name of the errno for each datagram that the network stack refused.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        sockets: UdpSockets,
+        tun: Tun,
+        clock: Callable[[], int],
+        not_sent: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._device = device
         self._sockets = sockets
         self._tun = tun
         self._clock = clock
+        self._not_sent = not_sent
 
     def packets_waiting(self) -> None:
         """Read and encrypt packets of the interface, up to 64; call it when the interface is readable."""
@@ -75,6 +86,7 @@ class SimpleEngine:
             if isinstance(effect, Transmit):
                 error = self._sockets.send(effect)
                 if error:
+                    self._not_sent(error)
                     self._device.send_failed(effect, self._clock(), error)
                 else:
                     self._device.sent(effect, self._clock())

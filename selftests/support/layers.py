@@ -52,6 +52,7 @@ CORE_ROWS: Final = [
 ]
 # Modules that may use clock, randomness, sockets and files.
 WORLD_ROWS: Final = [
+    ["shortage"],
     ["rtnetlink", "inotify"],
     ["conntrack", "socket"],
     ["icmp"],

@@ -4,12 +4,16 @@ import errno
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from refwg.__main__ import main
 from refwg.tun import Tun
 from selftests.support.sandbox import ROOT, run_in_sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START = """
         import os, signal, socket, subprocess, sys, time
@@ -125,8 +129,8 @@ def test_start_that_fails_late_has_status_1_and_leaves_nothing(options: str) -> 
         process = subprocess.run([sys.executable, "-m", "refwg", {options}, "wg0"], capture_output=True, text=True)
         print(process.returncode, path.exists(), ip("link show wg0").returncode, process.stderr)
     """
-    reason = "refwg: wg0: [Errno 24] inotify: Too many open files: '/var/run/wireguard'\n\n"
-    assert run_in_sandbox(START, code) == "1 False 1 " + reason
+    reason = "inotify: Too many open files (raise fs.inotify.max_user_instances, or RLIMIT_NOFILE)"
+    assert run_in_sandbox(START, code) == f"1 False 1 refwg: wg0: [Errno 24] {reason}: '/var/run/wireguard'\n\n"
 
 
 @pytest.mark.parametrize(
@@ -154,8 +158,95 @@ def test_interface_name_in_use_is_reported() -> None:
         completed = subprocess.run([sys.executable, "-m", "refwg", "wg0"], capture_output=True, text=True)
         print(completed.returncode, completed.stderr, end="")
     """
-    words = "refwg: wg0: [Errno 16] Device or resource busy: an interface with this name already exists\n"
-    assert run_in_sandbox(START, code) in {f"1 {words}", "1 refwg: wg0: [Errno 22] Invalid argument\n"}
+    words = "an interface with this name already exists, and it is not a TUN interface"
+    assert run_in_sandbox(START, code) == f"1 refwg: wg0: {words}\n"
+
+
+# The names of the kernel (dev_valid_name), each with the rule that it breaks.
+@pytest.mark.bug("IB-78")
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("", "0 bytes: an interface name has 1 to 15 bytes"),
+        ("a" * 16, "16 bytes: an interface name has 1 to 15 bytes"),
+        ("ä" * 8, "16 bytes: an interface name has 1 to 15 bytes"),
+        ("à", "must not contain white space (the kernel takes the byte 0xa0 for one too)"),
+        ("wg 0", "must not contain white space"),
+        ("wg\n", "must not contain white space"),
+        ("a/b", "must not contain '/'"),
+        ("wg:0", "must not contain ':'"),
+        (".", "must not be '.' or '..'"),
+        ("..", "must not be '.' or '..'"),
+        ("wg%s", "a pattern contains '%d' once"),
+        ("wg%", "a pattern contains '%d' once"),
+        ("%d%d", "a pattern contains '%d' once"),
+    ],
+)
+def test_name_that_kernel_refuses_is_answered_by_its_rule(
+    name: str, rule: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["-f", name])
+    assert (end.value.code, rule in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.bug("IB-78")
+def test_kernel_refuses_exactly_names_that_refwg_refuses() -> None:
+    code = """
+        from refwg.errors import OptionError
+        from refwg.tun import Tun, name_problem
+        names = ["wg0", "x", "a" * 15, "a" * 16, "ä", "à", "é", "wg 0", "wg\\t", "wg\\x0b", "a/b", "a:b", ".", "..",
+                 "...", "wg%d", "%d", "wg%s", "wg%", "%d%d", "wg%d%", "wg%%d", "-", "wg\\x01", "all", "default"]
+        for name in names:
+            try:
+                Tun.create(name).close()
+            except OptionError:
+                if not name_problem(name): print(name, "is refused by the kernel")
+            else:
+                if name_problem(name) and len(name) < 16: print(name, "is taken by the kernel")
+    """
+    # These two are directories of /proc/sys/net; an older kernel takes them.
+    assert run_in_sandbox(START, code) in {"", "all is refused by the kernel\ndefault is refused by the kernel\n"}
+
+
+@pytest.mark.bug("IB-78")
+def test_interface_of_pattern_gets_first_free_number() -> None:
+    code = """
+        def begin(*options):
+            return subprocess.run([sys.executable, "-m", "refwg", *options, "wg%d"], capture_output=True, text=True)
+        first, second = begin(), begin("--trace", "/run/trace")
+        print(first.stderr, second.stderr, first.stdout, second.stdout, sorted(os.listdir("/run/wireguard")))
+        print(sorted(wg("show interfaces").stdout.split()))
+        for number in (0, 1):
+            Path(f"/run/wireguard/wg{number}.sock").unlink()
+            wait_for(lambda: ip(f"link show wg{number}").returncode)
+    """
+    logs = [f"INFO: (wg{number}) the interface for wg%d is wg{number}\n" for number in (0, 1)]
+    expected = f"{logs[0]} {logs[1]}   ['wg0.sock', 'wg1.sock']\n['wg0', 'wg1']\n"
+    assert run_in_sandbox(START, code) == expected
+
+
+@pytest.mark.bug("IB-78")
+def test_persistent_tun_interface_of_same_name_is_taken_over() -> None:
+    code = """
+        ip("tuntap add dev wg0 mode tun"); index = socket.if_nametoindex("wg0")
+        print(start().wait(), wg("show wg0 fwmark").stdout.strip(), socket.if_nametoindex("wg0") == index)
+        path.unlink(); wait_for(lambda: ip("tuntap del dev wg0 mode tun").returncode == 0)
+    """
+    assert run_in_sandbox(START, code).startswith("0 off True\n")
+
+
+def test_unwritable_trace_file_is_reported_with_its_remedy(tmp_path: Path) -> None:
+    missing = tmp_path / "missing" / "trace"
+    completed = subprocess.run(
+        [sys.executable, "-m", "refwg", "-f", "--trace", str(missing), "wg0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = f"refwg: wg0: [Errno 2] No such file or directory: '{missing}'\n"
+    assert (completed.returncode, completed.stderr) == (1, error)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +293,7 @@ def test_refwg_works_without_standard_streams(closed: str) -> None:
     assert run_in_sandbox(START, code) == "0\noff 0\n"
 
 
-def test_trace_is_given_up_when_disk_is_full() -> None:
+def test_trace_loses_events_while_disk_is_full() -> None:
     code = """
         errors = open("/run/errors", "w")
         process = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "--trace", "/dev/full", "wg0"], stderr=errors)
@@ -211,8 +302,37 @@ def test_trace_is_given_up_when_disk_is_full() -> None:
         ip("link set wg0 down"); wait_for(lambda: is_free(7)); process.terminate()
         print(process.wait(5), Path("/run/errors").read_text(), end="")
     """
-    words = "ERROR: (wg0) /dev/full: No space left on device; no more is written to this file\n"
-    assert run_in_sandbox(START, code) == f"0 {words}"
+    reason = "No space left on device: free space on the file system; events are lost until then"
+    assert run_in_sandbox(START, code) == f"0 ERROR: (wg0) /dev/full: {reason}\n"
+
+
+@pytest.mark.bug("IB-77")
+def test_trace_goes_on_in_whole_lines_once_disk_has_room() -> None:
+    code = """
+        import json
+        Path("/run/small").mkdir(); subprocess.run("mount -t tmpfs -o size=8k none /run/small".split(), check=True)
+        filler, trace = Path("/run/small/filler"), Path("/run/small/trace"); filler.write_bytes(bytes(4096))
+        errors = open("/run/errors", "w")
+        process = subprocess.Popen([sys.executable, "-m", "refwg", "-f", "--trace", trace, "wg0"], stderr=errors)
+        wait_for(path.exists); wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+        def flap():
+            ip("link set wg0 up"); wait_for(lambda: not is_free(7))
+            ip("link set wg0 down"); wait_for(lambda: is_free(7))
+        while not Path("/run/errors").stat().st_size:
+            flap()
+        filler.unlink(); flap(); process.terminate()
+        print(process.wait(5), {json.loads(line)["event"] for line in trace.read_text().splitlines()})
+        first, second = Path("/run/errors").read_text().splitlines()
+        print(first); print(second.replace("1 events", "N events").replace("2 events", "N events"))
+    """
+    reason = "No space left on device: free space on the file system; events are lost until then"
+    words = [
+        "0 {'up', 'down'}",
+        f"ERROR: (wg0) /run/small/trace: {reason}",
+        "ERROR: (wg0) /run/small/trace: written again; N events were lost",
+    ]
+    output = run_in_sandbox(START, code).replace("{'down', 'up'}", "{'up', 'down'}")
+    assert output.splitlines() == words
 
 
 def test_file_that_replaced_socket_is_kept_when_refwg_ends() -> None:

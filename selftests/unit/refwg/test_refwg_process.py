@@ -97,14 +97,36 @@ def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
             highest = max(int(name) for name in os.listdir(f"/proc/{refwg.pid}/fd"))
             resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, (highest + 1, before[1]))
             client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 7 in ports())
-            print(ask(b"get=1\\n\\n")); used = cpu(refwg.pid); let_pass(0.5, "a busy loop would cost that")
+            # A client that writes after the refusal gets EPIPE instead.
+            print(ask(b"get=1\\n\\n") in {b"", b"errno=-24\\n\\n"})
+            used = cpu(refwg.pid); let_pass(0.5, "a busy loop would cost that")
             print(cpu(refwg.pid) - used < 0.3)
             resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, before)
             client.sendall(b"set=1\\nlisten_port=8\\n\\n"); print(client.recv(1000), 8 in ports())
         end()
     """
-    answers = "b'errno=-24\\n\\n' True\nb''\nTrue\nb'errno=0\\n\\n' True\n"
-    assert run(code) == answers + CLEAN_EXIT
+    answers = "b'errno=-24\\n\\n' True\nTrue\nTrue\nb'errno=0\\n\\n' True\n"
+    reason = "Too many open files: close idle connections to the control socket, or raise RLIMIT_NOFILE (ulimit -n)"
+    assert run(code) == answers + f"0 False ERROR: (wg0) control socket: a connection was refused: {reason}\n\n"
+
+
+@pytest.mark.bug("IB-77")
+def test_refwg_goes_on_after_request_that_needs_too_much_memory() -> None:
+    code = """
+        key = os.urandom(32).hex()
+        prefixes = "".join(f"allowed_ip=10.{n >> 8 & 255}.{n & 255}.{n >> 16}/32\\n" for n in range(300_000))
+        request = f"set=1\\npublic_key={key}\\n{prefixes}\\n".encode()
+        before = resource.prlimit(refwg.pid, resource.RLIMIT_AS)
+        size = int(Path(f"/proc/{refwg.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.prlimit(refwg.pid, resource.RLIMIT_AS, (size + (8 << 20), before[1]))
+        print(ask(request), refwg.poll())
+        resource.prlimit(refwg.pid, resource.RLIMIT_AS, before)
+        print(ask(f"set=1\\npublic_key={key}\\nremove=true\\n\\n".encode()), wg("show wg0 listen-port").stdout.strip())
+        ip("link set wg0 up"); wait_for(lambda: 7 in ports()); end()
+    """
+    reason = "Cannot allocate memory: free memory, or raise the memory limit of the process or its cgroup"
+    log = f"ERROR: (wg0) an event could not be handled: {reason}\n"
+    assert run(code) == f"b'' None\nb'errno=0\\n\\n' 7\n0 False {log}\n"
 
 
 def test_interface_goes_down_again_when_its_port_is_in_use() -> None:
@@ -115,7 +137,7 @@ def test_interface_goes_down_again_when_its_port_is_in_use() -> None:
         print(Path("/run/errors").read_text(), end=""); errors.truncate(0)
         ip("link set wg0 up"); wait_for(lambda: 7 in ports()); refwg.terminate(); print(refwg.wait(5))
     """
-    assert run(code) == "ERROR: (wg0) port 7: Address already in use\n0\n"
+    assert run(code) == "ERROR: (wg0) port 7: Address already in use; the interface is set down\n0\n"
 
 
 @pytest.mark.requirement("NS-06", "CFG-54")

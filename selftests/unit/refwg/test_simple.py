@@ -143,6 +143,17 @@ def test_failed_datagram_is_reported_to_device() -> None:
     assert (rig.device.statistics.tx_bytes, rig.device.statistics.drops[DropReason.SEND_FAILED]) == (0, 1)
 
 
+@pytest.mark.bug("IB-77")
+def test_refused_datagram_is_handed_to_complaints_with_its_errno() -> None:
+    rig = Rig()
+    names: list[str] = []
+    rig.udp.why = "ENOBUFS"
+    sockets, tun = cast("UdpSockets", rig.udp), cast("Tun", rig.tun)
+    engine = SimpleEngine(rig.device, sockets, tun, rig.clock, names.append)
+    engine.carry_out([Transmit(b"x", rig.pair.b.endpoint, 0, rig.pair.a.peer)] * 2)
+    assert (names, rig.device.statistics.drops[DropReason.SEND_FAILED]) == (["ENOBUFS"] * 2, 2)
+
+
 @pytest.mark.parametrize(("takes", "lost"), [(True, 0), (False, 1)])
 def test_packet_refused_by_interface_is_counted_as_drop(takes: bool, lost: int) -> None:
     rig = Rig()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import resource
+import select
 import selectors
 import socket
 import threading
@@ -123,11 +124,46 @@ def test_clients_are_disconnected_while_no_descriptor_is_free(server: Server) ->
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), before[1]))
         server.turn()
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        assert [client.recv(1), late.recv(1)] == [b"", b""]
+        assert [client.recv(100), late.recv(100)] == [b"errno=-24\n\n"] * 2
     with server.client() as client:
         client.sendall(b"get=1\n\n")
         server.turn()
         assert client.recv(100000).endswith(b"errno=0\n\n")
+
+
+@pytest.mark.bug("IB-77")
+def test_socket_that_refuses_for_shortage_is_not_replaced(server: Server) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def turn_without_descriptors() -> None:
+        wait_until_readable(server.listener)
+        with socket.socket() as highest:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), before[1]))
+            server.turn()
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+    thread = threading.Thread(target=turn_without_descriptors)
+    thread.start()
+    with pytest.raises(OSError, match="Address already in use"):
+        uapi_socket.listen("wg0")
+    thread.join()
+    assert server.path.exists()
+
+
+def wait_until_readable(listener: socket.socket) -> None:
+    assert select.select([listener], [], [], 10)[0]
+
+
+@pytest.mark.bug("IB-77")
+def test_control_socket_with_full_backlog_is_not_replaced(path: Path) -> None:
+    listener = uapi_socket.listen("wg0")
+    listener.listen(0)
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(str(path))
+        with pytest.raises(OSError, match="Address already in use"):
+            uapi_socket.listen("wg0")
+    assert path.exists()
+    listener.close()
 
 
 def test_listen_waits_until_ending_process_closes_its_socket(path: Path) -> None:
