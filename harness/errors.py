@@ -23,6 +23,7 @@ class HarnessError(Exception):
     |- ToolFailed          a compiler or installer failed, with the line of its output that names the reason
     |- Missing             a probe of `wg-interop doctor` found something missing, with the remedy
     |- NothingShownError   a probe of a capability could not show what it starts from, so it shows nothing
+    |- NothingMatchedError  a rule of a fault script matched no message, so its test shows nothing
     |- Unhealthy           a health check found something wrong with a process under test
     `- Stopped             a guest was stopped because its result is not needed any more
     """

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 # The name of the file with the steps, in a test's evidence.
 STEPS: Final = "commands.txt"
+# The name of the file that counts by kind what passed each wire and capture.
+CAPTURES: Final = "captures.txt"
 # Seconds to read the state of all nodes for the evidence, and for one command of that; both scaled.
 _SNAPSHOT: Final = 20.0
 _STATE: Final = 5.0
@@ -46,6 +48,10 @@ _STATE: Final = 5.0
 
 class Unhealthy(HarnessError):
     """A health check found something wrong with a process under test."""
+
+
+class NothingMatchedError(HarnessError):
+    """A rule of a fault script matched no message, so its test proved nothing about that fault."""
 
 
 class Lab:
@@ -155,6 +161,18 @@ class Lab:
         if complaints:
             raise Unhealthy("; ".join(complaints))
 
+    def complaints_of_wires(self) -> list[str]:
+        """Return which rules of the wires' scripts have matched no message, and what has arrived instead."""
+        return [text for wire in self.wires for text in wire.complaints()]
+
+    def check_scripts(self) -> None:
+        """Check that each rule of the wires' scripts has matched a message, unless it is optional.
+
+        Raises NothingMatchedError: a test of loss must not pass because its wire has recognized nothing.
+        """
+        if complaints := self.complaints_of_wires():
+            raise NothingMatchedError("; ".join(complaints))
+
     def snapshot(self) -> None:
         """Write state of nodes and interfaces, captures and steps to the directory; errors are written there too."""
         section, self.steps.section = self.steps.section, "read for the evidence: state of nodes and interfaces"
@@ -197,14 +215,17 @@ class Lab:
             self._note_output(name, ["wg", "show"], show)
 
     def save_captures(self) -> None:
-        """Write a pcapng file for each wire and capture, with all known keys inside."""
+        """Write a pcapng file for each wire and capture, with all known keys inside, and what passed them by kind."""
         known = keylog.key_log(self.interfaces)
         recordings: list[Wire | Capture] = [*self.wires, *self.captures]
+        lines = []
         for recorded in recordings:
             try:
                 recorded.save(self.directory / f"{recorded.name}.pcapng", keys=known)
+                lines.append(f"{recorded}\n")
             except OSError as error:
-                self.note("captures.txt", f"{recorded.name}: {error}\n")
+                lines.append(f"{recorded.name}: {error}\n")
+        (self.directory / CAPTURES).write_text("".join(lines), encoding="utf-8")
 
     def _note_output(self, name: str, argv: Sequence[str], start: Callable[[], Completed]) -> None:
         try:

@@ -140,6 +140,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         finally:
             phases.start(item, "teardown")
         made.check_health()
+        if different is None:
+            made.check_scripts()
     except BaseException as error:
         _snapshot(made)
         # With --pdb, --pause-on-error or --shell the lab stays up for the user; the fixture undoes it afterwards.
@@ -165,6 +167,11 @@ def _require_permission(item: pytest.Item, different: Differs) -> None:
 
 
 def _close_after(made: Lab, error: BaseException) -> None:
+    """Undo the lab of a failed test, and add to its error what may explain it: a rule that matched nothing."""
+    if not isinstance(error, Skipped):
+        for complaint in made.complaints_of_wires():
+            if complaint not in str(error):
+                error.add_note(complaint)
     try:
         made.close()
     except (Exception, Failed) as late:  # noqa: BLE001 - an error of the undo never replaces the first error

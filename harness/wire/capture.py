@@ -1,35 +1,45 @@
 """Record the frames that pass a device, and find WireGuard's messages among them.
 
 Each frame has the kernel's time stamp. Frames stay in the kernel's socket buffer until a method needs them, so an
-unused capture costs very little. Sources: packet(7), SO_TIMESTAMPNS in socket(7).
+unused capture costs very little. Sources: packet(7), SO_TIMESTAMPNS in socket(7); PACKET_VNET_HDR in
+net/packet/af_packet.c.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, Self
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from harness import steps
 from harness.net.netns import enlarge_receive_buffer
 from harness.wait import wait_for
 from harness.wire import frames, pcapng
+from harness.wire.fragments import INCOMPLETE_FRAGMENT, KERNEL_TIMEOUT, Arrival, Fragments, Piece
+from harness.wire.frames import Fragment
 from harness.wire.messages import (
     COOKIE_REPLY,
     DATA,
+    DATAGRAM,
     INITIATION,
     KEEPALIVE_SIZE,
     NANOSECONDS,
     RESPONSE,
     Message,
+    tally,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from harness.net.netns import NetNS
+    from harness.wire.frames import Contents
 
 __all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "Capture", "Message"]
 
@@ -42,6 +52,11 @@ _BUFFER: Final = 8 << 20
 EVIDENCE_BUFFER: Final = 1 << 20
 _ANCILLARY: Final = 128
 _FRAME: Final = 1 << 17
+_Received = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
+_NO_OFFLOAD: Final = bytes(frames.VNET_HEADER.size)
+# Whether PACKET_VNET_HDR describes superframes of UDP (virtio_net_hdr_from_skb).
+_DESCRIBES_USO: Final = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 2)
+NO_SEGMENT_SIZE: Final = "superframe whose segment size this kernel does not report"
 
 
 def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
@@ -54,20 +69,43 @@ def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     sock = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     sock.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
+    sock.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 1)
     enlarge_receive_buffer(sock, buffer)
     sock.bind((device, _ETH_P_ALL))
     sock.setblocking(False)
     return sock
 
 
-def receive(tapped: socket.socket) -> tuple[bytes, int, bool] | None:
-    """Take the next frame from a socket of `tap`: (frame, time, is_outbound); None if the buffer is empty.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a tap has received at once: one frame, or the segments of a superframe.
 
-    frame: as on a cable, with checksum and VLAN tag filled in. time: ns of wall time. is_outbound: the node sent it.
+    frames: as on a cable, with checksum and VLAN tag filled in. time: ns of wall time. is_outbound: the node sent it.
+    note: for the capture; what a superframe was. is_unsplit: True for a superframe whose segments are unknown.
+    """
+
+    frames: list[bytes] = field(repr=False)
+    time: int
+    is_outbound: bool
+    note: str = ""
+    is_unsplit: bool = False
+
+    def read(self) -> Iterator[tuple[bytes, Contents, str]]:
+        """Return each frame, with its contents and a note for the capture."""
+        for number, frame in enumerate(self.frames, 1):
+            contents = self.note if self.is_unsplit else frames.read(frame)
+            note = f"segment {number} of a {self.note}" if len(self.frames) > 1 else self.note
+            yield frame, contents, note or (INCOMPLETE_FRAGMENT if isinstance(contents, Fragment) else "")
+
+
+def receive(tapped: socket.socket) -> Taken | None:
+    """Take the next frame from a socket of `tap`; None if the buffer is empty.
+
+    A superframe is split by the size that the kernel reports with it (PACKET_VNET_HDR).
     """
     while True:
         try:
-            data, ancillary, _, address = tapped.recvmsg(_FRAME, _ANCILLARY)
+            header, (data, ancillary, _, address) = _next(tapped)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -77,7 +115,42 @@ def receive(tapped: socket.socket) -> tuple[bytes, int, bool] | None:
                 raise
         else:
             break
-    return frames.finished(data, ancillary), _time(ancillary), address[2] == socket.PACKET_OUTGOING
+    time, is_outbound = _time(ancillary), address[2] == socket.PACKET_OUTGOING
+    if header is None:
+        return Taken([frames.finished(data, ancillary)], time, is_outbound, NO_SEGMENT_SIZE, is_unsplit=True)
+    offload = frames.Offload.read(header)
+    if offload is None:
+        return Taken([frames.finished(data, ancillary)], time, is_outbound)
+    parts = frames.segments(data, offload)
+    note = f"superframe of {frames.segment_count(data, offload)} segments of {offload.size} bytes"
+    return Taken([frames.finished(part, ancillary) for part in parts], time, is_outbound, note)
+
+
+def _next(tapped: socket.socket) -> tuple[bytes | None, _Received]:
+    """Return the struct virtio_net_hdr of the next frame, and what recvmsg(2) returns for the frame.
+
+    The header is None if the kernel has none for it: before Linux 6.2 that is a superframe of UDP, and recvmsg(2) drops
+    it with EINVAL (virtio_net_hdr_from_skb).
+    """
+    if not _DESCRIBES_USO:
+        try:
+            tapped.recvmsg(frames.VNET_HEADER.size, 0, socket.MSG_PEEK)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            tapped.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 0)
+            try:
+                return None, tapped.recvmsg(_FRAME, _ANCILLARY)
+            finally:
+                tapped.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 1)
+    data, ancillary, flags, address = tapped.recvmsg(_FRAME, _ANCILLARY)
+    size = frames.VNET_HEADER.size
+    return data[:size], (data[size:], ancillary, flags, address)
+
+
+def send(tapped: socket.socket, frame: bytes) -> None:
+    """Send a frame by a socket of `tap`; raises OSError."""
+    tapped.sendmsg((_NO_OFFLOAD, frame))
 
 
 def missed(tapped: socket.socket) -> int:
@@ -89,8 +162,9 @@ def missed(tapped: socket.socket) -> int:
 class Capture:
     """Records the frames of a device from its construction to `close`; a context manager.
 
-    It has frames of both directions, but its messages are the UDP datagrams that leave the node. On the loopback device
-    each packet passes twice; there it keeps outbound frames only.
+    It has frames of both directions, but its messages are the UDP datagrams that leave the node; one that leaves in
+    fragments is one message, once all have left. On the loopback device each packet passes twice; there it keeps
+    outbound frames only. str() counts by kind what has left, also what is not understood.
     """
 
     def __init__(self, node: NetNS, device: str, *, buffer: int = _BUFFER) -> None:
@@ -98,6 +172,8 @@ class Capture:
         self.name = f"{node.name}-{device}"
         self._is_loopback = device == "lo"
         self._messages: list[Message] = []
+        self._names: Counter[str] = Counter()
+        self._fragments = Fragments(KERNEL_TIMEOUT)
         self._packets: list[pcapng.Packet] = []
         self._missed = 0
         with steps.step(node.name, f"tcpdump -i {device} -w {self.name}.pcapng &"):
@@ -138,16 +214,36 @@ class Capture:
         self._missed += missed(self._socket)
         pcapng.save(path, [pcapng.End(self.name, missed=self._missed)], self._packets, keys=keys)
 
+    def __str__(self) -> str:
+        """Say what has left so far: "ns1-veth1: 3 data, 2 other (ARP)"."""
+        self._drain()
+        waiting = [INCOMPLETE_FRAGMENT] * self._fragments.waiting
+        return f"{self.name}: {tally(chain(self._names.elements(), waiting))}"
+
     def _drain(self) -> None:
-        while (received := receive(self._socket)) is not None:
-            whole, time, is_outbound = received
-            if not is_outbound and self._is_loopback:
+        while (taken := receive(self._socket)) is not None:
+            if not taken.is_outbound and self._is_loopback:
                 continue
-            for frame in frames.segments(whole):
-                self._packets.append(pcapng.Packet(0, time, frame, is_outbound))
-                datagram = frames.udp(frame) if is_outbound else None
-                if datagram is not None:
-                    self._messages.append(frames.message(frame, datagram, time))
+            for frame, contents, note in taken.read():
+                self._packets.append(pcapng.Packet(0, taken.time, frame, taken.is_outbound, note))
+                self._arrived(frame, contents, taken)
+
+    def _arrived(self, frame: bytes, contents: Contents, taken: Taken) -> None:
+        """Count a frame, and keep its message if one has left."""
+        side = int(taken.is_outbound)
+        out = self._fragments.due(taken.time)
+        if isinstance(contents, Fragment):
+            out += self._fragments.arrive(Piece(frame, contents, len(self._packets) - 1), side, taken.time)
+        else:
+            out.append((side, Arrival(frame, contents)))
+        for is_outbound, arrival in out:
+            message = arrival.message(taken.time)
+            for piece, note in zip(arrival.pieces, arrival.notes(str(message)), strict=False):
+                self._packets[piece.number] = replace(self._packets[piece.number], comment=note)
+            if is_outbound:
+                self._names[message.name] += 1
+                if message.sort == DATAGRAM:
+                    self._messages.append(message)
 
 
 class _Seen:
@@ -166,8 +262,9 @@ class _Seen:
         return next((message for message in self._capture.messages() if self._accept(message)), None)
 
     def seen(self) -> str:
-        """List the last five messages."""
-        return "; ".join(str(message) for message in self._capture.messages()[-5:]) or "no datagram"
+        """List the last five messages, and count what has left."""
+        messages = self._capture.messages()[-5:]
+        return f"{'; '.join(map(str, messages)) or 'no datagram'}; in all, {self._capture}"
 
 
 def _time(ancillary: list[tuple[int, int, bytes]]) -> int:

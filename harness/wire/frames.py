@@ -1,6 +1,7 @@
 """Find the UDP datagram in an Ethernet frame, and change it with correct checksums.
 
-Sources: RFC 791, RFC 8200, RFC 768, RFC 1071; PACKET_AUXDATA in packet(7) for checksum state and VLAN tag of a frame.
+Sources: RFC 791, RFC 8200, RFC 768, RFC 1071; PACKET_AUXDATA in packet(7) for checksum state and VLAN tag of a frame;
+include/uapi/linux/virtio_net.h for the header of PACKET_VNET_HDR.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from harness.net.checksum import checksum
-from harness.wire.messages import Message, split
+from harness.wire.messages import FRAGMENT, OTHER, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ETHERNET_HEADER: Final = 14
 _ETHERTYPE: Final = 12
@@ -23,7 +27,17 @@ _IPV4_ADDRESSES: Final = 8
 _IPV4_SOURCE, _IPV6_SOURCE = 12, 8
 _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
-_MORE_FRAGMENTS_OR_OFFSET: Final = 0x3FFF
+_TCP_DATA_OFFSET: Final = 12
+_IPV4_HEADER: Final = 20
+_IPV4_PROTOCOL, _IPV6_NEXT = 9, 6
+_MORE_FRAGMENTS_OR_OFFSET, _FRAGMENT_OFFSET, _IPV4_MORE = 0x3FFF, 0x1FFF, 0x2000
+_EXTENSIONS: Final = {
+    socket.IPPROTO_HOPOPTS, socket.IPPROTO_ROUTING, socket.IPPROTO_FRAGMENT, socket.IPPROTO_DSTOPTS, socket.IPPROTO_AH,
+}  # fmt: skip
+# What `read` returns for a frame that is cut off, and for a fragment that no datagram has a place for.
+TRUNCATED, MALFORMED = "truncated", "malformed"
+_ETHERTYPES: Final = {0x0806: "ARP", 0x88CC: "LLDP"}
+_PROTOCOLS: Final = {1: "ICMP", 2: "IGMP", 6: "TCP", 50: "ESP", 58: "ICMPv6"}
 _16_BITS: Final = 0xFFFF
 # Offset of the checksum in the header of each protocol whose checksum covers a pseudo-header.
 _CHECKSUMS: Final = {socket.IPPROTO_UDP: 6, socket.IPPROTO_TCP: 16, socket.IPPROTO_ICMPV6: 2}
@@ -35,6 +49,10 @@ _AUXDATA: Final = struct.Struct("IIIHHHH")
 _CHECKSUM_NOT_READY: Final = 1 << 3
 _VLAN_VALID: Final = 1 << 4
 _VLAN_TPID_VALID: Final = 1 << 6
+PACKET_VNET_HDR: Final = 15
+# struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
+VNET_HEADER: Final = struct.Struct("=BBHHHH")
+_GSO_UDP_L4, _GSO_ECN = 5, 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +84,119 @@ class Transport:
         return frame[self.start + _UDP_HEADER : self.end]
 
 
-def transport(frame: bytes) -> Transport | None:
-    """Find the transport header of an IP packet, also behind VLAN tags; None for fragments and all but IP."""
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """The place of a fragment in a frame, and in its datagram.
+
+    key: equal for the fragments of one datagram. network, start, end: offsets in the frame of the IP header, of the
+    fragment's data, and of its end. offset: of the data in the datagram. is_last: no fragment comes after it.
+    following: protocol of the data. naming: offset in the frame of the protocol byte in the IPv4 header or, over IPv6,
+    in the last header before the fragment header.
+    """
+
+    key: bytes = field(repr=False)
+    network: int
+    start: int
+    end: int
+    offset: int
+    is_last: bool
+    following: int
+    naming: int
+
+    @property
+    def stop(self) -> int:
+        """Offset of the end of its data in the datagram."""
+        return self.offset + self.end - self.start
+
+    @property
+    def is_v6(self) -> bool:
+        """True for a fragment of an IPv6 packet."""
+        return self.naming != self.network + _IPV4_PROTOCOL
+
+
+# What a frame has in it: words stand for a frame with neither.
+Contents = Transport | Fragment | str
+
+
+def read(frame: bytes) -> Contents:
+    """Find the transport header of an IP packet, behind VLAN tags and IPv6 extension headers.
+
+    Returns a Fragment for a part of a datagram, and words for a frame without either, such as "ARP" or "truncated".
+    """
     start = _ETHERTYPE
     while (kind := int.from_bytes(frame[start : start + 2])) in _VLANS:
         start += _VLAN_TAG
     start += 2
-    if kind == _IPV4 and len(frame) >= start + 20:
-        length, fragment = struct.unpack_from(">HxxH", frame, start + 2)
-        if fragment & _MORE_FRAGMENTS_OR_OFFSET:
-            return None
-        header = start + (frame[start] & 15) * 4
-        return _checked(
-            frame, Transport(frame[start + 9], start, header, start + length, frame[start + 12 : start + 20])
-        )
-    if kind == _IPV6 and len(frame) >= start + _IPV6_HEADER:
-        header = start + _IPV6_HEADER
-        end = header + int.from_bytes(frame[start + 4 : start + 6])
-        return _checked(frame, Transport(frame[start + 6], start, header, end, frame[start + 8 : header]))
-    return None
+    if len(frame) < start:
+        return TRUNCATED
+    if kind == _IPV4:
+        return _read_ipv4(frame, start)
+    if kind == _IPV6:
+        return _read_ipv6(frame, start)
+    return _ETHERTYPES.get(kind) or f"ethertype {kind:#06x}"
 
 
-def _checked(frame: bytes, place: Transport) -> Transport | None:
-    """Return `place` if its lengths fit the frame, with room for a header of 8 bytes."""
-    return place if place.start + _UDP_HEADER <= place.end <= len(frame) else None
+def _read_ipv4(frame: bytes, start: int) -> Contents:
+    if len(frame) < start + _IPV4_HEADER:
+        return TRUNCATED
+    length, identification, place = struct.unpack_from(">H2sH", frame, start + 2)
+    header, end = start + (frame[start] & 15) * 4, start + length
+    if not start + _IPV4_HEADER <= header <= end <= len(frame):
+        return TRUNCATED
+    protocol, addresses = frame[start + _IPV4_PROTOCOL], frame[start + 12 : start + 20]
+    if place & _MORE_FRAGMENTS_OR_OFFSET:
+        key = frame[_ETHERTYPE:start] + addresses + bytes([protocol]) + identification
+        offset, is_last = (place & _FRAGMENT_OFFSET) * 8, not place & _IPV4_MORE
+        return _fragment(Fragment(key, start, header, end, offset, is_last, protocol, start + _IPV4_PROTOCOL))
+    return _checked(Transport(protocol, start, header, end, addresses))
+
+
+def _read_ipv6(frame: bytes, start: int) -> Contents:
+    if len(frame) < start + _IPV6_HEADER:
+        return TRUNCATED
+    end = start + _IPV6_HEADER + int.from_bytes(frame[start + 4 : start + 6])
+    if end > len(frame):
+        return TRUNCATED
+    naming, header = start + _IPV6_NEXT, start + _IPV6_HEADER
+    while (protocol := frame[naming]) in _EXTENSIONS:
+        if header + 8 > end:
+            return TRUNCATED
+        if protocol == socket.IPPROTO_FRAGMENT and (place := int.from_bytes(frame[header + 2 : header + 4]) & 0xFFF9):
+            key = frame[_ETHERTYPE:start] + frame[start + 8 : start + 40] + frame[header + 4 : header + 8]
+            offset, is_last, following = place & 0xFFF8, not place & 1, frame[header]
+            return _fragment(Fragment(key, start, header + 8, end, offset, is_last, following, naming))
+        if protocol == socket.IPPROTO_ROUTING and frame[header + 3]:
+            # The pseudo-header of its checksum has an address of the routing header (RFC 8200, 8.1).
+            return "IPv6 on its way through a routing header"
+        naming, header = header, header + _extension_size(frame, protocol, header)
+    return _checked(Transport(protocol, start, header, end, frame[start + 8 : start + 40]))
+
+
+def _extension_size(frame: bytes, protocol: int, header: int) -> int:
+    """Return the length of an IPv6 extension header (RFC 8200, section 4; RFC 4302, 2.2, for AH)."""
+    if protocol == socket.IPPROTO_FRAGMENT:
+        # A fragment that is its whole datagram (RFC 6946).
+        return 8
+    size = frame[header + 1]
+    return (size + 2) * 4 if protocol == socket.IPPROTO_AH else (size + 1) * 8
+
+
+def _fragment(piece: Fragment) -> Fragment | str:
+    """Return the fragment, unless no datagram has a place for it."""
+    size = piece.end - piece.start
+    is_whole = piece.is_last or size % 8 == 0
+    return piece if size > 0 and is_whole and piece.stop <= _16_BITS else MALFORMED
+
+
+def _checked(place: Transport) -> Transport | str:
+    """Return `place` if there is room for a header of 8 bytes."""
+    return place if place.start + _UDP_HEADER <= place.end else TRUNCATED
+
+
+def transport(frame: bytes) -> Transport | None:
+    """Find the transport header as `read` does; None for fragments and all but IP."""
+    contents = read(frame)
+    return contents if isinstance(contents, Transport) else None
 
 
 def udp(frame: bytes) -> Transport | None:
@@ -98,14 +205,29 @@ def udp(frame: bytes) -> Transport | None:
     return place if place is not None and place.protocol == socket.IPPROTO_UDP else None
 
 
-def message(frame: bytes, datagram: Transport, time: int) -> Message:
-    """Return the datagram of a frame as a message; time: ns of wall time."""
-    return Message(
-        time=time,
-        source=datagram.source(frame),
-        destination=datagram.destination(frame),
-        payload=datagram.payload(frame),
-    )
+def message(frame: bytes, contents: Contents, time: int) -> Message:
+    """Return the datagram of a frame as a message, or what the frame is instead.
+
+    contents: of the frame, from `read`. time: ns of wall time.
+    """
+    if isinstance(contents, Transport) and contents.protocol == socket.IPPROTO_UDP:
+        return Message(
+            time=time,
+            source=contents.source(frame),
+            destination=contents.destination(frame),
+            payload=contents.payload(frame),
+        )
+    sort = OTHER
+    match contents:
+        case Transport():
+            detail = _PROTOCOLS.get(contents.protocol) or f"IP protocol {contents.protocol}"
+        case Fragment():
+            sort, detail = FRAGMENT, "alone"
+        case _:
+            sort, detail = (FRAGMENT, MALFORMED) if contents == MALFORMED else (OTHER, contents)
+    nowhere = ("", 0)
+    payload = frame[ETHERNET_HEADER:]
+    return Message(time=time, source=nowhere, destination=nowhere, payload=payload, sort=sort, detail=detail)
 
 
 def _address(packed: bytes) -> str:
@@ -149,27 +271,90 @@ def finished(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
     return frame
 
 
-def segments(frame: bytes) -> list[bytes]:
-    """Split a frame with a UDP_SEGMENT payload into frames as a network card does; other frames stay as they are."""
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """The struct virtio_net_hdr of a frame that leaves work to the card. size: bytes of payload of each segment."""
+
+    kind: int
+    size: int
+
+    @classmethod
+    def read(cls, header: bytes) -> Self | None:
+        """Read the header that PACKET_VNET_HDR puts before a frame; None for a frame that is not a superframe."""
+        _, kind, _, size, _, _ = VNET_HEADER.unpack_from(header)
+        return cls(kind & ~_GSO_ECN, size) if kind & ~_GSO_ECN else None
+
+
+def segments(frame: bytes, offload: Offload) -> list[bytes]:
+    """Split a superframe of UDP (USO) into frames as a network card does; frames of other kinds stay whole."""
     datagram = udp(frame)
-    parts = split(datagram.payload(frame)) if datagram is not None else []
-    if datagram is None or len(parts) < 2:  # noqa: PLR2004 - more than one
+    if datagram is None or offload.kind != _GSO_UDP_L4 or not offload.size:
         return [frame]
-    return [_segment(frame, datagram, part) for part in parts]
+    payload = datagram.payload(frame)
+    starts = range(0, len(payload), offload.size)
+    return [_segment(frame, datagram, payload[at : at + offload.size], number) for number, at in enumerate(starts)]
 
 
-def _segment(frame: bytes, datagram: Transport, part: bytes) -> bytes:
+def segment_count(frame: bytes, offload: Offload) -> int:
+    """Return how many segments a card makes of a superframe of UDP or TCP; 1 for what `read` does not understand."""
+    place = transport(frame)
+    if place is None or not offload.size:
+        return 1
+    is_tcp = place.protocol == socket.IPPROTO_TCP
+    header = (frame[place.start + _TCP_DATA_OFFSET] >> 4) * 4 if is_tcp else _UDP_HEADER
+    return -(-(place.end - place.start - header) // offload.size)
+
+
+def _segment(frame: bytes, datagram: Transport, part: bytes, number: int) -> bytes:
     new = bytearray(frame[: datagram.start + _UDP_HEADER] + part)
-    length = len(new) - datagram.start
-    new[datagram.start + 4 : datagram.start + 6] = length.to_bytes(2)
+    new[datagram.start + 4 : datagram.start + 6] = (len(new) - datagram.start).to_bytes(2)
     network = datagram.network
     if len(datagram.addresses) == _IPV4_ADDRESSES:
+        # The kernel counts up the identification (inet_gso_segment).
+        identification = int.from_bytes(new[network + 4 : network + 6]) + number & _16_BITS
+        new[network + 4 : network + 6] = identification.to_bytes(2)
+    _set_length(new, network, datagram.start)
+    return _summed(new, replace(datagram, end=len(new)))
+
+
+def _set_length(new: bytearray, network: int, header_end: int) -> None:
+    """Write the length of an IP packet that fills the frame, and the checksum of its IPv4 header."""
+    if new[network] >> 4 == 4:  # noqa: PLR2004 - the version
         new[network + 2 : network + 4] = (len(new) - network).to_bytes(2)
         new[network + 10 : network + 12] = bytes(2)
-        new[network + 10 : network + 12] = checksum(bytes(new[network : datagram.start])).to_bytes(2)
+        new[network + 10 : network + 12] = checksum(bytes(new[network:header_end])).to_bytes(2)
     else:
-        new[network + 4 : network + 6] = length.to_bytes(2)
-    return _summed(new, replace(datagram, end=len(new)))
+        new[network + 4 : network + 6] = (len(new) - network - _IPV6_HEADER).to_bytes(2)
+
+
+def reassembled(frame: bytes, first: Fragment, data: bytes) -> bytes:
+    """Return a frame with the whole datagram. frame, first: of its first fragment. data: of all fragments."""
+    if first.is_v6:
+        # Without the fragment header (RFC 8200, 4.5).
+        new = bytearray(frame[: first.start - 8] + data)
+        new[first.naming] = first.following
+    else:
+        new = bytearray(frame[: first.start] + data)
+        new[first.network + 6 : first.network + 8] = bytes(2)
+    _set_length(new, first.network, first.start)
+    return bytes(new)
+
+
+def fragmented(whole: bytes, likes: Sequence[tuple[bytes, Fragment]]) -> list[bytes]:
+    """Cut a changed datagram as it had been cut.
+
+    whole: the frame of `reassembled`, with other addresses or other bytes after the IP headers. likes: its fragments.
+    """
+    first = next(piece for _, piece in likes if piece.offset == 0)
+    network, begin = first.network, first.start - (8 if first.is_v6 else 0)
+    addresses = slice(network + 8, network + 40) if first.is_v6 else slice(network + 12, network + 20)
+    out = []
+    for frame, piece in likes:
+        new = bytearray(frame)
+        new[:_ETHERTYPE], new[addresses] = whole[:_ETHERTYPE], whole[addresses]
+        new[piece.start : piece.end] = whole[begin + piece.offset : begin + piece.stop]
+        out.append(bytes(new))
+    return out
 
 
 def _summed(frame: bytearray, place: Transport) -> bytes:

@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import Counter
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 INITIATION, RESPONSE, COOKIE_REPLY, DATA = 1, 2, 3, 4
 NAMES: Final = {INITIATION: "initiation", RESPONSE: "response", COOKIE_REPLY: "cookie reply", DATA: "data"}
 SIZES: Final = {INITIATION: 148, RESPONSE: 92, COOKIE_REPLY: 64}
 KEEPALIVE_SIZE: Final = 32
 NANOSECONDS: Final = 1_000_000_000
+# The sorts of what passes a wire: a UDP datagram, a fragment of a datagram that is not complete, any other frame.
+DATAGRAM, FRAGMENT, OTHER = "datagram", "fragment", "other"
+# The word for a UDP datagram that is not a WireGuard message.
+UNKNOWN: Final = "unknown"
 
 _TRANSPORT_HEADER: Final = 16
 _MAC: Final = 16
@@ -60,34 +68,26 @@ def with_mac1(payload: bytes, recipient: bytes) -> bytes:
     return covered + hashlib.blake2s(covered, key=key, digest_size=_MAC).digest() + mac2
 
 
-def split(payload: bytes) -> list[bytes]:
-    """Split a payload of transport messages that a program sent in one call by UDP_SEGMENT (udp(7)).
-
-    A frame does not contain the segment size. It is found by the start of the second message: type and receiver index
-    of the first, and the next counter. Any other payload is returned as one part.
-    """
-    if kind_of(payload) != DATA:
-        return [payload]
-    second = payload[:8] + struct.pack("<Q", (counter_of(payload) + 1) % (1 << 64))
-    size = payload.find(second, KEEPALIVE_SIZE)
-    if size < 0:
-        return [payload]
-    return [payload[start : start + size] for start in range(0, len(payload), size)]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One UDP datagram. time: when it passed, ns of wall time. source, destination: (address, port)."""
+    """One UDP datagram, or a frame that is not understood as one.
+
+    time: when it passed, ns of wall time. source, destination: (address, port). sort: DATAGRAM, FRAGMENT or OTHER.
+    detail: what a FRAGMENT or OTHER is, such as "ARP"; its payload is what follows the Ethernet header, and its source
+    and destination are empty.
+    """
 
     time: int
     source: tuple[str, int]
     destination: tuple[str, int]
     payload: bytes
+    sort: str = DATAGRAM
+    detail: str = ""
 
     @property
     def kind(self) -> int:
         """The message type; 0 if it is not a WireGuard message."""
-        return kind_of(self.payload)
+        return kind_of(self.payload) if self.sort == DATAGRAM else 0
 
     @property
     def is_keepalive(self) -> bool:
@@ -102,12 +102,21 @@ class Message:
     @property
     def name(self) -> str:
         """The kind in words, for logs and packet comments."""
-        return "keepalive" if self.is_keepalive else NAMES.get(self.kind, "not a WireGuard message")
+        if self.sort != DATAGRAM:
+            return f"{self.sort} ({self.detail})"
+        return "keepalive" if self.is_keepalive else NAMES.get(self.kind, UNKNOWN)
 
     def __str__(self) -> str:
         seconds = self.time / NANOSECONDS
+        if self.sort != DATAGRAM:
+            return f"{seconds:.3f} {self.name} ({len(self.payload)})"
         counter = "" if self.counter is None else f" {self.counter}"
         return f"{seconds:.3f} {self.source[1]}>{self.destination[1]} {self.name}{counter} ({len(self.payload)})"
 
     def __repr__(self) -> str:
         return f"Message({self})"
+
+
+def tally(names: Iterable[str]) -> str:
+    """Count names: "3 data, 1 unknown", in the order of their first appearance; "nothing" if there are none."""
+    return ", ".join(f"{number} {name}" for name, number in Counter(names).items()) or "nothing"

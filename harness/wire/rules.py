@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import UsageError
 from harness.wire import frames
+from harness.wire.fragments import Arrival
 from harness.wire.messages import NANOSECONDS
 from harness.wire.script import Delay, Duplicate, Flip, Hold, Replay, is_a, ranges
 
@@ -35,44 +36,62 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The script's decision about a frame on its arrival.
+    """The script's decision about a frame, or about a datagram in fragments, on its arrival.
 
-    message: the UDP datagram in it, None if there is none. did: `passed`, `dropped`, `held`, `delayed`, `duplicated`,
-    `replayed` or `flipped`. rule: number of the rule that took it, 1 for the first; None if no rule did.
+    message: the UDP datagram in it, or what it is instead. did: `passed`, `dropped`, `held`, `delayed`, `duplicated`,
+    `replayed` or `flipped`. rule: number of the rule that took it, 1 for the first; None if no rule did. comments: for
+    the capture, one for each frame that arrived.
     """
 
-    message: Message | None
+    message: Message
     did: str
     rule: int | None = None
-    comment: str = ""
+    comments: tuple[str, ...] = ("",)
+
+    @property
+    def comment(self) -> str:
+        """The comment on the first frame."""
+        return self.comments[0]
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A frame that is held.
+    """A message that is held.
 
-    rule: number of its rule. what: the message in words. behind: how many messages must still pass in its direction.
-    word: `released`, `delayed` or `replayed`, for the comment.
+    frames: with the message, or its fragments; notes: on each, see `Arrival.notes`. rule: number of its rule. what: the
+    message in words. behind: how many messages must still pass in its direction. word: `released`, `delayed` or
+    `replayed`, for the comment.
     """
 
-    frame: bytes
+    frames: tuple[bytes, ...]
+    notes: tuple[str, ...]
     side: int
     rule: int
     what: str
     behind: int = 0
     word: str = ""
 
+    def deliveries(self, word: str) -> list[Delivery]:
+        """Return the frames to send. word: what the rule did."""
+        return _deliveries(self.frames, self.side, self.comments(word))
+
+    def comments(self, word: str) -> tuple[str, ...]:
+        """Return a comment on each frame."""
+        return tuple(f"{word}: {self.what}" + f"; {note}" * bool(note) for note in self.notes)
+
 
 @dataclass(slots=True)
 class _RuleState:
     """Run-time state of one rule: its match count (`seen`), and a random generator per direction (`chance`).
 
-    With one generator for both directions, the decisions would depend on how the two directions interleave.
+    matched: how many messages met all conditions but `share`. With one generator for both directions, the decisions
+    would depend on how the two directions interleave.
     """
 
     rule: Rule
     chance: tuple[random.Random, random.Random]
     seen: int = 0
+    matched: int = 0
     nth: tuple[tuple[int, int | None], ...] | None = field(init=False)
     counters: tuple[tuple[int, int | None], ...] | None = field(init=False)
 
@@ -90,6 +109,7 @@ class _RuleState:
         self.seen += 1
         if self.nth is not None and not _within(self.seen, self.nth):
             return False
+        self.matched += 1
         return rule.share == 1 or self.chance[side].random() < rule.share
 
 
@@ -123,41 +143,55 @@ class Rules:
 
     def arrive(self, frame: bytes, side: int, now: int, time: int = 0) -> tuple[Decision, list[Delivery]]:
         """Decide about a frame that has arrived from end `side`; time: its time stamp, for the record."""
-        datagram = frames.udp(frame)
-        if datagram is None:
-            return _NO_MESSAGE, [Delivery(frame, side)]
-        message = frames.message(frame, datagram, time)
-        if not message.kind:
-            return Decision(message, "passed"), [Delivery(frame, side)]
+        return self.decide(Arrival(frame, frames.read(frame)), side, now, time)
+
+    def decide(self, arrival: Arrival, side: int, now: int, time: int = 0) -> tuple[Decision, list[Delivery]]:
+        """Decide about a frame, or about all fragments of a datagram at once; arguments as for `arrive`."""
+        message = arrival.message(time)
+        notes = arrival.notes(message.name)
         for number, state in enumerate(self._states, 1):
-            if state.takes(message, self._nodes[side], side):
+            if not arrival.is_gone and state.takes(message, self._nodes[side], side):
                 what = f"{message.name} {state.seen} (rule {number}: {state.rule})"
-                return self._carry_out(_Waiting(frame, side, number, what), state, datagram, message, now)
-        return Decision(message, "passed"), [Delivery(frame, side), *self._passed(side)]
+                taken = _Waiting(arrival.frames, notes, side, number, what)
+                return self._carry_out(taken, state, arrival, message, now)
+        out = [] if arrival.is_gone else _deliveries(arrival.frames, side, notes)
+        return Decision(message, "passed", comments=notes), [*out, *self._passed(message, side)]
+
+    def may_take(self, side: int) -> bool:
+        """Return whether any rule may take a message from end `side`."""
+        return any(state.rule.sender in {None, self._nodes[side]} for state in self._states)
+
+    def unmatched(self) -> list[str]:
+        """Return the rules whose conditions no message has met, but for those that are optional."""
+        return [
+            f"rule {number} ({state.rule})"
+            for number, state in enumerate(self._states, 1)
+            if not state.matched and not state.rule.optional
+        ]
 
     def _carry_out(
-        self, taken: _Waiting, state: _RuleState, datagram: frames.Transport, message: Message, now: int
+        self, taken: _Waiting, state: _RuleState, arrival: Arrival, message: Message, now: int
     ) -> tuple[Decision, list[Delivery]]:
-        rule, frame, side = state.rule, taken.frame, taken.side
+        rule, side = state.rule, taken.side
+        whole = _deliveries(taken.frames, side, taken.notes)
         out: list[Delivery] = []
         match rule:
             case Flip():
                 did = "flipped"
-                new = frames.changed(frame, datagram, rule.apply(message.payload))
-                out = [Delivery(new, side, f"flipped: {taken.what}"), *self._passed(side)]
+                taken.frames = arrival.changed(rule.apply(message.payload))
+                out = [*taken.deliveries(did), *self._passed(message, side)]
             case Duplicate():
                 did = "duplicated"
-                copy = Delivery(frame, side, f"copy: {taken.what}")
-                out = [Delivery(frame, side), *[copy] * rule.copies, *self._passed(side)]
+                out = [*whole, *taken.deliveries("copy") * rule.copies, *self._passed(message, side)]
             case Delay():
                 did = "delayed"
                 delay = rule.seconds + rule.jitter * state.chance[side].random()
                 self._wait(taken, "delayed", None, delay, now)
             case Replay():
                 did = "replayed"
-                out = [Delivery(frame, side), *self._passed(side)]
+                out = [*whole, *self._passed(message, side)]
                 if rule.port is not None:
-                    taken.frame = frames.changed(frame, datagram, message.payload, port=rule.port)
+                    taken.frames = arrival.changed(message.payload, port=rule.port)
                 self._wait(taken, "replayed", rule.behind, rule.seconds, now)
             case Hold():
                 did = "held"
@@ -165,7 +199,7 @@ class Rules:
                 out = self._gathered(rule, taken.rule)
             case _:
                 did = "dropped"
-        return Decision(message, did, taken.rule, f"{did}: {taken.what}"), out
+        return Decision(message, did, taken.rule, taken.comments(did)), out
 
     def _gathered(self, rule: Hold, number: int) -> list[Delivery]:
         """Release the messages that a rule holds, once there are as many as it gathers."""
@@ -181,8 +215,10 @@ class Rules:
         if seconds is not None:
             heapq.heappush(self._timed, (now + int(seconds * NANOSECONDS), key))
 
-    def _passed(self, side: int) -> list[Delivery]:
-        """Count a message that has passed from end `side`, and release the frames that waited for it."""
+    def _passed(self, message: Message, side: int) -> list[Delivery]:
+        """Count a WireGuard message that has passed from end `side`, and release the frames that waited for it."""
+        if not message.kind:
+            return []
         ready = []
         for key in sorted(self._behind):
             waiting = self._held[key]
@@ -195,7 +231,7 @@ class Rules:
     def _let_go(self, keys: list[int]) -> list[Delivery]:
         self._behind.difference_update(keys)
         ready = [self._held.pop(key) for key in keys]
-        return [Delivery(waiting.frame, waiting.side, f"{waiting.word}: {waiting.what}") for waiting in ready]
+        return [delivery for waiting in ready for delivery in waiting.deliveries(waiting.word)]
 
     def release(self) -> list[Delivery]:
         """Release all held frames, oldest first."""
@@ -203,7 +239,7 @@ class Rules:
 
     @property
     def holds(self) -> int:
-        """Number of held frames."""
+        """Number of held messages."""
         return len(self._held)
 
     def next_deadline(self) -> int | None:
@@ -220,7 +256,8 @@ class Rules:
         return ready
 
 
-_NO_MESSAGE: Final = Decision(None, "passed")
+def _deliveries(whole: tuple[bytes, ...], side: int, comments: tuple[str, ...]) -> list[Delivery]:
+    return [Delivery(frame, side, comment) for frame, comment in zip(whole, comments, strict=True)]
 
 
 def _rule_state(rule: Rule, seed: int, number: int) -> _RuleState:

@@ -13,16 +13,28 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeGuard
 
 from harness.errors import UsageError
 from harness.tables import Table, read_toml
-from harness.wire.messages import COOKIE_REPLY, DATA, FIELDS, INITIATION, RESPONSE
+from harness.wire.messages import (
+    COOKIE_REPLY,
+    DATA,
+    DATAGRAM,
+    FIELDS,
+    FRAGMENT,
+    INITIATION,
+    OTHER,
+    RESPONSE,
+    UNKNOWN,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from harness.wire.messages import Message
 
-# The words that select messages: by type, and for transport messages by whether they carry a packet (`is_a`).
+# The words that select messages: by type, and for transport messages by whether they carry a packet (`is_a`). The last
+# three select what is not a WireGuard message; `any` does not select it.
 MESSAGES: Final = (
     "any", "handshake", "initiation", "response", "cookie-reply", "transport", "data", "keepalive",
+    UNKNOWN, FRAGMENT, OTHER,
 )  # fmt: skip
 _HANDSHAKE: Final = {"initiation": INITIATION, "response": RESPONSE, "cookie-reply": COOKIE_REPLY}
 _RULES_SHOWN: Final = 3  # in the repr of a script
@@ -31,9 +43,13 @@ Numbers = int | str | tuple[int | str, ...]
 
 def is_a(message: Message, word: str) -> bool:
     """Return whether a word of MESSAGES selects this message."""
+    if word in {FRAGMENT, OTHER}:
+        return message.sort == word
     kind = message.kind
     if word == "any":
         return kind != 0
+    if word == UNKNOWN:
+        return message.sort == DATAGRAM and kind == 0
     if word == "handshake":
         return kind in {INITIATION, RESPONSE, COOKIE_REPLY}
     if word in _HANDSHAKE:
@@ -48,7 +64,7 @@ class Rule:
     message: a word of MESSAGES. sender: name of the node that sent it; None: either. nth: numbers among the messages
     that meet `message`, `sender` and `counters`, the first is 1: `2`, `"5-9"`, `"3-"`, `(1, "4-6")`. counters: of
     transport messages, written the same way. share: probability with which a message that meets the other conditions is
-    taken.
+    taken. optional: the rule need not take any message; otherwise a test fails in which none met its conditions.
     """
 
     do: ClassVar[str] = ""
@@ -58,6 +74,7 @@ class Rule:
     nth: Numbers | None = None
     counters: Numbers | None = None
     share: float = 1.0
+    optional: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that makes no sense."""
@@ -70,6 +87,8 @@ class Rule:
             raise UsageError(f'counters: {self.message} has none; use nth, or message = "transport"')
         if not _is_number(self.share) or not 0 < self.share <= 1:
             raise UsageError(f"share: want a number above 0 and at most 1, not {self.share!r}")
+        if not isinstance(self.optional, bool):
+            raise UsageError(f"optional: want true or false, not {self.optional!r}")
         self._check()
 
     def _check(self) -> None:
@@ -161,6 +180,8 @@ class Replay(Rule):
             raise UsageError("behind: is missing; say when the copy comes: behind = 1, or seconds = 0.1")
         if self.port is not None and (not isinstance(self.port, int) or not 0 < self.port < 1 << 16):
             raise UsageError(f"port: want a number from 1 to 65535, not {self.port!r}")
+        if self.port is not None and self.message in {FRAGMENT, OTHER}:
+            raise UsageError(f"port: a message that is {self.message!r} has none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

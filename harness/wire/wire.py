@@ -2,7 +2,7 @@
 
 A wire has a network namespace of its own, and a veth pair from each node into it. A thread in that
 namespace carries frames from one end to the other through packet sockets (packet(7)). It sleeps until a frame arrives
-or a held frame is due. Traffic that is not WireGuard's passes unchanged.
+or a held frame is due. Traffic that is not WireGuard's passes unchanged and is counted, unless a rule names it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import selectors
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Self
 
 from harness import steps
@@ -20,7 +20,8 @@ from harness.errors import HarnessError, UsageError
 from harness.net.veth import add_veth, set_offloads
 from harness.wait import wait_for
 from harness.wire import capture, frames, pcapng
-from harness.wire.messages import NANOSECONDS
+from harness.wire.fragments import INCOMPLETE_FRAGMENT, Arrival, Fragments, Piece
+from harness.wire.messages import DATAGRAM, NANOSECONDS, tally
 from harness.wire.rules import ENDS, Rules
 from harness.wire.script import MESSAGES, Script, is_a
 
@@ -47,16 +48,26 @@ _FULL: Final = {errno.ENOBUFS, errno.EAGAIN}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """A WireGuard message that has arrived on the wire, before the script changed anything.
+    """A message, or another frame, that has arrived on the wire, before the script changed anything.
 
-    sender: name of the node it came from. did, rule: the script's decision, see `rules.Decision`.
+    sender: name of the node it came from. did, rule: the script's decision, see `rules.Decision`. arrival: its frames.
     """
 
     message: Message
     sender: str
     did: str
     rule: int | None
-    frame: bytes
+    arrival: Arrival
+
+    @property
+    def frame(self) -> bytes:
+        """The frame with the message; for a message in fragments, one frame with all of it."""
+        return self.arrival.frame
+
+    @property
+    def fragments(self) -> tuple[bytes, ...]:
+        """The frames with the fragments, in their order of arrival; empty for a message in one frame."""
+        return tuple(piece.frame for piece in self.arrival.pieces)
 
     def is_a(self, word: str) -> bool:
         """Return whether a word of `script.MESSAGES` selects this message."""
@@ -83,6 +94,8 @@ class Wire:
         self.name = "-".join(self._nodes)
         self._seed = seed
         self._rules = Rules(script, self._nodes, seed=seed)
+        self._fragments = Fragments()
+        self._complaints: list[str] = []
         self._sightings: list[Sighting] = []
         self._packets: list[pcapng.Packet] = []
         self._kept = 0
@@ -131,14 +144,16 @@ class Wire:
     def apply(self, *rules: Rule | Script) -> None:
         """Replace the script; `nth` counts from 1 again, and the list of sightings is cleared.
 
-        rules: the rules of the new script, or one Script; nothing for a wire without faults. Raises UsageError while
-        messages are held.
+        If a rule of the old script has matched nothing, `complaints` says so. rules: the rules of the new script, or
+        one Script; nothing for a wire without faults. Raises UsageError while messages are held.
         """
         script = rules[0] if rules and isinstance(rules[0], Script) else Script(tuple(_only_rules(rules)))
         with self._lock:
             if self._rules.holds:
                 raise UsageError(f"wire {self.name}: holds {self._rules.holds} messages; release() them first")
-            self._rules = Rules(script, self._nodes, seed=self._seed)
+            rules_now = Rules(script, self._nodes, seed=self._seed)
+            self._complaints += self._unmatched()
+            self._rules = rules_now
             self._sightings.clear()
             self._record(_described(script))
 
@@ -154,24 +169,23 @@ class Wire:
         port: source port, None for the message's own. payload: replaces the message's, UsageError unless it has the
         same length.
         """
-        datagram = frames.udp(sighting.frame)
         original = sighting.message.payload
-        if datagram is None or len(payload or original) != len(original):
+        if sighting.message.sort != DATAGRAM or len(payload or original) != len(original):
             raise UsageError(f"{sighting}: want a payload of {len(original)} bytes, the length of the original")
-        frame = frames.changed(sighting.frame, datagram, payload or original, port=port)
         action = "forged" if payload else "replayed"
-        self.inject(frame, sender=sighting.sender, comment=f"{action}: {sighting.message.name}")
+        self._inject(sighting.arrival.changed(payload or original, port=port), sighting, sighting.sender, action)
 
     def reflect(self, sighting: Sighting, *, port: int | None = None) -> None:
         """Send a message back to its own sender, with its destination as the source; port: another source port."""
-        datagram = frames.udp(sighting.frame)
-        if datagram is None:
+        if sighting.message.sort != DATAGRAM:
             raise UsageError(f"{sighting}: its frame has no UDP datagram to reflect")
         (receiver,) = {*self._nodes} - {sighting.sender}
-        frame = frames.reflected(sighting.frame, datagram)
-        if port is not None:
-            frame = frames.changed(frame, datagram, sighting.message.payload, port=port)
-        self.inject(frame, sender=receiver, comment=f"reflected: {sighting.message.name}")
+        self._inject(sighting.arrival.reflected(port=port), sighting, receiver, "reflected")
+
+    def _inject(self, out: tuple[bytes, ...], sighting: Sighting, sender: str, action: str) -> None:
+        for frame, note in zip(out, sighting.arrival.notes(sighting.message.name), strict=True):
+            comment = f"{action}: {sighting.message.name}" + f"; {note}" * bool(note)
+            self.inject(frame, sender=sender, comment=comment)
 
     def inject(self, frame: bytes, *, sender: str, comment: str = "injected") -> None:
         """Send a frame as if the node `sender` had sent it; no rule is applied. comment: for the capture."""
@@ -183,8 +197,9 @@ class Wire:
     def sightings(self, word: str = "any", *, sender: str | None = None, did: str | None = None) -> list[Sighting]:
         """Return the messages that have arrived since the last `apply`, oldest first.
 
-        word: of `script.MESSAGES`, which messages. sender: only from this node. did: only with this decision. Raises
-        UsageError for an unknown word, HarnessError if the wire's thread has failed.
+        word: of `script.MESSAGES`, which messages; `unknown`, `fragment` and `other` select what is not a WireGuard
+        message, and `any` does not. sender: only from this node. did: only with this decision. Raises UsageError for
+        an unknown word, HarnessError if the wire's thread has failed.
         """
         return [s for s in self._seen_since(0, word, sender)[1] if did in {None, s.did}]
 
@@ -216,6 +231,27 @@ class Wire:
         with self._lock:
             new = self._sightings[position:]
         return position + len(new), [s for s in new if s.is_a(word) and sender in {None, s.sender}]
+
+    def __str__(self) -> str:
+        """Say what has arrived since the last `apply`: "wire ns1-ns2: ns1: 3 data, 1 other (ARP); ns2: nothing"."""
+        with self._lock:
+            return f"wire {self.name}: {self._tally()}"
+
+    def _tally(self) -> str:
+        arrived = [(s.sender, s.message.name) for s in self._sightings]
+        return "; ".join(f"{node}: {tally(name for sender, name in arrived if sender == node)}" for node in self._nodes)
+
+    def complaints(self) -> list[str]:
+        """Return what is wrong with the scripts so far: rules that promise a fault, and matched nothing."""
+        with self._lock:
+            return [*self._complaints, *self._unmatched()]
+
+    def _unmatched(self) -> list[str]:
+        rules = self._rules.unmatched()
+        if not rules:
+            return []
+        what = f"wire {self.name}: no message matched {' or '.join(rules)}, so the test proved nothing about that fault"
+        return [f"{what}; arrived since apply(): {self._tally()}; correct the rule, or declare it optional=True"]
 
     @property
     def unexplained_losses(self) -> int:
@@ -265,37 +301,75 @@ class Wire:
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
         with self._lock:
-            deadline = self._rules.next_deadline()
-        timeout = None if deadline is None else max(0, deadline - time.monotonic_ns()) / NANOSECONDS
+            deadlines = [self._rules.next_deadline(), self._fragments.next_deadline()]
+        earliest = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        timeout = None if earliest is None else max(0, earliest - time.monotonic_ns()) / NANOSECONDS
         for key, _ in selector.select(timeout):
             if key.data is None:
                 os.eventfd_read(self._bell)
             else:
                 self._carry(key.data)
         with self._lock:
-            self._send(self._rules.due(time.monotonic_ns()))
+            now = time.monotonic_ns()
+            self._send(self._rules.due(now))
+            if late := self._fragments.due(now):
+                self._decide(late, now, time.time_ns())
+        if late:
+            os.eventfd_write(self._news, 1)
 
     def _carry(self, side: int) -> None:
         """Take at most _BATCH frames from one end, and deliver them as the rules decide."""
         seen = False
         for _ in range(_BATCH):
-            received = capture.receive(self._sockets[side])
-            if received is None:
+            taken = capture.receive(self._sockets[side])
+            if taken is None:
                 break
-            frame, stamp, _ = received
             with self._lock:
-                decision, deliveries = self._rules.arrive(frame, side, time.monotonic_ns(), stamp)
-                self._keep(pcapng.Packet(side, stamp, frame, is_outbound=True, comment=decision.comment))
-                message = decision.message
-                if message is not None and message.kind:
-                    seen = True
-                    sender, rule = self._nodes[side], decision.rule
-                    self._sightings.append(
-                        Sighting(message=message, sender=sender, did=decision.did, rule=rule, frame=frame)
-                    )
-                self._send(deliveries)
+                for frame, contents, note in taken.read():
+                    index = self._keep(pcapng.Packet(side, taken.time, frame, is_outbound=True, comment=note))
+                    now = time.monotonic_ns()
+                    arrivals = self._arrivals(frame, contents, side, now, index)
+                    self._decide(arrivals, now, taken.time, index)
+                    seen |= bool(arrivals)
         if seen:
             os.eventfd_write(self._news, 1)
+
+    def _arrivals(
+        self, frame: bytes, contents: frames.Contents, side: int, now: int, index: int
+    ) -> list[tuple[int, Arrival]]:
+        """Return what the rules can decide about now: a frame, or a datagram of which the last fragment has arrived."""
+        if not isinstance(contents, frames.Fragment):
+            return [(side, Arrival(frame, contents))]
+        piece = Piece(frame, contents, index)
+        is_gone = self._fragments.is_gone(piece, side)
+        if is_gone is None:
+            # If no rule can apply, fragments do not wait for each other, and the order of all frames stays the same.
+            is_gone = not self._rules.may_take(side)
+        if is_gone:
+            self._deliver(frame, side, INCOMPLETE_FRAGMENT)
+        return self._fragments.arrive(piece, side, now, is_gone=is_gone)
+
+    def _decide(self, arrivals: list[tuple[int, Arrival]], now: int, stamp: int, index: int = -1) -> None:
+        """Apply the rules. stamp: of the last frame, ns of wall time. index: of the packet that is not a fragment."""
+        for side, arrival in arrivals:
+            decision, deliveries = self._rules.decide(arrival, side, now, stamp)
+            numbers = [piece.number for piece in arrival.pieces] or [index]
+            for number, comment in zip(numbers, decision.comments, strict=True):
+                self._comment(number, comment)
+                if arrival.is_gone:
+                    self._comment(number + 1, comment)
+            sender = self._nodes[side]
+            self._sightings.append(
+                Sighting(message=decision.message, sender=sender, did=decision.did, rule=decision.rule, arrival=arrival)
+            )
+            self._send(deliveries)
+
+    def _comment(self, index: int, comment: str) -> None:
+        """Add a comment to a recorded packet; index: negative if it was not recorded."""
+        if comment and 0 <= index < len(self._packets):
+            old = self._packets[index]
+            words = [comment, "" if old.comment == INCOMPLETE_FRAGMENT else old.comment]
+            self._packets[index] = replace(old, comment="; ".join(filter(None, words)))
 
     def _send(self, deliveries: list[Delivery]) -> None:
         for delivery in deliveries:
@@ -305,19 +379,21 @@ class Wire:
         """Send a frame by the other end than `side`."""
         other = 1 - side
         try:
-            self._sockets[other].send(frame)
+            capture.send(self._sockets[other], frame)
         except OSError as error:
             # Not an error: the node may have set its device down or deleted it, and a cable would not report that.
             self._missed[other] += error.errno in _FULL
             comment = f"{comment}; " * bool(comment) + f"not delivered: {error.strerror}"
         self._keep(pcapng.Packet(other, time.time_ns(), frame, is_outbound=False, comment=comment))
 
-    def _keep(self, packet: pcapng.Packet) -> None:
+    def _keep(self, packet: pcapng.Packet) -> int:
+        """Record a packet, and return its index; -2 if there is no room: the next number is not an index, either."""
         if self._kept > _MAX_RECORDED:
             self._unrecorded[packet.end] += 1
-            return
+            return -2
         self._kept += len(packet.frame)
         self._packets.append(packet)
+        return len(self._packets) - 1
 
     def _count_missed(self) -> None:
         for side in ENDS:
@@ -353,8 +429,9 @@ class _Look:
         return self._look()
 
     def seen(self) -> str:
-        """List the last six messages."""
-        return "; ".join(str(sighting) for sighting in self._wire.sightings()[-6:]) or "no message"
+        """List the last six messages, and count what has arrived."""
+        last = [str(sighting) for sighting in self._wire.sightings()[-6:]]
+        return f"{'; '.join(last) or 'no message'}; in all, {self._wire}"
 
 
 def _described(script: Script) -> str:

@@ -5,6 +5,7 @@ Sockets of the kernel send and receive. No implementation is needed: a wire reco
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import threading
@@ -18,6 +19,7 @@ from harness import (
     WIRED,
     Capture,
     Datagram,
+    DeadlineExceeded,
     Delay,
     Drop,
     Duplicate,
@@ -37,7 +39,7 @@ from harness import (
 from harness.wire.rules import Rules
 
 if TYPE_CHECKING:
-    from harness import Lab
+    from harness import Lab, Wire
 
 V4, V6 = "192.168.1.2", "fd00:aa::2"
 PORT = 7
@@ -228,7 +230,7 @@ def test_wire_survives_device_set_down_or_deleted(v4: Ends) -> None:
 
 
 def test_broken_wire_raises_in_wait_for_and_close(v4: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Rules, "arrive", lambda *_: 1 / 0)
+    monkeypatch.setattr(Rules, "decide", lambda *_: 1 / 0)
     v4.send(DATA)
     with pytest.raises(HarnessError, match="wire ns1-ns2: its thread failed: ZeroDivisionError"):
         v4.wire.wait_for("data", "a message")
@@ -251,3 +253,182 @@ def test_error_for_unknown_message_or_node_lists_valid_ones(v4: Ends) -> None:
         v4.wire.inject(b"", sender="ns3")
     with pytest.raises(UsageError, match=r"rule 1 \(drop sender=ns3\): sender: this wire has no node ns3"):
         v4.wire.apply(Drop(sender="ns3"))
+
+
+# Messages in fragments
+
+
+LONG = b"\4\0\0\0".ljust(3000, b"l")
+
+
+def raw_sender(ends: Ends) -> socket.socket:
+    """A packet socket that sends frames from ns1 into the wire."""
+    sender = ends.nodes["ns1"].socket(socket.AF_PACKET, socket.SOCK_RAW)
+    sender.bind(("veth1", 0))
+    return sender
+
+
+def fragments_of(ends: Ends, message: bytes = LONG) -> list[bytes]:
+    """Let the kernel send a message in fragments, which the wire drops; return their frames."""
+    ends.wire.apply(Drop(message="transport"))
+    ends.send(message)
+    return list(ends.wire.wait_for("transport", "the message in fragments").fragments)
+
+
+def numbers(wire: Wire) -> list[tuple[str, int]]:
+    """Return the decision on each message, and the number of its fragments."""
+    return [(s.did, len(s.fragments)) for s in wire.sightings("transport")]
+
+
+def test_message_in_fragments_is_dropped_with_all_of_them(ends: Ends) -> None:
+    ends.wire.apply(Drop(message="data", nth=2))
+    with Capture(ends.nodes["ns1"], "veth1") as capture:
+        ends.send(LONG, LONG[:-1] + b"2", LONG[:-1] + b"3", b"end")
+        assert ends.receive(3) == [LONG, LONG[:-1] + b"3", b"end"]
+        assert [message.payload[-1:] for message in capture.messages(kind=4)] == [b"l", b"2", b"3"]
+    assert numbers(ends.wire) == [("passed", 3), ("dropped", 3), ("passed", 3)]
+
+
+def test_message_in_fragments_is_held_duplicated_and_flipped(ends: Ends) -> None:
+    ends.wire.apply(Hold(message="data", nth=1), Duplicate(message="data", nth=1), Flip(message="data", field="tag"))
+    ends.send(LONG[:-1] + b"1", LONG[:-1] + b"2", LONG, b"end")
+    assert [data[-1:] for data in ends.receive(4)] == [b"2", b"2", b"l", b"d"]
+    ends.wire.release()
+    assert ends.receive(1) == [LONG[:-1] + b"1"]
+    assert numbers(ends.wire) == [("held", 3), ("duplicated", 3), ("flipped", 3)]
+
+
+@pytest.mark.parametrize("order", [[2, 1, 0], [1, 1, 0, 1, 2]], ids=["disorder", "duplicates"])
+def test_fragments_in_any_order_are_one_message(ends: Ends, order: list[int]) -> None:
+    parts = fragments_of(ends)
+    with raw_sender(ends) as sender:
+        ends.wire.apply(Duplicate(message="data"))
+        for number in order:
+            sender.send(parts[number])
+        # The kernel of ns2 takes both copies for whole datagrams, too.
+        assert ends.receive(2) == [LONG, LONG]
+        ends.wire.apply(Drop(message="data"))
+        for number in order:
+            sender.send(parts[number])
+        ends.wire.wait_for("data", "the message in fragments")
+        ends.send(b"end")
+        assert ends.receive(1) == [b"end"]
+    assert numbers(ends.wire) == [("dropped", len(order))]
+
+
+def test_message_without_one_fragment_is_counted_as_incomplete(ends: Ends) -> None:
+    parts = fragments_of(ends)
+    with raw_sender(ends) as sender:
+        ends.wire.apply(Drop(message="data", optional=True), Drop(message="fragment", nth=1))
+        sender.send(parts[0])
+        sender.send(parts[2])
+        lost = ends.wire.wait_for("fragment", "the wire to give up")
+        assert (lost.did, lost.message.detail, len(lost.fragments)) == ("dropped", "incomplete", 2)
+        sender.send(parts[0])
+        sender.send(parts[2])
+        passed = ends.wire.wait_for("fragment", "the wire to give up again", nth=2)
+    assert (passed.did, ends.wire.sightings()) == ("passed", [])
+    assert "2 fragment (incomplete)" in str(ends.wire)
+    ends.wire.inject(parts[1], sender="ns1")
+    assert ends.receive(1) == [LONG]
+
+
+def test_fragments_keep_their_place_when_no_rule_can_apply(ends: Ends) -> None:
+    parts, one = fragments_of(ends), ends.nodes["ns2"].socket(socket.AF_PACKET, socket.SOCK_RAW)
+    ends.wire.apply(Drop(sender="ns2", optional=True))
+    with raw_sender(ends) as sender, one as receiver:
+        receiver.bind(("veth2", 3))
+        other = bytes(6) + b"\2" * 6 + b"\x88\xb5" + bytes(46)
+        sent = [parts[1], other, parts[0], other, parts[2]]
+        for frame in sent:
+            sender.send(frame)
+        arrived = [wait_for(Datagram(receiver, lambda data: data in sent), 5.0, "a frame")[0] for _ in sent]
+    assert arrived == sent
+    assert ends.receive(1) == [LONG]
+    assert numbers(ends.wire) == [("passed", 3)]
+
+
+def test_fragments_are_named_in_capture(v4: Ends, lab: Lab) -> None:
+    v4.wire.apply(Drop(message="data", nth=1))
+    v4.send(LONG, LONG)
+    v4.receive(1)
+    lab.save_captures()
+    written = (lab.directory / "ns1-ns2.pcapng").read_bytes()
+    for number in (1, 2, 3):
+        assert f"dropped: data 1 (rule 1: drop message=data nth=1); fragment {number} of 3 of data".encode() in written
+        # As sent by ns1 and as received by ns2.
+        assert written.count(f"fragment {number} of 3 of data".encode()) == 3
+
+
+def test_replayed_and_reflected_message_leaves_in_fragments(ends: Ends) -> None:
+    ends.wire.apply(Drop(message="data"))
+    ends.send(LONG)
+    lost = ends.wire.wait_for("data", "the message in fragments")
+    ends.wire.replay(lost, port=7777)
+    assert wait_for(Datagram(ends.receiver), 5.0, "the replayed message")[0] == LONG
+    ends.sender.close()
+    source, port = lost.message.source
+    with udp_receiver(ends.nodes["ns1"], source, port) as sender:
+        ends.wire.reflect(lost)
+        data, (_, from_port, *_) = wait_for(Datagram(sender), 5.0, "the reflected message")
+    assert (data, from_port) == (LONG, PORT)
+
+
+# What is not a WireGuard message
+
+
+@pytest.mark.parametrize("word", ["unknown", "other"])
+def test_rule_drops_what_is_not_wireguard_when_it_names_it(ends: Ends, word: str) -> None:
+    ns1, address = ends.nodes["ns1"], ends.sender.getpeername()[0]
+    assert not ping(ns1, address).lost
+    ends.wire.apply(Drop(message=word, sender="ns1"))
+    ends.send(b"text", DATA)
+    assert ends.receive(1 if word == "unknown" else 2)[-1] == DATA
+    assert bool(ping(ns1, address, timeout=0.2).lost) == (word == "other")
+    sorts = {s.message.sort for s in ends.wire.sightings(word, did="dropped")}
+    assert sorts == {"datagram" if word == "unknown" else "other"}
+
+
+def test_everything_that_passes_is_counted_by_kind(v4: Ends) -> None:
+    v4.wire.apply()
+    v4.send(DATA, RESPONSE, b"text", b"text")
+    v4.receive(4)
+    must_ping(v4.nodes["ns1"], V4)
+    assert re.search(r"^wire ns1-ns2: ns1: 1 data, 1 response, 2 unknown, .*1 other \(ICMP\)", str(v4.wire))
+    with pytest.raises(DeadlineExceeded, match=r"seen: .*; in all, wire ns1-ns2: ns1: 1 data, 1 response, 2 unknown"):
+        v4.wire.wait_for("initiation", "an initiation", deadline=0.01)
+    with Capture(v4.nodes["ns1"], "veth1") as capture:
+        v4.send(DATA, b"text")
+        v4.receive(2)
+        assert str(capture) == "ns1-veth1: 1 data, 1 unknown"
+        with pytest.raises(DeadlineExceeded, match=r"seen: .*; in all, ns1-veth1: 1 data, 1 unknown"):
+            capture.wait_for(lambda message: message.kind == 1, 0.01, "an initiation")
+
+
+# Superframes, which a network card would split
+
+
+def superframe(sender: socket.socket, messages: list[bytes]) -> None:
+    """Send messages of one size in one call (UDP_SEGMENT, udp(7))."""
+    size = struct.pack("H", len(messages[0]))
+    sender.sendmsg([b"".join(messages)], [(socket.IPPROTO_UDP, 103, size)])
+
+
+def with_counters(*values: int) -> list[bytes]:
+    return [DATA[:8] + value.to_bytes(8, "little") + DATA[16:] for value in values]
+
+
+@pytest.mark.parametrize("values", [(5, 7, 9), (5, 5, 5)])
+def test_superframe_is_as_many_messages_as_were_sent(ends: Ends, lab: Lab, values: tuple[int, ...]) -> None:
+    set_offloads(ends.nodes["ns1"], "veth1", tx=True, gso=True)
+    ends.wire.apply(Drop(message="data", nth=2))
+    with Capture(ends.nodes["ns1"], "veth1") as capture:
+        superframe(ends.sender, with_counters(*values))
+        assert counters(ends.receive(2)) == [values[0], values[2]]
+        assert [message.counter for message in capture.messages()] == [*values]
+        capture.save(lab.directory / "capture.pcapng")
+    assert [s.message.counter for s in ends.wire.sightings()] == [*values]
+    lab.save_captures()
+    for name in ("capture", "ns1-ns2"):
+        comment = b"segment 3 of a superframe of 3 segments of 48 bytes"
+        assert comment in (lab.directory / f"{name}.pcapng").read_bytes()

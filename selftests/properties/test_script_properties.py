@@ -80,7 +80,7 @@ def test_ranges_contain_numbers_that_they_name(value: Numbers) -> None:
     assert named == written_out(value)
 
 
-@given(st.sampled_from(sorted(KINDS)), st.integers(32, 200), st.data())
+@given(st.sampled_from(sorted({*KINDS} - {"unknown"})), st.integers(32, 200), st.data())
 def test_flip_changes_chosen_bit_of_field(message: str, length: int, data: st.DataObject) -> None:
     kind, size = KINDS[message]
     payload = bytes([kind]).ljust(length if message == "data" else size, b"\x5a")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 
-from harness.wire.messages import FIELDS
+from harness.wire.messages import FIELDS, FRAGMENT, OTHER
 from harness.wire.script import MESSAGES, RULES
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ KINDS: Final = {
     "cookie-reply": (3, 64),
     "keepalive": (4, 32),
     "data": (4, 48),
+    "unknown": (5, 48),
 }
 _WITH_COUNTERS: Final = ("any", "transport", "data", "keepalive")
 
@@ -62,6 +63,7 @@ def _rules_of(do: str, share: st.SearchStrategy[float]) -> st.SearchStrategy[Rul
     conditions = _some(sender=st.sampled_from(NODES), nth=numbers, share=share)
     messages = st.fixed_dictionaries({"message": st.sampled_from(MESSAGES)})
     own_values = st.sampled_from(_FLIPS) if do == "flip" else st.tuples(messages, _OWN_VALUES[do]).map(_merged)
+    own_values = own_values.filter(lambda values: "port" not in values or values["message"] not in {FRAGMENT, OTHER})
     make: Callable[..., Rule] = RULES[do]
 
     def rule(parts: tuple[dict[str, Any], dict[str, Any], dict[str, Any]]) -> Rule:
@@ -78,7 +80,7 @@ def _merged(parts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
 def _flips() -> Iterator[dict[str, Any]]:
     """Some bits, among them the first and the last, of every field that a flip may change."""
     for message, (kind, _) in KINDS.items():
-        for field, (start, end) in FIELDS[kind].items():
+        for field, (start, end) in FIELDS.get(kind, {}).items():
             if field != "packet":
                 last = 8 * ((0 if end is None else end) - start) - 1
                 yield from ({"message": message, "field": field, "bit": bit} for bit in (0, 13, last))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from harness.net.checksum import checksum
 from harness.wire import frames
-from harness.wire.messages import Message, kind_of, split, with_mac1
+from harness.wire.messages import Message, kind_of, tally, with_mac1
 from refwg.cookie import compute_mac1, mac1_key_of
 from refwg.ip import internet_checksum
 from selftests.support.packets import ip_packet, udp
@@ -18,6 +18,7 @@ from selftests.support.packets import ip_packet, udp
 ADDRESSES = {0x0800: ("192.0.2.1", "192.0.2.2"), 0x86DD: ("fd00::1", "fd00::2")}
 PAYLOADS = st.binary(min_size=1, max_size=60)
 KEEPALIVE = b"\4\0\0\0".ljust(32, b"k")
+ARP = bytes(12) + b"\x08\x06" + bytes(28)
 
 
 def frame(ethertype: int, payload: bytes, tags: bytes = b"") -> bytes:
@@ -61,6 +62,77 @@ def test_fragment_or_other_protocol_has_no_datagram() -> None:
         changed = whole.copy()
         changed[place] = value
         assert frames.udp(bytes(changed)) is None
+
+
+# Extension headers of IPv6: their protocol, then the bytes after "next header" (RFC 8200, section 4; RFC 4302).
+HOP_BY_HOP, DESTINATION = (0, b"\0\1\4\0\0\0\0"), (60, b"\1\1\14" + bytes(12))
+ROUTED, ATOMIC, AUTHENTICATION = (43, b"\0\4\0\0\0\0\0"), (44, b"\0\0\0abcd"), (51, b"\4\0\0" + bytes(20))
+
+
+def extended(*headers: tuple[int, bytes], payload: bytes = b"payload") -> bytes:
+    """An IPv6 frame with extension headers before its UDP header."""
+    content, following = udp(1, 2, payload), 17
+    for protocol, rest in reversed(headers):
+        content, following = bytes([following]) + rest + content, protocol
+    return bytes(12) + b"\x86\xdd" + ip_packet(*ADDRESSES[0x86DD], content, protocol=following)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [HOP_BY_HOP], [DESTINATION], [ROUTED], [ATOMIC], [AUTHENTICATION],
+        [HOP_BY_HOP, ROUTED, ATOMIC, AUTHENTICATION, DESTINATION],
+    ],
+)  # fmt: skip
+def test_datagram_is_found_behind_ipv6_extension_headers(headers: list[tuple[int, bytes]]) -> None:
+    whole = extended(*headers)
+    datagram = frames.udp(whole)
+    assert datagram is not None
+    assert (datagram.source(whole), datagram.payload(whole)) == (("fd00::1", 1), b"payload")
+    assert is_summed(frames.changed(whole, datagram, b"another"))
+    assert [size for size in range(len(whole)) if frames.udp(whole[:size])] == []
+    cut = frames.segments(whole, superframe(VIRTIO_NET_HDR_GSO_UDP_L4, 4))
+    assert [part.payload(segment) for segment in cut if (part := frames.udp(segment))] == [b"payl", b"oad"]
+
+
+def ipv4(protocol: int, payload: bytes = bytes(8)) -> bytes:
+    return bytes(12) + b"\x08\x00" + ip_packet(*ADDRESSES[0x0800], payload, protocol=protocol)
+
+
+def ipv6(protocol: int, payload: bytes = bytes(8)) -> bytes:
+    return bytes(12) + b"\x86\xdd" + ip_packet(*ADDRESSES[0x86DD], payload, protocol=protocol)
+
+
+UNREADABLE = {
+    "arp": (ARP, "ARP"),
+    "vlan": (bytes(12) + b"\x81\x00\x00\x05\x88\xb5" + bytes(46), "ethertype 0x88b5"),
+    "short-ethernet": (bytes(13), "truncated"),
+    "short-vlan": (bytes(12) + b"\x81\x00\x00", "truncated"),
+    "short-ipv4": (ipv4(17)[:20], "truncated"),
+    "cut-ipv4": (ipv4(17)[:-1], "truncated"),
+    "short-udp": (ipv4(17, bytes(7)), "truncated"),
+    "short-header-length": (ipv4(17).replace(b"\x45", b"\x44", 1), "truncated"),
+    "short-ipv6": (ipv6(17)[:20], "truncated"),
+    "cut-ipv6": (ipv6(17)[:-1], "truncated"),
+    "short-extension": (ipv6(60, bytes(4)), "truncated"),
+    "routing-header": (ipv6(43, b"\x11\0\4\1" + bytes(4)), "IPv6 on its way through a routing header"),
+    "icmp": (ipv4(1), "ICMP"),
+    "tcp": (ipv4(6), "TCP"),
+    "icmpv6": (ipv6(58), "ICMPv6"),
+    "protocol-59": (ipv6(59), "IP protocol 59"),
+}
+
+
+@pytest.mark.parametrize(("whole", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_frame_without_datagram_is_named(whole: bytes, words: str) -> None:
+    message = frames.message(whole, frames.read(whole), 1_500_000_000)
+    assert (frames.udp(whole), message.kind, message.sort, message.detail) == (None, 0, "other", words)
+    assert str(message) == f"1.500 other ({words}) ({max(0, len(whole) - 14)})"
+
+
+def test_names_are_counted_in_order_of_appearance() -> None:
+    assert tally(["data", "other (ARP)", "data"]) == "2 data, 1 other (ARP)"
+    assert tally([]) == "nothing"
 
 
 @pytest.mark.parametrize("ethertype", ADDRESSES)
@@ -154,14 +226,46 @@ def test_checksum_equals_internet_checksum_of_refwg(data: bytes) -> None:
     assert checksum(data) == internet_checksum(data)
 
 
+# Source: include/uapi/linux/virtio_net.h.
+VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_ECN = 1, 5, 0x80
+
+
+def vnet_header(kind: int, size: int) -> bytes:
+    """The struct virtio_net_hdr of a superframe: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset."""
+    return struct.pack("=BBHHHH", 1, kind, 42, size, 34, 6)
+
+
+def superframe(kind: int, size: int) -> frames.Offload:
+    offload = frames.Offload.read(vnet_header(kind, size))
+    assert offload is not None
+    return offload
+
+
+# The last segment of a superframe may be shorter. Counters and receivers of the segments may be any.
 @pytest.mark.parametrize("ethertype", ADDRESSES)
-@pytest.mark.parametrize("last", [16, 1, 0])
-def test_datagrams_sent_by_udp_segment_are_split(ethertype: int, last: int) -> None:
-    sent = [data(7), data(8), data(9, last)]
-    cut = frames.segments(frame(ethertype, b"".join(sent)))
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [data(7), data(8), data(9)],
+        [data(7), data(8), data(9, 1)],
+        [data(7), data(8), data(9, 0)],
+        [data(5), data(7), data(9)],
+        [data(5), data(5), data(5)],
+        [data(1), data(2, receiver=b"efgh")],
+        [b"\1\0\0\0".ljust(148), b"\1\0\0\0".ljust(148)],
+        [b"not", b"WG?"],
+    ],
+    ids=["equal", "short", "empty", "odd-counters", "one-counter", "two-receivers", "handshakes", "unknown"],
+)
+def test_superframe_is_split_by_its_segment_size(ethertype: int, sent: list[bytes]) -> None:
+    whole, offload = frame(ethertype, b"".join(sent)), superframe(VIRTIO_NET_HDR_GSO_UDP_L4, len(sent[0]))
+    cut = frames.segments(whole, offload)
     assert [datagram.payload(part) for part in cut if (datagram := frames.udp(part))] == sent
+    assert frames.segment_count(whole, offload) == len(sent)
     assert all(is_summed(part) and len(part) - 14 == _ip_length(part) for part in cut)
     assert ethertype == 0x86DD or all(internet_checksum(part[14:34]) == 0 for part in cut)
+    # The kernel gives each segment the next identification.
+    assert ethertype == 0x86DD or [int.from_bytes(part[18:20]) for part in cut] == [*range(1, 1 + len(sent))]
 
 
 def _ip_length(whole: bytes) -> int:
@@ -170,10 +274,22 @@ def _ip_length(whole: bytes) -> int:
     return int.from_bytes(whole[18:20]) + 40
 
 
-@pytest.mark.parametrize("payload", [data(1), data(1) + data(3), data(1) + data(2, receiver=b"efgh"), b"\1\0\0\0" * 37])
-def test_single_datagram_is_not_split(payload: bytes) -> None:
-    assert split(payload) == [payload]
-    assert frames.segments(frame(0x0800, payload)) == [frame(0x0800, payload)]
+def test_frame_that_is_no_superframe_of_udp_is_not_split() -> None:
+    assert frames.Offload.read(vnet_header(0, 0)) is None
+    assert frames.Offload.read(vnet_header(VIRTIO_NET_HDR_GSO_ECN, 0)) is None
+    whole = frame(0x0800, data(1) + data(2))
+    for offload in (superframe(VIRTIO_NET_HDR_GSO_TCPV4, 48), superframe(VIRTIO_NET_HDR_GSO_UDP_L4, 0)):
+        assert frames.segments(whole, offload) == [whole]
+    assert frames.segments(ARP, superframe(VIRTIO_NET_HDR_GSO_UDP_L4, 48)) == [ARP]
+    assert frames.segment_count(ARP, superframe(VIRTIO_NET_HDR_GSO_UDP_L4, 48)) == 1
+
+
+def test_segments_of_tcp_superframe_are_counted() -> None:
+    header = bytes(12) + bytes([8 << 4]) + bytes(19)
+    whole = bytes(12) + b"\x08\x00" + ip_packet(*ADDRESSES[0x0800], header + bytes(2001), protocol=6)
+    kind = VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_ECN
+    assert frames.segment_count(whole, superframe(kind, 1000)) == 3
+    assert frames.segments(whole, superframe(kind, 1000)) == [whole]
 
 
 @pytest.mark.parametrize(
@@ -194,7 +310,7 @@ def test_message_kind_is_found_by_type_and_length(payload: bytes, kind: int) -> 
         (KEEPALIVE, "keepalive 7740398493674204011 (32)"),
         (data(5), "data 5 (48)"),
         (b"\3\0\0\0".ljust(64), "cookie reply (64)"),
-        (b"hello", "not a WireGuard message (5)"),
+        (b"hello", "unknown (5)"),
     ],
 )
 def test_message_is_printed_with_its_kind_and_length(payload: bytes, printed: str) -> None:

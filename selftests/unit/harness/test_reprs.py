@@ -42,6 +42,7 @@ from harness.sandbox.process import Completed
 from harness.scripted.intents import CookieReply, Initiation, Response
 from harness.scripted.received import ReceivedInitiation
 from harness.scripted.session import Session
+from harness.wire.fragments import Arrival
 from harness.wire.pcapng import Packet
 from harness.wire.rules import Decision, Delivery
 from refwg.crypto import Aead
@@ -120,7 +121,7 @@ RECORDS: list[Any] = [
     Arrivals(5000, tuple(range(4999)), 1),
     Pings("192.168.241.1", sent=5000, answered={3: 0.1}),
     DATAGRAM,
-    Sighting(message=DATAGRAM, sender="ns1", did="dropped", rule=1, frame=b"\xff" * 1500),
+    Sighting(message=DATAGRAM, sender="ns1", did="dropped", rule=1, arrival=Arrival(b"\xff" * 1500, "ARP")),
     Script(RULES * 9, seed=7),
     *RULES,
     Rule(),
@@ -135,6 +136,7 @@ RECORDS: list[Any] = [
     node("ns1"),
     Veth((node("ns1"), "veth1"), (node("ns2"), "veth2")),
     Completed(argv=("wg", "show", *"x" * 500), status=1, stdout="x" * 5000, stderr="\x1b[0m"),
+    Arrival(b"\xff" * 1500, "ARP"),
     Delivery(b"\xff" * 1500, 1),
     Decision(DATAGRAM, "dropped", 1),
     Packet(0, 1, b"\xff" * 1500, True),

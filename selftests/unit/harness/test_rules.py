@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness.errors import UsageError
+from harness.wire import frames
+from harness.wire.fragments import Fragments, Piece
 from harness.wire.rules import Rules
 from harness.wire.script import Delay, Drop, Duplicate, Flip, Hold, Replay, Script
+from selftests.support.fragments import fragments, piece
 
 if TYPE_CHECKING:
+    from harness.wire.fragments import Arrival
     from harness.wire.script import Numbers, Rule
 
 NODES = ("ns1", "ns2")
@@ -59,10 +64,134 @@ def carried(active: Rules, numbers: range, now: int = 0) -> list[int]:
         ("transport", "pppdd"),
         ("keepalive", "pppdp"),
         ("data", "ppppd"),
+        ("unknown", "ppppp"),
+        ("fragment", "ppppp"),
+        ("other", "ppppp"),
     ],
 )
 def test_message_word_selects_its_messages(word: str, expected: str) -> None:
     assert decisions(Drop(message=word), "irckd") == expected
+
+
+ARP = bytes(12) + b"\x08\x06" + bytes(28)
+NOT_WIREGUARD = {
+    # Another type, reserved bytes that are set, and a length that no initiation has.
+    "unknown": [frame("i").replace(b"\1\0\0\0", word) for word in (b"\5\0\0\0", b"\1\0\0\1", b"\3\0\0\0")],
+    "fragment": [piece(frame("i"), 0, 60)],
+    "other": [ARP, frame("i")[:100]],
+}
+
+
+@pytest.mark.parametrize("word", NOT_WIREGUARD)
+def test_rule_that_names_it_drops_what_is_not_wireguard(word: str) -> None:
+    active, passing = rules(Drop(message=word)), rules(Drop())
+    for other, whole in NOT_WIREGUARD.items():
+        for one in whole:
+            decision, deliveries = active.arrive(one, 0, 0)
+            taken = other == word
+            assert (decision.did, len(deliveries)) == (("dropped", 0) if taken else ("passed", 1))
+            assert decision.message.name.partition(" ")[0] == other
+            assert passing.arrive(one, 0, 0)[0].did == "passed"
+
+
+def test_frame_that_is_not_wireguard_counts_for_no_held_message() -> None:
+    active = rules(Hold(message="data", behind=1), Duplicate(message="unknown"))
+    active.arrive(frame("d"), 0, 0)
+    for word, copies in (("unknown", 2), ("other", 1)):
+        assert len(active.arrive(NOT_WIREGUARD[word][0], 0, 0)[1]) == copies
+    assert active.holds == 1
+
+
+# A message in fragments, which a rule takes as a whole
+
+DID = [
+    (Drop(message="data"), "dropped", 0),
+    (Hold(message="data"), "held", 0),
+    (Delay(message="data", seconds=1.0), "delayed", 0),
+    (Duplicate(message="data", copies=2), "duplicated", 9),
+    (Replay(message="data", behind=1, port=7777), "replayed", 3),
+    (Flip(message="data", field="tag", bit=0), "flipped", 3),
+    (Drop(message="keepalive"), "passed", 3),
+]
+
+
+def in_fragments(whole: bytes, order: tuple[int, ...] = (2, 0, 1)) -> Arrival:
+    """What a wire decides about when the message comes in three fragments."""
+    gathering = Fragments()
+    for number in order:
+        one = fragments(whole, 16, 32)[number]
+        place = frames.read(one)
+        assert isinstance(place, frames.Fragment)
+        for _, arrival in gathering.arrive(Piece(one, place), 0, 0):
+            return arrival
+    raise AssertionError("not complete")
+
+
+@pytest.mark.parametrize(("rule", "did", "count"), DID, ids=[rule.do + rule.message for rule, _, _ in DID])
+def test_rule_takes_all_fragments_of_message(rule: Rule, did: str, count: int) -> None:
+    active, arrival = rules(rule), in_fragments(frame("d", 5))
+    decision, deliveries = active.decide(arrival, 0, 0)
+    assert (decision.did, decision.message.counter, len(deliveries)) == (did, 5, count)
+    assert [comment.rpartition("; ")[2] for comment in decision.comments] == [
+        f"fragment {number} of 3 of data" for number in (3, 1, 2)
+    ]
+    if did in {"passed", "duplicated", "replayed"}:
+        assert tuple(delivery.frame for delivery in deliveries[:3]) == arrival.frames
+    later = [*active.arrive(frame("k"), 0, 0)[1][1:], *active.release()]
+    assert len(later) == (0 if did in {"dropped", "passed", "duplicated", "flipped"} else 3)
+    assert all("; fragment " in delivery.comment for delivery in later)
+    if did in {"held", "delayed"}:
+        assert tuple(delivery.frame for delivery in later) == arrival.frames
+
+
+def test_flip_changes_field_in_fragment_and_checksum_in_first() -> None:
+    arrival = in_fragments(frame("d"), (0, 1, 2))
+    _, deliveries = rules(Flip(message="data", field="tag", bit=0)).decide(arrival, 0, 0)
+    changed = [delivery.frame for delivery in deliveries]
+    # The fragments have the bytes 0 to 15, 16 to 31 and 32 to 55 of the UDP datagram; the tag begins at byte 40.
+    different = [
+        (number, place - 34)
+        for number, pair in enumerate(zip(changed, arrival.frames, strict=True))
+        for place, (new, old) in enumerate(zip(*pair, strict=True))
+        if new != old
+    ]
+    assert different == [(0, 6), (0, 7), (2, 8)]
+
+
+def test_fragments_that_have_passed_are_not_sent_again() -> None:
+    active = rules(Drop(message="data"))
+    decision, deliveries = active.decide(replace(in_fragments(frame("d")), is_gone=True), 0, 0)
+    assert (decision.did, deliveries, active.unmatched()) == ("passed", [], ["rule 1 (drop message=data)"])
+
+
+def test_rules_of_one_sender_cannot_take_from_other() -> None:
+    active = rules(Drop(sender="ns1"))
+    assert (active.may_take(0), active.may_take(1), rules().may_take(0)) == (True, False, False)
+
+
+# A rule that matched nothing
+
+
+@pytest.mark.parametrize(
+    ("rule", "messages", "is_matched"),
+    [
+        (Drop(message="data"), "irck", False),
+        (Drop(message="data"), "d", True),
+        (Drop(message="data", nth=2), "d", False),
+        (Drop(message="data", nth=2), "dd", True),
+        (Drop(message="data", counters="1-"), "d", False),
+        (Drop(message="data", sender="ns2"), "d", False),
+        # Chance decides about what matched.
+        (Drop(message="data", share=1e-9), "d", True),
+        (Drop(message="data", share=1e-9), "i", False),
+        (Drop(message="data", optional=True), "i", True),
+    ],
+)
+def test_rule_without_match_is_listed_unless_optional(rule: Rule, messages: str, is_matched: bool) -> None:
+    active = rules(rule)
+    for message in messages:
+        active.arrive(frame(message), 0, 0)
+    assert active.unmatched() == ([] if is_matched else [f"rule 1 ({rule})"])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ share = 0.5
 do = "duplicate"
 message = "keepalive"
 copies = 2
+optional = true
 """
 
 
@@ -67,7 +68,7 @@ def test_fault_script_file_loads_as_equal_records(tmp_path: Path) -> None:
             Flip(message="initiation", field="mac1", bit=127, nth=(1, "4-6", "9-")),
             Replay(message="initiation", seconds=0.05, port=7777),
             Delay(seconds=0.3, jitter=0.1, share=0.5),
-            Duplicate(message="keepalive", copies=2),
+            Duplicate(message="keepalive", copies=2, optional=True),
         ),
         seed=7,
     )
@@ -106,7 +107,7 @@ def test_unreadable_fault_script_is_named_in_error(tmp_path: Path) -> None:
         ),
         (
             {"rule": [{"do": "drop"}, {"do": "drop", "mesage": "data"}]},
-            "rule 2 (drop): unknown key mesage; there are: message, sender, nth, counters, share",
+            "rule 2 (drop): unknown key mesage; there are: message, sender, nth, counters, share, optional",
         ),
         ({"rule": [{"do": "hold", "behind": 0}]}, "rule 1 (hold): behind: want a whole number above 0, not 0"),
     ],
@@ -141,6 +142,8 @@ RANGE = 'want a number, a range "5-9" or "3-", or a list of them'
         ),
         (Drop, {"share": 0}, "share: want a number above 0 and at most 1, not 0"),
         (Drop, {"share": "10 %"}, "share: want a number above 0 and at most 1, not '10 %'"),
+        (Drop, {"optional": 1}, "optional: want true or false, not 1"),
+        (Drop, {"message": "unknown", "counters": 1}, "counters: unknown has none; use nth"),
         (Hold, {"gather": 1.5}, "gather: want a whole number above 0, not 1.5"),
         (Hold, {"seconds": "1"}, "seconds: want a number above 0, not '1'"),
         (Delay, {}, "seconds: is missing; give the delay, for example"),
@@ -148,6 +151,8 @@ RANGE = 'want a number, a range "5-9" or "3-", or a list of them'
         (Duplicate, {"copies": 0}, "copies: want a whole number above 0, not 0"),
         (Replay, {}, "behind: is missing; say when the copy comes: "),
         (Replay, {"behind": 1, "port": 65536}, "port: want a number from 1 to 65535, not 65536"),
+        (Replay, {"behind": 1, "port": 1, "message": "fragment"}, "port: a message that is 'fragment' has none"),
+        (Flip, {"field": "tag", "message": "unknown"}, "message: flip needs one kind of message"),
         (Flip, {"field": "mac1"}, "message: flip needs one kind of message"),
         (Flip, {"message": "data"}, "field: is missing; there are: receiver, counter, packet, tag"),
         (
