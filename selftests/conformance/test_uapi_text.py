@@ -323,13 +323,13 @@ def test_unknown_or_misplaced_key_is_refused(wg0: ProgramInterface, alice: Key, 
         "replace_allowed_ips",
     ],
 )
-def test_flag_takes_no_value_but_true(wg0: ProgramInterface, alice: Key, bob: Key, flag: str, value: str) -> None:
-    above = [] if flag == "replace_peers" else [peer(bob)]
+def test_flag_takes_no_value_but_true(lab: Lab, wg0: ProgramInterface, alice: Key, flag: str, value: str) -> None:
+    carol, bob = ([] if flag == "replace_peers" else [peer(lab.key(name).public())] for name in ("carol", "bob"))
     if flag == "update_only":
-        assert ask(wg0, peer(bob)) == 0
-    must_accept(wg0, *above, f"{flag}=true")
+        assert ask(wg0, *carol) == 0
+    must_accept(wg0, *carol, f"{flag}=true")
     must_accept(wg0, peer(alice), "allowed_ip=10.0.0.0/8")
-    must_refuse(wg0, *above, f"{flag}={value}")
+    must_refuse(wg0, *bob, f"{flag}={value}")
     assert peers(wg0).get(alice) == PeerState(public_key=alice, allowed_ips=allowed_ips("10.0.0.0/8"))
 
 
