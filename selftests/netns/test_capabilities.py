@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from harness import DeviceConfig, Endpoint, PeerConfig, Registry, Unsupported
+from harness import DeviceConfig, Endpoint, PeerConfig, Registry, Unsupported, differs
 from harness.lab.probes import probe
 
 if TYPE_CHECKING:
@@ -69,12 +69,12 @@ def test_icmp_unreachable_is_sent_if_and_only_if_declared(lab: Lab, implementati
 
 
 @pytest.mark.requirement("RT-11")
-@pytest.mark.bug("IB-38")
 def test_source_address_is_not_sticky_when_not_declared(lab: Lab, implementation: Manifest) -> None:
     if "sticky-source" in implementation.capabilities:
         pytest.skip(f"{implementation.name} declares sticky-source, which test_source_address tests")
     observed = observe(lab, implementation, "sticky-source")
-    assert not observed.works, observed.seen
+    assert not observed.works, contradiction("sticky-source", implementation, observed)
+    differs(f"the source address is not sticky: {observed.seen}", by=[implementation.name])
 
 
 @pytest.mark.parametrize(

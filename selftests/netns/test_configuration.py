@@ -107,6 +107,7 @@ def test_fwmark_is_read_back_and_cleared_while_link_is_up(lab: Lab, wg0: Interfa
 
 @pytest.mark.scenario("N36")
 @pytest.mark.requirement("HS-32", "HS-33", "CFG-17")
+@pytest.mark.bug("IB-66")
 def test_interface_never_keeps_itself_as_peer(lab: Lab, wg0: Interface, alice: Key) -> None:
     key1, key2 = lab.key("key1"), lab.key("key2")
     wg0.set(DeviceConfig(private_key=key1, peers=(PeerConfig(public_key=alice), PeerConfig(public_key=key2.public()))))

@@ -33,6 +33,7 @@ ANYWHERE, OF_ANOTHER = ("198.51.100.7/32", "2001:db8:7::7/128"), ("203.0.113.7/3
 @pytest.mark.core
 @pytest.mark.scenario("N15")
 @pytest.mark.requirement("AIP-02", "AIP-03", "RT-03")
+@pytest.mark.bug("IB-40")
 @pytest.mark.capability("ipv6-underlay", "listen-port-change")
 def test_packet_with_foreign_source_is_dropped_but_sets_endpoint(loopback: Tunnel) -> None:
     a, b, ns2 = loopback.a, loopback.b, loopback.nodes["ns2"]

@@ -287,7 +287,7 @@ def test_one_handshake_is_enough_at_high_latency(wired: Tunnel, wire: Wire) -> N
 
 
 @pytest.mark.requirement("DT-03", "RT-04")
-@pytest.mark.bug("IB-33")
+@pytest.mark.bug("IB-33", "IB-43", "IB-45")
 def test_replayed_data_is_dropped_and_endpoint_stays(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     to_b.send(3)
     to_b.wait_for(3)

@@ -33,6 +33,7 @@ def test_interface_keeps_its_socket_in_its_birth_namespace(loopback: Tunnel) -> 
 @pytest.mark.core
 @pytest.mark.scenario("N02")
 @pytest.mark.requirement("IF-11", "IF-12")
+@pytest.mark.bug("IB-64")
 def test_transfer_counters_are_exact_after_ten_pings(loopback: Tunnel) -> None:
     loopback.must_ping("ns2", V4_OF_A, count=PINGS)
     a, b = loopback.counted()

@@ -24,7 +24,7 @@ from harness import (
     poll_until,
     twin,
 )
-from harness.wire.messages import SIZES, kind_of, with_mac1
+from harness.wire.messages import FIELDS, SIZES, kind_of, with_mac1
 
 if TYPE_CHECKING:
     from harness import Lab, Manifest, NetNS, Tunnel
@@ -227,7 +227,7 @@ def must_answer_from(direct: Tunnel, address: str) -> None:
     assert seen == Endpoint(address, 2), f"A called 10.1.0.77, and B ({direct.b.manifest.name}) answered from {seen}"
 
 
-@pytest.mark.requirement("RT-17")
+@pytest.mark.requirement("RT-17", "MSG-11")
 @pytest.mark.capability("fwmark")
 def test_cookie_replies_carry_fwmark(lab: Lab, implementation: Manifest) -> None:
     ns0, key = lab.node("ns0"), lab.key("key1")
@@ -262,3 +262,6 @@ def must_get_cookie_reply(stranger: socket.socket, initiations: list[bytes]) -> 
 
     reply = poll_until(look, bool, PATIENCE)
     assert kind_of(reply) == COOKIE_REPLY, f"expected a cookie reply under load, got {reply.hex() or 'nothing'}"
+    index = reply[slice(*FIELDS[COOKIE_REPLY]["receiver"])]
+    sent = {initiation[slice(*FIELDS[INITIATION]["sender"])] for initiation in initiations}
+    assert index in sent, f"a cookie reply has the receiver index {index.hex()}, which no initiation has as its sender"

@@ -16,6 +16,7 @@ PORT_OF_A = 1
 
 @pytest.mark.scenario("N16")
 @pytest.mark.requirement("HS-29")
+@pytest.mark.bug("IB-22")
 def test_new_private_key_forces_handshake_before_data(loopback: Tunnel) -> None:
     a, b, old = loopback.a, loopback.b, loopback.pub_a
     with twin("the tunnel works with the old key"):

@@ -12,6 +12,7 @@ from harness import (
     DATA,
     INITIATION,
     RESPONSE,
+    ZERO_KEY,
     differs,
     let_pass,
     twin,
@@ -19,6 +20,7 @@ from harness import (
 from harness.lanes import GUESTS, LANE
 from harness.wire.messages import (
     FIELDS,
+    counter_of,
     with_mac1,
 )
 from selftests.support.scripted import Scripted, Stage
@@ -40,6 +42,7 @@ PATIENCE = 60.0
 
 
 @pytest.mark.requirement("DT-05", "DT-03")
+@pytest.mark.bug("IB-44", "IB-45")
 def test_replay_window_accepts_each_counter_once_and_no_older(lab: Lab, implementation: Manifest) -> None:
     peer = Scripted(1)
     stage = Stage(lab, implementation, [peer])
@@ -71,7 +74,7 @@ def test_replay_window_accepts_each_counter_once_and_no_older(lab: Lab, implemen
     [
         pytest.param("length", marks=pytest.mark.requirement("MSG-07", "MSG-08", "MSG-10")),
         pytest.param("type", marks=pytest.mark.requirement("MSG-06", "MSG-09", "ROB-10")),
-        pytest.param("recipient", marks=pytest.mark.requirement("HS-06")),
+        pytest.param("recipient", marks=pytest.mark.requirement("HS-06", "DT-12")),
     ],
 )
 def test_message_of_wrong_length_type_or_peer_is_not_answered(lab: Lab, implementation: Manifest, wrong: str) -> None:
@@ -137,6 +140,25 @@ def malformed_messages(initiation: bytes, data: bytes, unknown: bytes, target: b
 def with_byte(message: bytes, offset: int, value: int) -> bytes:
     """Return the message with another byte at this offset."""
     return message[:offset] + bytes([value]) + message[offset + 1 :]
+
+
+@pytest.mark.requirement("CR-17", "CR-15", "HS-03")
+def test_handshake_without_preshared_key_mixes_zeros(lab: Lab, implementation: Manifest) -> None:
+    # No peer here has a preshared key; the first one's is then set to 32 zero bytes, which must change nothing.
+    first, second = Scripted(1), Scripted(2)
+    stage = Stage(lab, implementation, [first])
+    counters: list[int] = []
+    stage.on_data = lambda message: counters.append(counter_of(message))
+    stage.exchange(b"no key", AT_ONCE)
+    assert first.received == [b"no key"], f"the initiator opened {first.received} under the responder's sending key"
+    assert counters[:1] == [0], f"the responder's first data message has the counter {counters[0]}, not 0"
+    stage.add(second, preshared_key=ZERO_KEY)
+    stage.exchange(b"a key of zeros", AT_ONCE)
+    assert second.received == [b"a key of zeros"], (
+        "a peer with a preshared key of zeros has no session with one without"
+    )
+    wrong = stage.wg0.peer(second.public_key).preshared_key
+    assert wrong is None, f"a preshared key of zeros is reported as {wrong}"
 
 
 @pytest.mark.long_in_guest

@@ -26,6 +26,7 @@ STORM = 30_000
 @pytest.mark.core
 @pytest.mark.scenario("N26")
 @pytest.mark.requirement("RT-05", "RT-11")
+@pytest.mark.bug("IB-38")
 @pytest.mark.capability("sticky-source", "ipv6-underlay")
 @pytest.mark.parametrize("addresses", [V4, V6, ALTERNATING], ids=["v4", "v6", "alternating"])
 def test_reply_source_is_local_address_that_peer_sent_to(direct: Tunnel, addresses: tuple[str, ...]) -> None:
@@ -41,6 +42,7 @@ def test_reply_source_is_local_address_that_peer_sent_to(direct: Tunnel, address
 
 @pytest.mark.scenario("N25")
 @pytest.mark.requirement("RT-12")
+@pytest.mark.bug("IB-39")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("changes", [CHANGES, CHANGES[1:]], ids=["v4-then-v6", "v6"])
 def test_source_address_changes_when_current_one_is_removed(
@@ -174,6 +176,7 @@ def test_reply_source_can_be_address_on_other_interface(direct: Tunnel, elsewher
 
 @pytest.mark.scenario("N28")
 @pytest.mark.requirement("RT-13")
+@pytest.mark.bug("IB-39")
 def test_better_route_is_used_with_its_source_address(direct: Tunnel) -> None:
     add_second_link(direct)
     ns1 = direct.nodes["ns1"]

@@ -110,6 +110,7 @@ def test_initiator_rekeys_when_it_sends_after_two_minutes(loopback: Tunnel, wire
 
 
 @pytest.mark.requirement("TM-08", "DT-21")
+@pytest.mark.bug("IB-06")
 def test_responder_initiates_only_when_session_has_expired(loopback: Tunnel, wire: Capture) -> None:
     start = session_start(wire)
     with udp_receiver(loopback.nodes["ns2"], V4_OF_B, 1111) as receiver:
@@ -144,6 +145,7 @@ def send_to_b(loopback: Tunnel, receiver: socket.socket) -> None:
 
 
 @pytest.mark.requirement("TM-10", "TM-11")
+@pytest.mark.bug("IB-11", "IB-12")
 def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Capture) -> None:
     with udp_receiver(loopback.nodes["ns1"], V4_OF_A, 1111):
         let_pass(KEEPALIVE_TIMEOUT + slack(KEEPALIVE_TIMEOUT), "the keepalive for the ping's answer has been sent")
@@ -160,6 +162,7 @@ def test_keepalive_answers_data_after_ten_seconds(loopback: Tunnel, wire: Captur
 
 
 @pytest.mark.requirement("TM-01", "TM-03", "TM-04")
+@pytest.mark.bug("IB-18")
 def test_unanswered_initiation_is_sent_twenty_times_and_no_more(loopback: Tunnel) -> None:
     drop(loopback, f"udp dport {PORT_OF_B}")
     with Capture(loopback.nodes["ns0"], "lo") as wire:
@@ -262,6 +265,7 @@ def deliver(loopback: Tunnel, message: Message) -> None:
 
 
 @pytest.mark.requirement("TM-20", "TM-17")
+@pytest.mark.bug("IB-10")
 @pytest.mark.capability("persistent-keepalive")
 def test_persistent_keepalive_leaves_no_gap_in_one_hour(loopback: Tunnel, wire: Capture) -> None:
     # A program may start its timer for sent data after the keepalive for that data has come. Wait until it expires.

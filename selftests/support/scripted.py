@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness import (
     COOKIE_REPLY,
+    DATA,
     INITIATION,
     V4_OF_A,
     DeviceConfig,
@@ -107,7 +108,7 @@ class Stage:
     """An interface under test and its scripted peers; payloads that arrive are sent back.
 
     arrived: these payloads, in the order of arrival. answers: the number of them that came back to the peers. unowned:
-    the names of messages that are for none of the peers.
+    the names of messages that are for none of the peers. on_data: called with each data message for a peer.
     """
 
     def __init__(self, lab: Lab, implementation: Manifest, peers: Iterable[Scripted]) -> None:
@@ -115,6 +116,8 @@ class Stage:
         self.arrived: list[bytes] = []
         self.answers = 0
         self.unowned: list[str] = []
+        self.on_data: Callable[[bytes], object] = lambda _: None
+        self._private_key = lab.key("key1")
         # The peer of each handshake or session, by the index that the peer has chosen.
         self._owners: dict[bytes, Scripted] = {}
         node = lab.node("ns0")
@@ -132,13 +135,19 @@ class Stage:
             self._both.register(sock.fileno(), select.EPOLLIN)
 
     def _configured(self, lab: Lab, implementation: Manifest, node: NetNS) -> Interface:
-        interface, key = lab.interface("wg0", implementation, node), lab.key("key1")
+        interface, key = lab.interface("wg0", implementation, node), self._private_key
         for peer in self.peers:
             peer.add_target(key.public())
         peers = [PeerConfig(public_key=p.public_key, allowed_ips=allowed_ips(f"{p.address}/32")) for p in self.peers]
         interface.set(DeviceConfig(private_key=key, listen_port=PORT_OF_A, peers=tuple(peers)))
         interface.up(f"{V4_OF_A}/24")
         return interface
+
+    def add(self, peer: Scripted, *, preshared_key: Key) -> None:
+        """Add a peer, whose preshared key is set explicitly, in place of all others."""
+        peer.add_target(self._private_key.public())
+        self.peers = (peer,)
+        self.wg0.set_peer(peer.public_key, preshared_key=preshared_key, allowed_ips=allowed_ips(f"{peer.address}/32"))
 
     def send(self, peer: Scripted, payload: bytes) -> None:
         """Send a payload from a peer to the interface under test."""
@@ -183,6 +192,8 @@ class Stage:
                 # For example an initiation, which the interface need not send: no peer is silent for 15 s.
                 self.unowned.append(NAMES[datagram[0]])
                 continue
+            if datagram[0] == DATA:
+                self.on_data(datagram)
             before = len(peer.received)
             self._send(peer, peer.receive(datagram))
             self.answers += len(peer.received) - before
