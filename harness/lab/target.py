@@ -13,15 +13,19 @@ from __future__ import annotations
 
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from harness.control.records import ZERO_KEY, DeviceConfig, Endpoint, Key, PeerConfig, allowed_ips
 from harness.errors import UsageError
 from harness.lab.topology import End, Topology
 from harness.scripted.exchange import EXCHANGE, Exchange
 from harness.scripted.inside import Inside
+from harness.scripted.intents import CookieReply, Initiation, Response
 from harness.scripted.packets import udp_packet
 from harness.scripted.peer import ScriptedPeer
+from harness.scripted.received import ReceivedCookieReply
 from harness.traffic.udp import udp_message, udp_receiver
+from harness.wait import poll_until
 
 if TYPE_CHECKING:
     from harness.control.records import PeerState
@@ -44,6 +48,9 @@ _PORT: Final = 1
 DISCARD: Final = 9
 INNER4, INNER6 = "192.168.241.1", "fd00::1"
 _MOST: Final = 250
+_FIRST_PORT, _PORTS = 1024, 60000
+# Seconds, scaled.
+_ANSWER: Final = 2.0
 
 
 class Target:
@@ -147,6 +154,13 @@ class Target:
             )
         )
 
+    def set_private_key(self, key: Key) -> None:
+        """Change the device's private key; from now on all peers send to the new identity."""
+        self.interface.set(DeviceConfig(private_key=key))
+        self.key = key
+        for peer in self.peers:
+            peer.device = self.public_key
+
     def remove(self, peer: ScriptedPeer) -> None:
         """Remove a peer from the device."""
         self.interface.set(DeviceConfig(peers=(PeerConfig(public_key=peer.public_key, remove=True),)))
@@ -160,9 +174,14 @@ class Target:
         udp_message(self.node, peer.inner4 if family == 4 else peer.inner6, DISCARD, payload)  # noqa: PLR2004
 
     def packet(self, peer: ScriptedPeer, payload: bytes = b"payload", *, family: int = 4, tos: int = 0) -> bytes:
-        """Make the inner packet of a UDP datagram from a peer to the device's node, which takes it and is silent."""
+        """Make the inner packet of a UDP datagram from a peer to the device's node, which takes it and is silent.
+
+        Its source port follows from the payload: wireguard-go delivers datagrams of one flow that come together as one
+        long packet (UDP GRO), in which `inside` does not recognize them.
+        """
         source, destination = (peer.inner4, INNER4) if family == 4 else (peer.inner6, INNER6)  # noqa: PLR2004
-        return udp_packet((source, DISCARD), (destination, DISCARD), payload, tos=tos)
+        port = _FIRST_PORT + crc32(payload) % _PORTS
+        return udp_packet((source, port), (destination, DISCARD), payload, tos=tos)
 
     def round_trip(self, family: int = 4) -> None:
         """Make a handshake of a witness, a peer that does nothing else: whatever came before it is done.
@@ -171,7 +190,13 @@ class Target:
         """
         if family not in self._witnesses:
             self._witnesses[family] = self.peer(f"witness{family}", family=family)
-        self._witnesses[family].connect()
+        witness = self._witnesses[family]
+        witness.send(Initiation())
+        # Under load the device asks for a cookie; the next initiation has it.
+        if poll_until(witness.drain, bool, _ANSWER) and isinstance(witness.inbox[0], ReceivedCookieReply):
+            witness.expect(CookieReply)
+            witness.send(Initiation())
+        witness.send(witness.expect(Response).session.keepalive())
 
     def _free_address(self, family: int) -> str:
         number = len(self.peers) + 2

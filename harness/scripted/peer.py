@@ -208,8 +208,8 @@ class ScriptedPeer:
     def send(self, message: Outgoing | bytes, via: PeerSocket | None = None) -> Written:
         """Send a message, or bytes as they are, to the device; returns it with all of its values.
 
-        via: the socket; default: the first one. An initiation without overrides waits until 25 ms have passed since the
-        last one, because a device refuses more than 50 a second.
+        via: the socket; default: the first one. An initiation that overrides no timestamp waits until 25 ms have passed
+        since the last one, or since its response, because a device refuses more than 50 a second.
         """
         via = via or self.main
         if isinstance(message, bytes):
@@ -217,7 +217,7 @@ class ScriptedPeer:
             self._throw(written, via, f"{len(message)} bytes as they are, {message[:4].hex()}...")
             return written
         if isinstance(message, Initiation) and message.timestamp is None:
-            self._keep_spacing()
+            self.keep_spacing()
         draw = self._draw(message)
         written = self._write(message, draw)
         changed = message.overrides()
@@ -240,6 +240,15 @@ class ScriptedPeer:
     def respond(self, *, within: float = 7.0) -> Session:
         """Expect an initiation of the device and answer it; returns the session."""
         return self.send(Response(to=self.expect(Initiation, within=within))).made()
+
+    def keep_spacing(self) -> None:
+        """Wait until the device's limit of 50 initiations a second cannot refuse the next one.
+
+        For an initiation whose timestamp the test chooses, and bytes that are sent as they are.
+        """
+        left = self._last_initiation + SPACING - time.monotonic()
+        if left > 0:
+            let_pass(left, "the device refuses an initiation within 20 ms of the last one")
 
     def next_timestamp(self) -> bytes:
         """Return a timestamp of now that is greater than that of the last initiation."""
@@ -317,12 +326,6 @@ class ScriptedPeer:
 
     # Inside
 
-    def _keep_spacing(self) -> None:
-        left = self._last_initiation + SPACING - time.monotonic()
-        if left > 0:
-            let_pass(left, "the device refuses an initiation within 20 ms of the last one")
-        self._last_initiation = time.monotonic()
-
     def _draw(self, message: Outgoing) -> Draw:
         return Draw(
             identity=self._identity,
@@ -360,6 +363,7 @@ class ScriptedPeer:
 
     def _remember(self, written: Written) -> None:
         if written.pending is not None:
+            self._last_initiation = time.monotonic()
             self._pending[written.pending.sender_index] = written.pending
             self._mac1[written.pending.sender_index] = written.mac1
             self.timestamp = max(self.timestamp, written.values["timestamp"])
@@ -428,6 +432,8 @@ class ScriptedPeer:
                 session, read = read_response(pending, parsed, facts["time"])
                 values = dict(read)
                 self.sessions[session.local_index] = session
+                # On a busy machine the device has read the initiation long after it was sent.
+                self._last_initiation = time.monotonic()
             except NotAuthentic as error:
                 wrong = str(error)
         if not wrong and not has_valid_mac1(facts["datagram"], self._identity.public):
