@@ -1,0 +1,229 @@
+"""Check against a scripted peer which data a device accepts, on which session, and on which it sends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import Data, Initiation, Response, differs, poll_until, twin
+from selftests.support.target import is_delivered, sending_session
+
+if TYPE_CHECKING:
+    from harness import Target
+
+# REJECT_AFTER_MESSAGES of the driver (messages.h), and of the paper (6.1) and wireguard-go: the least counter refused.
+LIMIT_OF_DRIVER = 2**64 - 8130
+LIMIT_OF_PAPER = 2**64 - 2**13 - 1
+# Seconds: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT after the first unanswered data, with the jitter and a timer's lateness.
+DEAD_PEER_WITHIN = 18.0
+
+
+# Counters
+
+
+@pytest.mark.requirement("DT-08")
+@pytest.mark.parametrize(
+    "counter", [LIMIT_OF_DRIVER, LIMIT_OF_DRIVER + 1, 2**64 - 1], ids=lambda number: f"-{2**64 - number}"
+)
+def test_data_with_counter_at_reject_limit_is_refused(target: Target, counter: int) -> None:
+    peer = target.peer()
+    session = peer.connect()
+    beyond, end = target.packet(peer, b"beyond the limit"), target.packet(peer, b"the end")
+    peer.send(session.data(beyond, counter=counter))
+    peer.send(session.data(end))
+    # If the device has taken the first one, the second is behind its window.
+    target.inside.expect(lambda packet: packet in {beyond, end}, what="either packet")
+    is_accepted = beyond in target.inside.packets()
+    assert not is_accepted, f"the device accepted counter 2^64-{2**64 - counter}"
+    with twin("data with the last counter that all programs accept is delivered"):
+        last = target.packet(peer, b"the last one")
+        peer.send(session.data(last, counter=LIMIT_OF_PAPER - 1))
+        target.inside.expect(last)
+
+
+@pytest.mark.requirement("DT-09")
+@pytest.mark.parametrize("counter", [LIMIT_OF_PAPER, LIMIT_OF_DRIVER - 1], ids=lambda number: f"-{2**64 - number}")
+def test_counter_between_both_reject_limits_is_accepted(target: Target, counter: int) -> None:
+    peer = target.peer()
+    session = peer.connect()
+    between, end = target.packet(peer, b"between the limits"), target.packet(peer, b"the end")
+    with twin("data with a small counter is delivered"):
+        assert is_delivered(target, peer, session)
+    peer.send(session.data(between, counter=counter))
+    peer.send(session.data(end))
+    target.inside.expect(lambda packet: packet in {between, end}, what="either packet")
+    if between not in target.inside.packets():
+        differs(f"counter 2^64-{2**64 - counter} is refused, as in the paper", by=[target.implementation.name])
+
+
+@pytest.mark.requirement("DT-10")
+def test_session_refuses_all_data_after_last_counter(target: Target) -> None:
+    peer = target.peer()
+    session, newer = peer.connect(), peer.connect()
+    with twin("an older counter in the window is accepted before the last one"):
+        for counter in (LIMIT_OF_PAPER - 2, LIMIT_OF_PAPER - 4):
+            packet = target.packet(peer, f"counter {counter}".encode())
+            peer.send(newer.data(packet, counter=counter))
+            target.inside.expect(packet)
+    # The first of these is the last counter for some programs, the second for others.
+    for counter in (LIMIT_OF_PAPER - 1, LIMIT_OF_DRIVER - 1):
+        peer.send(session.data(target.packet(peer, f"counter {counter}".encode()), counter=counter))
+    older, end = target.packet(peer, b"older and unseen"), target.packet(peer, b"the end")
+    peer.send(session.data(older, counter=LIMIT_OF_PAPER - 3))
+    peer.send(newer.data(end, counter=LIMIT_OF_PAPER - 3))
+    target.inside.expect(end, what="data on the newer session")
+    if older in target.inside.packets():
+        differs("an unseen older counter is accepted after the last one", by=[target.implementation.name])
+
+
+# Indices
+
+
+@pytest.mark.requirement("DT-12", "RT-04")
+@pytest.mark.bug("IB-32")
+@pytest.mark.parametrize("kind", ["random", "zero", "ones", "pending", "removed"])
+def test_data_with_unknown_index_has_no_effect(target: Target, kind: str) -> None:
+    peer = target.peer(endpoint=True)
+    other = target.peer()
+    session = other.connect()
+    index = {"random": session.remote_index ^ 0x5A5A5A5A, "zero": 0, "ones": 2**32 - 1}.get(kind)
+    if kind == "pending":
+        target.send(peer)
+        index = peer.expect(Initiation).sender_index
+    if kind == "removed":
+        index = peer.connect().remote_index
+        target.remove(peer)
+        target.configure(peer, endpoint=True)
+    with twin("the same data with the right index is delivered"):
+        assert is_delivered(target, other, session)
+    endpoint, elsewhere = target.seen(peer).endpoint, peer.socket(target.address("192.168.1.77"))
+    before = target.seen(other)
+    peer.send(session.data(target.packet(other, b"unknown index"), receiver_index=index), via=elsewhere)
+    peer.send(session.data(ciphertext=bytes(16), receiver_index=index), via=elsewhere)
+    other.send(session.data(target.packet(other, b"the end")))
+    target.inside.expect(target.packet(other, b"the end"))
+    peer.expect_silence(after=f"data whose receiver index {index:#010x} names no session")
+    assert target.packet(other, b"unknown index") not in target.inside.packets(), "the device delivered such data"
+    assert target.seen(peer).endpoint == endpoint, "data with an unknown index moved the endpoint"
+    assert target.seen(other).endpoint == before.endpoint, "data with an unknown index moved another peer's endpoint"
+
+
+@pytest.mark.requirement("HS-38", "MSG-11", "DT-02")
+@pytest.mark.parametrize("index", [0, 2**32 - 1, None], ids=["zero", "ones", "live"])
+def test_responder_takes_any_index_of_initiator(target: Target, index: int | None) -> None:
+    if index is None:
+        index = target.peer().connect().remote_index
+    peer = target.peer()
+    with twin("a random index works"):
+        peer.connect()
+    session = peer.handshake(Initiation(sender_index=index))
+    assert is_delivered(target, peer, session), f"the device delivers no data if the initiator's index is {index:#010x}"
+    assert sending_session(target, peer) is session, f"the device does not send to the index {index:#010x}"
+    assert session.local_index == index
+
+
+@pytest.mark.requirement("HS-38", "MSG-11", "DT-02")
+@pytest.mark.parametrize("index", [0, 2**32 - 1, None], ids=["zero", "ones", "live"])
+def test_initiator_takes_any_index_of_responder(target: Target, index: int | None) -> None:
+    if index is None:
+        index = target.peer().connect().remote_index
+    peer = target.peer(endpoint=True)
+    target.send(peer, b"first")
+    session = peer.send(Response(to=peer.expect(Initiation), sender_index=index)).made()
+    data = peer.expect(Data, where=lambda one: b"first" in one.plaintext)
+    assert data.session is session, f"the device does not send to the index {index:#010x}"
+    assert is_delivered(target, peer, session), f"the device delivers no data if the responder's index is {index:#010x}"
+
+
+# Slots
+
+
+@pytest.mark.requirement("DT-15", "HS-37")
+def test_responder_sends_on_current_until_next_is_confirmed(target: Target) -> None:
+    peer = target.peer()
+    previous, current = peer.connect(), peer.connect()
+    with twin("data on the previous session is delivered before the next handshake"):
+        assert is_delivered(target, peer, previous, current)
+    unconfirmed = peer.handshake()
+    assert not is_delivered(target, peer, previous, current), (
+        "the device accepted data on its previous session after it had answered an initiation"
+    )
+    assert sending_session(target, peer) is current, "the device left its current session before the next was confirmed"
+    assert is_delivered(target, peer, current), "the device refused data on its current session"
+    assert is_delivered(target, peer, unconfirmed), "the device refused the first data on its next session"
+    assert sending_session(target, peer) is unconfirmed, "the device does not send on the session that is confirmed"
+
+
+@pytest.mark.requirement("DT-19", "DT-16")
+@pytest.mark.parametrize("kind", ["data", "keepalive"])
+def test_data_on_previous_session_does_not_switch_back(target: Target, kind: str) -> None:
+    peer = target.peer()
+    previous, current = peer.connect(), peer.connect()
+    with twin("the device sends on the current session"):
+        assert sending_session(target, peer) is current
+    if kind == "keepalive":
+        before = target.seen(peer).rx_bytes
+        peer.send(previous.keepalive())
+        grown = poll_until(lambda: target.seen(peer).rx_bytes - before, bool, 2.0)
+        assert grown, "the device refused a keepalive on its previous session"
+    else:
+        assert is_delivered(target, peer, previous), "the device refused data on its previous session"
+    assert sending_session(target, peer) is current, f"the device sends on its previous session after a {kind} on it"
+
+
+@pytest.mark.requirement("DT-33", "DT-16")
+@pytest.mark.parametrize("next_is_there", [False, True], ids=["two", "three"])
+def test_at_most_three_sessions_accept_data(target: Target, next_is_there: bool) -> None:
+    peer = target.peer()
+    sessions = [peer.connect() for _ in range(4)]
+    if next_is_there:
+        sessions.append(peer.handshake())
+    # The last session comes last: the first data on it would be the one that destroys others.
+    current = sessions[3]
+    with twin("data on the current session is delivered"):
+        assert is_delivered(target, peer, current)
+    accepted = [number for number, session in enumerate(sessions) if is_delivered(target, peer, session, current)]
+    # A session that waits for its confirmation has taken the place of the previous one.
+    expected = [3, 4] if next_is_there else [2, 3]
+    assert accepted == expected, (
+        f"sessions {accepted} accept data, expected {expected}; 0 is the oldest of {len(sessions)}"
+    )
+
+
+@pytest.mark.requirement("DT-14", "HS-37", "TM-16")
+def test_initiator_sends_on_new_session_at_once(target: Target) -> None:
+    peer = target.peer()
+    previous, current = peer.connect(), peer.connect()
+    with twin("data on both sessions is delivered, and the device sends on the newer one"):
+        assert is_delivered(target, peer, previous, current)
+        assert sending_session(target, peer) is current
+    initiation = peer.expect(Initiation, within=DEAD_PEER_WITHIN)
+    assert sending_session(target, peer) is current, (
+        "the device left its current session after it had sent an initiation"
+    )
+    assert is_delivered(target, peer, current), "the device refused data on its current session after its initiation"
+    new = peer.send(Response(to=initiation)).made()
+    first = peer.expect(Data)
+    assert (first.session, first.counter) == (new, 0), "the device did not send at once on the session that it began"
+    assert not is_delivered(target, peer, previous, new), (
+        "the device accepted data on a session that is older than its previous one"
+    )
+    assert is_delivered(target, peer, current, new), "the device refused data on the session before the new one"
+    assert sending_session(target, peer) is new, "the device does not send on the session that it began"
+
+
+# Messages
+
+
+@pytest.mark.requirement("MSG-13")
+def test_keepalive_is_empty_and_takes_next_counter(target: Target) -> None:
+    peer = target.peer(endpoint=True, persistent_keepalive=1)
+    session = peer.respond()
+    target.send(peer)
+    came = [peer.expect(Data, within=3.0) for _ in range(4)]
+    keepalives = [one for one in came if one.is_keepalive]
+    assert len(keepalives) == 3, f"expected one data packet among three keepalives: {', '.join(map(str, came))}"
+    assert {len(one.datagram) for one in keepalives} == {32}, "a keepalive is not a message of 32 bytes"
+    assert {one.session for one in came} == {session}
+    assert [one.counter for one in came] == [0, 1, 2, 3], "a keepalive does not take the next counter of its session"
