@@ -1,4 +1,4 @@
-"""Define the commands of `wg-interop`: run, coverage, probe, doctor, install, mutants, clean.
+"""Define the commands of `wg-interop`: run, coverage, mutants, probe, doctor, install.
 
 `run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
 plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.

@@ -219,7 +219,7 @@ def test_outer_ecn_marks_inner_packet_by_rfc6040(target: Target, family: int) ->
 
 
 @pytest.mark.requirement("ROB-02")
-def test_random_plaintexts_deliver_nothing_foreign_and_end_nothing(
+def test_random_plaintexts_deliver_nothing_foreign(
     target: Target, peer: ScriptedPeer, session: Session
 ) -> None:
     stream = random.Random(target.lab.seed)  # noqa: S311 - reproducible on purpose

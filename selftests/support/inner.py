@@ -1,4 +1,4 @@
-"""Put packets into a tunnel and take them out, byte for byte, by packet sockets on its interfaces (packet(7))."""
+"""Put packets into a tunnel and take them out, byte for byte, by packet sockets."""
 
 from __future__ import annotations
 

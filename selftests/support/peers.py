@@ -1,4 +1,4 @@
-"""Remove a peer and add it again, so that its sessions end and any implementation accepts the change."""
+"""Remove a peer and add it again, so that its sessions end."""
 
 from __future__ import annotations
 

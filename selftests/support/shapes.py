@@ -1,4 +1,4 @@
-"""Inner packets of every shape that a tunnel must carry unchanged: fragments, options, rare protocols and addresses."""
+"""Build inner packets of every shape that a tunnel must carry unchanged."""
 
 from __future__ import annotations
 
