@@ -24,6 +24,8 @@ class HarnessError(Exception):
     |- Missing             a probe of `wg-interop doctor` found something missing, with the remedy
     |- NothingShownError   a probe of a capability could not show what it starts from, so it shows nothing
     |- NothingMatchedError  a rule of a fault script matched no message, so its test shows nothing
+    |- Unexpected          the device did not send a scripted peer what was expected, or sent what it must not
+    |- NotDelivered        a packet that had to come out of the interface has not come in time
     |- Unhealthy           a health check found something wrong with a process under test
     `- Stopped             a guest was stopped because its result is not needed any more
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.report.conformance import Conformance, Entry
-    from harness.report.results import RunResults
+    from harness.report.results import Result, RunResults
     from harness.tables import Table
 
 # Folders of selftests/ whose tests see nothing of an implementation but its packets and its control interface.
@@ -166,23 +166,35 @@ def is_black_box(test: str) -> bool:
 def record_of(run: RunResults, date: str) -> Record:
     """Return the outcomes of a run by the ids that its black-box tests cite. date: if its file has none.
 
+    The outcome of a test with one pair is the worst of its rows that cite the id: a test passed if all of them did.
     Tests that did not run, and programs given by path or manifest or built with a mutant, are left out: such a program
     is not the implementation whose name it has.
     """
-    record: Record = {}
-    others = run.invocation.programs.keys() | run.invocation.manifests.keys()
+    tests: dict[tuple[str, str, str, str, str], list[Result]] = {}
     for result in run.results:
-        if result.state not in _BEST_FIRST or not is_black_box(result.id):
-            continue
-        for side in filter(None, (result.a, result.b)):
-            name = side["impl"]
-            if name in others or "+" in name or "like" in side:
-                continue
-            cell = Cell(
-                state=result.state, version=side.get("version", ""), kernel=result.kernel, date=run.date[:10] or date
-            )
-            merge(record, {(entry, name, result.lane): cell for entry in (*result.requirements, *result.bugs)})
+        if result.state in _BEST_FIRST and is_black_box(result.id):
+            for entry in (*result.requirements, *result.bugs):
+                test = (entry, result.id.partition("[")[0], result.pair, result.lane, result.kernel)
+                tests.setdefault(test, []).append(result)
+    record: Record = {}
+    for (entry, *_), rows in tests.items():
+        worst = max(rows, key=lambda result: _BEST_FIRST.index(result.state))
+        for side in filter(None, (worst.a, worst.b)):
+            if not _is_variant(side, run):
+                cell = Cell(
+                    state=worst.state,
+                    version=side.get("version", ""),
+                    kernel=worst.kernel,
+                    date=run.date[:10] or date,
+                )
+                merge(record, {(entry, side["impl"], worst.lane): cell})
     return record
+
+
+def _is_variant(side: Mapping[str, str], run: RunResults) -> bool:
+    """Return whether a program is not the implementation of its name: given by path or manifest, or a mutant."""
+    name = side["impl"]
+    return name in run.invocation.programs or name in run.invocation.manifests or "+" in name or "like" in side
 
 
 def citations_of(run: RunResults) -> dict[str, set[str]]:

@@ -155,8 +155,23 @@ def test_pass_counts_for_both_sides_and_every_id() -> None:
 
 
 def test_best_of_several_tests_counts_and_others_are_kept() -> None:
-    found = [result(state, "refwg", bugs=[]) for state in ("xfailed", "passed", "failed", "passed")]
+    given = enumerate(("xfailed", "passed", "failed", "passed"))
+    found = [result(state, "refwg", bugs=[], test=f"{TEST}_{number}") for number, state in given]
     assert states(record_of(run(*found), "")) == {"X-1 refwg netns": "passed/xfailed/failed"}
+
+
+def test_test_has_passed_if_all_its_rows_did_with_one_pair() -> None:
+    rows = [
+        *(result(state, "refwg", "kernel", bugs=[]) for state in ("passed", "passed")),
+        *(result(state, "refwg", "boringtun", bugs=[]) for state in ("passed", "xfailed", "passed")),
+        result("failed", "boringtun", requirements=[]),
+    ]
+    assert states(record_of(run(*rows), "")) == {
+        "X-1 refwg netns": "passed/xfailed",
+        "X-1 kernel netns": "passed",
+        "X-1 boringtun netns": "xfailed",
+        "IB-1 boringtun netns": "failed",
+    }
 
 
 @pytest.mark.parametrize(
