@@ -103,7 +103,7 @@ def test_bug_counts_if_it_fails_its_program_and_no_other(
     assert (each.missing, each.counts) == (missing, not missing)
 
 
-def test_expected_failure_beside_pass_of_same_program_is_no_other() -> None:
+def test_bug_needs_pass_of_program_that_does_not_have_it() -> None:
     mixed = Cell(state="passed", also=("xfailed",))
     each = Covered(
         kind="bug", entry=Entry(id="IB-1", source="boringtun"), tests=[TEST], cells={("boringtun", HERE): mixed}
@@ -187,7 +187,7 @@ def test_test_has_passed_if_all_its_rows_did_with_one_pair() -> None:
         run(Result(id=TEST, a={"impl": "x", "version": "1", "like": "refwg"}, state="passed", requirements=["X-1"])),
     ],
 )
-def test_what_shows_nothing_of_known_program_is_not_recorded(left_out: RunResults) -> None:
+def test_result_that_shows_nothing_of_program_is_not_recorded(left_out: RunResults) -> None:
     assert record_of(left_out, DAY) == {}
 
 
@@ -314,7 +314,7 @@ def cited_here() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", [name for name, seen in SEEN.items() if seen.startswith("mutant ")])
-def test_mutant_that_was_seen_violates_requirement_that_killer_cites(name: str) -> None:
+def test_seen_mutant_violates_requirement_that_its_killer_cites(name: str) -> None:
     (mutant,) = [mutant for mutant in read_mutants(ROOT) if SEEN[name] == f"mutant {mutant.name}"]
     assert name in mutant.requirements, f"mutant {mutant.name} violates {', '.join(mutant.requirements)}, not {name}"
     assert mutant.killer in cited_here()[name], f"the killer of {mutant.name} does not cite {name}"
