@@ -48,9 +48,11 @@ DATAGRAM = 256
 DISCARD = 9
 ELSEWHERE = 7777
 PORT_OF_A = 1
-ENDPOINT_OF_B = "192.168.1.2:2"
+ENDPOINT_OF_A, ENDPOINT_OF_B = f"192.168.1.1:{PORT_OF_A}", "192.168.1.2:2"
 # Seconds within which a forged response would move the endpoint.
 EFFECT_WAIT = 0.05
+# Seconds within which a responder would send on a session that is not confirmed, or initiate another one.
+RESPONDER_WAIT = 0.2
 AT_ONCE = 5.0
 LESS_THAN_A_RETRY = 4.5
 FORGED_INITIATIONS = [
@@ -201,6 +203,10 @@ def test_responder_waits_for_next_data_when_confirmation_is_lost(wire: Wire, to_
     to_b.send()
     wire.wait_for("transport", "A's first datagram, which the wire drops", sender="ns1")
     to_a.send(3)
+    # B has data to send, and no session to send it on, unless A confirms it by a second message.
+    early = poll_until(lambda: names(wire.sightings(sender="ns2"))[1:], bool, RESPONDER_WAIT)
+    is_confirmed = len(wire.sightings("transport", sender="ns1")) > 1
+    assert is_confirmed or not early, f"B sent {early[0]} after its response, although A has not confirmed the session"
     to_b.send()
     to_a.wait_for(3)
     assert to_b.wait_for(1).numbers == (1,)
@@ -422,7 +428,10 @@ def with_wrong_checksum(frame: bytes, change: int | None) -> bytes:
 
 
 def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
-    """Send datagrams from B one after the other, so that it has time for a wrong reaction."""
+    """Send datagrams from B one after the other, once it has had time for a wrong reaction."""
+    # A's answers restore the endpoint, so look first.
+    moved = poll_until(lambda: str(wired.seen_by_b().endpoint), lambda endpoint: endpoint != ENDPOINT_OF_A, EFFECT_WAIT)
+    assert moved == ENDPOINT_OF_A, f"B's endpoint for A moved to {moved}"
     before = len(wire.sightings("data", sender="ns2"))
     for number in range(1, count + 1):
         udp_message(wired.nodes["ns2"], V4_OF_A, DISCARD, b"where are you?")
@@ -432,7 +441,7 @@ def send_from_b(wired: Tunnel, wire: Wire, count: int = 3) -> None:
 def assert_b_sends_only_to_a(wired: Tunnel, wire: Wire) -> None:
     ports = {s.message.destination[1] for s in wire.sightings(sender="ns2")}
     assert ports == {PORT_OF_A}, f"B sent to the ports {ports}, expected {PORT_OF_A} alone"
-    assert str(wired.seen_by_b().endpoint) == f"192.168.1.1:{PORT_OF_A}"
+    assert str(wired.seen_by_b().endpoint) == ENDPOINT_OF_A
 
 
 def recreate_peer(wired: Tunnel) -> None:
