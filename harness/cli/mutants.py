@@ -39,6 +39,8 @@ _AT_ONCE: Final = 2
 # Seconds for one killer; a guest boots first.
 _DEADLINE: Final = 300.0
 _GUEST_DEADLINE: Final = 1200.0
+# States of a test that does not fail; a deviation that the scenario allows may be the other end's.
+_GOOD: Final = frozenset({"passed", "differs"})
 _TAIL: Final = 3  # last lines of pytest's output that explain why there are no results
 
 
@@ -243,7 +245,7 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
     tested = True
     if wrong := [result for result in others if result.state in {"failed", "error", "blocked"}]:
         reason = f"{wrong[0].id} is {wrong[0].state} with {BASE} as it is, too: {wrong[0].message}"
-    elif not any(result.state == "passed" for result in others) or not ours:
+    elif not any(result.state in _GOOD for result in others) or not ours:
         tested = False
         reason = next((result.message for result in [*others, *ours] if result.message), reason)
     elif failed:

@@ -97,6 +97,19 @@ def test_killer_of_mutant_exists_and_cites_its_requirement(mutant: Mutant) -> No
     assert mutant.lane in {"netns", *GUESTS}
 
 
+def test_requirement_seen_to_fail_by_mutant_is_cited_by_its_killer() -> None:
+    rows = tomllib.loads((CONFORMANCE / "requirements.toml").read_text())["requirement"]
+    seen = {row["id"]: row["seen_to_fail"].split() for row in rows if "seen_to_fail" in row}
+    named = {name: words[1] for name, words in seen.items() if words[0] == "mutant"}
+    assert set(named.values()) <= set(MUTANTS)
+    wrong = {
+        name: mutant
+        for name, mutant in named.items()
+        if name not in MUTANTS[mutant].requirements or name not in cited_by(MUTANTS[mutant].killer)
+    }
+    assert wrong == {}, "the mutant does not violate this requirement, or its killer does not cite it"
+
+
 def test_every_area_has_mutants() -> None:
     assert {mutant.area for mutant in MUTANTS.values()} == AREAS
 
