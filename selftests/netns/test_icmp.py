@@ -179,8 +179,10 @@ def test_garbage_is_never_answered(lab: Lab, implementation: Manifest, host: str
         assert error_for(ns1, host)[1].errno == errno.ECONNREFUSED
     with ns1.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect((host, PORT))
-        for garbage in GARBAGE:
-            sender.send(garbage)
-        let_pass(ANSWER_WAIT, "an answer would come at once; its absence is not an event")
-        with pytest.raises(BlockingIOError):
-            sender.recv(65535, socket.MSG_DONTWAIT)
+        # Twice: a program that closes its port after the first datagram has it open for those that already wait.
+        for _ in range(2):
+            for garbage in GARBAGE:
+                sender.send(garbage)
+            let_pass(ANSWER_WAIT, "an answer would come at once; its absence is not an event")
+            with pytest.raises(BlockingIOError):
+                sender.recv(65535, socket.MSG_DONTWAIT)
