@@ -8,6 +8,7 @@ port at 127.0.0.1. KEY: the target's public key in hexadecimal. Prints how many 
 from __future__ import annotations
 
 import random
+import signal
 import socket
 import sys
 import time
@@ -55,14 +56,30 @@ def main() -> None:
     rng = random.Random(kind)  # noqa: S311 - not a secret
     datagrams = [KINDS[kind](rng, bytes.fromhex(key)) for _ in range(VARIETY)]
     started, sent = time.monotonic(), 0
+
+    def end(*_: object) -> None:
+        """End the flood early; the line with the rate is printed all the same."""
+        report(sent, started)
+        sys.exit()
+
+    signal.signal(signal.SIGTERM, end)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect(("127.0.0.1", int(port)))
         for number in range(int(count)):
-            sent += sender.send(datagrams[number % VARIETY]) >= 0
-            ahead = number / int(rate) - (time.monotonic() - started) if int(rate) and number % BURST == 0 else 0
+            sender.send(datagrams[number % VARIETY])
+            sent = number + 1
+            if number % BURST:
+                continue
+            ahead = number / int(rate) - (time.monotonic() - started) if int(rate) else 0
             if ahead > 0:
                 time.sleep(ahead)
+    report(sent, started)
+
+
+def report(sent: int, started: float) -> None:
+    """Print how many datagrams were sent since `started`, and their rate."""
     sys.stdout.write(f"{sent} {sent / (time.monotonic() - started):.0f}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ bench/run sends smaller floods, and selftests/netns/test_refwg_flood.py checks t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,10 +19,15 @@ from typing import TYPE_CHECKING, Final
 from harness import (
     LOOPBACK,
     V4_OF_A,
+    CookieReply,
     Datagram,
     DeadlineExceeded,
+    HarnessError,
+    Initiation,
     Lab,
     Registry,
+    Response,
+    Target,
     Tunnel,
     let_pass,
     udp_message,
@@ -32,7 +38,7 @@ from harness import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness import Interface
+    from harness import Interface, Key, Manifest, NetNS, ScriptedPeer
     from harness.sandbox.process import Process
 
 MEBIBYTE: Final = 1 << 20
@@ -40,6 +46,13 @@ FULL_SIZE: Final = {"garbage": 1_000_000, "initiations": 1_000_000, "forged": 10
 FULL_RATE: Final = 64_000  # datagrams per second
 MAX_GROWTH: Final = 10 * MEBIBYTE  # of resident memory during one flood
 PORT_OF_A, DISCARD = 1, 9  # UDP ports: A's listen port, and the discard service (RFC 863)
+INITIATIONS_WITH_COOKIE: Final = 40
+CONNECTS_WITHIN: Final = 5.4  # seconds: one initiation and one retry
+RETRY: Final = 5.1  # seconds after which an initiation is sent again: REKEY_TIMEOUT and some jitter
+_LONGEST_FLOOD: Final = 60  # seconds; it is ended before
+_UNDER_LOAD_WITHIN: Final = 20.0  # seconds
+_FOR_A_REPLY: Final = 0.25  # seconds
+_SPACING: Final = 0.06  # seconds; less would use up the tokens of the source
 _IDLE_TIME: Final = 0.2  # seconds without CPU time after which A counts as idle
 _TICKS: Final = os.sysconf("SC_CLK_TCK")  # clock ticks per second, the unit of CPU time in /proc
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")  # bytes, the unit of memory in /proc
@@ -69,12 +82,115 @@ class FloodResult:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CookieResult:
+    """How a peer fares that has a cookie, during a flood.
+
+    waited: seconds until the first cookie reply. connected: seconds from an initiation with this cookie to a response,
+    for a peer that sends again after `RETRY`; None if the second one was not answered either. answered: how many of
+    `INITIATIONS_WITH_COOKIE` were answered. rate: datagrams per second that the attacker sent. share: CPU seconds of
+    refwg per second; if it had less than it can use, the result is that of a slower machine.
+    """
+
+    waited: float
+    connected: float | None
+    answered: int
+    rate: float
+    share: float
+
+    def __str__(self) -> str:
+        connected = "no peer connected" if self.connected is None else f"a peer connected after {self.connected:.1f} s"
+        return (
+            f"{self.rate:.0f} datagrams per second, the first cookie reply after {self.waited:.1f} s, {connected}, "
+            f"{self.answered} of {INITIATIONS_WITH_COOKIE} initiations with a valid mac2 answered, "
+            f"refwg had {self.share:.0%} of a CPU"
+        )
+
+
+def quiet_refwg() -> Manifest:
+    """Return refwg as users run it: in the lab it logs each event, and a flood would measure the log."""
+    refwg = Registry().get("refwg")
+    return dataclasses.replace(refwg, env={**refwg.env, "LOG_LEVEL": "error"})
+
+
+def answered_with_cookie(lab: Lab, kind: str, rate: int) -> CookieResult:
+    """Flood refwg and send it initiations with a valid mac2, at the rate that one source may have (RL-01).
+
+    kind: of bench/attack.py; one that puts refwg under load. rate: datagrams per second.
+    """
+    target = Target(lab, quiet_refwg())
+    peer = target.peer()
+    log, count = lab.directory / "attack.log", rate * _LONGEST_FLOOD
+    with attack(target.node, log, target.public_key, kind, count=count, rate=rate) as attacker:
+        waited = _cookie(peer)
+        began, cpu = time.monotonic(), cpu_seconds(target.interface)
+        connected = _connected(peer)
+        answered = sum(_is_answered(peer, _FOR_A_REPLY) for _ in range(INITIATIONS_WITH_COOKIE))
+        share = (cpu_seconds(target.interface) - cpu) / (time.monotonic() - began)
+        if not attacker.running:
+            raise HarnessError(f"the flood ended before the last initiation: {attacker.tail()}")
+        # The attacker prints its rate when it is asked to end.
+        attacker.terminate()
+        attacker.wait(60)
+    rate_sent = float(attacker.tail().split()[-1])
+    return CookieResult(waited=waited, connected=connected, answered=answered, rate=rate_sent, share=share)
+
+
+def _cookie(peer: ScriptedPeer) -> float:
+    """Send initiations without mac2 until a cookie reply comes; returns the seconds that it took."""
+    started = time.monotonic()
+    while not peer.cookie:
+        peer.send(Initiation())
+        with suppress(HarnessError):
+            peer.expect(CookieReply, within=_FOR_A_REPLY)
+        if time.monotonic() - started > _UNDER_LOAD_WITHIN:
+            raise HarnessError(f"refwg sent no cookie reply within {_UNDER_LOAD_WITHIN} s: it is not under load")
+    return time.monotonic() - started
+
+
+def _connected(peer: ScriptedPeer) -> float | None:
+    """Send an initiation, and one retry if needed; returns the seconds until the response."""
+    started = time.monotonic()
+    if _is_answered(peer, RETRY) or _is_answered(peer, _FOR_A_REPLY):
+        return time.monotonic() - started
+    return None
+
+
+def _is_answered(peer: ScriptedPeer, within: float) -> bool:
+    started = time.monotonic()
+    peer.send(Initiation())
+    try:
+        peer.expect(Response, within=within)
+    except HarnessError:
+        return False
+    left = _SPACING - (time.monotonic() - started)
+    if left > 0:
+        let_pass(left, "a source may send 20 initiations per second")
+    return True
+
+
+@contextmanager
+def attack(node: NetNS, log: Path, key: Key, kind: str, *, count: int, rate: int) -> Iterator[Process]:
+    """Flood the port 1 of a node while the block runs, with at most `count` datagrams.
+
+    key: the target's public key. kind: of bench/attack.py. rate: datagrams per second; 0 means no limit.
+    """
+    argv = [sys.executable, "-m", "bench.attack", kind, str(count), str(rate), str(PORT_OF_A), key.raw.hex()]
+    env = {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = node.spawn(argv, log=log, env=env)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.close()
+
+
 class Flood:
     """A tunnel between two refwg. A receives the flood, and B connects to A during it."""
 
     def __init__(self, lab: Lab) -> None:
         """Make the tunnel in topology `loopback`; no handshake has taken place yet."""
-        refwg = Registry().get("refwg")
+        refwg = quiet_refwg()
         self.tunnel = Tunnel(lab, LOOPBACK, refwg, refwg)
         self._lab = lab
 
@@ -105,18 +221,13 @@ class Flood:
     @contextmanager
     def attack(self, kind: str, count: int, rate: int) -> Iterator[Process]:
         """Flood A while the block runs, with at most `count` datagrams; the arguments are those of `run`."""
-        argv = [sys.executable, "-m", "bench.attack", kind, str(count), str(rate), str(PORT_OF_A)]
-        argv.append(self.tunnel.pub_a.raw.hex())
-        env = {"PYTHONPATH": str(Path(__file__).parents[1])}
-        attack = self.tunnel.nodes["ns0"].spawn(argv, log=self._lab.directory / f"{kind}.log", env=env)
-        try:
-            yield attack
-        finally:
-            attack.terminate()
-            attack.close()
+        log = self._lab.directory / f"{kind}.log"
+        with attack(self.tunnel.nodes["ns0"], log, self.tunnel.pub_a, kind, count=count, rate=rate) as attacker:
+            yield attacker
 
     def _forget_sessions(self) -> None:
         """Set B's interface down and up: refwg then erases its sessions, so that B needs a new handshake."""
+        let_pass(0.025, "A refuses an initiation within 20 ms of the last one")
         for up in (False, True):
             self.tunnel.nodes["ns2"].set_link("wg0", up=up)
 
@@ -192,6 +303,15 @@ def main() -> int:
         is_good = result.growth <= MAX_GROWTH and result.connected is not None
         status |= not is_good
         print(f"{kind}: {result}: {'ok' if is_good else 'FAILED'}", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        lab = Lab(Path(directory))
+        try:
+            with_cookie = answered_with_cookie(lab, "forged", FULL_RATE)
+        finally:
+            lab.close()
+    is_good = with_cookie.answered * 2 >= INITIATIONS_WITH_COOKIE and with_cookie.connected is not None
+    status |= not is_good
+    print(f"with a cookie: {with_cookie}: {'ok' if is_good else 'FAILED'}", flush=True)
     return int(status)
 
 

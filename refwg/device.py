@@ -13,14 +13,14 @@ Mirrors device.c of the driver, and the functions of netlink.c that change a dev
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from refwg import ip, receive, send
 from refwg.boundary import Deliver, Endpoint, Transmit, Unreachable
-from refwg.cookie import CookieChecker
+from refwg.cookie import CookieChecker, MacState
 from refwg.crypto import is_zero
 from refwg.errors import ConfigError, DropReason, MalformedMessage
-from refwg.messages import MAX_PEERS_PER_DEVICE, CookieReply, Data, Initiation, Response, parse
+from refwg.messages import MAX_PEERS_PER_DEVICE, CookieReply, Data, has_macs, parse, parse_with_macs
 from refwg.noise import StaticIdentity
 from refwg.peer import Peer, Shared, StagedPacket
 from refwg.queueing import HandshakeQueue, LastUnderLoad
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from refwg.receive import Consumed
 
 Effect = Transmit[Peer] | Deliver[Peer] | Unreachable
-Queued = tuple[Initiation | Response | CookieReply, bytes, Endpoint]
+# An initiation or response as it was received, or a cookie reply; its sender; whether mac2 was valid.
+Queued = tuple[bytes | CookieReply, Endpoint, bool]
 
 _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] = {
     FollowUp.RESPONSE: send.handshake_response,
@@ -138,6 +139,9 @@ class Device:
         if not self.is_up:
             self._shared.drop(now, DropReason.INTERFACE_DOWN)
             return []
+        if has_macs(datagram):
+            self._admit(datagram, endpoint, now)
+            return []
         # 5.1: no reply to anything that is not a message
         try:
             message = parse(datagram)
@@ -146,10 +150,36 @@ class Device:
             return []
         if isinstance(message, Data):
             return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
-        # 7.2: handshake messages have a queue of their own, so that data need not wait for them
-        if not self._handshakes.put((message, datagram, endpoint)):
-            self._shared.drop(now, DropReason.HANDSHAKE_QUEUE_FULL)
+        # Initiations and responses have macs.
+        self._admit_cookie_reply(cast("CookieReply", message), endpoint, now)
         return []
+
+    def _admit(self, datagram: bytes, endpoint: Endpoint, now: int) -> None:
+        """Queue an initiation or response, unless its macs show already that nothing will come of it.
+
+        The driver checks macs when a worker takes the message out of the queue (`wg_receive_handshake_packet`), and is
+        fast enough for that. Here forged messages would fill the queue, and valid ones would find no place.
+        """
+        is_under_load = self._handshakes.is_under_load(now)
+        mac_state = receive.check_macs(self._shared, datagram, endpoint, now=now, is_under_load=is_under_load)
+        if isinstance(mac_state, Dropped):
+            self._shared.drop(now, mac_state.reason)
+            return
+        # 5.3: mac2 proves that the sender receives at its address, so others cannot take its place
+        self._queue((datagram, endpoint, mac_state is MacState.VALID_MAC_WITH_COOKIE), now)
+
+    def _admit_cookie_reply(self, message: CookieReply, endpoint: Endpoint, now: int) -> None:
+        """Queue a cookie reply that answers a message of ours: who cannot read our messages has to guess its index."""
+        # wg_cookie_message_consume: the index of a handshake or of a session
+        if self._shared.indices.lookup(message.receiver_index) is None:
+            self._shared.drop(now, DropReason.UNKNOWN_INDEX)
+            return
+        self._queue((message, endpoint, True), now)
+
+    def _queue(self, queued: Queued, now: int) -> None:
+        # 7.2: handshake messages have a queue of their own, so that data need not wait for them
+        if not self._handshakes.put(queued, is_proven=queued[2]):
+            self._shared.drop(now, DropReason.HANDSHAKE_QUEUE_FULL)
 
     @property
     def has_waiting_handshakes(self) -> bool:
@@ -192,17 +222,18 @@ class Device:
         self._shared.note(now, "send failed", transmit.peer, error=error)
 
     def _process_handshake(
-        self, message: Initiation | Response | CookieReply, datagram: bytes, endpoint: Endpoint, now: int
+        self, datagram: bytes | CookieReply, endpoint: Endpoint, is_proven: bool, now: int
     ) -> list[Effect]:
-        if isinstance(message, CookieReply):
-            return self._follow_up(receive.cookie_reply(self._shared, message, now), now)
+        if isinstance(datagram, CookieReply):
+            return self._follow_up(receive.cookie_reply(self._shared, datagram, now), now)
         outcome = receive.handshake_message(
             self._shared,
-            message,
+            parse_with_macs(datagram),
             datagram,
             endpoint,
             now=now,
             is_under_load=self._handshakes.is_under_load(now),
+            is_proven=is_proven,
         )
         if isinstance(outcome, CookieRequired):
             self._shared.drop(now, DropReason.COOKIE_REQUIRED)

@@ -187,6 +187,19 @@ def parse(datagram: bytes) -> Message:
     return parser(datagram)
 
 
+_LENGTHS_WITH_MACS: Final = {_TYPE_WORD.pack(kind.TYPE): kind.LAYOUT.size for kind in (Initiation, Response)}
+
+
+def has_macs(datagram: bytes) -> bool:
+    """Return True for an initiation or a response, by type word and length alone: the macs are not checked here."""
+    return _LENGTHS_WITH_MACS.get(datagram[: _TYPE_WORD.size]) == len(datagram)
+
+
+def parse_with_macs(datagram: bytes) -> Initiation | Response:
+    """Return the message in a datagram for which `has_macs` is True."""
+    return Initiation.parse(datagram) if len(datagram) == INITIATION_LENGTH else Response.parse(datagram)
+
+
 def padded_length(length: int, mtu: int) -> int:
     """Return the length of a packet after padding to a multiple of 16 bytes, but not beyond `mtu` (0: no limit).
 

@@ -69,39 +69,55 @@ class LastUnderLoad:
 
 
 class HandshakeQueue(Generic[T]):
-    """Handshake messages not yet processed; the length decides whether the device is under load (5.3)."""
+    """Handshake messages not yet processed; the length decides whether the device is under load (5.3).
+
+    Messages of a proven sender have places of their own, which messages that anyone can forge never take. The two kinds
+    are processed in turn, so neither waits for all of the other. The driver has one queue, because its workers empty it
+    faster than a link can fill it.
+    """
 
     def __init__(self, last_under_load: LastUnderLoad) -> None:
-        self._messages: deque[T] = deque()
+        self._proven: deque[T] = deque()
+        self._others: deque[T] = deque()
+        # The kind whose turn it is, and the one that `next_message` returned.
+        self._turn = self._taken = self._proven
         self._last_under_load = last_under_load
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._proven) + len(self._others)
 
-    def put(self, message: T) -> bool:
-        """Append a message; returns False if the queue is full and the message must be dropped."""
+    def put(self, message: T, *, is_proven: bool = False) -> bool:
+        """Append a message; returns False if there is no place for its kind and it must be dropped.
+
+        is_proven: its sender receives what we send to its address: mac2 is valid.
+        """
+        messages = self._proven if is_proven else self._others
         # wg_packet_receive: 4096 messages
-        if len(self._messages) >= MAX_QUEUED_INCOMING_HANDSHAKES:
+        if len(messages) >= MAX_QUEUED_INCOMING_HANDSHAKES:
             return False
-        self._messages.append(message)
+        messages.append(message)
         return True
 
     def next_message(self) -> T:
-        """Return the oldest message, which stays in the queue until `done` is called, as in the driver."""
-        return self._messages[0]
+        """Return the oldest message of the kind whose turn it is; it stays until `done` is called, as in the driver."""
+        self._taken = self._turn or self._proven or self._others
+        return self._taken[0]
 
     def done(self) -> None:
-        """Remove the message that `next_message` returned."""
-        self._messages.popleft()
+        """Remove the message that `next_message` returned; the other kind is next."""
+        self._taken.popleft()
+        self._turn = self._others if self._taken is self._proven else self._proven
 
     def clear(self) -> None:
         """Drop all messages, without counting them; the interface goes down (`wg_stop`)."""
-        self._messages.clear()
+        self._proven.clear()
+        self._others.clear()
 
     def is_under_load(self, now: int) -> bool:
-        """True while this queue is an eighth full, and for one second after any device's queue was."""
-        # wg_receive_handshake_packet: 512 of 4096 messages, and one second after
+        """True while an eighth of 4096 messages wait, and for one second after any device had so many."""
+        # wg_receive_handshake_packet: 512 of 4096 messages, and one second after; both kinds count, because anyone who
+        # has our public key can make a valid mac1
         last = self._last_under_load
-        if len(self._messages) >= UNDER_LOAD_THRESHOLD:
+        if len(self) >= UNDER_LOAD_THRESHOLD:
             last.time = now
         return last.time is not None and now < last.time + UNDER_LOAD_MEMORY

@@ -89,12 +89,32 @@ def handshake_message(
     *,
     now: int,
     is_under_load: bool,
+    is_proven: bool = False,
 ) -> Consumed | CookieRequired | Dropped:
     """Check both macs, the cheap one first, then process the initiation or response.
 
-    datagram: the bytes of `message`, which the macs cover. endpoint: the sender. A Refused of the handshake is returned
-    as Dropped.
+    datagram: the bytes of `message`, which the macs cover. endpoint: the sender. is_proven: both macs were valid when
+    the message arrived, and its token was taken. A Refused of the handshake is returned as Dropped.
     """
+    if not is_proven:
+        mac_state = check_macs(shared, datagram, endpoint, now=now, is_under_load=is_under_load)
+        if isinstance(mac_state, Dropped):
+            return mac_state
+        # 5.4.7: valid mac1, invalid mac2, under load: a cookie reply
+        if is_under_load and mac_state is MacState.VALID_MAC_BUT_NO_COOKIE:
+            return CookieRequired(message.sender_index)
+    try:
+        if isinstance(message, Initiation):
+            return _initiation(shared, message, endpoint, now)
+        return _response(shared, message, endpoint, now)
+    except Refused as refusal:
+        return Dropped(refusal.reason)
+
+
+def check_macs(
+    shared: Shared, datagram: bytes, endpoint: Endpoint, *, now: int, is_under_load: bool
+) -> MacState | Dropped:
+    """Check mac1 and, under load, mac2 and the rate of the source; a message to be dropped without reply is Dropped."""
     # wg_receive_handshake_packet: mac2 and the rate limit are checked only under load
     mac_state = shared.cookie_checker.validate(
         datagram,
@@ -106,15 +126,7 @@ def handshake_message(
     # 5.3: an invalid mac1 gets no reply; wg_cookie_validate_packet: neither does a source over its rate
     if mac_state in _REFUSED_MACS:
         return Dropped(_REFUSED_MACS[mac_state])
-    # 5.4.7: valid mac1, invalid mac2, under load: a cookie reply
-    if is_under_load and mac_state is MacState.VALID_MAC_BUT_NO_COOKIE:
-        return CookieRequired(message.sender_index)
-    try:
-        if isinstance(message, Initiation):
-            return _initiation(shared, message, endpoint, now)
-        return _response(shared, message, endpoint, now)
-    except Refused as refusal:
-        return Dropped(refusal.reason)
+    return mac_state
 
 
 def cookie_reply(shared: Shared, message: CookieReply, now: int) -> Consumed | Dropped:

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 # Most packets of the interface, and most datagrams of a socket, in one turn. Then the other sources have their turn.
 _PACKETS_IN_TURN: Final = 64
 _DATAGRAMS_IN_TURN: Final = 256
-# Bounds the time spent on queued handshakes per turn, so that data is not delayed. A time, not a count, because a
-# forged message takes far less time than a real one.
-_TIME_FOR_HANDSHAKES: Final = 5 * MILLISECOND
-_HANDSHAKES_AT_ONCE: Final = 8
+# Bounds the time spent on queued handshakes per turn, so that data is not delayed, and a flood does not fill a socket
+# buffer: a fourth of the time that 256 datagrams take. A time, not a count, because a cookie reply takes far less time
+# than a handshake.
+_TIME_FOR_HANDSHAKES: Final = MILLISECOND
 
 
 class SimpleEngine:
@@ -72,7 +72,7 @@ class SimpleEngine:
         now = self._clock()
         end = now + _TIME_FOR_HANDSHAKES
         while self._device.has_waiting_handshakes and now < end:
-            self.carry_out(self._device.process_handshakes(now, _HANDSHAKES_AT_ONCE))
+            self.carry_out(self._device.process_handshakes(now, 1))
             now = self._clock()
         self.carry_out(self._device.expire_timers(now))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from bench.floods import MAX_GROWTH, Flood
+from bench.floods import CONNECTS_WITHIN, FULL_RATE, INITIATIONS_WITH_COOKIE, MAX_GROWTH, Flood, answered_with_cookie
 from harness import V4_OF_A, ping
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 COUNT, RATE = 20_000, 4_000
 # Seconds for three initiations: the first may get only a cookie reply, and any may be lost.
 PATIENCE: Final = 12.0
+# A share of a CPU below which a result at the full rate is that of a slower machine.
+FULL_SHARE: Final = 0.8
 
 
 @pytest.mark.requirement("ROB-01", "DOS-04", "DOS-07")
@@ -42,3 +44,15 @@ def test_session_survives_flood_of_forged_initiations(lab: Lab) -> None:
     assert pings.lost < 25, pings
     after = flood.tunnel.seen_by_a()
     assert (after.latest_handshake, after.endpoint) == (before.latest_handshake, before.endpoint)
+
+
+@pytest.mark.alone
+@pytest.mark.requirement("DOS-03", "DOS-04", "DOS-07")
+@pytest.mark.parametrize("rate", [FULL_RATE // 4, FULL_RATE])
+def test_valid_mac2_keeps_its_place_in_forged_flood(lab: Lab, rate: int) -> None:
+    result = answered_with_cookie(lab, "forged", rate)
+    if result.answered * 2 < INITIATIONS_WITH_COOKIE and rate == FULL_RATE and result.share < FULL_SHARE:
+        pytest.skip(f"other programs use this machine: {result}; run it when the machine is idle")
+    assert result.answered * 2 >= INITIATIONS_WITH_COOKIE, str(result)
+    assert result.connected is not None, str(result)
+    assert result.connected <= CONNECTS_WITHIN, str(result)

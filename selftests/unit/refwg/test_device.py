@@ -10,7 +10,7 @@ from refwg.boundary import Endpoint, LocalAddress, Transmit
 from refwg.device import Device
 from refwg.errors import ConfigError, DropReason
 from refwg.ip import unreachable
-from refwg.messages import MILLISECOND, SECOND, Initiation, MessageType
+from refwg.messages import MILLISECOND, SECOND, CookieReply, Initiation, MessageType
 from refwg.queueing import LastUnderLoad
 from refwg.ratelimiter import RateLimiter
 from selftests.support.packets import ip_packet, udp
@@ -248,7 +248,7 @@ def test_source_passes_five_messages_at_once_when_under_load() -> None:
     effects = pair.b.device.process_handshakes(pair.now, limit=20)
     assert [len(effect.datagram) for effect in effects if isinstance(effect, Transmit)] == [92]
     drops = pair.b.device.statistics.drops
-    assert (drops[DropReason.OLD_TIMESTAMP], drops[DropReason.RATE_LIMITED]) == (4, 15)
+    assert (drops[DropReason.OLD_TIMESTAMP], drops[DropReason.RATE_LIMITED]) == (4, 15 + 183)
 
 
 @pytest.mark.requirement("RL-09", "DOS-10")
@@ -278,6 +278,59 @@ def test_handshake_messages_beyond_queue_are_counted_as_drops() -> None:
     pair = Pair()
     flood(pair, 4100)
     assert pair.b.device.statistics.drops[DropReason.HANDSHAKE_QUEUE_FULL] == 4
+
+
+@pytest.mark.requirement("DOS-04", "DOS-07")
+def test_full_queue_takes_message_with_valid_mac2() -> None:
+    pair = Pair()
+    flood(pair)
+    (reply, *_) = pair.b.device.process_handshakes(pair.now)
+    assert isinstance(reply, Transmit)
+    pair.inject(pair.a, reply.datagram)
+    pair.run(6 * SECOND)
+    retry = pair.log[-1].datagram
+    forged = retry[:-1] + bytes([retry[-1] ^ 1])
+    for datagram in [forged] * 5000 + [retry]:
+        pair.b.device.receive_datagram(datagram, arrived_at(pair.a.endpoint, pair.b), 0, pair.now)
+    (first,) = pair.b.device.process_handshakes(pair.now, limit=1)
+    assert isinstance(first, Transmit)
+    assert (first.datagram[0], pair.b.device.statistics.drops[DropReason.HANDSHAKE_QUEUE_FULL]) == (RESPONSE, 904)
+
+
+@pytest.mark.requirement("DOS-05", "DOS-07")
+def test_wrong_mac1_takes_no_place_and_causes_no_load() -> None:
+    pair = Pair()
+    datagram = flood(pair, 1)
+    pair.b.device.process_handshakes(pair.now)
+    wrong = datagram[:-17] + bytes([datagram[-17] ^ 1]) + datagram[-16:]
+    for _ in range(5000):
+        pair.b.device.receive_datagram(wrong, arrived_at(pair.a.endpoint, pair.b), 0, pair.now)
+    assert not pair.b.device.has_waiting_handshakes
+    assert pair.b.device.statistics.drops[DropReason.INVALID_MAC1] == 5000
+    pair.run(6 * SECOND)
+    pair.inject(pair.b, pair.log[-1].datagram)
+    assert pair.log[-1].type is RESPONSE
+
+
+@pytest.mark.requirement("CK-11", "DOS-07")
+def test_cookie_reply_with_unknown_index_takes_no_place() -> None:
+    pair = Pair()
+    reply = CookieReply(receiver_index=7, nonce=bytes(24), encrypted_cookie=bytes(32)).to_bytes()
+    pair.b.device.receive_datagram(reply, pair.a.endpoint, 0, pair.now)
+    assert not pair.b.device.has_waiting_handshakes
+    assert pair.b.device.statistics.drops[DropReason.UNKNOWN_INDEX] == 1
+
+
+@pytest.mark.requirement("CK-11")
+def test_queued_cookie_reply_to_removed_peer_is_dropped() -> None:
+    pair = Pair()
+    flood(pair)
+    (reply, *_) = pair.b.device.process_handshakes(pair.now)
+    assert isinstance(reply, Transmit)
+    pair.a.device.receive_datagram(reply.datagram, pair.b.endpoint, 0, pair.now)
+    pair.a.device.remove_peer(pair.a.peer, pair.now)
+    assert pair.a.device.process_handshakes(pair.now) == []
+    assert pair.a.device.statistics.drops[DropReason.UNKNOWN_INDEX] == 1
 
 
 @pytest.mark.requirement("DOS-05", "DOS-06")

@@ -6,7 +6,16 @@ import pytest
 
 from refwg import messages
 from refwg.errors import MalformedMessage
-from refwg.messages import CookieReply, Data, Initiation, Response, padded_length, parse
+from refwg.messages import (
+    CookieReply,
+    Data,
+    Initiation,
+    Response,
+    has_macs,
+    padded_length,
+    parse,
+    parse_with_macs,
+)
 
 if TYPE_CHECKING:
     from refwg.messages import Message
@@ -108,3 +117,13 @@ def test_limits_equal_those_of_kernel_driver() -> None:
     assert messages.TIMESTAMP_WHITENING == 2**24
     assert messages.MAX_TIMER_HANDSHAKES == 18
     assert messages.COUNTER_WINDOW_SIZE == 8128
+
+
+@pytest.mark.parametrize(("kind", "length"), [(1, 148), (2, 92)])
+def test_messages_with_macs_are_recognized_by_type_and_length(kind: int, length: int) -> None:
+    datagram = bytes([kind, 0, 0, 0]) + bytes(length - 4)
+    assert has_macs(datagram)
+    assert parse_with_macs(datagram) == parse(datagram)
+    for other in (datagram[:-1], datagram + b"\0", b"", b"\1", bytes([kind, 0, 1, 0]) + datagram[4:]):
+        assert not has_macs(other)
+    assert not has_macs(bytes([3 - kind, 0, 0, 0]) + datagram[4:])

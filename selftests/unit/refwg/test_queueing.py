@@ -63,6 +63,32 @@ def test_handshake_message_counts_in_queue_until_done() -> None:
     assert len(queue) == 0
 
 
+@pytest.mark.requirement("DOS-04", "DOS-07")
+def test_full_queue_has_room_for_proven_sender() -> None:
+    queue: HandshakeQueue[str] = HandshakeQueue(LastUnderLoad())
+    while queue.put("forged"):
+        pass
+    assert queue.put("proven", is_proven=True)
+    assert queue.next_message() == "proven"
+    queue.done()
+    assert [queue.put("proven", is_proven=True) for _ in range(4097)].count(False) == 1
+    assert len(queue) == 2 * 4096
+    queue.clear()
+    assert len(queue) == 0
+
+
+@pytest.mark.requirement("DOS-03", "DOS-04")
+def test_both_kinds_of_messages_are_processed_in_turn() -> None:
+    queue: HandshakeQueue[str] = HandshakeQueue(LastUnderLoad())
+    for name in ("p1", "p2", "f1", "f2", "f3"):
+        queue.put(name, is_proven=name.startswith("p"))
+    order = []
+    while queue:
+        order.append(queue.next_message())
+        queue.done()
+    assert order == ["p1", "f1", "p2", "f2", "f3"]
+
+
 @pytest.mark.requirement("DOS-09")
 def test_load_is_shared_by_queues_with_same_last_under_load() -> None:
     last_under_load = LastUnderLoad()

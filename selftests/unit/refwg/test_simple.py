@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from refwg.boundary import Deliver, Transmit, Unreachable
+from refwg.cookie import compute_mac1, mac1_key_of
 from refwg.engine.simple import SimpleEngine
 from refwg.errors import DropReason
 from refwg.ip import IcmpError
@@ -125,12 +126,14 @@ def test_engine_reads_64_packets_and_256_datagrams_per_turn() -> None:
 @pytest.mark.requirement("DOS-08")
 def test_handshake_processing_is_limited_in_time_per_turn() -> None:
     rig = Rig()
-    for _ in range(17):
-        rig.receive(bytes([1, 0, 0, 0]) + bytes(144))
+    start = bytes([1, 0, 0, 0]) + bytes(112)
+    mac1 = compute_mac1(start + bytes(32), mac1_key_of(rig.pair.a.public_key))
+    for _ in range(4):
+        rig.receive(start + mac1 + bytes(16))
     assert rig.engine.next_deadline() == 0
-    rig.step = 3 * MILLISECOND
+    rig.step = MILLISECOND // 2
     rig.engine.time_passed()
-    assert (rig.engine.next_deadline(), rig.device.statistics.drops[DropReason.INVALID_MAC1]) == (0, 16)
+    assert (rig.engine.next_deadline(), rig.device.statistics.drops[DropReason.LOW_ORDER_POINT]) == (0, 2)
     rig.engine.time_passed()
     assert rig.engine.next_deadline() is None
 
