@@ -20,7 +20,7 @@ from harness import steps
 from harness.net.netns import enlarge_receive_buffer
 from harness.wait import wait_for
 from harness.wire import frames, pcapng
-from harness.wire.fragments import INCOMPLETE_FRAGMENT, KERNEL_TIMEOUT, Arrival, Fragments, Piece
+from harness.wire.fragments import INCOMPLETE_FRAGMENT, KERNEL_TIMEOUT, Fragments, Piece
 from harness.wire.frames import Fragment
 from harness.wire.messages import (
     COOKIE_REPLY,
@@ -173,6 +173,7 @@ class Capture:
         self._is_loopback = device == "lo"
         self._messages: list[Message] = []
         self._names: Counter[str] = Counter()
+        self._unsplit = 0
         self._fragments = Fragments(KERNEL_TIMEOUT)
         self._packets: list[pcapng.Packet] = []
         self._missed = 0
@@ -201,6 +202,12 @@ class Capture:
         self._drain()
         return [m for m in self._messages if kind in {None, m.kind} and port in {None, m.source[1]}]
 
+    @property
+    def unsplit(self) -> int:
+        """Number of superframes whose datagrams are not among the messages, because the kernel is older than 6.2."""
+        self._drain()
+        return self._unsplit
+
     def wait_for(self, accept: Callable[[Message], bool], deadline: float, what: str) -> Message:
         """Wait for a message that `accept` returns True for; one that has already passed counts too.
 
@@ -224,26 +231,30 @@ class Capture:
         while (taken := receive(self._socket)) is not None:
             if not taken.is_outbound and self._is_loopback:
                 continue
+            self._unsplit += taken.is_unsplit
             for frame, contents, note in taken.read():
                 self._packets.append(pcapng.Packet(0, taken.time, frame, taken.is_outbound, note))
                 self._arrived(frame, contents, taken)
 
     def _arrived(self, frame: bytes, contents: Contents, taken: Taken) -> None:
         """Count a frame, and keep its message if one has left."""
-        side = int(taken.is_outbound)
-        out = self._fragments.due(taken.time)
+        complete = self._fragments.due(taken.time)
         if isinstance(contents, Fragment):
-            out += self._fragments.arrive(Piece(frame, contents, len(self._packets) - 1), side, taken.time)
-        else:
-            out.append((side, Arrival(frame, contents)))
-        for is_outbound, arrival in out:
+            piece = Piece(frame, contents, len(self._packets) - 1)
+            complete += self._fragments.arrive(piece, int(taken.is_outbound), taken.time)
+        elif taken.is_outbound:
+            self._left(frames.message(frame, contents, taken.time))
+        for is_outbound, arrival in complete:
             message = arrival.message(taken.time)
-            for piece, note in zip(arrival.pieces, arrival.notes(str(message)), strict=False):
+            for piece, note in zip(arrival.pieces, arrival.notes(message.name), strict=True):
                 self._packets[piece.number] = replace(self._packets[piece.number], comment=note)
             if is_outbound:
-                self._names[message.name] += 1
-                if message.sort == DATAGRAM:
-                    self._messages.append(message)
+                self._left(message)
+
+    def _left(self, message: Message) -> None:
+        self._names[message.name] += 1
+        if message.sort == DATAGRAM:
+            self._messages.append(message)
 
 
 class _Seen:

@@ -57,7 +57,7 @@ class Arrival:
     @property
     def frames(self) -> tuple[bytes, ...]:
         """The frames that have arrived."""
-        return tuple(piece.frame for piece in self.pieces) or (self.frame,)
+        return tuple(piece.frame for piece in self.pieces) if self.pieces else (self.frame,)
 
     def message(self, time: int) -> Message:
         """Return the datagram as a message, or what has arrived instead; time: ns of wall time."""
@@ -91,8 +91,10 @@ class Arrival:
 
     def notes(self, name: str) -> tuple[str, ...]:
         """Name each fragment for the comments of a capture; name: of the message. One frame has an empty note."""
-        if self.trouble or not self.pieces:
-            return (name if self.trouble else "",) * len(self.frames)
+        if not self.pieces:
+            return ("",)
+        if self.trouble:
+            return (name,) * len(self.pieces)
         offsets = sorted({piece.place.offset for piece in self.pieces})
         places = [offsets.index(piece.place.offset) + 1 for piece in self.pieces]
         return tuple(f"fragment {place} of {len(offsets)} of {name}" for place in places)

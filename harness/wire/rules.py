@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.wire.script import Rule, Script
 
 ENDS: Final = (0, 1)
+_NO_NOTES: Final = ("",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class Rules:
     def decide(self, arrival: Arrival, side: int, now: int, time: int = 0) -> tuple[Decision, list[Delivery]]:
         """Decide about a frame, or about all fragments of a datagram at once; arguments as for `arrive`."""
         message = arrival.message(time)
-        notes = arrival.notes(message.name)
+        notes = arrival.notes(message.name) if arrival.pieces else _NO_NOTES
         for number, state in enumerate(self._states, 1):
             if not arrival.is_gone and state.takes(message, self._nodes[side], side):
                 what = f"{message.name} {state.seen} (rule {number}: {state.rule})"

@@ -66,7 +66,7 @@ READS: Final = {
         "pid", "told",
     },
     Wire: {"complaints", "drain", "fileno", "unexplained_losses", "save", "sightings"},
-    Capture: {"close", "fileno", "messages", "save"},
+    Capture: {"close", "fileno", "messages", "save", "unsplit"},
     UdpStream: {"arrivals", "fileno"},
     UapiControl: {"get"},
     GenlControl: {"family_id", "get", "interface"},

@@ -333,7 +333,7 @@ def test_message_without_one_fragment_is_counted_as_incomplete(ends: Ends) -> No
     assert ends.receive(1) == [LONG]
 
 
-def test_fragments_keep_their_place_when_no_rule_can_apply(ends: Ends) -> None:
+def test_fragments_keep_their_place_when_no_rule_can_apply(ends: Ends, lab: Lab) -> None:
     parts, one = fragments_of(ends), ends.nodes["ns2"].socket(socket.AF_PACKET, socket.SOCK_RAW)
     ends.wire.apply(Drop(sender="ns2", optional=True))
     with raw_sender(ends) as sender, one as receiver:
@@ -346,6 +346,11 @@ def test_fragments_keep_their_place_when_no_rule_can_apply(ends: Ends) -> None:
     assert arrived == sent
     assert ends.receive(1) == [LONG]
     assert numbers(ends.wire) == [("passed", 3)]
+    lab.save_captures()
+    written = (lab.directory / "ns1-ns2.pcapng").read_bytes()
+    # Once as the wire dropped it before, then as sent by ns1 and as received by ns2.
+    assert [written.count(f"fragment {n} of 3 of data".encode()) for n in (1, 2, 3)] == [3, 3, 3]
+    assert b"(incomplete)" not in written
 
 
 def test_fragments_are_named_in_capture(v4: Ends, lab: Lab) -> None:

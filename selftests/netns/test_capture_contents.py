@@ -91,6 +91,10 @@ def test_capture_contains_every_datagram_sent_in_batches(loopback: Tunnel) -> No
     with Capture(loopback.nodes["ns0"], "lo") as capture:
         loopback.must_ping("ns1", V4_OF_B)
         tcp_stream(loopback.nodes["ns1"], loopback.nodes["ns2"], V4_OF_B, size=STREAM)
+        if capture.unsplit:
+            pytest.skip(
+                f"this kernel does not report the segment size of {capture.unsplit} superframes; Linux 6.2 does"
+            )
         # A session's first counter is 0, be it a keepalive or the ping.
         counters = [message.counter for message in capture.messages(kind=DATA, port=1)]
     assert counters == list(range(len(counters)))

@@ -7,20 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import (
-    DATA,
-    V4_OF_A,
-    V4_OF_B,
-    Capture,
-    Drop,
-    Duplicate,
-    Endpoint,
-    Flip,
-    Hold,
-    UdpStream,
-    tcp_stream,
-    twin,
-)
+from harness import V4_OF_A, V4_OF_B, Drop, Duplicate, Flip, Hold, UdpStream, tcp_stream
 from harness.wire import script
 from selftests.support.transfer import assert_equal_growth, received
 
@@ -35,8 +22,6 @@ SIZE = 256
 BAD_LINE = Path(__file__).with_name("bad-line.toml")
 PASSED_AT_ONCE = {"passed", "duplicated"}
 LOST_ON_WIRE = {"dropped", "flipped"}
-# With this MTU inside the tunnel, a datagram of 3000 bytes leaves in three fragments on a link of 1500 bytes.
-TUNNEL_MTU, LONG = 4000, 3000
 
 
 @pytest.fixture(autouse=True)
@@ -139,25 +124,3 @@ def test_changed_message_is_dropped_and_others_arrive(wired: Tunnel, wire: Wire,
         arrivals, _ = carry(wired, wire, 21)
     assert (arrivals.numbers, arrivals.broken) == (tuple(range(1, 22)), 0), str(arrivals)
     assert_equal_growth(first_changed, all_unchanged, 20 * SIZE, "B counted the changed message, or not all others")
-
-
-@pytest.mark.bug("IB-82")
-@pytest.mark.capability("ipv6-underlay")
-@pytest.mark.parametrize("endpoint", ["192.168.1.2:2", "[fd00:aa::2]:2"], ids=["over-v4", "over-v6"])
-def test_message_in_fragments_is_dropped_as_one_message(wired: Tunnel, wire: Wire, endpoint: str) -> None:
-    ns1, ns2 = wired.nodes["ns1"], wired.nodes["ns2"]
-    wired.a.set_peer(wired.pub_b, endpoint=Endpoint.parse(endpoint))
-    for node in (ns1, ns2):
-        node.set_link("wg0", mtu=TUNNEL_MTU)
-    with UdpStream(ns1, ns2, V4_OF_B, size=LONG) as stream, Capture(ns1, "veth1") as capture:
-        wire.apply(Drop(message="data", sender="ns1", nth=1))
-        stream.send(2)
-        assert stream.wait_for(1).numbers == (1,), "the message that the wire drops arrived"
-        (lost,) = wire.sightings("data", sender="ns1", did="dropped")
-        with twin("the dropped message arrives when the wire sends it again"):
-            wire.replay(lost)
-            assert stream.wait_for(2).numbers == (1, 0)
-        messages = capture.messages(kind=DATA, port=1)
-    sightings = wire.sightings("data", sender="ns1")
-    assert [(s.did, len(s.fragments)) for s in sightings] == [("dropped", 3), ("passed", 3)]
-    assert [message.payload for message in messages] == [s.message.payload for s in sightings]

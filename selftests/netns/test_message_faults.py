@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import (
+    DATA,
     V4_OF_A,
     V4_OF_B,
+    Capture,
     Datagram,
     Delay,
     Drop,
@@ -55,6 +57,8 @@ EFFECT_WAIT = 0.05
 RESPONDER_WAIT = 0.2
 AT_ONCE = 5.0
 LESS_THAN_A_RETRY = 4.5
+# With this MTU inside the tunnel, a datagram of 3000 bytes leaves in three fragments on a link of 1500 bytes.
+TUNNEL_MTU, LONG = 4000, 3000
 FORGED_INITIATIONS = [
     Flip(message="initiation", field=field, bit=bit)
     for field, bit in (("mac1", 0), ("mac1", 127), ("ephemeral", 1), ("static", 0), ("timestamp", 223))
@@ -413,6 +417,30 @@ def test_datagram_with_wrong_udp_checksum_is_dropped(
     with twin("the same datagram with the right checksum is delivered"):
         wire.replay(lost)
         to_b.wait_for(3)
+
+
+@pytest.mark.bug("IB-82")
+@pytest.mark.capability("ipv6-underlay")
+@pytest.mark.parametrize("endpoint", [None, "[fd00:aa::2]:2"], ids=["over-v4", "over-v6"])
+def test_message_in_fragments_is_dropped_as_one_message(wired: Tunnel, wire: Wire, endpoint: str | None) -> None:
+    ns1, ns2 = wired.nodes["ns1"], wired.nodes["ns2"]
+    if endpoint is not None:
+        wired.a.set_peer(wired.pub_b, endpoint=Endpoint.parse(endpoint))
+    for node in (ns1, ns2):
+        node.set_link("wg0", mtu=TUNNEL_MTU)
+    wired.must_ping("ns1", V4_OF_B)
+    with UdpStream(ns1, ns2, V4_OF_B, size=LONG) as stream, Capture(ns1, "veth1") as capture:
+        wire.apply(Drop(message="data", sender="ns1", nth=1))
+        stream.send(2)
+        assert stream.wait_for(1).numbers == (1,), "the message that the wire drops arrived"
+        (lost,) = wire.sightings("data", sender="ns1", did="dropped")
+        with twin("the dropped message arrives when the wire sends it again"):
+            wire.replay(lost)
+            assert stream.wait_for(2).numbers == (1, 0)
+        messages = capture.messages(kind=DATA, port=1)
+    sightings = wire.sightings("data", sender="ns1")
+    assert [(s.did, len(s.fragments)) for s in sightings] == [("dropped", 3), ("passed", 3)]
+    assert [message.payload for message in messages] == [s.message.payload for s in sightings]
 
 
 def with_wrong_checksum(frame: bytes, change: int | None) -> bytes:
