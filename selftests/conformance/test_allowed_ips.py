@@ -134,7 +134,7 @@ def test_prefixes_are_listed_in_order_of_their_last_addition(wg0: Interface, ali
     add(wg0, alice, *given)
     # Only the last addition of 10.9.0.0/16 counts.
     if listed(wg0, alice) != given[1:]:
-        differs(f"{given} added, {listed(wg0, alice)} listed")
+        differs(f"{given} added, {listed(wg0, alice)} listed", by=[wg0.manifest.name])
 
 
 @pytest.mark.requirement("CFG-18")
@@ -148,7 +148,8 @@ def test_entries_before_refused_one_stay_applied(lab: Lab, wg0: Interface, alice
     state = wg0.get()
     kept = {peer.public_key: [*map(str, peer.allowed_ips)] for peer in state.peers}
     if (state.fwmark, kept) != (7, {alice: ["10.1.0.0/16"], bob: ["10.2.0.0/16"]}):
-        differs(f"after a request that was refused at its second peer: fwmark {state.fwmark}, peers {[*kept.values()]}")
+        how = f"after a request that was refused at its second peer: fwmark {state.fwmark}, peers {[*kept.values()]}"
+        differs(how, by=[wg0.manifest.name])
 
 
 # Absent peers

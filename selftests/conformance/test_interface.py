@@ -33,10 +33,13 @@ from harness import (
     udp_receiver,
     wait_for,
 )
+from harness.control.genl import GenlControl
+from harness.implementations.interface import genetlink
 from selftests.support.packets import ip_packet
 
 if TYPE_CHECKING:
     from harness import Interface, Lab, Manifest, NetNS, PeerState, Tunnel
+    from harness.control.base import Control
 
 PORT: Final = 1111
 PORT_OF_A, PORT_OF_B = 1, 2
@@ -125,18 +128,26 @@ def test_control_socket_is_closed_to_other_users(wg0: Interface) -> None:
         assert wg0.birth.run([*show, "wg", "show", "wg0", "fwmark"]).stdout == "off\n"
     answer = wg0.birth.run([*show, *as_nobody, "wg", "show", "wg0", "fwmark"], check=False)
     if (answer.status, answer.stderr) != (1, "Unable to access interface: Permission denied\n"):
-        differs(f"another user runs wg show: status {answer.status}, {answer.stdout or answer.stderr!r}")
+        differs(
+            f"another user runs wg show: status {answer.status}, {answer.stdout or answer.stderr!r}",
+            by=[wg0.manifest.name],
+        )
 
 
 @pytest.mark.requirement("IF-10")
 def test_link_gets_no_ipv6_address_and_sends_no_redirects(wg0: Interface) -> None:
     # The lab sets addr_gen_mode to none for all; 0 is the default of every other link.
     wg0.place.sysctl("net.ipv6.conf.wg0.addr_gen_mode", 0)
+    # The change of the mode made one, even though the link is down.
+    wg0.place.run(["ip", "-6", "address", "flush", "dev", "wg0"])
     before = redirects(wg0)
     wg0.up()
     found = [address["local"] for address in ipv6_addresses(wg0.place)]
     if found or "1" in redirects(wg0):
-        differs(f"IPv6 addresses {found}; send_redirects of wg0, all: {redirects(wg0)}, before {before}")
+        differs(
+            f"IPv6 addresses {found}; send_redirects of wg0, all: {redirects(wg0)}, before {before}",
+            by=[wg0.manifest.name],
+        )
 
 
 def redirects(wg0: Interface) -> list[str]:
@@ -162,8 +173,8 @@ def test_concurrent_requests_are_applied_one_by_one(lab: Lab, wg0: Interface) ->
     keys = [lab.key(f"peer{number}").public() for number in range(WRITERS)]
     written = threading.Event()
     with ThreadPoolExecutor(WRITERS + READERS) as pool:
-        readers = [pool.submit(read_until, wg0, keys, written) for _ in range(READERS)]
-        writers = [pool.submit(write, wg0, key, number) for number, key in enumerate(keys)]
+        readers = [pool.submit(read_until, client(lab, wg0), keys, written) for _ in range(READERS)]
+        writers = [pool.submit(write, client(lab, wg0), wg0.manifest, key, n) for n, key in enumerate(keys)]
         failures = [writer.exception() for writer in writers]
         written.set()
         failures = [*filter(None, [*failures, *(reader.exception() for reader in readers)])]
@@ -174,19 +185,28 @@ def test_concurrent_requests_are_applied_one_by_one(lab: Lab, wg0: Interface) ->
     assert last == dict.fromkeys(keys, ROUNDS), f"after {ROUNDS} requests for each peer: {sorted(last.values())}"
 
 
-def write(wg0: Interface, key: Key, number: int) -> None:
+def client(lab: Lab, wg0: Interface) -> Control:
+    """Return a control of its own for a thread: a netlink socket has one request at a time."""
+    if wg0.manifest.kind != "kernel":
+        return wg0.control
+    sock = genetlink(wg0.place)
+    lab.undo(sock.close)
+    return GenlControl(sock).interface("wg0")
+
+
+def write(control: Control, manifest: Manifest, key: Key, number: int) -> None:
     """Change all settings of a peer again and again."""
     for turn in range(1, ROUNDS + 1):
-        if "update-peer" not in wg0.manifest.capabilities:
-            wg0.control.set(DeviceConfig(peers=(PeerConfig(public_key=key, remove=True),)))
-        wg0.control.set(DeviceConfig(peers=(whole_entry(key, number, turn),)))
+        if "update-peer" not in manifest.capabilities:
+            control.set(DeviceConfig(peers=(PeerConfig(public_key=key, remove=True),)))
+        control.set(DeviceConfig(peers=(whole_entry(key, number, turn),)))
 
 
-def read_until(wg0: Interface, keys: list[Key], written: threading.Event) -> list[PeerState]:
+def read_until(control: Control, keys: list[Key], written: threading.Event) -> list[PeerState]:
     """Read the device again and again; return the peers with settings of several requests."""
     mixed: list[PeerState] = []
     while not written.is_set():
-        mixed += [peer for peer in wg0.control.get().peers if not is_whole(peer, keys)]
+        mixed += [peer for peer in control.get().peers if not is_whole(peer, keys)]
     return mixed
 
 
@@ -275,7 +295,10 @@ def test_down_ends_sessions_and_up_may_initiate_at_once(loopback: Tunnel) -> Non
             data, _ = wait_for(Datagram(receiver), 5.0, "a datagram after up")
     if (data, first) != (b"after", INITIATION):
         kept = "is delivered" if data != b"after" else "is dropped"
-        differs(f"after down and up data of the old session {kept}; A's first message has type {first}")
+        differs(
+            f"after down and up data of the old session {kept}; A's first message has type {first}",
+            by=[a.manifest.name],
+        )
 
 
 @pytest.mark.requirement("IF-16")
@@ -376,7 +399,8 @@ def test_packet_of_foreign_source_is_an_error_and_not_counted(loopback: Tunnel) 
     changed = {name: value - errors[name] for name, value in errors_of(ns1).items() if value != errors[name]}
     is_counted = after - received > 900
     if is_counted or changed != {"rx_errors": 1, "rx_frame_errors": 1}:
-        differs(f"a packet of a foreign source {'adds to' if is_counted else 'is not in'} rx_bytes; errors: {changed}")
+        how = f"a packet of a foreign source {'adds to' if is_counted else 'is not in'} rx_bytes; errors: {changed}"
+        differs(how, by={loopback.a.manifest.name} - {"refwg"})
 
 
 @pytest.mark.requirement("IF-15")
@@ -394,7 +418,10 @@ def test_packet_without_peer_or_endpoint_is_a_transmit_error(lab: Lab, wg0: Inte
     after = poll_until(lambda: errors_of(node), lambda found: found["tx_errors"] >= before["tx_errors"] + 2, 0.2)
     changed = {name: value - before[name] for name, value in after.items() if value != before[name]}
     if changed != {"tx_errors": 2}:
-        differs(f"a packet without a peer and one without an endpoint change the counters by {changed}")
+        differs(
+            f"a packet without a peer and one without an endpoint change the counters by {changed}",
+            by={wg0.manifest.name} - {"refwg"},
+        )
 
 
 @pytest.mark.requirement("IF-18")
@@ -410,4 +437,4 @@ def test_wrong_inner_checksum_is_not_verified(loopback: Tunnel) -> None:
         udp_message(ns2, V4_OF_A, PORT, b"right")
         data, _ = wait_for(Datagram(receiver), 5.0, "a datagram with a right checksum")
     if data != b"wrong":
-        differs("an inner datagram with a wrong checksum is not delivered")
+        differs("an inner datagram with a wrong checksum is not delivered", by={loopback.a.manifest.name} - {"refwg"})

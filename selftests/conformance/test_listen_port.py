@@ -175,7 +175,10 @@ def test_link_stays_down_when_its_port_is_taken(wg0: Interface, node: NetNS, hol
         # A program cannot refuse it, and may set the link down itself.
         flags = poll_until(lambda: flags_of(node, "wg0"), lambda found: "UP" not in found, SOON)
     if (refused_by, "UP" in flags) != (["up (EADDRINUSE)"], False):
-        differs(f"refused: {', '.join(refused_by) or 'nothing'}; the link is {'up' if 'UP' in flags else 'down'}")
+        differs(
+            f"refused: {', '.join(refused_by) or 'nothing'}; the link is {'up' if 'UP' in flags else 'down'}",
+            by={wg0.manifest.name} - {"refwg"},
+        )
 
 
 def flags_of(node: NetNS, device: str) -> list[str]:
@@ -241,7 +244,10 @@ def test_old_port_works_after_refused_change(loopback: Tunnel, holder: str) -> N
         answered = not ping(loopback.nodes["ns2"], V4_OF_A).lost
     if (said, reported, bound, answered) != (errno.EADDRINUSE, 1, True, True):
         state = f"reports port {reported}, its old port is {'bound' if bound else 'closed'}"
-        differs(f"refused with {errno.errorcode[said]}; {state}, and the tunnel {'works' if answered else 'is broken'}")
+        differs(
+            f"refused with {errno.errorcode[said]}; {state}, and the tunnel {'works' if answered else 'is broken'}",
+            by=[a.manifest.name],
+        )
 
 
 @pytest.mark.requirement("CFG-21")
@@ -258,9 +264,11 @@ def test_same_port_keeps_socket_and_zero_picks_another(wg0: Interface, node: Net
     wg0.set(DeviceConfig(listen_port=0))
     port = poll_until(lambda: wg0.get().listen_port, bool, SOON)
     if port in {0, OLD} or not poll_until(lambda: is_bound(node, port), bool, SOON):
-        differs(f"listen port 0 leaves port {port}, bound on {sorted(addresses_of(node, port))}")
+        differs(
+            f"listen port 0 leaves port {port}, bound on {sorted(addresses_of(node, port))}", by=[wg0.manifest.name]
+        )
     if reopened:
-        differs("the port that it has already is bound by new sockets")
+        differs("the port that it has already is bound by new sockets", by=[wg0.manifest.name])
 
 
 @pytest.mark.requirement("CFG-23")
@@ -302,4 +310,4 @@ def test_sockets_are_open_only_while_link_is_up(wg0: Interface, node: NetNS) -> 
     assert are_open[1], "its link is up, and it has no UDP socket"
     assert are_open[3], "its link is up again, and it has no UDP socket"
     if are_open != [False, True, False, True]:
-        differs(f"whether it has UDP sockets before up, after up, after down: {are_open[:3]}")
+        differs(f"whether it has UDP sockets before up, after up, after down: {are_open[:3]}", by=[wg0.manifest.name])

@@ -195,18 +195,21 @@ def test_each_public_key_starts_next_peer(wg0: ProgramInterface, alice: Key, bob
     ), f"the peer behind one with {flag} is {peers(wg0).get(bob)}"
 
 
-# For each requirement and key: a good value, and the bad ones by name.
+# For each key: the requirement, a good value, and the bad ones by name.
 PEER_ROWS = {
-    ("CFG-44", "preshared_key"): (
+    "preshared_key": (
+        pytest.mark.requirement("CFG-44"),
         "40" * 32,
         {"63-digits": "4" * 63, "66-digits": "4" * 66, "letters": "z" * 64, "empty": ""},
     ),
-    ("CFG-44", "persistent_keepalive_interval"): (
+    "persistent_keepalive_interval": (
+        pytest.mark.requirement("CFG-44"),
         "65535",
         {"65536": "65536", "negative": "-1", "hexadecimal": "0x10", "word": "off", "empty": ""},
     ),
-    ("CFG-44", "protocol_version"): ("1", {"0": "0", "2": "2", "empty": ""}),
-    ("CFG-49", "endpoint"): (
+    "protocol_version": (pytest.mark.requirement("CFG-44"), "1", {"0": "0", "2": "2", "empty": ""}),
+    "endpoint": (
+        pytest.mark.requirement("CFG-49"),
         "1.2.3.4:65535",
         {
             "host": "localhost:1",
@@ -220,7 +223,8 @@ PEER_ROWS = {
             "empty": "",
         },
     ),
-    ("CFG-50", "allowed_ip"): (
+    "allowed_ip": (
+        pytest.mark.requirement("CFG-50"),
         "10.0.0.0/8",
         {
             "no-length": "10.1.2.3",
@@ -239,8 +243,8 @@ PEER_ROWS = {
 @pytest.mark.parametrize(
     "row",
     [
-        pytest.param(Row(key, good, bad), marks=pytest.mark.requirement(requirement), id=f"{key}-{name}")
-        for (requirement, key), (good, values) in PEER_ROWS.items()
+        pytest.param(Row(key, good, bad), marks=mark, id=f"{key}-{name}")
+        for key, (mark, good, values) in PEER_ROWS.items()
         for name, bad in values.items()
     ],
 )
@@ -343,7 +347,10 @@ def test_lines_take_effect_in_order_up_to_refused_one(wg0: ProgramInterface, ali
     state = wg0.get()
     kept = {key: [*map(str, found.allowed_ips)] for key, found in peers(wg0).items()}
     if (state.fwmark, kept) != (7, {alice: ["10.0.0.0/8"]}):
-        differs(f"after a refused line: fwmark {state.fwmark}, peers with allowed ips {[*kept.values()]}")
+        differs(
+            f"after a refused line: fwmark {state.fwmark}, peers with allowed ips {[*kept.values()]}",
+            by=[wg0.manifest.name],
+        )
 
 
 @pytest.mark.requirement("CFG-48")
@@ -357,7 +364,7 @@ def test_errno_is_negative_and_names_reason(wg0: ProgramInterface, line: str, nu
         status = ask(wg0, line)
     assert status != 0, f"{line}: accepted"
     if status != -number:
-        differs(f"{line}: {named(status)}, not errno={-number}")
+        differs(f"{line}: {named(status)}, not errno={-number}", by=[wg0.manifest.name])
 
 
 # Framing
@@ -389,7 +396,10 @@ def test_requests_on_one_connection_are_answered_in_turn(wg0: ProgramInterface) 
                 statuses.append(None)
     assert statuses[0] == 0
     if statuses[:3] != [0, 0, 0] or not is_refusal(statuses[3]) or statuses[4] != 0:
-        differs(f"five requests on one connection are answered with errno {statuses}; None: without an answer")
+        differs(
+            f"five requests on one connection are answered with errno {statuses}; None: without an answer",
+            by=[wg0.manifest.name],
+        )
 
 
 @pytest.mark.requirement("CFG-42")
@@ -416,7 +426,7 @@ def test_requests_in_one_write_are_answered_in_turn(wg0: ProgramInterface) -> No
             answer += data
     assert answer.startswith(b"errno=0\n\n"), f"the first of four requests is answered by {answer[:30]!r}"
     if (answered := answer.count(b"errno=0\n\n")) != 4:
-        differs(f"of set, get, set, get in one write {answered} are answered")
+        differs(f"of set, get, set, get in one write {answered} are answered", by=[wg0.manifest.name])
 
 
 @pytest.mark.requirement("CFG-53")
@@ -433,7 +443,7 @@ def test_unknown_operation_ends_connection(wg0: ProgramInterface, request_: byte
     with wg0.connect() as connection:
         answer = converse(connection, request_)
     if answer != wanted:
-        differs(f"{request_!r} is answered by {answer[-30:]!r}, not by {wanted!r}")
+        differs(f"{request_!r} is answered by {answer[-30:]!r}, not by {wanted!r}", by=[wg0.manifest.name])
 
 
 @pytest.mark.requirement("CFG-45")

@@ -80,7 +80,6 @@ def test_mac_takes_keys_of_16_and_32_bytes() -> None:
     assert mac(KEY, b"a", b"b") == mac(KEY, b"ab") != mac(KEY[:16], b"ab")
 
 
-@pytest.mark.requirement("CFG-15", "CFG-16")
 def test_zero_key_is_distinguished_from_other_keys() -> None:
     assert is_zero(bytes(32))
     assert not is_zero(KEY)

@@ -526,7 +526,7 @@ def test_setting_same_port_changes_nothing() -> None:
     assert pair.a.peer.endpoint is endpoint
 
 
-@pytest.mark.requirement("RT-16", "CFG-22", "CFG-31")
+@pytest.mark.requirement("RT-16", "CFG-22")
 @pytest.mark.parametrize("setting", ["port", "mark"])
 def test_setting_port_or_fwmark_clears_source_of_endpoint(setting: str) -> None:
     pair = connected()
