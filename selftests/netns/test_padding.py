@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, differs, must_ping, poll_until, twin, udp_message
+from selftests.support.peers import renew
 
 if TYPE_CHECKING:
     from harness import Interface, Manifest, Message, NetNS, Tunnel
 
 DEFAULT = 1420
 PORT = 1111
+# Seconds: gotatun reads the MTU every three.
+NOTICED = 4.0
 # IPv4 and UDP around a message.
 OUTSIDE = 20 + 8
 HEADER_AND_TAG = 32
@@ -128,3 +132,54 @@ def outer_length(side: Interface, other: str, wire: Capture) -> int:
         return message in wire.messages(port=port)[before:] and message.kind == DATA and len(message.payload) > PAYLOAD
 
     return len(wire.wait_for(carries_payload, 5.0, f"{side.manifest.name} to send {PAYLOAD} bytes").payload) + OUTSIDE
+
+
+@pytest.mark.requirement("MTU-03", "MSG-12")
+@pytest.mark.bug("IB-51")
+def test_plaintext_is_never_longer_than_mtu(direct: Tunnel) -> None:
+    ns1 = direct.nodes["ns1"]
+    ns1.add_address("veth1", "10.0.0.1/24")
+    direct.nodes["ns2"].add_address("veth2", "10.0.0.2/24")
+    renew(direct.a, direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
+    direct.must_ping("ns1", V4_OF_B)
+    seen: dict[tuple[int, int], int] = {}
+    # They differ by no multiple of 16, and each is lower than the one before.
+    for mtu in (DEFAULT, 1281, 1280):
+        set_mtu(direct, mtu)
+        with Capture(ns1, "veth1") as wire:
+            # A program may notice the new MTU a moment later.
+            poll_until(partial(excess, ns1, wire, mtu), lambda bytes_over: bytes_over <= 0, NOTICED)
+        with Capture(ns1, "veth1") as wire:
+            sizes = list(range(mtu - 16, mtu + 1))
+            seen |= {(mtu, size): length for size, length in zip(sizes, plaintexts(ns1, wire, sizes), strict=True)}
+    wrong = [
+        f"{length} for {size} at an MTU of {mtu}" for (mtu, size), length in seen.items() if not size <= length <= mtu
+    ]
+    assert not wrong, f"bytes of plaintext longer than the MTU, or shorter than the packet: {', '.join(wrong)}"
+    expected = {(mtu, size): min(mtu, -(-size // 16) * 16) for mtu, size in seen}
+    unlike = [
+        f"{seen[key]} for {key[1]} at an MTU of {key[0]}, not {expected[key]}"
+        for key in seen
+        if seen[key] != expected[key]
+    ]
+    if unlike:
+        differs(f"bytes of plaintext: {unlike[0]}, and {len(unlike) - 1} more", by=[direct.a.manifest.name])
+
+
+def excess(node: NetNS, wire: Capture, mtu: int) -> int:
+    """Send a packet as long as the MTU; return by how many bytes its plaintext is longer."""
+    return plaintexts(node, wire, [mtu])[0] - mtu
+
+
+def plaintexts(node: NetNS, wire: Capture, sizes: list[int]) -> list[int]:
+    """Send inner packets of these lengths to B, in order; return how long their plaintext is, padding included."""
+    before = len(data_of_a(wire))
+    for size in sizes:
+        udp_message(node, V4_OF_B, PORT, bytes(size - OUTSIDE))
+    wire.wait_for(lambda _: len(data_of_a(wire)) >= before + len(sizes), 5.0, f"{len(sizes)} messages of A")
+    return [len(message.payload) - HEADER_AND_TAG for message in data_of_a(wire)[before:]]
+
+
+def data_of_a(wire: Capture) -> list[Message]:
+    """Return A's data messages; answers to them may make it send more than the keepalives that are left out."""
+    return [message for message in wire.messages(kind=DATA, port=1) if not message.is_keepalive]

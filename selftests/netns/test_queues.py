@@ -20,9 +20,11 @@ from harness import (
     allowed_ips,
     ping,
     poll_until,
+    set_offloads,
     udp_receiver,
     wait_for,
 )
+from harness.net.netns import enlarge_receive_buffer
 from harness.traffic.ping import PING_TIMEOUT
 
 if TYPE_CHECKING:
@@ -36,6 +38,16 @@ QUIET = 0.5
 OVERLOAD, SIZE = 1000, 1200
 # Datagrams: twice the length of the driver's queues.
 CARRIED = 2 * 1024
+PATIENCE = 5.0
+# Lengths of the datagrams of a batch: what a program may join for UDP_SEGMENT, and what it must not.
+BATCHES = {
+    "equal": (1000,) * 100,
+    "short-tail": (*(1000,) * 60, 300),
+    "alternating": (100, 1392) * 50,
+    "ascending": tuple(range(4, 1204, 12)),
+    "descending": tuple(range(1200, 0, -12)),
+    "smallest": (4,) * 100,
+}
 
 
 @pytest.fixture
@@ -117,3 +129,34 @@ def test_tunnel_recovers_from_overload_within_ping_timeout(connected: Tunnel) ->
     poll_until(lambda: ping(ns1, V4_OF_B, timeout=QUIET).answered, bool, deadline=PING_TIMEOUT)
     connected.must_ping("ns1", V4_OF_B)
     connected.must_ping("ns2", V4_OF_A)
+
+
+@pytest.mark.requirement("Q-04", "Q-05", "DT-01")
+@pytest.mark.bug("IB-58")
+@pytest.mark.parametrize("offload", [True, False], ids=["tx-offload", "no-tx-offload"])
+@pytest.mark.parametrize("lengths", BATCHES.values(), ids=BATCHES.keys())
+def test_each_packet_of_batch_leaves_once_and_unchanged(
+    connected: Tunnel, lengths: tuple[int, ...], offload: bool
+) -> None:
+    ns1, ns2 = connected.nodes["ns1"], connected.nodes["ns2"]
+    if not offload:
+        set_offloads(ns1, "veth1", tx=False)
+        set_offloads(ns2, "veth2", tx=False)
+    payloads = [
+        struct.pack(">HH", number, length).ljust(length, bytes([number & 0xFF]))
+        for number, length in enumerate(lengths)
+    ]
+    with (
+        Capture(ns1, "veth1") as wire,
+        udp_receiver(ns2, V4_OF_B, PORT) as receiver,
+        sender_in(ns1, V4_OF_B) as sender,
+    ):
+        enlarge_receive_buffer(receiver, 8 << 20)
+        for payload in payloads:
+            sender.send(payload)
+        arrived = [wait_for(Datagram(receiver), PATIENCE, f"{len(payloads)} datagrams")[0] for _ in payloads]
+        sent = [struct.unpack_from("<Q", m.payload, 8)[0] for m in wire.messages(kind=DATA, port=1)]
+    assert [len(data) for data in arrived] == list(lengths), "datagrams arrived with other lengths than they were sent"
+    assert arrived == payloads, "datagrams arrived changed, or in another order"
+    assert len(sent) >= len(payloads), f"{len(payloads)} packets left in {len(sent)} data messages"
+    assert sent == list(range(sent[0], sent[0] + len(sent))), f"A's counters are not consecutive: {sent}"
