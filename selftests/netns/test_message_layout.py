@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from noise.connection import Keypair, NoiseConnection
 
-from harness import DATA, INITIATION, RESPONSE, V4_OF_A, V4_OF_B, DeviceConfig, Endpoint
+from harness import DATA, INITIATION, RESPONSE, V4_OF_A, V4_OF_B, DeviceConfig, Endpoint, udp_message
 from harness.wire.messages import FIELDS, KEEPALIVE_SIZE, SIZES, counter_of, with_mac1
 from selftests.support.peers import renew
 
@@ -19,6 +19,7 @@ PROLOGUE = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 # TAI64N: 2^62 + 10 s before 1970, seconds in 8 bytes, nanoseconds in 4 (5.1).
 EPOCH = (1 << 62) + 10
 TIMESTAMP = 12
+DISCARD = 9
 
 
 def field(sighting: Sighting, name: str) -> bytes:
@@ -47,21 +48,28 @@ def opened(initiation: bytes, responder: Key, psk: Key) -> tuple[bytes, bytes]:
 def test_messages_have_layout_of_their_type(wired: Tunnel, wire: Wire, initiator: str) -> None:
     responder = {"ns1": "ns2", "ns2": "ns1"}[initiator]
     keys = {"ns1": wired.key_a, "ns2": wired.key_b}
-    wired.must_ping(initiator, V4_OF_B if initiator == "ns1" else V4_OF_A)
-    initiation, response, *data = wire.sightings()
-    for sighting, kind, receiver in ((initiation, INITIATION, responder), (response, RESPONSE, initiator)):
-        payload, name = sighting.message.payload, sighting.message.name
-        assert (payload[:4], len(payload)) == (bytes([kind, 0, 0, 0]), SIZES[kind]), f"{name}: {payload.hex()}"
-        assert payload == with_mac1(payload, keys[receiver].public().raw), f"the {name} has no mac1 at its place"
+    address = V4_OF_B if initiator == "ns1" else V4_OF_A
+    udp_message(wired.nodes[initiator], address, DISCARD, b"begin a session")
+    initiation = wire.wait_for("initiation", f"an initiation of {SIZES[INITIATION]} bytes", sender=initiator)
+    assert_layout(initiation, INITIATION, keys[responder])
     static, timestamp = opened(initiation.message.payload, keys[responder], wired.psk)
     assert static == keys[initiator].public().raw, f"the initiation carries the static key {static.hex()}"
     assert len(timestamp) == TIMESTAMP
     assert int.from_bytes(timestamp[:8]) >= EPOCH, f"the timestamp {timestamp.hex()} is before 1970"
-    assert data
-    for sighting in data:
-        payload = sighting.message.payload
-        assert payload[:4] == bytes([DATA, 0, 0, 0]), f"a message after the handshake begins with {payload[:4].hex()}"
-        assert len(payload) >= KEEPALIVE_SIZE, f"a data message of {len(payload)} bytes"
+    response = wire.wait_for("response", f"a response of {SIZES[RESPONSE]} bytes", sender=responder)
+    assert_layout(response, RESPONSE, keys[initiator])
+    wired.must_ping(initiator, address)
+    for sender in (initiator, responder):
+        payload = wire.wait_for("data", f"data of {sender}", sender=sender).message.payload
+        assert payload[:4] == bytes([DATA, 0, 0, 0]), f"a data message begins with {payload[:4].hex()}"
+        assert len(payload) >= KEEPALIVE_SIZE, f"a data message has {len(payload)} bytes"
+
+
+def assert_layout(sighting: Sighting, kind: int, receiver: Key) -> None:
+    """Check type, length and the place of mac1 of a handshake message to this private key."""
+    payload, name = sighting.message.payload, sighting.message.name
+    assert (payload[:4], len(payload)) == (bytes([kind, 0, 0, 0]), SIZES[kind]), f"{name}: {payload.hex()}"
+    assert payload == with_mac1(payload, receiver.public().raw), f"the {name} has no mac1 at its place"
 
 
 @pytest.mark.requirement("MSG-11", "CR-15")
@@ -90,11 +98,20 @@ def test_every_datagram_leaves_from_listen_port(wired: Tunnel, wire: Wire, hosts
     # Each side initiates once.
     renew(wired.a, wired.pub_b, endpoint=Endpoint(hosts[1], ports["ns2"]))
     wired.must_ping("ns1", V4_OF_B)
+    assert_ports(wire, ports)
     renew(wired.b, wired.pub_a, endpoint=Endpoint(hosts[0], ports["ns1"]))
     wired.must_ping("ns2", V4_OF_A)
-    seen = {(s.sender, s.message.name, s.message.source[1]) for s in wire.sightings()}
-    wrong = {sighting for sighting in seen if sighting[2] != ports[sighting[0]]}
-    assert not wrong, f"messages that leave from another port than the listen port {ports}: {wrong}"
-    kinds = {(sender, name) for sender, name, _ in seen}
+    assert_ports(wire, ports)
+    kinds = {(s.sender, s.message.name) for s in wire.sightings()}
     expected = {(sender, name) for sender in ports for name in ("initiation", "response", "data")}
     assert kinds >= expected, f"the test proved nothing: it saw {sorted(kinds)}"
+
+
+def assert_ports(wire: Wire, ports: dict[str, int]) -> None:
+    """Check that every message so far has left from the listen port of its sender."""
+    wrong = {
+        (s.sender, s.message.name, s.message.source[1])
+        for s in wire.sightings()
+        if s.message.source[1] != ports[s.sender]
+    }
+    assert not wrong, f"messages that leave from another port than the listen port {ports}: {wrong}"
