@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING, Final
 
@@ -78,6 +79,11 @@ class Inside:
                 data, address = self._socket.recvfrom(_LONGEST)
             except BlockingIOError:
                 return
+            except OSError as error:
+                # The link went down; the socket goes on when it is up again (packet(7)).
+                if error.errno != errno.ENETDOWN:
+                    raise
+                continue
             if address[2] != _PACKET_OUTGOING:
                 self._packets.append(data)
 

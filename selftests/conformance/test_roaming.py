@@ -1,0 +1,175 @@
+"""Check which messages of a scripted peer move its endpoint at the device, and which do not."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import Data, Initiation, Response, poll_until, twin
+from harness.wire.messages import with_mac1
+from selftests.support.target import begin, is_delivered, next_data
+
+if TYPE_CHECKING:
+    from harness import PeerSocket, ScriptedPeer, Target
+
+pytestmark = pytest.mark.capability("roaming")
+
+ELSEWHERE = {4: "192.168.1.77", 6: "fd00:aa::77"}
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+MOVED_WITHIN = 2.0
+
+
+def elsewhere(target: Target, peer: ScriptedPeer, family: int = 4) -> PeerSocket:
+    """Open a socket of the peer at another address."""
+    return peer.socket(target.address(ELSEWHERE[family]))
+
+
+def is_at(target: Target, peer: ScriptedPeer, place: PeerSocket) -> bool:
+    """Return whether the device reports this address and port as the peer's endpoint."""
+    endpoint = target.seen(peer).endpoint
+    return endpoint is not None and (endpoint.host, endpoint.port) == (place.address, place.port)
+
+
+def assert_moved(target: Target, peer: ScriptedPeer, place: PeerSocket, by: str) -> None:
+    """Assert that the endpoint is soon at this place."""
+    moved = poll_until(lambda: is_at(target, peer, place), bool, MOVED_WITHIN)
+    assert moved, f"{by} from {place!r} did not move the endpoint, it is {target.seen(peer).endpoint}"
+
+
+# Handshake messages
+
+
+@pytest.mark.requirement("RT-01", "HS-01")
+@FAMILIES
+def test_initiation_moves_endpoint_to_its_source(target: Target, family: int) -> None:
+    peer = target.peer(family=family)
+    places = [peer.main, peer.socket(), elsewhere(target, peer, family)]
+    for place in places:
+        peer.send(Initiation(), via=place)
+        response = peer.expect(Response)
+        assert response.at == (place.address, place.port), f"the response went to {response.at}, not to {place!r}"
+        assert_moved(target, peer, place, "an initiation")
+
+
+@pytest.mark.requirement("RT-02")
+@pytest.mark.bug("IB-35")
+@FAMILIES
+@pytest.mark.parametrize("what", ["port", "address"])
+def test_response_moves_endpoint_to_its_source(target: Target, family: int, what: str) -> None:
+    peer = target.peer(endpoint=True, family=family)
+    target.send(peer, b"first")
+    initiation = peer.expect(Initiation)
+    assert initiation.at == (peer.main.address, peer.main.port)
+    place = peer.socket() if what == "port" else elsewhere(target, peer, family)
+    peer.send(Response(to=initiation), via=place)
+    first = peer.expect(Data)
+    assert first.at == (place.address, place.port), f"the first data went to {first.at}, not to {place!r}"
+    assert_moved(target, peer, place, "a response")
+
+
+# Data
+
+
+@pytest.mark.requirement("RT-03", "RT-07")
+@pytest.mark.bug("IB-35")
+@pytest.mark.parametrize("kind", ["data", "keepalive"])
+@pytest.mark.parametrize("slot", ["current", "previous", "next"])
+@FAMILIES
+def test_data_on_any_session_moves_endpoint(target: Target, slot: str, kind: str, family: int) -> None:
+    peer = target.peer(family=family)
+    sessions = {"previous": peer.connect(), "current": peer.connect()}
+    if slot == "next":
+        sessions["next"] = peer.handshake()
+    assert is_delivered(target, peer, sessions["current"])
+    place = elsewhere(target, peer, family)
+    packet = target.packet(peer, b"from elsewhere") if kind == "data" else b""
+    peer.send(sessions[slot].data(packet), via=place)
+    assert_moved(target, peer, place, f"{kind} on the {slot} session")
+    data = next_data(target, peer)
+    assert data.at == (place.address, place.port), f"data for the peer went to {data.at}, not to {place!r}"
+
+
+@pytest.mark.requirement("RT-07")
+@pytest.mark.bug("IB-35")
+def test_late_data_in_window_moves_endpoint(target: Target) -> None:
+    peer = target.peer()
+    session = peer.connect()
+    session.counter = 500
+    assert is_delivered(target, peer, session)
+    place = elsewhere(target, peer)
+    peer.send(session.data(target.packet(peer, b"late"), counter=100), via=place)
+    assert_moved(target, peer, place, "late data in the window")
+
+
+@pytest.mark.requirement("RT-07", "RT-03")
+def test_last_message_decides_endpoint(target: Target) -> None:
+    peer = target.peer()
+    sessions = [peer.connect(), peer.connect()]
+    places = [peer.main, peer.socket(), elsewhere(target, peer)]
+    for number in range(6):
+        peer.send(sessions[number % 2].keepalive(), via=places[number % 3])
+        assert_moved(target, peer, places[number % 3], "a keepalive")
+
+
+@pytest.mark.requirement("RT-04", "DT-03")
+@pytest.mark.bug("IB-35", "IB-33")
+@pytest.mark.parametrize("wrong", ["replay", "too old", "tag", "initiation", "response"])
+def test_refused_message_does_not_move_endpoint(target: Target, wrong: str) -> None:
+    peer = target.peer(endpoint=True)
+    session = begin(target, peer).session
+    assert session is not None
+    session.counter = 100_000
+    assert is_delivered(target, peer, session)
+    response = peer.sent[0]
+    peer.handshake()
+    old, initiation = peer.sent[1], peer.sent[-1]
+    place = elsewhere(target, peer)
+    match wrong:
+        case "replay":
+            peer.send(old, via=place)
+        case "too old":
+            peer.send(session.data(target.packet(peer, b"too old"), counter=1), via=place)
+        case "tag":
+            peer.send(session.data(ciphertext=bytes(48)), via=place)
+        case "initiation":
+            peer.keep_spacing()
+            peer.send(initiation, via=place)
+        case "response":
+            peer.send(response, via=place)
+    # Data of another session, so that it is not the marker that moves the endpoint back.
+    target.round_trip()
+    data = next_data(target, peer)
+    assert data.at == (peer.main.address, peer.main.port), f"a refused message ({wrong}) moved data to {data.at}"
+    assert is_at(target, peer, peer.main), f"a refused message ({wrong}) moved the endpoint"
+    with twin("valid data moves the endpoint"):
+        peer.send(session.data(target.packet(peer, b"valid")), via=place)
+        assert_moved(target, peer, place, "valid data")
+
+
+@pytest.mark.requirement("RT-04", "HS-07")
+@pytest.mark.bug("IB-32")
+@pytest.mark.parametrize("has_session", [False, True], ids=["no-session", "session"])
+def test_garbage_with_valid_mac1_has_no_effect(target: Target, has_session: bool) -> None:
+    peer = target.peer(endpoint=True)
+    stranger = peer.socket(target.address(ELSEWHERE[4]))
+    session = begin(target, peer).session if has_session else None
+    index = session.remote_index if session else 0x01020304
+    public = target.public_key.raw
+    before = target.seen(peer)
+    for datagram in (
+        with_mac1(struct.pack("<II", 1, index) + bytes(140), public),
+        with_mac1(struct.pack("<III", 2, index, index) + bytes(80), public),
+        struct.pack("<II", 3, index) + bytes(56),
+        struct.pack("<IIQ", 4, index, 7) + bytes(16),
+        struct.pack("<IIQ", 4, index ^ 1, 7) + bytes(48),
+    ):
+        peer.send(datagram, via=stranger)
+    peer.expect_silence(after="garbage of all message types")
+    assert target.seen(peer).endpoint == before.endpoint, f"garbage moved the endpoint to {target.seen(peer).endpoint}"
+    assert target.seen(peer).rx_bytes == before.rx_bytes, "garbage is counted as received"
+    target.send(peer, b"after the garbage")
+    with twin("the device sends to the endpoint that it has"):
+        came = peer.expect(Data if has_session else Initiation)
+        assert came.at == (peer.main.address, peer.main.port)
