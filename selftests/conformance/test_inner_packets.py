@@ -219,9 +219,7 @@ def test_outer_ecn_marks_inner_packet_by_rfc6040(target: Target, family: int) ->
 
 
 @pytest.mark.requirement("ROB-02")
-def test_random_plaintexts_deliver_nothing_foreign(
-    target: Target, peer: ScriptedPeer, session: Session
-) -> None:
+def test_random_plaintexts_deliver_nothing_foreign(target: Target, peer: ScriptedPeer, session: Session) -> None:
     stream = random.Random(target.lab.seed)  # noqa: S311 - reproducible on purpose
     own = {bytes(inner(peer, 4, 40)[12:16]), bytes(inner(peer, 6, 60)[8:24])}
     for _ in range(effort(2000, 100_000) // 100):
