@@ -63,7 +63,7 @@ def test_endpoint_follows_peer_to_other_link_and_global_address(link_local: Tunn
 def must_be_followed(link_local: Tunnel, endpoint: str, source: str) -> None:
     """Send from A to an endpoint of B; B must then report the source, with its own scope, and answer to it."""
     # A program may begin another session when its peer is changed.
-    let_pass(BETWEEN_INITIATIONS, "B refuses initiations that follow each other faster (DOS-09)")
+    let_pass(BETWEEN_INITIATIONS, "B refuses initiations that follow each other faster (HS-12)")
     link_local.a.set_peer(link_local.pub_b, endpoint=Endpoint.parse(endpoint))
     link_local.must_ping("ns1", V4_OF_B)
     expected = Endpoint.parse(source, link_local.nodes["ns2"].index)
