@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from refwg import crypto
 from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
 from refwg.errors import ConfigError, InterfaceGoneError, Shortage
@@ -114,6 +115,8 @@ class Loop:
         Raises ForbiddenNamespace if the interface was moved to where this process must not follow it, and OSError if
         the system refuses what refwg cannot do without. A shortage is logged, and the loop goes on.
         """
+        # Now, because later there may be no descriptor for the files that `cryptography` imports on first use.
+        crypto.load()
         with suppress(InterfaceGoneError):
             while self._is_running:
                 self._turn()

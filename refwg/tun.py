@@ -360,7 +360,11 @@ def _call_in(namespace: int, make: Callable[[], T]) -> T:
     namespace: a descriptor. Raises ForbiddenNamespace, Shortage, OSError.
     """
     # Imported late, because only an interface that was moved needs it.
-    import ctypes  # noqa: PLC0415
+    try:
+        import ctypes  # noqa: PLC0415
+    except ImportError as error:
+        # Its shared objects could not be opened; the loader has no errno.
+        raise lack(f"{_LOOKING}, because ctypes cannot be loaded", errno.EMFILE) from error
 
     libc = ctypes.CDLL(None, use_errno=True)
     results: list[T] = []

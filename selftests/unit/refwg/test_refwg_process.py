@@ -111,6 +111,22 @@ def test_port_change_gets_emfile_until_descriptors_are_free() -> None:
 
 
 @pytest.mark.bug("IB-77")
+def test_handshake_needs_no_descriptor_once_refwg_runs() -> None:
+    code = """
+        with socket.socket(socket.AF_UNIX) as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0)); peer.settimeout(10)
+            client.connect(str(path)); client.sendall(b"get=1\\n\\n"); client.recv(1000)
+            ip("link set wg0 up"); wait_for(lambda: 7 in ports())
+            resource.prlimit(refwg.pid, resource.RLIMIT_NOFILE, (3, 1000))
+            endpoint = f"endpoint=127.0.0.1:{peer.getsockname()[1]}\\npersistent_keepalive_interval=1\\n"
+            client.sendall(f"set=1\\nprivate_key={'41' * 32}\\npublic_key={'09' + '00' * 31}\\n{endpoint}\\n".encode())
+            print(client.recv(1000), len(peer.recv(1000)))
+        end()
+    """
+    assert run(code) == "b'errno=0\\n\\n' 148\n" + CLEAN_EXIT
+
+
+@pytest.mark.bug("IB-77")
 def test_refwg_goes_on_after_request_that_needs_too_much_memory() -> None:
     code = """
         key = os.urandom(32).hex()
