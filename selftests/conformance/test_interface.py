@@ -383,7 +383,7 @@ def errors_of(node: NetNS) -> dict[str, int]:
 
 
 @pytest.mark.requirement("IF-13", "IF-14")
-def test_packet_of_foreign_source_is_an_error_and_not_counted(loopback: Tunnel) -> None:
+def test_packet_of_foreign_source_counts_only_as_error(loopback: Tunnel) -> None:
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
     ns2.add_address("wg0", f"{FOREIGN}/24")
     loopback.must_ping("ns1", V4_OF_B)
@@ -404,7 +404,7 @@ def test_packet_of_foreign_source_is_an_error_and_not_counted(loopback: Tunnel) 
 
 
 @pytest.mark.requirement("IF-15")
-def test_packet_without_peer_or_endpoint_is_a_transmit_error(lab: Lab, wg0: Interface, alice: Key) -> None:
+def test_packet_without_peer_or_endpoint_is_transmit_error(lab: Lab, wg0: Interface, alice: Key) -> None:
     node = wg0.place
     wg0.set(DeviceConfig(private_key=lab.key("own")))
     wg0.set_peer(alice, allowed_ips=allowed_ips("203.0.113.0/24"))

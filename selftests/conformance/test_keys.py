@@ -228,7 +228,7 @@ def test_session_still_receives_after_key_change(target: Target) -> None:
 
 @pytest.mark.requirement("HS-27", "HS-28")
 @pytest.mark.capability("peer-before-key")
-def test_device_without_private_key_sends_nothing_until_it_has_one(target: Target) -> None:
+def test_device_sends_nothing_until_private_key_is_set(target: Target) -> None:
     target.interface.set(DeviceConfig(private_key=ZERO_KEY))
     peer = target.peer(endpoint=True)
     target.send(peer, b"staged")

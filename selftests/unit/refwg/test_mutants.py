@@ -97,7 +97,7 @@ def test_killer_of_mutant_exists_and_cites_its_requirement(mutant: Mutant) -> No
     assert mutant.lane in {"netns", *GUESTS}
 
 
-def test_requirement_seen_to_fail_by_mutant_is_cited_by_its_killer() -> None:
+def test_requirement_seen_to_fail_is_cited_by_its_killer() -> None:
     rows = tomllib.loads((CONFORMANCE / "requirements.toml").read_text())["requirement"]
     seen = {row["id"]: row["seen_to_fail"].split() for row in rows if "seen_to_fail" in row}
     named = {name: words[1] for name, words in seen.items() if words[0] == "mutant"}
