@@ -66,7 +66,7 @@ def test_packet_with_foreign_source_is_dropped_but_sets_endpoint(loopback: Tunne
 
 
 @pytest.mark.core
-@pytest.mark.requirement("AIP-06", "AIP-01")
+@pytest.mark.requirement("AIP-06")
 def test_longer_allowed_ip_wins_over_default_route_of_other_peer(loopback: Tunnel) -> None:
     ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
     loopback.a.set_peer(loopback.pub_b, replace_allowed_ips=True, allowed_ips=allowed_ips("0.0.0.0/0", "::/0"))

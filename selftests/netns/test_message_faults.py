@@ -29,6 +29,7 @@ from harness import (
 )
 from harness.wire import frames
 from harness.wire.messages import with_mac1
+from selftests.support.initiations import opened
 from selftests.support.transfer import assert_equal_growth, received
 
 if TYPE_CHECKING:
@@ -232,6 +233,42 @@ def test_next_data_confirms_session_when_keepalive_is_lost(
     assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 keepalive", "ns1 data", "ns2 data"]
 
 
+@pytest.mark.requirement("HS-02")
+def test_staged_packet_confirms_session_with_counter_zero(wire: Wire, to_b: UdpStream) -> None:
+    to_b.send()
+    to_b.wait_for(1)
+    initiation, response, *transport = wire.sightings()
+    assert names([initiation, response]) == ["ns1 initiation", "ns2 response"]
+    sent = [(s.message.name, s.message.counter) for s in transport if s.sender == "ns1"]
+    assert sent == [("data", 0)], f"with one packet staged, A confirms the session by (message, counter): {sent}"
+
+
+@pytest.mark.requirement("HS-02")
+@pytest.mark.capability("persistent-keepalive")
+def test_keepalive_confirms_session_with_counter_zero(wired: Tunnel, wire: Wire) -> None:
+    wired.keep_alive(600)
+    wire.wait_for("transport", "A to confirm the session", sender="ns1")
+    wired.must_ping("ns1", V4_OF_B)
+    sent = [(s.message.name, s.message.counter) for s in wire.sightings("transport", sender="ns1")]
+    assert sent == [("keepalive", 0), ("data", 1)], f"with no packet staged, A sent (message, counter): {sent}"
+
+
+@pytest.mark.requirement("HS-15")
+def test_responder_does_not_initiate_for_five_seconds(wire: Wire, to_b: UdpStream, to_a: UdpStream) -> None:
+    wire.apply(Drop(message="transport", sender="ns1"))
+    to_b.send()
+    response = wire.wait_for("response", "B's response", sender="ns2")
+    to_a.send()
+    let_pass(LESS_THAN_A_RETRY, "B has a packet staged, and no session that it may use")
+    early = [(s.message.time - response.message.time) / SECOND for s in wire.sightings("initiation", sender="ns2")]
+    assert not early, f"B initiates {early[0]:.3f} s after its response"
+    assert not wire.sightings("data", sender="ns2"), "B sent data on a session that was not confirmed"
+    wire.apply()
+    with twin("B sends its packet once the session is confirmed"):
+        to_b.send()
+        to_a.wait_for(1)
+
+
 @pytest.mark.requirement("DT-17")
 def test_unconfirmed_session_is_replaced_by_later_one(wired: Tunnel, wire: Wire, to_b: UdpStream) -> None:
     wire.apply(Hold(message="transport", sender="ns1"))
@@ -346,6 +383,19 @@ def test_late_message_from_other_port_moves_endpoint(wired: Tunnel, wire: Wire, 
     to_b.wait_for(2)
     seen = poll_until(lambda: str(wired.seen_by_b().endpoint), lambda endpoint: endpoint.endswith(f":{ELSEWHERE}"), 1.0)
     assert seen == f"192.168.1.1:{ELSEWHERE}"
+
+
+@pytest.mark.requirement("RT-03")
+@pytest.mark.capability("roaming", "persistent-keepalive")
+def test_keepalive_from_other_port_moves_endpoint(wired: Tunnel, wire: Wire) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    wire.apply(Drop(message="keepalive", sender="ns1", nth=1))
+    wired.keep_alive(600)
+    lost = wire.wait_for("keepalive", "A's keepalive, which is lost", sender="ns1")
+    assert str(wired.seen_by_b().endpoint) == f"192.168.1.1:{PORT_OF_A}"
+    wire.replay(lost, port=ELSEWHERE)
+    seen = poll_until(lambda: str(wired.seen_by_b().endpoint), lambda endpoint: endpoint.endswith(f":{ELSEWHERE}"), 1.0)
+    assert seen == f"192.168.1.1:{ELSEWHERE}", f"a keepalive came from port {ELSEWHERE}, and B's endpoint is {seen}"
 
 
 @pytest.mark.requirement("ROB-03", "RT-04")
@@ -485,7 +535,7 @@ def recreate_peer(wired: Tunnel) -> None:
 @pytest.mark.waiting
 @pytest.mark.requirement("TM-01", "HS-16", "HS-14")
 @pytest.mark.parametrize("message", ["initiation", "response"])
-def test_lost_handshake_message_costs_one_retry(wire: Wire, to_b: UdpStream, message: str) -> None:
+def test_lost_handshake_message_costs_one_retry(wired: Tunnel, wire: Wire, to_b: UdpStream, message: str) -> None:
     wire.apply(Drop(message=message, nth=1))
     to_b.send()
     to_b.wait_for(1, RETRIED)
@@ -494,6 +544,8 @@ def test_lost_handshake_message_costs_one_retry(wire: Wire, to_b: UdpStream, mes
     assert 0 <= late <= MAX_JITTER + slack(REKEY_TIMEOUT)
     fields = [(s.message.payload[4:8], s.message.payload[8:40]) for s in (first, second)]
     assert all(old != new for old, new in zip(*fields, strict=True)), "the retry is not a new message"
+    stamps = [opened(s.message.payload, wired.key_b, wired.psk)[1].hex() for s in (first, second)]
+    assert stamps[0] < stamps[1], f"the timestamp of the retry is not greater: {stamps}"
 
 
 @pytest.mark.waiting

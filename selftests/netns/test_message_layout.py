@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from noise.connection import Keypair, NoiseConnection
 
 from harness import DATA, INITIATION, RESPONSE, V4_OF_A, V4_OF_B, DeviceConfig, Endpoint, udp_message
 from harness.wire.messages import FIELDS, KEEPALIVE_SIZE, SIZES, counter_of, with_mac1
+from selftests.support.initiations import opened
 from selftests.support.peers import renew
 
 if TYPE_CHECKING:
     from harness import Key, Sighting, Tunnel, Wire
 
-CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
-PROLOGUE = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 # TAI64N: 2^62 + 10 s before 1970, seconds in 8 bytes, nanoseconds in 4 (5.1).
 EPOCH = (1 << 62) + 10
 TIMESTAMP = 12
@@ -25,22 +23,6 @@ DISCARD = 9
 def field(sighting: Sighting, name: str) -> bytes:
     """Return a field of a message."""
     return sighting.message.payload[slice(*FIELDS[sighting.message.payload[0]][name])]
-
-
-def opened(initiation: bytes, responder: Key, psk: Key) -> tuple[bytes, bytes]:
-    """Open an initiation as its responder does; returns the initiator's static key and the timestamp.
-
-    noiseprotocol does it: neither our code nor a program's.
-    """
-    noise = NoiseConnection.from_name(CONSTRUCTION)
-    noise.set_prologue(PROLOGUE)
-    noise.set_psks(psk.raw)
-    noise.set_keypair_from_private_bytes(Keypair.STATIC, responder.raw)
-    noise.set_as_responder()
-    noise.start_handshake()
-    start, end = FIELDS[INITIATION]["ephemeral"][0], FIELDS[INITIATION]["timestamp"][1]
-    timestamp = bytes(noise.read_message(initiation[start:end]))
-    return bytes(noise.noise_protocol.handshake_state.rs.public_bytes), timestamp
 
 
 @pytest.mark.requirement("MSG-01", "MSG-02", "MSG-04")

@@ -36,6 +36,10 @@ MTU = 1420
 UDP = 8
 MESSAGE = 32
 DEADLINE = 5.0
+AT_ONCE = 1.0
+# UDP payload over IPv4, and what an inner packet may have of it: a multiple of 16.
+LONGEST_OUTSIDE = 65507
+LONGEST_INSIDE = (LONGEST_OUTSIDE - MESSAGE) // 16 * 16
 NARROW = 1280
 UDP_SEGMENT = 103
 # Datagrams of one batch, and the bytes of each.
@@ -82,6 +86,25 @@ def test_packets_longer_than_path_mtu_arrive_in_fragments(direct: Tunnel, host: 
     # A handshake, and six fragments with a header each where one datagram would have had one.
     assert sent > 8000 + 5 * header
     assert direct.nodes["ns1"].links()[device]["mtu"] == 1500
+
+
+@pytest.mark.requirement("ROB-08")
+def test_longest_datagrams_do_no_harm(direct: Tunnel) -> None:
+    connect(direct)
+    ns1, ns2 = direct.nodes["ns1"], direct.nodes["ns2"]
+    direct.must_ping("ns1", V4_OF_B)
+    for node in (ns1, ns2):
+        node.set_link("wg0", mtu=LONGEST_INSIDE)
+    with udp_receiver(ns1, "10.0.0.1", 9) as stranger:
+        # 65 504 bytes outside: the inner packet, padded, and the header and tag of a message. It may be dropped.
+        ping(ns1, V4_OF_B, size=LONGEST_INSIDE - 20 - UDP, timeout=AT_ONCE)
+        ping(ns2, V4_OF_A, size=LONGEST_INSIDE - 20 - UDP, timeout=AT_ONCE)
+        for kind in (0, 1, 2, 3, 4, 255):
+            stranger.sendto(bytes([kind]).ljust(LONGEST_OUTSIDE, b"\0"), ("10.0.0.2", 2))
+    for node in (ns1, ns2):
+        node.set_link("wg0", mtu=MTU)
+    direct.must_ping("ns1", V4_OF_B)
+    direct.must_ping("ns2", V4_OF_A)
 
 
 @pytest.mark.requirement("MTU-09", "MTU-10")

@@ -139,7 +139,6 @@ def test_inserted_node_is_attached_below_its_parent() -> None:
     assert nodes(branch)[2:] == [(2, "10.1.2.0/24", "b"), (2, "10.1.3.0/24", "c")]
 
 
-@pytest.mark.requirement("AIP-18")
 def test_multicast_address_matches_its_prefix() -> None:
     allowed = table(a="224.0.0.0/4", b="ff00::/8")
     assert (owner_of(allowed, "224.0.0.251"), owner_of(allowed, "ff02::1")) == ("a", "b")

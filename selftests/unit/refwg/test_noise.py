@@ -189,7 +189,7 @@ def test_corrupt_response_leaves_handshake_unchanged() -> None:
     alice.consume_response(ALICE, response)
 
 
-@pytest.mark.requirement("HS-21", "CR-17")
+@pytest.mark.requirement("HS-21")
 def test_preshared_key_can_be_set_before_response_is_created() -> None:
     alice, bob = handshake(ALICE, BOB), handshake(BOB, ALICE)
     consume(bob, initiation(alice))

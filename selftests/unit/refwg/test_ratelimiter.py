@@ -77,7 +77,6 @@ def test_sweep_is_scheduled_only_while_table_has_entries() -> None:
     assert (limiter.next_sweep(), len(limiter)) == (None, 0)
 
 
-@pytest.mark.requirement("NS-07")
 def test_rate_limiters_have_separate_tables() -> None:
     first, second = RateLimiter(), RateLimiter()
     burst(first, A, 0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from refwg import send
 from refwg.boundary import Endpoint
@@ -112,7 +113,10 @@ def test_data_is_padded_with_zeros(length: int, padded: int) -> None:
     keypair.sending = keypair.receiving = Aead(bytes(32))
     datagram = send.seal(keypair, 5, StagedPacket(b"x" * length, 1420 if length else 0))
     assert len(datagram) == 32 + padded
-    assert keypair.receiving.open(5, datagram[16:]) == (b"x" * length).ljust(padded, b"\0")
+    # By another implementation of the AEAD, without associated data.
+    nonce = bytes(4) + (5).to_bytes(8, "little")
+    plaintext = ChaCha20Poly1305(bytes(32)).decrypt(nonce, datagram[16:], None)
+    assert plaintext == (b"x" * length).ljust(padded, b"\0")
 
 
 @pytest.mark.requirement("DT-28", "DT-30")
