@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from harness import (
     Endpoint,
     UdpStream,
     allowed_ips,
+    differs,
     let_pass,
     poll_until,
     udp_message,
@@ -285,3 +287,44 @@ def test_nothing_is_sent_to_peer_without_endpoint(wired: Tunnel, wire: Wire) -> 
     assert sent == 0, f"A has no endpoint for B, and counts {sent} bytes as sent"
     wired.must_ping("ns2", V4_OF_A)
     wire.wait_for("keepalive", "A's keepalive now that B has initiated", sender="ns1", deadline=3.0)
+
+
+# A link that is down
+
+
+@pytest.mark.requirement("IF-06")
+def test_port_is_closed_while_link_is_down(wired: Tunnel) -> None:
+    wired.must_ping("ns1", V4_OF_B)
+    wired.nodes["ns1"].set_link("wg0", up=False)
+    with wired.nodes["ns2"].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.connect(("192.168.1.1", 1))
+
+        def look() -> bool:
+            try:
+                sender.send(b"is anybody there?")
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        refused = poll_until(look, bool, 1.0)
+    wired.a.up()
+    let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
+    wired.must_ping("ns1", V4_OF_B)
+    if not refused:
+        differs("its port stays open while its link is down", by=[wired.a.manifest.name])
+
+
+@pytest.mark.requirement("TM-28")
+@pytest.mark.capability("persistent-keepalive")
+def test_nothing_is_sent_while_link_is_down(wired: Tunnel, wire: Wire) -> None:
+    wired.keep_alive(1)
+    wire.wait_for("keepalive", "two keepalives at an interval of 1 s", sender="ns1", nth=2)
+    wired.nodes["ns1"].set_link("wg0", up=False)
+    let_pass(SPACING, "a program is informed that its link is down")
+    wire.apply()
+    let_pass(2.5, "two more keepalives would be due")
+    sent = wire.sightings("any", sender="ns1")
+    wired.a.up()
+    wire.wait_for("transport", "A's keepalives with the link up again", sender="ns1", nth=len(sent) + 1)
+    if sent:
+        differs(f"with its link down it sends {len(sent)} messages in 2.5 s", by=[wired.a.manifest.name])
