@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from harness import (
     Data,
     DeviceConfig,
     Initiation,
+    Keepalive,
     Key,
     Response,
     differs,
@@ -29,7 +31,8 @@ PSK, OTHER_PSK = bytes(range(32)), bytes(range(32, 64))
 SECOND = 1_000_000_000
 # Seconds for the effect of a message that no marker can follow, because the device answers nobody.
 EFFECT_WAIT = 0.2
-RETRY_WITHIN = 7.0
+# Seconds, with an interval of one second.
+KEEPALIVE_IS_DUE = 1.5
 
 
 def refused_response(peer: ScriptedPeer) -> ReceivedResponse:
@@ -46,10 +49,14 @@ def refused_response(peer: ScriptedPeer) -> ReceivedResponse:
 
 
 @pytest.mark.requirement("HS-20")
-@pytest.mark.parametrize("key", [PSK, bytes(32)], ids=["given", "absent"])
-def test_responder_with_other_preshared_key_makes_no_session(target: Target, key: bytes) -> None:
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [(PSK, OTHER_PSK), (PSK, bytes(32)), (bytes(32), PSK)],
+    ids=["other", "absent-here", "absent-there"],
+)
+def test_responder_with_other_preshared_key_makes_no_session(target: Target, key: bytes, other: bytes) -> None:
     peer = target.peer(preshared_key=key)
-    peer.preshared_key = OTHER_PSK
+    peer.preshared_key = other
     refused_response(peer)
     peer.preshared_key = key
     with twin("the right preshared key makes a session"):
@@ -228,7 +235,7 @@ def test_session_still_receives_after_key_change(target: Target) -> None:
 
 @pytest.mark.requirement("HS-27", "HS-28")
 @pytest.mark.capability("peer-before-key")
-def test_device_sends_nothing_until_private_key_is_set(target: Target) -> None:
+def test_device_without_private_key_sends_nothing(target: Target) -> None:
     target.interface.set(DeviceConfig(private_key=ZERO_KEY))
     peer = target.peer(endpoint=True)
     target.send(peer, b"staged")
@@ -259,10 +266,26 @@ def test_removed_peer_is_forgotten(target: Target) -> None:
     gone = target.packet(peer, b"of a removed peer")
     peer.send(session.data(gone))
     assert is_delivered(target, other, marker)
-    target.send(peer, b"to a removed peer")
+    with suppress(OSError):  # ENOKEY of the driver: no peer has this destination
+        target.send(peer, b"to a removed peer")
     peer.send(Initiation())
     peer.expect_silence(after="an initiation of a removed peer")
     assert gone not in target.inside.packets(), "the device delivered data of a removed peer"
+
+
+@pytest.mark.requirement("HS-36")
+@pytest.mark.capability("persistent-keepalive")
+def test_removed_peer_gets_nothing_more(target: Target) -> None:
+    peer = target.peer(endpoint=True, persistent_keepalive=1)
+    with twin("the peer gets persistent keepalives"):
+        peer.respond()
+        for _ in range(2):
+            peer.expect(Keepalive)
+    target.remove(peer)
+    peer.drain()
+    peer.inbox.clear()
+    let_pass(KEEPALIVE_IS_DUE, "a persistent keepalive would be due")
+    peer.expect_silence(after="nothing, after the peer was removed")
 
 
 @pytest.mark.requirement("HS-36")

@@ -161,6 +161,7 @@ def test_data_on_previous_session_does_not_switch_back(target: Target, kind: str
     peer = target.peer()
     previous, current = peer.connect(), peer.connect()
     with twin("the device sends on the current session"):
+        assert is_delivered(target, peer, current)
         assert sending_session(target, peer) is current
     if kind == "keepalive":
         before = target.seen(peer).rx_bytes
