@@ -34,7 +34,7 @@ FOLDER: Final = Path("refwg", "mutants")
 BASE: Final = "refwg"
 # The other end of each pair: a program without the mutant, and none of ours.
 PEER: Final = "wireguard-go"
-ROLES: Final = ("a", "b", "alone")
+ROLES: Final = ("a", "b", "both", "alone")
 _AT_ONCE: Final = 2
 # Seconds for one killer; a guest boots first.
 _DEADLINE: Final = 300.0
@@ -64,8 +64,8 @@ class Mutant:
         """Return pytest's options that run the killer with the mutant, and with refwg as it is."""
         words = [f"--lane={self.lane}"]
         for name in (self.implementation, BASE):
-            pair = f"{name}~{PEER}" if self.role == "a" else f"{PEER}~{name}"
-            words.append(f"--impl={name}" if self.role == "alone" else f"--pair={pair}")
+            a, b = (PEER if self.role == "b" else name), (PEER if self.role == "a" else name)
+            words.append(f"--impl={name}" if self.role == "alone" else f"--pair={a}~{b}")
         return words
 
 

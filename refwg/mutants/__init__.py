@@ -33,7 +33,7 @@ class Mutant:
     """Replaces `text` by `replacement` in the source of `module`, for example `refwg.counter`.
 
     area: the table that it is in. requirements: ids of the catalogue that it violates, at most three. killer: the id of
-    a test that fails with it. role: that of the mutant in this test, `a`, `b` or `alone`. lane: where the test runs.
+    a test that fails with it. role: that of the mutant in this test: `a`, `b`, `both` or `alone`. lane: where it runs.
     """
 
     name: str

@@ -73,7 +73,7 @@ def test_unknown_name_or_area_is_refused(root: Path, names: list[str], areas: li
 @pytest.mark.parametrize(
     ("table", "error"),
     [
-        (ROW.format(name="x", role="c"), "role must be one of a, b, alone, not 'c'"),
+        (ROW.format(name="x", role="c"), "role must be one of a, b, both, alone, not 'c'"),
         (ROW.format(name="x", role="a").replace('["DT-03"]', "[]"), "requirements names no requirement"),
         (ROW.format(name="x", role="a") + "color = 1", "unknown key color"),
     ],
@@ -89,6 +89,7 @@ def test_mistake_in_table_is_refused_with_its_file(root: Path, table: str, error
     [
         ("a", ["--lane=netns", "--pair=refwg+deaf~wireguard-go", "--pair=refwg~wireguard-go"]),
         ("b", ["--lane=netns", "--pair=wireguard-go~refwg+deaf", "--pair=wireguard-go~refwg"]),
+        ("both", ["--lane=netns", "--pair=refwg+deaf~refwg+deaf", "--pair=refwg~refwg"]),
         ("alone", ["--lane=netns", "--impl=refwg+deaf", "--impl=refwg"]),
     ],
 )
