@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 PORT = 1111
 AT_ONCE = 5.0
+# Bytes of a datagram that does not fit into the 1280 bytes which a forged "packet too big" names.
+LONG = 1300
 # Seconds for two retries of an initiation, with reserve for a busy machine.
 RETRIED = 12.0
 # Seconds within which a client must have changed to its other uplink (one dead-peer detection and a retry).
@@ -157,8 +159,8 @@ def test_forged_icmp_errors_do_not_disturb_session(wired: Tunnel, wire: Wire, ho
     wired.must_ping("ns1", V4_OF_B)
     endpoints = wired.seen_by_a().endpoint, wired.seen_by_b().endpoint
     with (
-        UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b,
-        UdpStream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A) as to_a,
+        UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B, size=LONG) as to_b,
+        UdpStream(wired.nodes["ns2"], wired.nodes["ns1"], V4_OF_A, size=LONG) as to_a,
     ):
         sessions = wire.sightings()
         for error in ERRORS_V6 if ":" in host else ERRORS_V4:
