@@ -252,7 +252,8 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
         reason = ""
     else:
         states = ", ".join(sorted({result.state for result in ours}))
-        reason = next((result.message for result in ours if result.message), "") or f"{mutant.killer} is {states}"
+        messages = [f": {result.message}" for result in ours if result.message]
+        reason = f"{mutant.killer} is {states}{''.join(messages[:1])}"
     cited = {name for result in failed for name in result.requirements}
     return Finding(
         name=mutant.name,

@@ -111,7 +111,11 @@ def test_mutant_is_caught_when_test_fails_with_it_only() -> None:
     ("results", "tested", "reason"),
     [
         ([result(DEAF, "passed"), result(WHOLE, "passed")], True, "test_x.py::test_y is passed"),
-        ([result(DEAF, "error", message="refwg+deaf ended"), result(WHOLE, "passed")], True, "refwg+deaf ended"),
+        (
+            [result(DEAF, "error", message="refwg+deaf ended"), result(WHOLE, "passed")],
+            True,
+            "test_x.py::test_y is error: refwg+deaf ended",
+        ),
         (
             [result(DEAF, "failed"), result(WHOLE, "failed", message="no answer")],
             True,
