@@ -428,12 +428,12 @@ class ScriptedPeer:
         if pending is None:
             wrong = f"no initiation of {self.name} has the index {parsed.receiver_index:#010x}"
         else:
+            # On a busy machine the device has read the initiation long after it was sent.
+            self._last_initiation = time.monotonic()
             try:
                 session, read = read_response(pending, parsed, facts["time"])
                 values = dict(read)
                 self.sessions[session.local_index] = session
-                # On a busy machine the device has read the initiation long after it was sent.
-                self._last_initiation = time.monotonic()
             except NotAuthentic as error:
                 wrong = str(error)
         if not wrong and not has_valid_mac1(facts["datagram"], self._identity.public):

@@ -111,8 +111,11 @@ def test_initiation_within_20_ms_is_dropped_without_trace(target: Target) -> Non
             peer.send(datagram)
         target.round_trip()
         came = responses_within(peer)
-        if len(came) == 1:
+        # A program with several workers may take the second one first; then the first is too old.
+        if len(came) == 1 and came[0].receiver_index == int.from_bytes(first[4:8], "little"):
             break
+        if len(came) == 1:
+            continue
         gap = came[1].time - came[0].time
         assert gap > SURELY_TOO_SOON, f"the device answered two initiations within {gap / 1e6:.1f} ms"
     else:
