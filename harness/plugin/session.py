@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.errors import HarnessError, UsageError
-from harness.lanes import GUESTS, REPORT
+from harness.lanes import REPORT
 from harness.plugin.options import Pair, read_plan
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def read_programs(plan: RunPlan) -> Programs:
             chosen = list(dict.fromkeys(manifest for pair in pairs for manifest in pair))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    # Alone, a program does the same in a guest as here; only the kernel differs there.
-    kernels = [manifest for manifest in chosen if manifest.kind == "kernel"] if plan.lane_of_guest in GUESTS else []
+    # Alone, a program does the same in lane vm as in lane netns; only the kernel differs there.
+    kernels = [manifest for manifest in chosen if manifest.kind == "kernel"] if plan.lane_of_guest == "vm" else []
     return Programs(
         known=tuple(registry.known),
         named=tuple(registry.asked),

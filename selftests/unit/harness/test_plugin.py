@@ -365,6 +365,17 @@ def test_run_in_guest_exits_with_0_when_all_tests_are_skipped(
     assert pytester.runpytest_inprocess("--lane", "netns", "--impl", GO).ret == OK
 
 
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize(("lane", "programs"), [("vm", ["kernel"]), ("warp", ["kernel", "refwg"])])
+def test_only_guest_of_lane_vm_leaves_out_programs_beside_kernel(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, lane: str, programs: list[str]
+) -> None:
+    monkeypatch.setenv(LANE, lane)
+    pytester.makepyfile(test_it="def test_it(lab, implementation): pass")
+    run = pytester.runpytest_inprocess("--lane", "netns", "--impl", "kernel", "--impl", "refwg", "--collect-only", "-q")
+    assert [line for line in run.outlines if "::" in line] == [f"test_it.py::test_it[{name}]" for name in programs]
+
+
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_seed_zero_is_used_as_given(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: list[str]
