@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _TEXTS: Final = ("test", "versions", "requirement", "observed", "message", "link")
 _NEVER_EXPECTED: Final = "refwg"
+# What a failure means to a user of the program, the worst first. It sorts docs/findings.md.
+SEVERITIES: Final = ("security", "dos", "interop", "performance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Expectation:
     test: pattern of test ids, `file.py::test_name`; with `[[]*-v4]` after it for one row. versions: pattern of the
     program's versions. side: `a` or `b` if only this role fails, else empty. observed: the packet or state that
     was seen. message: regular expression that the failure's message matches. always: False if
-    the failure depends on a race, so that the test may pass.
+    the failure depends on a race, so that the test may pass. severity: one of SEVERITIES.
     """
 
     test: str
@@ -48,6 +50,7 @@ class Expectation:
     link: str
     side: str = ""
     always: bool = True
+    severity: str = "interop"
 
     def applies(self, nodeid: str, program: Program, side: str) -> bool:
         """Return whether it applies to this test with this program in this role."""
@@ -149,14 +152,17 @@ def load_expectations(path: Path) -> tuple[Expectation, ...]:
 def _read(entry: Table) -> Expectation:
     texts = {name: text for name in _TEXTS if isinstance(text := entry.take(name), str) and text}
     side, always = entry.text("side", ""), entry.flag("always", default=True)
+    severity = entry.text("severity", "interop")
     missing = [f"no {name}" for name in _TEXTS if name not in texts]
     unknown = [f"unknown key {name}" for name in sorted(entry.rest())]
     if missing or unknown:
         raise entry.wrong(", ".join([*missing, *unknown]))
     if side not in {"", "a", "b"}:
         raise entry.wrong(f"side is a or b, not {side!r}")
+    if severity not in SEVERITIES:
+        raise entry.wrong(f"severity is one of {', '.join(SEVERITIES)}, not {severity!r}")
     try:
         re.compile(texts["message"])
     except re.error as error:
         raise entry.wrong(f"message: {error}") from error
-    return Expectation(**texts, side=side, always=always)
+    return Expectation(**texts, side=side, always=always, severity=severity)

@@ -28,9 +28,13 @@ def number_of(message: ReceivedData) -> int:
 
 
 def stage(target: Target, peer: ScriptedPeer, count: int = SENT) -> None:
-    """Let the device's node send numbered datagrams to a peer."""
+    """Let the device's node send numbered datagrams to a peer; return when the device has read them all."""
     for number in range(count):
         target.send(peer, struct.pack(">I", number))
+    # A program that is slow still reads them when its initiation is out. It reads the last packet last.
+    last = target.peer(endpoint=True)
+    target.send(last)
+    last.expect(Initiation)
 
 
 def sent_after_handshake(target: Target, peer: ScriptedPeer) -> list[ReceivedData]:

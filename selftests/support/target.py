@@ -78,15 +78,16 @@ def set_down(target: Target) -> bool:
 def set_up(target: Target) -> None:
     """Set the link up, and wait until the device answers an initiation."""
     target.node.set_link("wg0", up=True)
-    witness = target.peer()
+    assert handshake_soon(target.peer()), "the device answers no initiation after its link was set up"
 
-    def answers() -> bool:
+
+def handshake_soon(peer: ScriptedPeer) -> Session | None:
+    """Send initiations until one is answered by a response, for a device that notices late or asks for a cookie."""
+
+    def answered() -> Session | None:
         try:
-            witness.handshake(within=0.2)
+            return peer.handshake(within=0.2)
         except Unexpected:
-            return False
-        return True
+            return None
 
-    assert poll_until(answers, bool, NOTICED_WITHIN, what="an answer after the link is up"), (
-        "the device answers no initiation after its link was set up"
-    )
+    return poll_until(answered, bool, NOTICED_WITHIN, what="a response to an initiation")

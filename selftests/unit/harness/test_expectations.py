@@ -137,6 +137,7 @@ def test_success_mends_failure_of_program_like_its_own(tmp_path: Path) -> None:
         ({"observed": ""}, "no observed"),
         ({"reason": "it is slow"}, "unknown key reason"),
         ({"side": "c"}, "side is a or b, not 'c'"),
+        ({"severity": "grave"}, "severity is one of security, dos, interop, performance, not 'grave'"),
         ({"side": 1}, "expectation 1: side must be a string, not 1"),
         ({"always": "never"}, "expectation 1: always must be a boolean, not 'never'"),
         ({"message": "("}, "message: missing"),
