@@ -73,8 +73,8 @@ class Mutant:
 class Finding:
     """Whether the tests detect a mutant.
 
-    by: ids of the tests that failed with it. cited: those of the mutant's requirements that these tests cite. reason:
-    why the mutant was not caught; empty if it was. tested: False if its killer could not run.
+    by: ids of the tests that failed with it, or differ. cited: those of the mutant's requirements that these tests
+    cite. reason: why the mutant was not caught; empty if it was. tested: False if its killer could not run.
     """
 
     name: str
@@ -235,13 +235,17 @@ def _findings(root: Path, mutants: Sequence[Mutant], scratch: Path) -> Iterator[
 
 
 def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str = "") -> Finding:
-    """Judge the results of a killer. A mutant is caught if a test fails with it, and all pass with refwg as it is.
+    """Judge the results of a killer.
+
+    A mutant is caught if a test fails with it, or reports a difference, and none does so with refwg as it is.
 
     reason: why there are no results, if there are none.
     """
     ours = [result for result in results if mutant.implementation in result.pair.split("~")]
     others = [result for result in results if result not in ours]
-    failed = [result for result in ours if result.state == "failed"]
+    # A deviation from a should ends as `differs`; one that refwg shows as well is not the mutant's.
+    detected = {"failed"} if any(result.state == "differs" for result in others) else {"failed", "differs"}
+    failed = [result for result in ours if result.state in detected]
     tested = True
     if wrong := [result for result in others if result.state in {"failed", "error", "blocked"}]:
         reason = f"{wrong[0].id} is {wrong[0].state} with {BASE} as it is, too: {wrong[0].message}"

@@ -132,6 +132,12 @@ def test_mutant_is_not_caught_when_test_shows_nothing(results: list[Result], tes
     assert found.lines().startswith("not caught" if tested else "not tested")
 
 
+@pytest.mark.parametrize(("whole", "caught"), [("passed", True), ("differs", False)])
+def test_difference_catches_mutant_unless_refwg_shows_it_too(whole: str, caught: bool) -> None:
+    found = judge(a_mutant(), [result(DEAF, "differs", cites=("DT-03",)), result(WHOLE, whole)], 1.0)
+    assert (found.caught, found.by) == (caught, ("test_x.py::test_y",) if caught else ())
+
+
 def test_json_has_fixed_names_of_format() -> None:
     found = judge(a_mutant(), [result(DEAF, "failed"), result(WHOLE, "passed")], 1.0)
     entry = json.loads(json.dumps(found.as_json()))
