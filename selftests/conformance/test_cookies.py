@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import CookieReply, Data, Initiation, Response, differs, twin
-from selftests.support.target import mac2, next_data
+from selftests.support.target import established, mac2, next_data
 
 if TYPE_CHECKING:
     from harness import PeerState, ScriptedPeer, Target
@@ -129,7 +129,7 @@ def test_new_cookie_for_next_message_replaces_first(target: Target) -> None:
 @pytest.mark.bug("IB-34")
 def test_cookie_reply_to_response_changes_nothing_else(target: Target) -> None:
     peer = target.peer()
-    session = peer.connect()
+    session = established(target, peer)
     response = next_response(peer)
     elsewhere = peer.socket(target.address("192.168.1.77"))
     before = target.seen(peer)

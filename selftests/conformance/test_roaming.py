@@ -9,7 +9,7 @@ import pytest
 
 from harness import Data, Initiation, Response, poll_until, twin
 from harness.wire.messages import with_mac1
-from selftests.support.target import begin, is_delivered, next_data
+from selftests.support.target import begin, established, is_delivered, next_data
 
 if TYPE_CHECKING:
     from harness import PeerSocket, ScriptedPeer, Target
@@ -79,7 +79,7 @@ def test_response_moves_endpoint_to_its_source(target: Target, family: int, what
 @FAMILIES
 def test_data_on_any_session_moves_endpoint(target: Target, slot: str, kind: str, family: int) -> None:
     peer = target.peer(family=family)
-    sessions = {"previous": peer.connect(), "current": peer.connect()}
+    sessions = {"previous": established(target, peer), "current": established(target, peer)}
     if slot == "next":
         sessions["next"] = peer.handshake()
     assert is_delivered(target, peer, sessions["current"])
@@ -106,7 +106,7 @@ def test_late_data_in_window_moves_endpoint(target: Target) -> None:
 @pytest.mark.requirement("RT-07", "RT-03")
 def test_last_message_decides_endpoint(target: Target) -> None:
     peer = target.peer()
-    sessions = [peer.connect(), peer.connect()]
+    sessions = [established(target, peer), established(target, peer)]
     places = [peer.main, peer.socket(), elsewhere(target, peer)]
     for number in range(6):
         peer.send(sessions[number % 2].keepalive(), via=places[number % 3])

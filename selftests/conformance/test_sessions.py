@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import Data, Endpoint, Initiation, Response, differs, poll_until, twin
-from selftests.support.target import is_delivered, sending_session
+from selftests.support.target import established, is_delivered, sending_session
 
 if TYPE_CHECKING:
     from harness import Target
@@ -28,7 +28,7 @@ DEAD_PEER_WITHIN = 18.0
 )
 def test_data_with_counter_at_reject_limit_is_refused(target: Target, counter: int) -> None:
     peer = target.peer()
-    session = peer.connect()
+    session = established(target, peer)
     beyond, end = target.packet(peer, b"beyond the limit"), target.packet(peer, b"the end")
     peer.send(session.data(beyond, counter=counter))
     peer.send(session.data(end))
@@ -46,7 +46,7 @@ def test_data_with_counter_at_reject_limit_is_refused(target: Target, counter: i
 @pytest.mark.parametrize("counter", [LIMIT_OF_PAPER, LIMIT_OF_DRIVER - 1], ids=lambda number: f"-{2**64 - number}")
 def test_counter_between_both_reject_limits_is_accepted(target: Target, counter: int) -> None:
     peer = target.peer()
-    session = peer.connect()
+    session = established(target, peer)
     between, end = target.packet(peer, b"between the limits"), target.packet(peer, b"the end")
     with twin("data with a small counter is delivered"):
         assert is_delivered(target, peer, session)
@@ -60,7 +60,7 @@ def test_counter_between_both_reject_limits_is_accepted(target: Target, counter:
 @pytest.mark.requirement("DT-10")
 def test_session_refuses_all_data_after_last_counter(target: Target) -> None:
     peer = target.peer()
-    session, newer = peer.connect(), peer.connect()
+    session, newer = established(target, peer), established(target, peer)
     with twin("an older counter in the window is accepted before the last one"):
         for counter in (LIMIT_OF_PAPER - 2, LIMIT_OF_PAPER - 4):
             packet = target.packet(peer, f"counter {counter}".encode())
@@ -86,13 +86,13 @@ def test_session_refuses_all_data_after_last_counter(target: Target) -> None:
 def test_data_with_unknown_index_has_no_effect(target: Target, kind: str) -> None:
     peer = target.peer(endpoint=True)
     other = target.peer()
-    session = other.connect()
+    session = established(target, other)
     index = {"random": session.remote_index ^ 0x5A5A5A5A, "zero": 0, "ones": 2**32 - 1}.get(kind)
     if kind == "pending":
         target.send(peer)
         index = peer.expect(Initiation).sender_index
     if kind == "removed":
-        index = peer.connect().remote_index
+        index = established(target, peer).remote_index
         target.remove(peer)
         target.configure(peer, endpoint=True)
     with twin("the same data with the right index is delivered"):
@@ -116,7 +116,7 @@ def test_responder_takes_any_index_of_initiator(target: Target, index: int | Non
         index = target.peer().connect().remote_index
     peer = target.peer()
     with twin("a random index works"):
-        peer.connect()
+        established(target, peer)
     session = peer.handshake(Initiation(sender_index=index))
     assert is_delivered(target, peer, session), f"the device delivers no data if the initiator's index is {index:#010x}"
     assert sending_session(target, peer) is session, f"the device does not send to the index {index:#010x}"
@@ -142,7 +142,7 @@ def test_initiator_takes_any_index_of_responder(target: Target, index: int | Non
 @pytest.mark.requirement("DT-15", "HS-37")
 def test_responder_sends_on_current_until_next_is_confirmed(target: Target) -> None:
     peer = target.peer()
-    previous, current = peer.connect(), peer.connect()
+    previous, current = established(target, peer), established(target, peer)
     with twin("data on the previous session is delivered before the next handshake"):
         assert is_delivered(target, peer, previous, current)
     unconfirmed = peer.handshake()
@@ -159,7 +159,7 @@ def test_responder_sends_on_current_until_next_is_confirmed(target: Target) -> N
 @pytest.mark.parametrize("kind", ["data", "keepalive"])
 def test_data_on_previous_session_does_not_switch_back(target: Target, kind: str) -> None:
     peer = target.peer()
-    previous, current = peer.connect(), peer.connect()
+    previous, current = established(target, peer), established(target, peer)
     with twin("the device sends on the current session"):
         assert is_delivered(target, peer, current)
         assert sending_session(target, peer) is current
@@ -179,7 +179,7 @@ def test_data_on_previous_session_does_not_switch_back(target: Target, kind: str
 @pytest.mark.parametrize("next_is_there", [False, True], ids=["two", "three"])
 def test_at_most_three_sessions_accept_data(target: Target, next_is_there: bool) -> None:
     peer = target.peer()
-    sessions = [peer.connect() for _ in range(4)]
+    sessions = [established(target, peer) for _ in range(4)]
     if next_is_there:
         sessions.append(peer.handshake())
     # The last session comes last: the first data on it would be the one that destroys others.
@@ -197,7 +197,7 @@ def test_at_most_three_sessions_accept_data(target: Target, next_is_there: bool)
 @pytest.mark.requirement("DT-14", "HS-37", "TM-16")
 def test_initiator_sends_on_new_session_at_once(target: Target) -> None:
     peer = target.peer()
-    previous, current = peer.connect(), peer.connect()
+    previous, current = established(target, peer), established(target, peer)
     with twin("data on both sessions is delivered, and the device sends on the newer one"):
         assert is_delivered(target, peer, previous, current)
         assert sending_session(target, peer) is current

@@ -30,6 +30,18 @@ def is_delivered(target: Target, peer: ScriptedPeer, session: Session, marker: S
     return probe in target.inside.packets()
 
 
+def established(target: Target, peer: ScriptedPeer) -> Session:
+    """Make a handshake, and confirm it by data that the device has delivered; return the session.
+
+    A keepalive would not do: the device may process the next initiation before it, and then the session is lost.
+    """
+    session = peer.handshake()
+    packet = target.packet(peer, f"confirms {session.local_index:08x}".encode())
+    peer.send(session.data(packet))
+    target.inside.expect(packet, what="the first data on a session")
+    return session
+
+
 def next_data(target: Target, peer: ScriptedPeer) -> ReceivedData:
     """Let the device send a packet to a peer; return the message in which it came."""
     payload = f"packet {len(peer.exchange.lines)}".encode()
