@@ -6,17 +6,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Endpoint, Initiation, Response, differs, poll_until, twin
+from harness import Data, Endpoint, Initiation, Response, differs, effort, poll_until, twin
+from harness.scripted.received import ReceivedData, ReceivedInitiation
 from selftests.support.target import established, is_delivered, sending_session
 
 if TYPE_CHECKING:
-    from harness import Target
+    from harness import ScriptedPeer, Target
 
 # REJECT_AFTER_MESSAGES of the driver (messages.h), and of the paper (6.1) and wireguard-go: the least counter refused.
 LIMIT_OF_DRIVER = 2**64 - 8130
 LIMIT_OF_PAPER = 2**64 - 2**13 - 1
 # Seconds: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT after the first unanswered data, with the jitter and a timer's lateness.
 DEAD_PEER_WITHIN = 18.0
+# Seconds in which both sides have a session after they began at the same moment (ROB-14).
+CONVERGED_WITHIN = 15.0
 
 
 # Counters
@@ -230,3 +233,36 @@ def test_keepalive_is_empty_and_takes_next_counter(target: Target) -> None:
     assert {len(one.datagram) for one in keepalives} == {32}, "a keepalive is not a message of 32 bytes"
     assert {one.session for one in came} == {session}
     assert [one.counter for one in came] == [0, 1, 2, 3], "a keepalive does not take the next counter of its session"
+
+
+# Crossing handshakes
+
+
+@pytest.mark.requirement("ROB-14")
+@pytest.mark.bug("IB-04")
+@pytest.mark.parametrize("order", ["answers-first", "begins-first"])
+def test_crossing_initiations_lead_to_one_working_session(target: Target, order: str) -> None:
+    for number in range(effort(3, 20)):
+        peer = target.peer(endpoint=True)
+        target.send(peer, f"staged {number}".encode())
+        initiation = peer.expect(Initiation)
+        peer.send(Initiation())
+        if order == "answers-first":
+            peer.send(Response(to=initiation))
+        peer.send(peer.expect(Response, within=CONVERGED_WITHIN).session.keepalive())
+        if order == "begins-first":
+            peer.send(Response(to=initiation))
+        poll_until(lambda: answer_and_look(peer), bool, CONVERGED_WITHIN, what="data after crossing initiations")  # noqa: B023
+        came = [one for one in peer.inbox if isinstance(one, ReceivedData) and b"staged" in one.plaintext]
+        assert came, f"two initiations crossed, and {CONVERGED_WITHIN:g} s later the device has sent no data"
+        for session in (came[0].session, sending_session(target, peer)):
+            assert session is not None
+            assert is_delivered(target, peer, session), "the device refuses data on the session on which it sends"
+
+
+def answer_and_look(peer: ScriptedPeer) -> bool:
+    """Answer the device's initiations, as a correct peer does; return whether the device has sent its staged data."""
+    for one in [one for one in peer.drain() if isinstance(one, ReceivedInitiation)]:
+        peer.inbox.remove(one)
+        peer.send(Response(to=one))
+    return any(isinstance(one, ReceivedData) and b"staged" in one.plaintext for one in peer.inbox)
