@@ -140,6 +140,9 @@ def test_link_gets_no_ipv6_address_and_sends_no_redirects(wg0: Interface) -> Non
     wg0.place.sysctl("net.ipv6.conf.wg0.addr_gen_mode", 0)
     # The change of the mode made one, even though the link is down.
     wg0.place.run(["ip", "-6", "address", "flush", "dev", "wg0"])
+    # The driver sets the mode when the link goes up. A program cannot do so before the kernel looks at it; it may do
+    # so when it is told of this change.
+    poll_until(lambda: wg0.place.sysctl("net.ipv6.conf.wg0.addr_gen_mode").strip(), lambda mode: mode != "0", 0.5)
     before = redirects(wg0)
     wg0.up()
     found = [address["local"] for address in ipv6_addresses(wg0.place)]
