@@ -69,6 +69,11 @@ _LAB: Final = "selftests/lab"
 _CONFORMANCE: Final = "selftests/conformance"
 _CONFORMING: Final = ("refwg", "wireguard-go")
 _CONFORMING_BY_NIGHT: Final = ("wireguard-go-debian", *RUST)
+_WARP_CONFORMING: Final = ("kernel", "refwg")
+_WARP_CONFORMING_BY_NIGHT: Final = ("wireguard-go", "wireguard-go-debian", *RUST)
+_TIMER_TESTS: Final = 23
+# Tests that cannot run, because a program lacks a capability: boringtun cannot change the interval of a peer.
+_WITHOUT_CAPABILITY: Final = 1
 # Without hypothesispytest: each worker would import Hypothesis at its end, and no test here uses it. worksteal: tests
 # take from 0.01 to 10 seconds, so a worker without tests takes some from another.
 _SPREAD: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
@@ -94,6 +99,11 @@ def _vm(pairs: Sequence[str], *selection: str) -> tuple[str, ...]:
 def _conformance(names: Sequence[str]) -> tuple[str, ...]:
     """Return the command of the conformance tests of these implementations; most of the time they wait."""
     return "pytest", _CONFORMANCE, *_SPREAD, "-n", "4", *(f"--impl={name}" for name in names)
+
+
+def _conformance_over_time(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of the conformance tests in which minutes pass."""
+    return "pytest", _CONFORMANCE, "--lane", "warp", "-n", "2", *(f"--impl={name}" for name in names)
 
 
 def _results(name: str) -> tuple[str, str]:
@@ -177,6 +187,22 @@ def all_gates() -> tuple[Gate, ...]:
             peers=("boringtun",),
             nightly=True,
             least=50,
+        ),
+        Gate(
+            name="warp conformance tests",
+            command=(*_conformance_over_time(_WARP_CONFORMING), *_results("warp-conformance")),
+            lane="warp",
+            quick=None,
+            least=_TIMER_TESTS * len(_WARP_CONFORMING),
+        ),
+        Gate(
+            name="other warp conformance tests",
+            command=(*_conformance_over_time(_WARP_CONFORMING_BY_NIGHT), *_results("other-warp-conformance")),
+            lane="warp",
+            quick=None,
+            peers=RUST,
+            nightly=True,
+            least=_TIMER_TESTS * len(_WARP_CONFORMING_BY_NIGHT) - _WITHOUT_CAPABILITY,
         ),
         Gate(name="vm fault tests", command=("pytest", _VM_FAULTS), lane="vm", quick=None, least=10),
         *(_on_other_kernel(lane, arguments, least) for lane, arguments, least in _BY_NIGHT),

@@ -41,12 +41,20 @@ def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
 
 def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
     assert names() - names(quick=True) == {
-        "conformance tests", "fault tests", "vm tests", "vm refwg tests", "warp tests", "vm fault tests", "workflows",
+        "conformance tests", "fault tests", "vm tests", "vm refwg tests", "warp tests", "warp conformance tests",
+        "vm fault tests", "workflows",
     }  # fmt: skip
 
 
 def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
-    others = {"all mutants", "other conformance tests", "vm tests 6.12", "warp tests 6.12", "vagrant box"}
+    others = {
+        "all mutants",
+        "other conformance tests",
+        "vm tests 6.12",
+        "warp tests 6.12",
+        "other warp conformance tests",
+        "vagrant box",
+    }
     assert names(nightly=True) - names() == {"rust netns tests", "slow warp tests", *others}
 
 
@@ -65,7 +73,7 @@ def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: se
 
 def test_rust_programs_are_built_only_for_rust_gate() -> None:
     building = [gate.name for gate in chosen(quick=False, nightly=True, lanes=[]) if "gotatun" in gate.peers]
-    assert building == ["other conformance tests", "rust netns tests"]
+    assert building == ["other conformance tests", "rust netns tests", "other warp conformance tests"]
     assert not any(gate.peers for gate in chosen(quick=False, lanes=[]))
 
 
