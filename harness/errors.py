@@ -26,6 +26,7 @@ class HarnessError(Exception):
     |- NothingMatchedError  a rule of a fault script matched no message, so its test shows nothing
     |- Unexpected          the device did not send a scripted peer what was expected, or sent what it must not
     |- NotDelivered        a packet that had to come out of the interface has not come in time
+    |- LoadNotReached      the device could not be brought or kept under load; the test's result is `not_reached`
     |- Unhealthy           a health check found something wrong with a process under test
     `- Stopped             a guest was stopped because its result is not needed any more
     """
@@ -58,6 +59,10 @@ class ControlError(HarnessError):
 
 class DeadlineExceeded(HarnessError):
     """An awaited event did not come in time; the message lists what was seen instead."""
+
+
+class LoadNotReached(HarnessError):
+    """The device could not be brought or kept under load, so nothing about load was shown."""
 
 
 class ProgramFailed(HarnessError):

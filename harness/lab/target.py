@@ -11,6 +11,8 @@ ns1                              ns2
 
 from __future__ import annotations
 
+import socket
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
@@ -21,6 +23,7 @@ from harness.lab.topology import End, Topology
 from harness.scripted.exchange import EXCHANGE, Exchange
 from harness.scripted.inside import Inside
 from harness.scripted.intents import CookieReply, Initiation, Response
+from harness.scripted.load import Load
 from harness.scripted.packets import udp_packet
 from harness.scripted.peer import ScriptedPeer
 from harness.scripted.received import ReceivedCookieReply
@@ -28,6 +31,8 @@ from harness.traffic.udp import udp_message, udp_receiver
 from harness.wait import poll_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from harness.control.records import PeerState
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
@@ -47,6 +52,12 @@ SCRIPTED: Final = Topology(
 _PORT: Final = 1
 DISCARD: Final = 9
 INNER4, INNER6 = "192.168.241.1", "fd00::1"
+# The device's address and port by family.
+_TARGETS: Final[dict[int, tuple[str, int]]] = {
+    socket.AF_INET: ("192.168.1.1", _PORT),
+    socket.AF_INET6: ("fd00:aa::1", _PORT),
+}
+_SOURCE_OF_LOAD: Final = {4: "192.168.1.253", 6: "fd00:aa::fd"}
 _MOST: Final = 250
 _FIRST_PORT, _PORTS = 1024, 60000
 # Seconds, scaled.
@@ -115,7 +126,7 @@ class Target:
             name,
             static=static or self.lab.key(f"scripted {name}"),
             device=self.public_key,
-            targets={2: ("192.168.1.1", _PORT), 10: ("fd00:aa::1", _PORT)},
+            targets=_TARGETS,
             address=address,
             random=self.lab.random,
             exchange=self.exchange,
@@ -197,6 +208,26 @@ class Target:
             witness.expect(CookieReply)
             witness.send(Initiation())
         witness.send(witness.expect(Response).session.keepalive())
+
+    @contextmanager
+    def load(self, family: int = 4) -> Iterator[Load]:
+        """Bring the device under load by initiations with a valid mac1, from an address of their own.
+
+        family: 4 or 6, of that address: that of the peers of the test. Raises LoadNotReached, the result `not_reached`,
+        if no cookie reply comes. After the block the device may be under load for a second or more.
+        """
+        address = self.address(_SOURCE_OF_LOAD[family])
+        load = Load(
+            self.peers_node,
+            address,
+            targets=_TARGETS,
+            device=self.public_key,
+            random=self.lab.random,
+            exchange=self.exchange,
+        )
+        with load:
+            load.renew()
+            yield load
 
     def _free_address(self, family: int) -> str:
         number = len(self.peers) + 2

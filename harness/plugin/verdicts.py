@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import pytest
 from _pytest.outcomes import Failed, Skipped
 
-from harness.errors import HarnessError, Unsupported
+from harness.errors import HarnessError, LoadNotReached, Unsupported
 from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
 from harness.plugin.marks import cited, why_no_difference
@@ -111,7 +111,7 @@ def twin(shows: str) -> Iterator[None]:
     try:
         yield
     except (Exception, Failed) as error:
-        if isinstance(error, Blocked | NotReached | Unsupported):
+        if isinstance(error, Blocked | NotReached | LoadNotReached | Unsupported):
             raise
         plain = isinstance(error, HarnessError | AssertionError | Failed)
         reason = str(error) if plain else f"{type(error).__name__}: {error}"
@@ -229,7 +229,7 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
             return {"state": "differs", "message": str(error)}
         case Blocked():
             return {"state": "blocked", "message": str(error)}
-        case NotReached():
+        case NotReached() | LoadNotReached():
             return {"state": "not_reached", "message": str(error)}
         case SmokeFailed():
             return {"message": str(error)}

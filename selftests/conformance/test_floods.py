@@ -1,0 +1,270 @@
+"""Flood a device: peers connect, data arrives, memory stays bounded, and nothing changes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from harness import (
+    CookieReply,
+    Initiation,
+    Response,
+    Unexpected,
+    effort,
+    let_pass,
+    not_reached,
+    poll_until,
+    scaled,
+    twin,
+)
+from harness.scripted.received import ReceivedResponse
+from harness.wire.messages import with_mac1
+from selftests.support.load import NO_MAC2, first_response, handshake_answers, resident
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from harness import PeerState, ScriptedPeer, Session, Target
+    from harness.scripted.load import Flood
+
+pytestmark = pytest.mark.alone
+
+MEBIBYTE = 1 << 20
+# MiB. wireguard-go keeps each of 1024 waiting messages in a buffer of 64 KiB, and its heap may be twice as large.
+MOST_GROWTH = 192
+# Seconds in which a device answers the messages that may wait: at most 4096.
+DRAINED_WITHIN = 5.0
+# Forged initiations per second. By night: what one core sends.
+FULL_RATE = 64_000
+# IB-28: seconds within which a peer that uses its cookie has a session.
+CONNECTS_WITHIN = 12.0
+# Seconds after which a peer sends its initiation again: REKEY_TIMEOUT and some jitter.
+RETRY = 5.1
+WITH_COOKIE = 40
+# Seconds for one answer in a flood, and between two initiations with a valid mac2: less would use up the tokens.
+FOR_AN_ANSWER = 0.25
+SPACING = 0.06
+# Datagrams that are sent before the device is asked for a sign of life: less than an eighth of any queue.
+AT_ONCE = 50
+# Nanoseconds.
+MILLISECOND, A_DAY = 1_000_000, 86_400_000_000_000
+
+
+def rate() -> int:
+    """Return the rate of a flood: one that a busy machine can send and that is load all the same, or the full one."""
+    return effort(4_000, FULL_RATE)
+
+
+def require_load(flood: Flood) -> None:
+    """End the test as not reached if the flood, which is over, got no cookie reply."""
+    if not flood.replies:
+        not_reached(f"no cookie reply to {flood.sent} initiations, {flood.rate:.0f} a second")
+
+
+def connects(peer: ScriptedPeer, within: float) -> float | None:
+    """Send initiations as a correct peer does, each with the last cookie; return the seconds until a response."""
+    began = time.monotonic()
+    for _ in range(round(within / FOR_AN_ANSWER)):
+        peer.inbox.clear()
+        peer.send(Initiation())
+        # A correct peer would wait for five seconds; the flood lasts as long as all peers need.
+        answers = poll_until(lambda: handshake_answers(peer), bool, FOR_AN_ANSWER, what=f"an answer to {peer}")
+        if any(isinstance(one, ReceivedResponse) and not one.wrong for one in answers):
+            return time.monotonic() - began
+    return None
+
+
+@pytest.mark.requirement("DOS-04")
+@pytest.mark.bug("IB-28")
+def test_peers_connect_during_flood(target: Target) -> None:
+    peers = [target.peer() for _ in range(5)]
+    with target.load() as load:
+        with load.flood(rate()) as flood:
+            took = {peer.name: connects(peer, CONNECTS_WITHIN) for peer in peers}
+        require_load(flood)
+    missing = [name for name, seconds in took.items() if seconds is None]
+    assert not missing, (
+        f"during {flood.rate:.0f} forged initiations a second no response within {CONNECTS_WITHIN:g} s came to "
+        f"{', '.join(missing)}, which use their cookies"
+    )
+
+
+@pytest.mark.requirement("DOS-08")
+@pytest.mark.bug("IB-28")
+def test_session_carries_data_during_flood(target: Target) -> None:
+    peer = target.peer()
+    session = peer.connect()
+    count = effort(50, 500)
+    with target.load() as load:
+        with load.flood(rate()) as flood:
+            lost = sum(not arrives(target, peer, session) for _ in range(count))
+        require_load(flood)
+    assert lost * 10 <= count, (
+        f"{lost} of {count} data messages were lost in {flood.rate:.0f} forged initiations a second"
+    )
+    late = sum(not arrives(target, peer, session) for _ in range(20))
+    assert not late, f"{late} of 20 data messages were lost after the flood"
+
+
+def arrives(target: Target, peer: ScriptedPeer, session: Session) -> bool:
+    """Send data on a session; return whether the device delivers it within a second."""
+    packet = target.packet(peer, f"packet {session.counter}".encode())
+    peer.send(session.data(packet))
+    return poll_until(lambda: packet in target.inside.packets(), bool, 1.0, what="data to be delivered")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(300)
+@pytest.mark.requirement("DOS-04", "DOS-03")
+@pytest.mark.bug("IB-28")
+def test_valid_mac2_keeps_its_place_in_full_flood(target: Target) -> None:
+    peer = target.peer()
+    with target.load() as load:
+        with load.flood(FULL_RATE) as flood:
+            peer.cookie = cookie_in(peer)
+            connected = is_answered(peer, RETRY) or is_answered(peer, FOR_AN_ANSWER)
+            answered = sum(is_answered(peer, FOR_AN_ANSWER) for _ in range(WITH_COOKIE))
+        require_load(flood)
+    if flood.rate < FULL_RATE * 0.9:
+        not_reached(f"{flood.rate:.0f} initiations a second, expected {FULL_RATE}: the machine is busy or too slow")
+    assert connected, f"a peer with a cookie got no response to an initiation and one retry after {RETRY} s"
+    assert answered * 2 >= WITH_COOKIE, f"{answered} of {WITH_COOKIE} initiations with a valid mac2 were answered"
+
+
+def cookie_in(peer: ScriptedPeer) -> bytes:
+    """Send initiations without mac2 in a flood until a cookie reply comes."""
+    for _ in range(100):
+        peer.send(Initiation(mac2=NO_MAC2))
+        try:
+            return peer.expect(CookieReply, within=FOR_AN_ANSWER).cookie
+        except Unexpected:
+            peer.inbox.clear()
+    return not_reached("no cookie reply to 100 initiations in a flood")
+
+
+def is_answered(peer: ScriptedPeer, within: float) -> bool:
+    """Send an initiation with mac2; return whether a response comes within so many seconds."""
+    peer.inbox.clear()
+    peer.send(Initiation())
+    try:
+        peer.expect(Response, within=within)
+    except Unexpected:
+        return False
+    let_pass(SPACING, "a source may send 20 initiations per second under load")
+    return True
+
+
+# Memory and state
+
+
+@pytest.mark.requirement("DOS-07")
+@pytest.mark.bug("IB-59")
+def test_queue_and_memory_are_bounded_during_flood(target: Target) -> None:
+    peer = target.peer()
+    before = resident(target)
+    with target.load() as load:
+        with load.flood(effort(16_000, FULL_RATE)) as flood:
+            let_pass(effort(4, 10), "the flood goes on")
+            grown = (resident(target) - before) / MEBIBYTE
+        ended = time.monotonic()
+        first_answer(peer)
+        took = time.monotonic() - ended
+        require_load(flood)
+    assert took <= scaled(DRAINED_WITHIN), (
+        f"after {flood.sent} initiations the next one was answered only {took:.1f} s "
+        "later: the queue of handshake messages has no bound"
+    )
+    assert grown <= MOST_GROWTH, f"memory grew by {grown:.1f} MiB in {flood.sent} initiations"
+    first_response(peer)
+
+
+def first_answer(peer: ScriptedPeer) -> None:
+    """Send initiations without mac2 until one is answered, or for a minute; the first ones may find a full queue."""
+    for _ in range(240):
+        peer.send(Initiation(mac2=NO_MAC2))
+        if poll_until(lambda: handshake_answers(peer), bool, FOR_AN_ANSWER, what="an answer after the flood"):
+            return
+
+
+def flood_with(peer: ScriptedPeer, count: int, make: Callable[[], bytes]) -> None:
+    """Send datagrams to the device from another port of the peer, none of which may be answered."""
+    stranger = peer.socket()
+    for number in range(count):
+        stranger.throw(make())
+        if number % AT_ONCE == AT_ONCE - 1:
+            # The device need not have room for all of them, but should look at most of them.
+            peer.expect_silence(after=f"{number + 1} datagrams that nobody sealed")
+
+
+def assert_same_state(before: PeerState, after: PeerState, what: str) -> None:
+    """Assert that the device reports a peer as before.
+
+    Some programs report how long ago the last handshake was, or compute its time from that.
+    """
+    is_age = after.latest_handshake < A_DAY
+    grown = after.latest_handshake - before.latest_handshake
+    assert grown >= 0 if is_age else abs(grown) < MILLISECOND, f"{what} changed the time of the last handshake"
+    same = replace(after, latest_handshake=before.latest_handshake)
+    assert same == before, f"{what} changed {before} to {after}"
+
+
+@pytest.mark.requirement("ROB-01", "DOS-06")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["sizes", "bodies"])
+def test_random_datagrams_get_no_answer_and_change_nothing(target: Target, kind: str) -> None:
+    peer = target.peer(endpoint=True)
+    session = peer.connect()
+    draw = target.lab.random
+    target.round_trip()
+    before = target.seen(peer)
+
+    def datagram() -> bytes:
+        if kind == "sizes":
+            return draw.randbytes(draw.randrange(1500))
+        # Real indices lead further.
+        index = draw.choice([session.remote_index.to_bytes(4, "little"), draw.randbytes(4)])
+        typed, length = draw.choice([(1, 148), (2, 92), (3, 64), (4, 32), (4, 16 + 16 * draw.randrange(1, 90))])
+        return bytes([typed, 0, 0, 0]) + (index + draw.randbytes(length - 8))
+
+    flood_with(peer, effort(4_000, 100_000), datagram)
+    assert_same_state(before, target.seen(peer), "random datagrams")
+    with twin("the session and new handshakes work"):
+        assert arrives(target, peer, session), "data on the session was lost"
+        peer.handshake()
+
+
+@pytest.mark.requirement("DOS-10", "DOS-07")
+@pytest.mark.timeout(900)
+def test_bad_handshake_messages_change_no_state(target: Target) -> None:
+    peer, stranger = target.peer(endpoint=True), target.peer(is_known=False)
+    session = peer.connect()
+    replay = peer.sent[0]
+    foreign = [stranger.send(Initiation(timestamp=stranger.next_timestamp())).datagram for _ in range(50)]
+    draw = target.lab.random.randbytes
+    target.round_trip()
+    before, memory = target.seen(peer), resident(target)
+    kinds: list[Callable[[], bytes]] = [
+        lambda: replay,
+        lambda: with_mac1(b"\1\0\0\0" + draw(128) + bytes(16), target.public_key.raw),
+        lambda: with_mac1(b"\2\0\0\0" + draw(72) + bytes(16), target.public_key.raw),
+        lambda: foreign[draw(1)[0] % len(foreign)],
+        lambda: b"\3\0\0\0" + draw(60),
+    ]
+    count = effort(4_000, 100_000)
+    elsewhere = peer.socket(target.address("192.168.1.77"))
+    for number in range(count):
+        elsewhere.throw(kinds[number % len(kinds)]())
+        if number % AT_ONCE == AT_ONCE - 1:
+            target.round_trip()
+    grown = (resident(target) - memory) / MEBIBYTE
+    peer.drain()
+    responses = [str(one) for one in peer.inbox if isinstance(one, ReceivedResponse)]
+    assert not responses, f"a bad initiation was answered: {responses[0]}"
+    assert_same_state(before, target.seen(peer), "bad handshake messages")
+    assert grown <= MOST_GROWTH, f"memory grew by {grown:.1f} MiB in {count} bad handshake messages"
+    with twin("the session and new handshakes work"):
+        assert arrives(target, peer, session), "data on the session was lost"
+        first_response(peer)
