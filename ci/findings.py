@@ -1,0 +1,137 @@
+"""Write the tables of docs/findings.md from the expectations: `python -m ci.findings`.
+
+An expectation is what a real program does wrong, seen in the lab. Those with the same id, fact and severity are one
+finding, however many tests it fails. A table replaces the text between its markers, `<!-- findings: NAME -->` and
+`<!-- end -->`. The prose around the tables is written by hand. refwg and the kernel have no expectations, so no table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from fnmatch import fnmatchcase
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Final
+
+from ci.setup_checkout import ROOT
+from harness.report.conformance import read_conformance
+from harness.report.expectations import SEVERITIES, load_expectations
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from harness.report.expectations import Expectation
+
+DOCUMENT: Final = ROOT / "docs" / "findings.md"
+EXPECTATIONS: Final = ROOT / "selftests" / "expectations"
+_BLOCK: Final = re.compile(r"(<!-- findings: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_HEAD: Final = "| severity | id | what it does | shown by | source |\n|---|---|---|---|---|"
+# The other end of a test of two programs.
+_PEER: Final = "refwg"
+
+
+def findings(name: str) -> list[list[Expectation]]:
+    """Return a program's findings, the worst first: each is the expectations with one id, fact and severity."""
+
+    def fact(entry: Expectation) -> tuple[int, str, str]:
+        return SEVERITIES.index(entry.severity), entry.requirement, entry.observed
+
+    entries = sorted(load_expectations(EXPECTATIONS / f"{name}.toml"), key=fact)
+    return [list(group) for _, group in groupby(entries, fact)]
+
+
+def command(name: str, entry: Expectation) -> str:
+    """Return the command that shows a finding: the first test that its pattern matches, in the role that fails."""
+    test = first_test(entry.test)
+    sides = {"a": f"{name}~{_PEER}", "b": f"{_PEER}~{name}"}
+    options = f"--pair {sides[entry.side]}" if entry.side else f"--impl {name}"
+    lane = " --lane warp" if is_waiting(*test.split("::")) else ""
+    return f"pytest {shlex.quote(test) if '[' in test else test} {options}{lane}"
+
+
+def first_test(pattern: str) -> str:
+    """Return the first test, without its parameters, that the pattern of an expectation matches."""
+    pattern = pattern.partition("[")[0]
+    for path in sorted(ROOT.glob(pattern.partition("::")[0])):
+        for test in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE):
+            if fnmatchcase(found := f"{path.relative_to(ROOT)}::{test}", pattern + "*"):
+                return found
+    raise SystemExit(f"ci.findings: no test matches {pattern}")
+
+
+@cache
+def is_waiting(file: str, test: str) -> bool:
+    """Return whether a test runs in lane warp only, by its marks."""
+    text = (ROOT / file).read_text()
+    decorators = re.search(rf"((?:^[@ )].*\n)*)^def {test}\(", text, re.MULTILINE)
+    return bool(re.search(r"^pytestmark = .*\bwaiting\b", text, re.MULTILINE)) or bool(
+        decorators and "mark.waiting" in decorators[1]
+    )
+
+
+def table(name: str) -> str:
+    """Return the table of one program, in Markdown."""
+    known = read_conformance(ROOT)
+    rows = []
+    for group in findings(name):
+        first = group[0]
+        tests = {first_test(entry.test) for entry in group}
+        shown = f"`{command(name, first)}`" + (f" and {len(tests) - 1} more" if len(tests) > 1 else "")
+        observed = first.observed + ("" if any(entry.always for entry in group) else " (not each time)")
+        links = dict.fromkeys(f"[{source_name(entry.link)}]({entry.link})" for entry in group)
+        title = known.entry(first.requirement).title
+        rows.append(
+            f"| {first.severity} | {first.requirement} {title} | {escaped(observed)} | {shown} | {', '.join(links)} |"
+        )
+    return "\n".join([_HEAD, *rows])
+
+
+def source_name(link: str) -> str:
+    """Return the name of a link: the file, or the repository's number of an issue or change."""
+    last = re.split(r"[?#]", link.rstrip("/"))[0].rsplit("/", 1)[-1]
+    return f"#{last}" if last.isdigit() else last
+
+
+def escaped(text: str) -> str:
+    """Return text in which Markdown finds no table cells, tags or emphasis."""
+    return re.sub(r"([|<>*_`\[\]])", r"\\\1", text)
+
+
+def outdated(text: str) -> list[str]:
+    """Return the programs whose table is out of date, and those that have expectations and no table."""
+    blocks = {name: body for _, name, body, _ in _BLOCK.findall(text)}
+    return [name for name in programs() if blocks.get(name) != f"{table(name)}\n"]
+
+
+def programs() -> list[str]:
+    """Return the programs that have expectations."""
+    return sorted(path.stem for path in EXPECTATIONS.glob("*.toml"))
+
+
+def rewritten(text: str) -> str:
+    """Return the document with current tables."""
+    return _BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}\n{block[4]}", text)
+
+
+def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
+    """Write the tables, or with --check only report which are out of date; return 1 if --check finds one, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m ci.findings", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; report tables that are out of date and exit with 1"
+    )
+    check = parser.parse_args(arguments).check
+    text = document.read_text()
+    wrong = outdated(text)
+    for name in wrong:
+        print(f"{document.name}: {name}: {'out of date; run python -m ci.findings' if check else 'written again'}")
+    if not check:
+        document.write_text(rewritten(text))
+    return 1 if check and wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
