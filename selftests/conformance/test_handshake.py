@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import LOW_ORDER_POINTS, Data, Initiation, Response, later, poll_until, twin
+from harness import LOW_ORDER_POINTS, Data, Initiation, Response, differs, later, poll_until, twin
 from harness.scripted.received import ReceivedResponse
 from refwg.noise import timestamp
 from selftests.support.target import begin, configure_with_key, is_delivered, next_data, set_down, set_up
@@ -23,6 +23,9 @@ SPACING, SURELY_TOO_SOON = 20_000_000, 16_000_000
 ATTEMPTS = 10
 # The limit of the token buckets is five messages, then 20 a second (ratelimiter.h): it applies only under load.
 MANY = 40
+# A constant low bit of this many whitened timestamps, or a constant bit of this many indices, is not chance.
+INITIATIONS, INDICES, ALL_BITS = 20, 50, 2**32 - 1
+TIMESTAMP_WHITENING = 1 << 24
 COPIES, SOCKETS, ROUNDS = 2, 8, 20
 
 
@@ -154,6 +157,32 @@ def taken(peer: ScriptedPeer) -> Counter[int]:
     """Take all messages out of the inbox; return the number of responses to each initiation, by its index."""
     came, peer.inbox[:] = responses(peer), []
     return Counter(one.receiver_index for one in came)
+
+
+@pytest.mark.requirement("CR-12")
+def test_timestamps_are_rounded_down(target: Target) -> None:
+    peers = [target.peer(endpoint=True) for _ in range(INITIATIONS)]
+    for peer in peers:
+        target.send(peer)
+    fractions = [int.from_bytes(peer.expect(Initiation).timestamp[8:]) for peer in peers]
+    assert all(0 <= fraction < SECOND for fraction in fractions), f"nanoseconds of timestamps: {fractions}"
+    exact = [fraction for fraction in fractions if fraction % TIMESTAMP_WHITENING]
+    if exact:
+        differs(f"timestamps are exact: {exact[0]} ns, not rounded to 2^24 ns", by=[target.implementation.name])
+
+
+@pytest.mark.requirement("MSG-16")
+def test_indices_are_random(target: Target) -> None:
+    peer = target.peer()
+    indices = [peer.handshake().remote_index for _ in range(INDICES)]
+    assert len(set(indices)) == INDICES, f"the device used an index twice: {sorted(indices)}"
+    varied = 0
+    for index in indices:
+        varied |= index ^ indices[0]
+    if varied != ALL_BITS:
+        differs(
+            f"these bits of {INDICES} indices never changed: {varied ^ ALL_BITS:#010x}", by=[target.implementation.name]
+        )
 
 
 # Spacing and load

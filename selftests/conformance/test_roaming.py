@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Initiation, Response, poll_until, twin
+from harness import Data, Initiation, Response, differs, let_pass, poll_until, twin
 from harness.wire.messages import with_mac1
 from selftests.support.target import begin, established, is_delivered, next_data
 
@@ -19,6 +19,9 @@ pytestmark = pytest.mark.capability("roaming")
 ELSEWHERE = {4: "192.168.1.77", 6: "fd00:aa::77"}
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 MOVED_WITHIN = 2.0
+FIRST_ADDRESS, SECOND_ADDRESS = "192.168.1.1", "192.168.1.200"
+# Seconds, and with the jitter and a timer's lateness.
+REKEY_TIMEOUT, RETRY_WITHIN = 5.1, 7.0
 
 
 def elsewhere(target: Target, peer: ScriptedPeer, family: int = 4) -> PeerSocket:
@@ -173,3 +176,23 @@ def test_garbage_with_valid_mac1_has_no_effect(target: Target, has_session: bool
     with twin("the device sends to the endpoint that it has"):
         came = peer.expect(Data if has_session else Initiation)
         assert came.at == (peer.main.address, peer.main.port)
+
+
+# Source address
+
+
+@pytest.mark.requirement("RT-15")
+@pytest.mark.capability("sticky-source")
+def test_retry_forgets_remembered_source_address(target: Target) -> None:
+    target.node.add_address("veth1", f"{SECOND_ADDRESS}/24")
+    peer = target.peer()
+    peer.main.target = (SECOND_ADDRESS, 1)
+    peer.handshake()
+    let_pass(REKEY_TIMEOUT, "the device does not initiate within 5 s of its response")
+    target.send(peer)
+    first = peer.expect(Initiation)
+    with twin("the device's first initiation comes from the address that the peer has sent to"):
+        assert first.source[0] == SECOND_ADDRESS, f"it comes from {first.source[0]}"
+    retry = peer.expect(Initiation, within=RETRY_WITHIN)
+    if retry.source[0] != FIRST_ADDRESS:
+        differs(f"a retry comes from {retry.source[0]} still", by=[target.implementation.name])
