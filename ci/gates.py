@@ -25,7 +25,7 @@ SLOW_PAIRS: Final = ("kernel~refwg", "refwg~kernel")
 WARP_PAIRS: Final = ("kernel~kernel", "kernel~wireguard-go")
 SLOW_WARP_PAIRS: Final = ("kernel~refwg", "refwg~kernel", "wireguard-go~refwg", "boringtun~refwg")
 OTHER_KERNEL: Final = "6.12"
-# All pairs of these four run here; those of the Rust programs with refwg only with --nightly; the rest:
+# Pairs of these four run here, some only with --nightly, as those of the Rust programs with refwg; the rest:
 # CONTRIBUTING.md.
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian")
 RUST: Final = ("boringtun", "gotatun")
@@ -79,7 +79,19 @@ _WITHOUT_CAPABILITY: Final = 1
 _SPREAD: Final = ("-p", "no:hypothesispytest", "--dist", "worksteal")
 NETNS: Final = (_SCENARIOS, _LAB, *_SPREAD)
 _SHUFFLED: Final = ("-n", "2", "--random-order")
-_FOUR: Final = tuple(f"--pair={a}~{b}" for a in IMPLEMENTATIONS for b in IMPLEMENTATIONS)
+# Every change is tested with all pairs of these three, and with Debian's wireguard-go beside refwg.
+_THREE: Final = ("kernel", "refwg", "wireguard-go")
+DEBIAN: Final = "wireguard-go-debian"
+_BY_DAY_HERE: Final = (
+    *(f"--pair={a}~{b}" for a in _THREE for b in _THREE),
+    *(f"--pair={pair}" for pair in (f"{DEBIAN}~refwg", f"refwg~{DEBIAN}")),
+)
+_BY_NIGHT_HERE: Final = tuple(
+    f"--pair={a}~{b}"
+    for a in IMPLEMENTATIONS
+    for b in IMPLEMENTATIONS
+    if DEBIAN in {a, b} and f"--pair={a}~{b}" not in _BY_DAY_HERE
+)
 _RUST: Final = tuple(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}"))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
@@ -124,8 +136,8 @@ def all_gates() -> tuple[Gate, ...]:
             command=("pytest", *NETNS, *_SHUFFLED),
             lane="netns",
             quick=("--pair", PAIR),
-            full=_FOUR,
-            least=1250,
+            full=_BY_DAY_HERE,
+            least=1000,
             least_quick=330,
         ),
         Gate(
@@ -143,6 +155,14 @@ def all_gates() -> tuple[Gate, ...]:
             peers=RUST,
             nightly=True,
             least=1,
+        ),
+        Gate(
+            name="other netns tests",
+            command=("pytest", _SCENARIOS, *_SPREAD, *_SHUFFLED, *_BY_NIGHT_HERE, *_results("other-netns")),
+            lane="netns",
+            quick=None,
+            nightly=True,
+            least=300,
         ),
         Gate(
             name="rust netns tests",
@@ -164,6 +184,16 @@ def all_gates() -> tuple[Gate, ...]:
             lane="vm",
             quick=None,
             least=380,
+        ),
+        Gate(
+            name="vm conformance tests",
+            command=(
+                *("pytest", _CONFORMANCE, *_BY_DAY, "--lane", "vm", "-n", "2", "--impl", "kernel"),
+                *_results("vm-conformance"),
+            ),
+            lane="vm",
+            quick=None,
+            least=150,
         ),
         Gate(
             name="vm refwg tests",

@@ -42,7 +42,7 @@ def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
 def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
     assert names() - names(quick=True) == {
         "conformance tests", "fault tests", "vm tests", "vm refwg tests", "warp tests", "warp conformance tests",
-        "vm fault tests", "workflows",
+        "vm conformance tests", "vm fault tests", "workflows",
     }  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
     others = {
         "all mutants",
         "other conformance tests",
+        "other netns tests",
         "vm tests 6.12",
         "warp tests 6.12",
         "other warp conformance tests",
