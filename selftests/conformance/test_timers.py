@@ -401,7 +401,7 @@ def test_traffic_postpones_persistent_keepalive(target: Target) -> None:
     interval = 4
     receiving, sending = (live_sessions(target, persistent_keepalive=interval) for _ in range(2))
     since = time.time_ns()
-    # The device would initiate 15 s after data without an answer.
+    # Fifteen seconds after its first data the device initiates.
     for _ in range(5):
         last = time.time_ns()
         for live in receiving:
@@ -444,9 +444,11 @@ def test_persistent_keepalive_retries_handshake_for_ever(target: Target) -> None
     live.let_age(REJECT_AFTER_TIME + 1, "the session expires")
     peers = {"no session": target.peer(endpoint=True, persistent_keepalive=7), "expired session": live.peer}
     let_pass(135, "a series of retries would have ended")
+    now = time.time_ns()
     for name, peer in peers.items():
-        apart = gaps(initiations(peer))
-        count = len(apart) + 1
-        assert count >= 20, f"{name}: {count} initiations in 135 s, expected about 27"
+        series = initiations(peer)
+        apart = gaps(series)
+        since_last = (now - series[-1].time) / SECOND
+        assert since_last <= 8, f"{name}: after {len(series)} initiations in 135 s the last is {since_last:.1f} s ago"
         assert max(apart) <= 8, f"{name}: two initiations are {max(apart):.3f} s apart, expected 8 s at most"
         assert min(apart) >= REKEY_TIMEOUT - PRECISION, f"{name}: two initiations are {min(apart):.3f} s apart"

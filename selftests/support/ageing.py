@@ -24,6 +24,8 @@ PRECISION = 0.01
 # Seconds until a program has started its timers for what it has sent: wireguard-go does so after it has sent, and an
 # answer that comes before that stops nothing.
 TIMERS_STARTED = 1.0
+# Seconds after which a program that reads its clock four times a second takes a message for a later one.
+NEXT_TICK = 0.5
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ def live_sessions(
     let_pass(TIMERS_STARTED, "the device has started its timers")
     for live in lives:
         live.peer.send(live.session.keepalive())
+    let_pass(NEXT_TICK, "what follows is later than the last message by any clock")
     return lives
 
 
