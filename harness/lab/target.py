@@ -187,8 +187,7 @@ class Target:
     def packet(self, peer: ScriptedPeer, payload: bytes = b"payload", *, family: int = 4, tos: int = 0) -> bytes:
         """Make the inner packet of a UDP datagram from a peer to the device's node, which takes it and is silent.
 
-        Its source port follows from the payload: wireguard-go delivers datagrams of one flow that come together as one
-        long packet (UDP GRO), in which `inside` does not recognize them.
+        Its source port follows from the payload, so that programs do not join different packets (UDP GRO).
         """
         source, destination = (peer.inner4, INNER4) if family == 4 else (peer.inner6, INNER6)  # noqa: PLR2004
         port = _FIRST_PORT + crc32(payload) % _PORTS

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import HarnessError
 from harness.net.netns import enlarge_receive_buffer
 from harness.wait import wait_for
+from harness.wire import capture, frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
 _ETH_P_ALL: Final = 3
-_PACKET_OUTGOING: Final = 4
 _BUFFER: Final = 4 << 20
-_LONGEST: Final = 1 << 17
 _SHOWN: Final = 5
 
 
@@ -29,14 +28,18 @@ class NotDelivered(HarnessError, AssertionError):
 class Inside:
     """All packets that the interface has delivered since this was made, in order.
 
-    Not those that the node sends into the interface. Each is whole, from its IP header on.
+    Not those that the node sends into the interface. Each is whole, from its IP header on. A program may join packets
+    of one flow into a superframe (GRO); it is split again as the kernel would do it (`harness.wire.frames`).
+    superframes: how many there were.
     """
 
     def __init__(self, node: NetNS, device: str, owner: str = "the device") -> None:
         self._owner = owner
         self._packets: list[bytes] = []
-        # Without a protocol until bind(2), see harness.wire.capture.tap. SOCK_DGRAM: without a link header.
-        self._socket = node.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        self.superframes = 0
+        # Without a protocol until bind(2), see harness.wire.capture.tap. A WireGuard interface has no link header.
+        self._socket = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        self._socket.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 1)
         enlarge_receive_buffer(self._socket, _BUFFER)
         self._socket.bind((device, _ETH_P_ALL))
         self._socket.setblocking(False)
@@ -76,7 +79,7 @@ class Inside:
     def _drain(self) -> None:
         while True:
             try:
-                data, address = self._socket.recvfrom(_LONGEST)
+                header, (packet, _, _, address) = capture.take(self._socket)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -84,8 +87,13 @@ class Inside:
                 if error.errno != errno.ENETDOWN:
                     raise
                 continue
-            if address[2] != _PACKET_OUTGOING:
-                self._packets.append(data)
+            if address[2] != socket.PACKET_OUTGOING:
+                self._add(header, packet)
+
+    def _add(self, header: bytes | None, packet: bytes) -> None:
+        # None: a superframe of UDP whose segment size this kernel does not report.
+        self.superframes += header is None or frames.Offload.read(header) is not None
+        self._packets += [packet] if header is None else frames.inner_segments(header, packet)
 
 
 class _Delivery:

@@ -105,7 +105,7 @@ def receive(tapped: socket.socket) -> Taken | None:
     """
     while True:
         try:
-            header, (data, ancillary, _, address) = _next(tapped)
+            header, (data, ancillary, _, address) = take(tapped)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -126,11 +126,12 @@ def receive(tapped: socket.socket) -> Taken | None:
     return Taken([frames.finished(part, ancillary) for part in parts], time, is_outbound, note)
 
 
-def _next(tapped: socket.socket) -> tuple[bytes | None, _Received]:
+def take(tapped: socket.socket) -> tuple[bytes | None, _Received]:
     """Return the struct virtio_net_hdr of the next frame, and what recvmsg(2) returns for the frame.
 
-    The header is None if the kernel has none for it: before Linux 6.2 that is a superframe of UDP, and recvmsg(2) drops
-    it with EINVAL (virtio_net_hdr_from_skb).
+    tapped: a socket of `tap`, or another packet socket with PACKET_VNET_HDR. Raises what recvmsg(2) raises. The header
+    is None if the kernel has none for it: before Linux 6.2 that is a superframe of UDP, and recvmsg(2) drops it with
+    EINVAL (virtio_net_hdr_from_skb).
     """
     if not _DESCRIBES_USO:
         try:

@@ -53,6 +53,11 @@ PACKET_VNET_HDR: Final = 15
 # struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
 VNET_HEADER: Final = struct.Struct("=BBHHHH")
 _GSO_UDP_L4, _GSO_ECN = 5, 0x80
+_GSO_TCP: Final = {1, 4}
+_NEEDS_CHECKSUM: Final = 1
+_TCP_SEQUENCE, _TCP_FLAGS = 4, 13
+# FIN and PSH are of the last segment of a superframe, CWR is of the first one (tcp_gso_segment).
+_FIN_PSH, _CWR = 0x09, 0x80
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,43 @@ def segments(frame: bytes, offload: Offload) -> list[bytes]:
     return [_segment(frame, datagram, payload[at : at + offload.size], number) for number, at in enumerate(starts)]
 
 
+def inner_segments(header: bytes, packet: bytes) -> list[bytes]:
+    """Split a superframe of UDP or TCP that is an IP packet into the packets that a network card makes of it.
+
+    header: the struct virtio_net_hdr of the packet. One that is not a superframe gets the checksum that the kernel has
+    left out, if any.
+    """
+    ethertype = _IPV6 if packet[:1] and packet[0] >> 4 == 6 else _IPV4  # noqa: PLR2004 - the version
+    frame = bytes(_ETHERTYPE) + ethertype.to_bytes(2) + packet
+    offload, place = Offload.read(header), transport(frame)
+    if place is None:
+        return [packet]
+    if offload is None:
+        is_unfinished = header[0] & _NEEDS_CHECKSUM and place.protocol in _CHECKSUMS
+        return [_summed(bytearray(frame), place)[ETHERNET_HEADER:]] if is_unfinished else [packet]
+    is_tcp = offload.kind in _GSO_TCP and place.protocol == socket.IPPROTO_TCP and offload.size
+    parts = _tcp_segments(frame, place, offload.size) if is_tcp else segments(frame, offload)
+    return [part[ETHERNET_HEADER:] for part in parts]
+
+
+def _tcp_segments(frame: bytes, place: Transport, size: int) -> list[bytes]:
+    start = place.start + (frame[place.start + _TCP_DATA_OFFSET] >> 4) * 4
+    payload = frame[start : place.end]
+    starts = range(0, len(payload), size)
+    sequence = int.from_bytes(frame[place.start + _TCP_SEQUENCE :][:4])
+    parts = []
+    for number, at in enumerate(starts):
+        new = bytearray(frame[:start] + payload[at : at + size])
+        field = place.start + _TCP_SEQUENCE
+        new[field : field + 4] = ((sequence + at) % (1 << 32)).to_bytes(4)
+        if at + size < len(payload):
+            new[place.start + _TCP_FLAGS] &= ~_FIN_PSH
+        if number:
+            new[place.start + _TCP_FLAGS] &= ~_CWR
+        parts.append(_renumbered(new, place, number))
+    return parts
+
+
 def segment_count(frame: bytes, offload: Offload) -> int:
     """Return how many segments a card makes of a superframe of UDP or TCP; 1 for what `read` does not understand."""
     place = transport(frame)
@@ -308,13 +350,18 @@ def segment_count(frame: bytes, offload: Offload) -> int:
 def _segment(frame: bytes, datagram: Transport, part: bytes, number: int) -> bytes:
     new = bytearray(frame[: datagram.start + _UDP_HEADER] + part)
     new[datagram.start + 4 : datagram.start + 6] = (len(new) - datagram.start).to_bytes(2)
-    network = datagram.network
-    if len(datagram.addresses) == _IPV4_ADDRESSES:
+    return _renumbered(new, datagram, number)
+
+
+def _renumbered(new: bytearray, place: Transport, number: int) -> bytes:
+    """Return a segment with its own length, identification and checksums. number: of the segment, from 0 on."""
+    network = place.network
+    if len(place.addresses) == _IPV4_ADDRESSES:
         # The kernel counts up the identification (inet_gso_segment).
         identification = int.from_bytes(new[network + 4 : network + 6]) + number & _16_BITS
         new[network + 4 : network + 6] = identification.to_bytes(2)
-    _set_length(new, network, datagram.start)
-    return _summed(new, replace(datagram, end=len(new)))
+    _set_length(new, network, place.start)
+    return _summed(new, replace(place, end=len(new)))
 
 
 def _set_length(new: bytearray, network: int, header_end: int) -> None:

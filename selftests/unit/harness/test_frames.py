@@ -227,7 +227,8 @@ def test_checksum_equals_internet_checksum_of_refwg(data: bytes) -> None:
 
 
 # Source: include/uapi/linux/virtio_net.h.
-VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_ECN = 1, 5, 0x80
+VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6 = 1, 4
+VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_ECN = 5, 0x80
 
 
 def vnet_header(kind: int, size: int) -> bytes:
@@ -290,6 +291,37 @@ def test_segments_of_tcp_superframe_are_counted() -> None:
     kind = VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_ECN
     assert frames.segment_count(whole, superframe(kind, 1000)) == 3
     assert frames.segments(whole, superframe(kind, 1000)) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("ethertype", "kind"), [(0x0800, VIRTIO_NET_HDR_GSO_TCPV4), (0x86DD, VIRTIO_NET_HDR_GSO_TCPV6)]
+)
+def test_tcp_superframe_without_link_header_is_split(ethertype: int, kind: int) -> None:
+    payload = bytes(range(250))
+    # Near the end of the sequence numbers; ACK, PSH, FIN and CWR are set.
+    header = struct.pack(">HHIIBBHHH", 1, 2, 2**32 - 100, 7, 8 << 4, 0x99, 1000, 0, 0) + b"\1" * 12
+    packet = ip_packet(*ADDRESSES[ethertype], header + payload, protocol=6)
+    start = len(packet) - len(payload) - len(header)
+    cut = frames.inner_segments(vnet_header(kind | VIRTIO_NET_HDR_GSO_ECN, 100), packet)
+    transports = [part[start:] for part in cut]
+    assert [part[32:] for part in transports] == [payload[:100], payload[100:200], payload[200:]]
+    assert [int.from_bytes(part[4:8]) for part in transports] == [2**32 - 100, 0, 100]
+    # tcp_gso_segment: CWR on the first segment only, FIN and PSH on the last one.
+    assert [part[13] for part in transports] == [0x90, 0x10, 0x19]
+    assert {part[20:32] for part in transports} == {b"\1" * 12}
+    addresses = packet[12:20] if ethertype == 0x0800 else packet[8:40]
+    pseudos = [addresses + struct.pack(">II", len(part), 6) for part in transports]
+    assert {internet_checksum(pseudo + part) for pseudo, part in zip(pseudos, transports, strict=True)} == {0}
+    assert [len(part) for part in cut] == [_ip_length(bytes(14) + part) for part in cut]
+
+
+def test_packet_without_link_header_gets_missing_checksum() -> None:
+    bare = frame(0x0800, b"payload")[14:]
+    (packet,) = frames.inner_segments(struct.pack("=BBHHHH", 1, 0, 0, 0, 20, 6), bare)
+    assert is_summed(bytes(12) + b"\x08\x00" + packet)
+    assert packet[:26] + bytes(2) + packet[28:] == bare
+    assert frames.inner_segments(bytes(10), bare) == [bare]
+    assert frames.inner_segments(bytes(10), b"") == [b""]
 
 
 @pytest.mark.parametrize(
