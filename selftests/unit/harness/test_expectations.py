@@ -221,6 +221,12 @@ def test_shipped_expectations_match_existing_tests(path: Path) -> None:
     assert not gone
 
 
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.toml")), ids=lambda path: path.stem)
+def test_no_shipped_expectation_is_there_twice(path: Path) -> None:
+    keys = [(entry.test, entry.side, entry.message) for entry in expectations.load_expectations(path)]
+    assert len(set(keys)) == len(keys), [key for key in set(keys) if keys.count(key) > 1]
+
+
 @pytest.mark.parametrize(
     ("body", "outcomes"),
     [
