@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ci import findings
-from harness.report.expectations import SEVERITIES, Expectation
+from harness.report.expectations import SEVERITIES, load_expectations, Expectation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def test_worst_finding_comes_first_and_none_is_lost(name: str) -> None:
     groups = findings.findings(name)
     order = [SEVERITIES.index(group[0].severity) for group in groups]
     assert order == sorted(order)
-    assert sum(map(len, groups)) == len(findings.load_expectations(findings.EXPECTATIONS / f"{name}.toml"))
+    assert sum(map(len, groups)) == len(load_expectations(findings.EXPECTATIONS / f"{name}.toml"))
 
 
 @pytest.mark.parametrize(
