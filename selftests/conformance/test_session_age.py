@@ -10,7 +10,6 @@ import pytest
 from harness import CookieReply, Data, Endpoint, Initiation, Response, differs, let_pass, twin
 from selftests.support.ageing import (
     LONGEST_RETRY,
-    PRECISION,
     SECOND,
     data,
     initiations,
@@ -142,16 +141,18 @@ def must_carry(target: Target, live: Live, age: float) -> None:
 def test_initiator_alone_rekeys_when_it_receives_after_165_s(target: Target) -> None:
     initiator, responder, streaming = lives = live_sessions(target, ("initiator", "responder", "initiator"))
     packets: list[bytes] = []
+    before = time.time_ns()
     initiator.let_age(4.25, "messages come at other ages than those of the limits")
     while initiator.age < 200:
         for live in (initiator, responder):
             live.peer.send(live.session.keepalive())
         packets.append(target.packet(streaming.peer, f"packet {len(packets)}".encode()))
         streaming.peer.send(streaming.session.data(packets[-1]))
-        let_pass(AT_ONCE, "the device reacts")
+        let_pass(STEP, "until the next message")
+        # wireguard-go repeats an initiation whose response comes at once, which is not what this test is about.
+        since, before = before, time.time_ns() - SECOND // 2
         for live in lives:
-            answer_initiations(live)
-        let_pass(STEP - AT_ONCE, "until the next message")
+            answer_initiations(live, since, before)
     begun = begun_at(responder)
     assert not begun, f"as responder the device initiated {begun[0]:.3f} s after the handshake"
     last = LAST_MINUTE_REKEY + STEP + AT_ONCE
@@ -165,10 +166,11 @@ def test_initiator_alone_rekeys_when_it_receives_after_165_s(target: Target) -> 
     )
 
 
-def answer_initiations(live: Live) -> None:
-    """Answer initiations that came less than a second ago; the peer sends on the new session from now on."""
-    for one in initiations(live.peer, time.time_ns() - int((AT_ONCE + PRECISION) * SECOND)):
-        live.session = live.peer.send(Response(to=one)).made()
+def answer_initiations(live: Live, since: int, before: int) -> None:
+    """Answer initiations that came between two times; the peer sends on the new session from now on."""
+    for one in initiations(live.peer, since):
+        if one.time <= before:
+            live.session = live.peer.send(Response(to=one)).made()
 
 
 # Rejection

@@ -43,8 +43,8 @@ NEW_HANDSHAKE = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT
 LONGEST_NEW_HANDSHAKE = longest(NEW_HANDSHAKE, MAX_JITTER)
 REJECT_AFTER_TIME = 180
 INITIATIONS_OF_A_SERIES = 20
-# Bounds of the last initiation of a series, in seconds after the first (TM-04).
-LAST_RETRY = (85, 110)
+# Bounds of the last initiation of a series, in seconds after the first (TM-04): a retry before 90 s, or the twentieth.
+LAST_RETRY = (84, 110)
 # Seconds after which a series has certainly ended.
 ENDED = (INITIATIONS_OF_A_SERIES + 1) * LONGEST_RETRY
 ENOUGH_RETRIES = 15

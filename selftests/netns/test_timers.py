@@ -52,8 +52,8 @@ MAX_JITTER = 1 / 3
 INITIATIONS_OF_A_SERIES = 20
 DISCARD = 9
 PORT_OF_A, PORT_OF_B = 1, 2
-# Bounds of the last initiation of a series, in seconds after the first (TM-04).
-LAST_RETRY = (85, 110)
+# Bounds of the last initiation of a series, in seconds after the first (TM-04): a retry before 90 s, or the twentieth.
+LAST_RETRY = (84, 110)
 GIVEN_UP = 120
 ERASURE = 3 * REJECT_AFTER_TIME
 # The timer wheel of Linux may be an eighth of a duration late.
