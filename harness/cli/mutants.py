@@ -38,7 +38,7 @@ ROLES: Final = ("a", "b", "both", "alone")
 _AT_ONCE: Final = 2
 # Seconds for one killer; a guest boots first.
 _DEADLINE: Final = 300.0
-_GUEST_DEADLINE: Final = 1200.0
+_LONG_DEADLINE: Final = 1200.0
 # States of a test that does not fail; a deviation that the scenario allows may be the other end's.
 _GOOD: Final = frozenset({"passed", "differs"})
 _TAIL: Final = 3  # last lines of pytest's output that explain why there are no results
@@ -46,7 +46,7 @@ _TAIL: Final = 3  # last lines of pytest's output that explain why there are no 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """A row of a table, without what changes the code; area: the name of the table."""
+    """A row of a table, without what changes the code; area: the name of the table; nightly: the mark of its killer."""
 
     name: str
     area: str
@@ -54,6 +54,7 @@ class Mutant:
     killer: str
     role: str
     lane: str
+    nightly: bool = False
 
     @property
     def implementation(self) -> str:
@@ -62,7 +63,7 @@ class Mutant:
 
     def options(self) -> list[str]:
         """Return pytest's options that run the killer with the mutant, and with refwg as it is."""
-        words = [f"--lane={self.lane}"]
+        words = [f"--lane={self.lane}", *(["--nightly"] if self.nightly else [])]
         for name in (self.implementation, BASE):
             a, b = (PEER if self.role == "b" else name), (PEER if self.role == "a" else name)
             words.append(f"--impl={name}" if self.role == "alone" else f"--pair={a}~{b}")
@@ -120,6 +121,7 @@ def _mutant(row: Table, area: str) -> Mutant:
         killer=row.text("killer"),
         role=row.text("role"),
         lane=row.text("lane", "netns"),
+        nightly=row.flag("nightly", default=False),
     )
     for key in ("module", "text", "replacement"):
         row.text(key)
@@ -174,7 +176,7 @@ class _Killing:
         self._output = directory / "output"
         self._started = time.monotonic()
         is_guest = mutant.lane in GUESTS
-        self._deadline = self._started + (_GUEST_DEADLINE if is_guest else _DEADLINE)
+        self._deadline = self._started + (_LONG_DEADLINE if is_guest or mutant.nightly else _DEADLINE)
         directory.mkdir()
         command = [*pytest_command(guests=is_guest), "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
         # A run that is started by a test must not take that test's variables for its own.

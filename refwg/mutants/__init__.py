@@ -34,6 +34,7 @@ class Mutant:
 
     area: the table that it is in. requirements: ids of the catalogue that it violates, at most three. killer: the id of
     a test that fails with it. role: that of the mutant in this test: `a`, `b`, `both` or `alone`. lane: where it runs.
+    nightly: the test is marked so.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Mutant:
     killer: str
     role: str
     lane: str = "netns"
+    nightly: bool = False
 
     @property
     def path(self) -> Path:

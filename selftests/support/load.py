@@ -73,3 +73,10 @@ def resident(target: Target) -> int:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
     table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return (int(table["MemTotal"].split()[0]) - int(table["MemAvailable"].split()[0])) * 1024
+
+
+def open_descriptors(target: Target) -> int:
+    """Return how many descriptors the program has open; 0 for the kernel."""
+    if isinstance(target.interface, ProgramInterface):
+        return len(list(Path(f"/proc/{target.interface.process.pid}/fd").iterdir()))
+    return 0
