@@ -49,8 +49,9 @@ def command(name: str, entry: Expectation) -> str:
     test = first_test(entry.test)
     sides = {"a": f"{name}~{_PEER}", "b": f"{_PEER}~{name}"}
     options = f"--pair {sides[entry.side]}" if entry.side else f"--impl {name}"
-    lane = " --lane warp" if is_waiting(*test.split("::")) else ""
-    return f"pytest {shlex.quote(test) if '[' in test else test} {options}{lane}"
+    lane = " --lane warp" if is_marked(*test.split("::"), "waiting") else ""
+    nightly = " --nightly" if is_marked(*test.split("::"), "nightly") else ""
+    return f"pytest {shlex.quote(test) if '[' in test else test} {options}{lane}{nightly}"
 
 
 def first_test(pattern: str) -> str:
@@ -64,12 +65,12 @@ def first_test(pattern: str) -> str:
 
 
 @cache
-def is_waiting(file: str, test: str) -> bool:
-    """Return whether a test runs in lane warp only, by its marks."""
+def is_marked(file: str, test: str, mark: str) -> bool:
+    """Return whether a test or its file has a mark: `waiting`, for lane warp only, or `nightly`."""
     text = (ROOT / file).read_text()
     decorators = re.search(rf"((?:^[@ )].*\n)*)^def {test}\(", text, re.MULTILINE)
-    return bool(re.search(r"^pytestmark = .*\bwaiting\b", text, re.MULTILINE)) or bool(
-        decorators and "mark.waiting" in decorators[1]
+    return bool(re.search(rf"^pytestmark = .*\b{mark}\b", text, re.MULTILINE)) or bool(
+        decorators and f"mark.{mark}" in decorators[1]
     )
 
 

@@ -6,12 +6,12 @@ a device answers one only by a cookie reply, and only under load.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
-from math import ceil
 from typing import TYPE_CHECKING, Final, Self
 
 from harness.errors import DeadlineExceeded, LoadNotReached
@@ -19,7 +19,7 @@ from harness.net.netns import enlarge_receive_buffer
 from harness.scripted.exchange import Line
 from harness.scripted.peer import Unexpected
 from harness.scripted.received import ReceivedCookieReply, ReceivedData, ReceivedInitiation
-from harness.wait import Datagram, let_pass, poll_until, wait_for
+from harness.wait import Datagram, poll_until, wait_for
 from harness.wire.messages import COOKIE_REPLY, FIELDS, INITIATION, SIZES, kind_of, with_mac1
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _QUIET: Final = 20
 # Seconds. A device forgets load after one second (`IsUnderLoad`, last_under_load).
 _RENEWED_EACH: Final = 0.4
 _TRIES: Final = 8
-_BURSTS: Final = 12
+_BURSTS: Final = 8
 # Canaries that are answered one after the other, before silence is taken for silence.
 _SETTLED: Final = 10
 # What a device may send without being asked.
@@ -126,7 +126,7 @@ class Load:
         """Send so many forged initiations at once, and do not wait for anything."""
         length = SIZES[INITIATION]
         for first in range(0, size, _AT_ONCE):
-            self._socket(at).send(self._forged_ones[: min(_AT_ONCE, size - first) * length])
+            self._send(self._forged_ones[: min(_AT_ONCE, size - first) * length], at)
         self.sent += size
 
     def lasts(self, at: str = "") -> bool:
@@ -137,10 +137,13 @@ class Load:
         return self._reply_within(_CANARY, at, {self._send_canary(at)})
 
     def hold(self, seconds: float, at: str = "") -> None:
-        """Keep the device under load for so many seconds, or a little longer."""
-        for _ in range(ceil(seconds / _RENEWED_EACH)):
-            self.renew(at)
-            let_pass(_RENEWED_EACH, "the load goes on")
+        """Keep the device under load for so many seconds, with short gaps."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if not self.lasts(at):
+                self.renew(at)
+            # A cookie reply that is left over ends the wait early, which does no harm.
+            select.select([self._socket(at)], [], [], min(left, _RENEWED_EACH))
 
     # Exchanges under load
 
@@ -200,7 +203,8 @@ class Load:
     @contextmanager
     def flood(self, rate: int) -> Iterator[Flood]:
         """Send forged initiations in the background while the block runs. rate: per second."""
-        flood = Flood(self._open(self._address), self._forged_ones, rate)
+        opened = self._open(self._address)
+        flood = Flood(opened, self._targets[opened.family], self._forged_ones, rate)
         self._note(f"from now on {rate} forged initiations a second")
         try:
             yield flood
@@ -216,12 +220,16 @@ class Load:
             self._sockets[address] = self._open(address)
         return self._sockets[address]
 
+    def _send(self, datagrams: bytes, at: str) -> None:
+        opened = self._socket(at)
+        # Not connected, so a device that has closed its port, because its link is down, is not an error here.
+        opened.sendto(datagrams, self._targets[opened.family])
+
     def _open(self, address: str) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         opened = self._node.socket(family, socket.SOCK_DGRAM)
         enlarge_receive_buffer(opened, _BUFFER)
         opened.bind((address, 0))
-        opened.connect(self._targets[family])
         opened.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, SIZES[INITIATION])
         return opened
 
@@ -231,7 +239,7 @@ class Load:
     def _send_canary(self, at: str) -> bytes:
         canary = self._forged()
         self.sent += 1
-        self._socket(at).send(canary)
+        self._send(canary, at)
         return canary[slice(*FIELDS[INITIATION]["sender"])]
 
     def _is_answered(self, at: str) -> bool:
@@ -271,9 +279,10 @@ class Load:
 class Flood:
     """A thread that sends forged initiations at a rate until `stop`. sent, replies: how many, and cookie replies."""
 
-    def __init__(self, sock: socket.socket, burst: bytes, rate: int) -> None:
+    def __init__(self, sock: socket.socket, target: tuple[str, int], burst: bytes, rate: int) -> None:
         self.sent = self.replies = 0
         self._socket = sock
+        self._target = target
         self._burst = burst
         self._rate = rate
         self._began = self._ended = time.monotonic()
@@ -317,17 +326,12 @@ class Flood:
             ahead = self.sent / self._rate - (time.monotonic() - self._began)
             if self._stop.wait(max(0.0, ahead)):
                 return
-            try:
-                self._socket.send(self._burst)
-            except OSError:
-                # The device's port is closed: its health check or the next expectation reports that.
-                return
+            self._socket.sendto(self._burst, self._target)
             self.sent += _AT_ONCE
             self._drain()
 
     def _drain(self) -> None:
-        # OSError: no more replies, or the device's port is closed.
-        with suppress(OSError):
+        with suppress(BlockingIOError):
             while reply := self._socket.recv(_LONGEST, socket.MSG_DONTWAIT):
                 self.replies += kind_of(reply) == COOKIE_REPLY
 

@@ -61,6 +61,8 @@ CASES = [
     ("def test():\n  with twin('x'): pytest.fail('y')", "blocked", "positive control failed: x: y"),
     ("def test(): not_reached('no cookie reply in 9 s')", "not_reached", "no cookie reply in 9 s"),
     ("def test():\n  with twin('x'): not_reached('no load')", "not_reached", "no load"),
+    ("def test(): raise LoadNotReached('no cookie reply')", "not_reached", "no cookie reply"),
+    ("def test():\n  with twin('x'): raise LoadNotReached('no load')", "not_reached", "no load"),
     ("def test():\n  with twin('it lives'): pytest.skip('no net')", "skipped", "no net"),
     ("def test():\n  with twin('it lives'): raise Unsupported('roaming')", "unsupported", "roaming"),
     (
@@ -71,7 +73,7 @@ CASES = [
 ]
 MODULE = """
 import pytest
-from harness.errors import DeadlineExceeded, Unsupported
+from harness.errors import DeadlineExceeded, LoadNotReached, Unsupported
 from harness.plugin.verdicts import differs, not_reached, twin
 
 known = pytest.mark.xfail(reason="known")
