@@ -16,7 +16,7 @@ from selftests.support.load import (
     first_response,
     use,
 )
-from selftests.support.target import mac2, next_data
+from selftests.support.target import PORT, mac2, next_data
 
 if TYPE_CHECKING:
     from harness import ScriptedPeer, Target
@@ -131,6 +131,32 @@ def test_cookie_is_refused_from_other_port(target: Target, family: int) -> None:
         assert_refused(answer, f"the cookie of {peer.main} from {other}")
         moved = cookie_reply(load, peer, other).cookie
         assert moved != cookie, f"{other} got the cookie of {peer.main}"
+
+
+@pytest.mark.requirement("RT-21")
+@FAMILIES
+def test_cookie_reply_comes_from_address_that_was_asked(target: Target, family: int) -> None:
+    second, length = ("192.168.1.88", 24) if family == 4 else ("fd00:aa::58", 96)
+    target.node.add_address("veth1", f"{second}/{length}")
+    if family == 6:
+        # A deprecated address is no source by default, so that the load's own replies come from the first address.
+        target.node.run(["ip", "address", "change", f"{second}/{length}", "dev", "veth1", "preferred_lft", "0"])
+    peer = target.peer(family=family)
+    session = peer.connect()
+    assert next_data(target, peer).session is session
+    before = target.seen(peer).endpoint
+    other = peer.socket(elsewhere(target, family))
+    other.target = (second, PORT)
+    with target.load(family) as load:
+        answer = cookie_reply(load, peer, other)
+    assert target.seen(peer).endpoint == before, "an initiation without mac2 that got a cookie reply moved the endpoint"
+    assert answer.at == (other.address, other.port), f"the cookie reply went to {answer.at}, not to the sender"
+    if answer.source != (second, PORT):
+        differs(
+            f"a message to {second} got a cookie reply from {answer.source[0]}",
+            requirement="RT-21",
+            by=[target.implementation.name],
+        )
 
 
 @pytest.mark.requirement("CK-15")

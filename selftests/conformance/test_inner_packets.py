@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Endpoint, Keepalive, differs, effort, poll_until, twin
+from harness import (
+    DATA,
+    V4_OF_B,
+    Capture,
+    Data,
+    Endpoint,
+    Keepalive,
+    differs,
+    effort,
+    poll_until,
+    tcp_stream,
+    twin,
+)
 from harness.scripted.packets import ip_packet
+from harness.scripted.received import ReceivedData
 
 if TYPE_CHECKING:
-    from harness import ScriptedPeer, Session, Target
+    from harness import ScriptedPeer, Session, Target, Tunnel
 
 INNER4, INNER6 = "192.168.241.1", "fd00::1"
 HEADER = {4: 20, 6: 40}
+ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+PORT = 1
+# Bytes of a data message around its plaintext; the least number of full segments in a stream of 1 MiB.
+HEADER_AND_TAG, FULL_SEGMENTS = 32, 100
 # Lengths that end in a padding of 15 to 0 bytes, each with both families.
 LENGTHS = range(41, 57)
 # The outer ECN field, the inner one, and the inner one that RFC 6040 delivers where it differs (4.2, figure 4).
@@ -232,3 +251,65 @@ def test_random_plaintexts_deliver_nothing_foreign(target: Target, peer: Scripte
         foreign = [p for p in came if (p[12:16] if p[0] >> 4 == 4 else p[8:24]) not in own]
         assert foreign == [], f"delivered a packet whose source the peer may not use: {foreign[0][:40].hex()}"
     assert target.interface.peer(peer.public_key).latest_handshake
+
+
+# What the device's node sends
+
+
+@pytest.mark.requirement("ERR-05")
+@pytest.mark.parametrize("nibble", [0, 5, 15])
+def test_packet_of_other_version_is_not_sent(target: Target, nibble: int) -> None:
+    peer = target.peer()
+    peer.connect()
+    # A program that takes every packet for one of either version would send it to the peer.
+    to_peer = {
+        ETHERTYPE[family]: bytes([nibble << 4 | good[0] & 15]) + good[1:]
+        for family, good in (
+            (4, ip_packet(INNER4, peer.inner4, bytes(40))),
+            (6, ip_packet(INNER6, peer.inner6, bytes(40))),
+        )
+    }
+    before = unreachables(target)
+    with target.node.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sender:
+        for ethertype, packet in to_peer.items():
+            # EPROTONOSUPPORT of the driver.
+            with suppress(OSError):
+                sender.sendto(packet, ("wg0", ethertype))
+    target.send(peer, b"the end")
+    with twin("an IPv4 packet is sent to the peer after them"):
+        peer.expect(Data, where=lambda one: b"the end" in one.plaintext)
+    sent = [one for one in peer.drain() if isinstance(one, ReceivedData) and one.plaintext]
+    if sent:
+        differs(
+            f"a packet of version {nibble} was sent to the peer: {sent[0].plaintext[:8].hex()}",
+            requirement="ERR-05",
+            by=[target.implementation.name],
+        )
+    assert unreachables(target) == before, f"a packet of version {nibble} was answered by an ICMP error"
+
+
+def unreachables(target: Target) -> list[int]:
+    """Return how many ICMP and ICMPv6 errors "unreachable" the device's node has sent."""
+    lines = [line.split() for line in target.node.run(["cat", "/proc/net/snmp", "/proc/net/snmp6"]).stdout.splitlines()]
+    names, values = [line for line in lines if line[0] == "Icmp:"]
+    of_ipv6 = dict(line for line in lines if len(line) == 2)
+    return [int(dict(zip(names, values, strict=True))["OutDestUnreachs"]), int(of_ipv6["Icmp6OutDestUnreachs"])]
+
+
+@pytest.mark.requirement("Q-11")
+def test_long_segments_are_split_to_mtu(loopback: Tunnel) -> None:
+    ns1, ns2 = loopback.nodes["ns1"], loopback.nodes["ns2"]
+    mtu = ns1.links()["wg0"]["mtu"]
+    with Capture(loopback.nodes["ns0"], "lo") as wire:
+        tcp_stream(ns1, ns2, V4_OF_B)
+        lengths = [len(message.payload) for message in wire.messages(kind=DATA, port=PORT)]
+    with twin("the stream was sent in full segments"):
+        assert sum(length >= mtu for length in lengths) > FULL_SEGMENTS
+    longest = max(lengths) - HEADER_AND_TAG
+    # Some programs pad beyond the MTU (MTU-03).
+    if longest > -(-mtu // 16) * 16:
+        differs(
+            f"a message of the stream carries {longest} bytes; the MTU is {mtu}",
+            requirement="Q-11",
+            by=[loopback.a.manifest.name],
+        )
