@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Initiation, Response, differs, let_pass, poll_until, twin
+from harness import Capture, Data, Initiation, Response, add_veth, differs, let_pass, poll_until, twin
 from harness.wire.messages import with_mac1
-from selftests.support.target import begin, established, is_delivered, next_data
+from selftests.support.target import PORT, begin, established, is_delivered, next_data
 
 if TYPE_CHECKING:
     from harness import PeerSocket, ScriptedPeer, Target
@@ -20,6 +20,7 @@ ELSEWHERE = {4: "192.168.1.77", 6: "fd00:aa::77"}
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 MOVED_WITHIN = 2.0
 FIRST_ADDRESS, SECOND_ADDRESS = "192.168.1.1", "192.168.1.200"
+SECOND_IPV6 = "fd00:aa::58"
 # Seconds, and with the jitter and a timer's lateness.
 REKEY_TIMEOUT, RETRY_WITHIN = 5.1, 7.0
 
@@ -196,3 +197,32 @@ def test_retry_forgets_remembered_source_address(target: Target) -> None:
     retry = peer.expect(Initiation, within=RETRY_WITHIN)
     if retry.source[0] != FIRST_ADDRESS:
         differs(f"a retry comes from {retry.source[0]} still", by=[target.implementation.name])
+
+
+@pytest.mark.requirement("RT-14")
+@pytest.mark.capability("sticky-source", "ipv6-underlay")
+def test_ipv6_source_is_kept_when_route_leaves_by_other_link(target: Target) -> None:
+    node, other = target.node, target.peers_node
+    node.add_address("veth1", f"{SECOND_IPV6}/96")
+    # A deprecated address is no source by default.
+    node.run(["ip", "address", "change", f"{SECOND_IPV6}/96", "dev", "veth1", "preferred_lft", "0"])
+    add_veth(node, "veth3", other, "veth4")
+    node.add_address("veth3", "fd00:cc::1/96")
+    other.add_address("veth4", "fd00:cc::2/96")
+    peer = target.peer(family=6)
+    peer.main.target = (SECOND_IPV6, 1)
+    session = peer.connect()
+    assert is_delivered(target, peer, session)
+    with twin("the device's data comes from the address that the peer has sent to"):
+        source = next_data(target, peer).source[0]
+        assert source == SECOND_IPV6, f"it comes from {source}"
+    node.add_route(f"{peer.main.address}/128", via="fd00:cc::2")
+    with Capture(node, "veth3") as wire:
+        source = next_data(target, peer).source[0]
+        assert wire.messages(port=PORT), "the test proved nothing: the device's data has not left by the other link"
+    if source != SECOND_IPV6:
+        differs(
+            f"data leaves from {source} once its route is by another link",
+            requirement="RT-14",
+            by=[target.implementation.name],
+        )
