@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ci import findings
-from harness.report.expectations import SEVERITIES, load_expectations, Expectation
+from harness.report.expectations import SEVERITIES, Expectation, load_expectations
 
 if TYPE_CHECKING:
     from pathlib import Path
