@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,8 +24,8 @@ from selftests.support.target import is_delivered, mac2
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from harness import ScriptedPeer, Target
-    from harness.scripted.received import ReceivedInitiation, ReceivedResponse
+    from harness import ScriptedPeer, Session, Target
+    from harness.scripted.received import ReceivedData, ReceivedInitiation, ReceivedResponse
     from selftests.support.ageing import Live
 
 pytestmark = pytest.mark.waiting
@@ -167,10 +168,18 @@ def test_initiator_alone_rekeys_when_it_receives_after_165_s(target: Target) -> 
 
 
 def answer_initiations(live: Live, since: int, before: int) -> None:
-    """Answer initiations that came between two times; the peer sends on the new session from now on."""
-    for one in initiations(live.peer, since):
-        if one.time <= before:
-            live.session = live.peer.send(Response(to=one)).made()
+    """Answer initiations that came between two times; the peer then sends on the new session."""
+    for initiation in initiations(live.peer, since):
+        if initiation.time <= before:
+            session = live.peer.send(Response(to=initiation)).made()
+            # A responder may send only after the first message on the session.
+            live.peer.expect(Data, where=partial(is_on, session))
+            live.session = session
+
+
+def is_on(session: Session, one: ReceivedData) -> bool:
+    """Return whether data came on this session."""
+    return one.session is session
 
 
 # Rejection
