@@ -39,8 +39,8 @@ TOKENS, TOKENS_PER_SECOND = 5, 20
 IDENTITIES = 20
 # How often each identity sends, at least 25 ms apart.
 ROUNDS = 3
-# Most tries of a burst that must take less time than it takes to earn all tokens.
-TRIES = 5
+# Most tries of what must happen within a load, or within the time in which all tokens are earned, on a busy machine.
+TRIES = 20
 
 
 @pytest.mark.requirement("DOS-03")
