@@ -41,8 +41,8 @@ MOST_GROWTH = 192
 MOST_KEPT = 16
 # Descriptors of requests that the program has not closed yet.
 MOST_DESCRIPTORS = 4
-# More than may wait: 4096 in the queue of the driver, and some thousand in the buffer of a socket.
-MOST_WAITING = 12_000
+# More than may wait: 4096 in the queue of the driver; 4000 in that of gotatun, and more in its socket's large buffer.
+MOST_WAITING = 24_000
 # Forged initiations per second: load for all programs, and few enough for a busy machine; and what one core sends.
 RATE, FULL_RATE = 4_000, 64_000
 # IB-28: seconds within which a peer that uses its cookie has a session.
