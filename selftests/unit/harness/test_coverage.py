@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tomllib
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -259,7 +261,20 @@ def test_mistake_in_record_is_named_in_error(tmp_path: Path, text: str, complain
 
 def test_sums_are_of_observable_requirements_and_of_bugs() -> None:
     every = cover(KNOWN, {}, {})
-    assert {kind: total(every, kind).of for kind in ("must", "should", "bug")} == {"must": 216, "should": 98, "bug": 74}
+    tables = tomllib.loads((ROOT / "selftests/conformance/requirements.toml").read_text())["requirement"]
+    levels = Counter(table["level"] for table in tables if table["observe"] != "unit")
+    bugs = (ROOT / "selftests/conformance/real-bugs.toml").read_text().count("\n[[bug]]\n")
+    assert {kind: total(every, kind).of for kind in ("must", "should", "bug")} == {**levels, "bug": bugs}
+
+
+@pytest.mark.parametrize("name", ["requirements.toml", "real-bugs.toml"])
+def test_no_key_of_entry_follows_heading_of_next_area(name: str) -> None:
+    # A new entry between them would take the key.
+    text = (ROOT / "selftests/conformance" / name).read_text()
+    parts = re.split(r"(?m)^\[\[", text)
+    assert [
+        part.partition("\n#")[0].partition('"')[2][:5] for part in parts if re.search(r"\n#.*\n+[a-z_]+ = ", part)
+    ] == []
 
 
 def test_figures_are_kept_apart() -> None:
