@@ -106,3 +106,11 @@ def test_scope_name_is_kept_until_it_is_resolved() -> None:
     endpoint = Endpoint.parse("[fe80::1%veth9]:2")
     assert (str(endpoint), Endpoint.parse(str(endpoint))) == ("[fe80::1%veth9]:2", endpoint)
     assert endpoint.resolve({"veth9": 7}.__getitem__) == Endpoint("fe80::1", 2, 7)
+
+
+def test_error_of_node_about_scope_names_endpoint() -> None:
+    def index(device: str) -> int:
+        raise UsageError(f"ns1: no device {device}; there are: lo")
+
+    with pytest.raises(UsageError, match=r"^endpoint \[fe80::1%veth9\]:2: ns1: no device veth9; there are: lo$"):
+        Endpoint.parse("[fe80::1%veth9]:2", index)

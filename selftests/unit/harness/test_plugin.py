@@ -714,7 +714,7 @@ def test_nightly_test_runs_only_with_option(pytester: pytest.Pytester) -> None:
 
         import pytest
 
-        from harness import effort
+        from harness.lab.trafficset import effort
 
         @pytest.mark.nightly
         def test_long(): assert effort(1, 9) == 9
