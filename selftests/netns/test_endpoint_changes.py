@@ -237,6 +237,7 @@ def test_session_begins_once_route_to_endpoint_appears(wired: Tunnel, wire: Wire
     assert sent[:3] == ["initiation", "response", "data"], f"after the route appeared the two sides sent {sent}"
 
 
+@pytest.mark.nightly
 @pytest.mark.requirement("ERR-07", "TM-25")
 @pytest.mark.bug("IB-16")
 @pytest.mark.capability("persistent-keepalive")

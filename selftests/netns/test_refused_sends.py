@@ -104,6 +104,7 @@ def outlive(connected: Tunnel, refusal: Refusal, *, seconds: float) -> None:
     connected.must_ping("ns2", V4_OF_A)
 
 
+@pytest.mark.nightly
 @pytest.mark.bug("IB-83")
 @pytest.mark.requirement("ERR-07", "TM-01")
 @pytest.mark.capability("update-peer")

@@ -35,6 +35,7 @@ from harness.report.results import Invocation, Result, RunResults
 from harness.wire.script import RULES
 
 if TYPE_CHECKING:
+    from harness.cli.mutants import Mutant
     from harness.report.coverage import Record
 
 ROOT: Final = Path(__file__).parents[3]
@@ -293,11 +294,16 @@ def test_figures_are_kept_apart() -> None:
     assert (musts.of, musts.cited, musts.passed, musts.seen_to_fail, musts.covered) == (2, 2, 1, 1, 1)
 
 
+@cache
+def mutants_here() -> dict[str, Mutant]:
+    return {mutant.name: mutant for mutant in read_mutants(ROOT)}
+
+
 def defects(kind: str) -> set[str]:
     """The names of the deliberate defects of this kind; for `wireguard-go` they are in no table."""
     match kind:
         case "mutant":
-            return {mutant.name for mutant in read_mutants(ROOT)}
+            return set(mutants_here())
         case "sabotage":
             return {path.stem for path in (ROOT / "selftests/faults/sabotage").iterdir()}
         case "wire":
@@ -330,7 +336,7 @@ def cited_here() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("name", [name for name, seen in SEEN.items() if seen.startswith("mutant ")])
 def test_seen_mutant_violates_requirement_that_its_killer_cites(name: str) -> None:
-    (mutant,) = [mutant for mutant in read_mutants(ROOT) if SEEN[name] == f"mutant {mutant.name}"]
+    mutant = mutants_here()[SEEN[name].removeprefix("mutant ")]
     assert name in mutant.requirements, f"mutant {mutant.name} violates {', '.join(mutant.requirements)}, not {name}"
     assert mutant.killer in cited_here()[name], f"the killer of {mutant.name} does not cite {name}"
 
