@@ -1,6 +1,6 @@
 """Check the ids that tests cite: each is in its catalogue, requirements at most three.
 
-The host checks them when it collects the tests; a guest need not. Tests of a project without catalogues may cite any.
+The host checks them when it collects the tests; a guest need not. A project without catalogues may cite any ids.
 When a test ends with `differs`, the catalogue must allow that: a must may not differ.
 """
 
@@ -28,29 +28,28 @@ def cited(item: pytest.Item, kind: str) -> list[str]:
 
 
 def wrong_marks(root: Path, items: Iterable[pytest.Item]) -> list[str]:
-    """Return a sentence for each mistake in the marks of these tests; none if the root has no catalogues."""
-    if not root.joinpath(*_FOLDER).is_dir():
-        return []
-    citing = [
-        (item.nodeid.partition("[")[0], kind, tuple(ids))
+    """Return a sentence for each mistake in the marks of these tests."""
+    citing = dict.fromkeys(
+        (item.nodeid.partition("[")[0], kind, tuple(ids), item.path.is_relative_to(root))
         for item in items
         for kind in _KINDS
-        if item.path.is_relative_to(root) and (ids := cited(item, kind))
+        if (ids := cited(item, kind))
+    )
+    wrong = [
+        f"{test}: a test cites at most {MAX_REQUIREMENTS} requirements, not {', '.join(map(str, names))}"
+        for test, kind, names, _ in citing
+        if kind == "requirement" and len(names) > MAX_REQUIREMENTS
     ]
-    if not citing:
-        return []
+    here = [(test, kind, names) for test, kind, names, is_here in citing if is_here]
+    if not here or not root.joinpath(*_FOLDER).is_dir():
+        return wrong
     from harness.report.conformance import CATALOGUES, read_conformance
 
     try:
         catalogue = read_conformance(root)
     except HarnessError as error:
-        return [str(error)]
-    wrong = []
-    for test, kind, names in dict.fromkeys(citing):
-        if kind == "requirement" and len(names) > MAX_REQUIREMENTS:
-            wrong.append(
-                f"{test}: a test cites at most {MAX_REQUIREMENTS} requirements, not {', '.join(map(str, names))}"
-            )
+        return [*wrong, str(error)]
+    for test, kind, names in here:
         # A catalogue that is not there lists nothing.
         if (root / CATALOGUES[kind]).exists():
             wrong += [f"{test}: {why}" for name in names if (why := catalogue.why_unknown(kind, str(name)))]
