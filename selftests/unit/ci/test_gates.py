@@ -51,6 +51,7 @@ def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
         "all mutants",
         "other conformance tests",
         "other netns tests",
+        "other vm tests",
         "vm tests 6.12",
         "warp tests 6.12",
         "other warp conformance tests",
