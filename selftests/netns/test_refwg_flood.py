@@ -5,12 +5,14 @@ bench/floods.py floods at full size.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from bench.floods import CONNECTS_WITHIN, FULL_RATE, INITIATIONS_WITH_COOKIE, MAX_GROWTH, Flood, answered_with_cookie
 from harness import V4_OF_A, ping
+from harness.lanes import GUESTS, LANE
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -48,10 +50,12 @@ def test_session_survives_flood_of_forged_initiations(lab: Lab) -> None:
 
 @pytest.mark.alone
 @pytest.mark.requirement("DOS-03", "DOS-04", "DOS-07")
-@pytest.mark.parametrize("rate", [FULL_RATE // 4, FULL_RATE])
+@pytest.mark.parametrize("rate", [FULL_RATE // 4, pytest.param(FULL_RATE, marks=pytest.mark.nightly)])
 def test_valid_mac2_keeps_its_place_in_forged_flood(lab: Lab, rate: int) -> None:
+    if os.environ.get(LANE) in GUESTS:
+        pytest.skip("an emulated processor sends and receives no flood")
     result = answered_with_cookie(lab, "forged", rate)
-    if result.answered * 2 < INITIATIONS_WITH_COOKIE and rate == FULL_RATE and result.share < FULL_SHARE:
+    if result.answered * 2 < INITIATIONS_WITH_COOKIE and result.share < FULL_SHARE:
         pytest.skip(f"other programs use this machine: {result}; run it when the machine is idle")
     assert result.answered * 2 >= INITIATIONS_WITH_COOKIE, str(result)
     assert result.connected is not None, str(result)
