@@ -184,8 +184,9 @@ def test_configuration_and_counters_survive_down_and_up(wired: Tunnel, wire: Wir
         assert now == before, f"with the link {'up again' if up else 'down'}: {difference(before, now)}"
     let_pass(SPACING, "B refuses a second initiation within 20 ms, and timestamps are coarse")
     wired.must_ping("ns1", V4_OF_B)
-    grown = wired.seen_by_a()
     old = before.peer(wired.pub_b)
+    # A program counts a moment after it has sent.
+    grown = poll_until(wired.seen_by_a, lambda seen: seen.rx_bytes > old.rx_bytes and seen.tx_bytes > old.tx_bytes, 2.0)
     assert (grown.rx_bytes > old.rx_bytes, grown.tx_bytes > old.tx_bytes) == (True, True), "the counters began again"
     (used,) = {s.message.source[1] for s in wire.sightings(sender="ns1")}
     assert used == before.listen_port, f"A reports port {before.listen_port} and sends from {used}"
