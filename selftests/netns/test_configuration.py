@@ -27,7 +27,7 @@ from harness import (
 from harness.control.genl import GenlControl
 from harness.control.uapi import UapiControl
 from harness.implementations.interface import CONTROL_SOCKETS, genetlink
-from selftests.support.points import LOW_ORDER_POINTS
+from harness.scripted.intents import LOW_ORDER_POINTS
 
 if TYPE_CHECKING:
     from harness import Interface, Lab, Manifest

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from harness.scripted.intents import LOW_ORDER_POINTS
 from refwg.crypto import Aead, blake2s_hash, clamp, dh, hchacha20, kdf, mac, public_key_of, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
-from selftests.support.points import LOW_ORDER_POINTS
 from selftests.support.strategies import exactly, flip, keys
 from selftests.vectors import witness
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from harness.scripted.intents import LOW_ORDER_POINTS
 from refwg import crypto
 from refwg.crypto import Aead, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
-from selftests.support.points import LOW_ORDER_POINTS
 from selftests.support.sandbox import ROOT
 
 if TYPE_CHECKING:

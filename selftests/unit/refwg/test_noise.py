@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from harness.scripted.intents import LOW_ORDER_POINTS
 from refwg.errors import DropReason, Refused
 from refwg.messages import MILLISECOND, SECOND, ZERO_KEY
 from refwg.noise import (
@@ -22,7 +23,6 @@ from refwg.noise import (
     static_static,
     timestamp,
 )
-from selftests.support.points import LOW_ORDER_POINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
