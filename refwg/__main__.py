@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import uapi_socket
+from refwg.engine.offloads import OFFLOADS
 from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage
-from refwg.loop import STOPPING_SIGNALS, Loop
+from refwg.loop import STOPPING_SIGNALS, EngineChoice, Loop
 from refwg.shortage import SHORTAGES, reason
 from refwg.tun import TUN_DEVICE, Tun, name_problem
 
@@ -114,7 +115,20 @@ def _parser() -> argparse.ArgumentParser:
         "name", metavar="NAME", nargs="?", help="interface to make (wg%%d: first free number), or selftest"
     )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("--engine", choices=["simple"], default="simple", help="engine that processes packets")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "simple", "batch"],
+        default="auto",
+        help="what moves the packets: one at a time (simple), many at a time by offloads and numpy (batch), or simple "
+        "until there are many (auto, the default)",
+    )
+    parser.add_argument(
+        "--no-offload",
+        metavar="LIST",
+        type=_offloads,
+        default=frozenset(),
+        help=f"offloads that the batch engine must not use, with commas: {', '.join(OFFLOADS)}, or all",
+    )
     parser.add_argument("--trace", metavar="FILE", help="append every event and drop to FILE, as JSON lines")
     parser.add_argument("--keylog", metavar="FILE", help="append all secret keys to FILE, for Wireshark: unsafe")
     parser.add_argument("--drop-privileges", metavar="USER", help="run as this user, with few capabilities; see below")
@@ -123,11 +137,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _offloads(text: str) -> frozenset[str]:
+    names = frozenset(OFFLOADS if text == "all" else text.split(","))
+    unknown = sorted(names - {*OFFLOADS})
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown offload {unknown[0]!r}: expected some of {', '.join(OFFLOADS)}")
+    return names
+
+
 def _run(options: argparse.Namespace) -> int:
     """Open files, interface and socket, which may fail, then run in the foreground or background."""
     log = _Log(options.name, _LEVELS.get(os.environ.get("LOG_LEVEL", "error"), 1))
     watcher = _watcher(options, log)
-    tun = _tun(options.name)
+    tun = _tun(options.name, has_headers=options.engine != "simple")
     if tun.link.name != options.name:
         log.name = tun.link.name
         log.named(options.name)
@@ -138,7 +160,8 @@ def _run(options: argparse.Namespace) -> int:
 def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, log: _Log) -> int:
     listener, file = _listener(tun.link.name)
     try:
-        loop = Loop(tun, listener, watcher=watcher, log_error=log.error)
+        engine = EngineChoice(options.engine, frozenset(OFFLOADS) - options.no_offload)
+        loop = Loop(tun, listener, watcher=watcher, log_error=log.error, engine=engine)
         if options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
             _serve(loop, file, options.drop_privileges, lambda: None)
         reader, writer = os.pipe()
@@ -200,10 +223,10 @@ def _devnull() -> TextIO:
     return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - open until the process ends
 
 
-def _tun(name: str) -> Tun:
+def _tun(name: str, *, has_headers: bool) -> Tun:
     given = _descriptor("WG_TUN_FD")
     if given is None:
-        return Tun.create(name)
+        return Tun.create(name, has_headers=has_headers)
     try:
         return Tun(given)
     except InterfaceGoneError as error:

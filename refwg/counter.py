@@ -10,6 +10,7 @@ from typing import Final
 from refwg.messages import COUNTER_BITS_PER_WORD, COUNTER_BITS_TOTAL, COUNTER_WINDOW_SIZE, REJECT_AFTER_MESSAGES
 
 _WORDS: Final = COUNTER_BITS_TOTAL // COUNTER_BITS_PER_WORD
+_ALL_BITS: Final = (1 << COUNTER_BITS_PER_WORD) - 1
 
 
 class ReplayWindow:
@@ -50,6 +51,20 @@ class ReplayWindow:
             self._clear_up_to(word)
             self._next = counter + 1
         self._seen[word % _WORDS] |= 1 << bit
+
+    def is_next_run(self, first: int, last: int) -> bool:
+        """Return True if the counters `first` to `last` are above all that were received, and below the limit."""
+        return self._next <= first <= last < REJECT_AFTER_MESSAGES
+
+    def accept_run(self, first: int, last: int) -> None:
+        """Mark the counters `first` to `last`, for which `is_next_run` is True, as received."""
+        word = last // COUNTER_BITS_PER_WORD
+        self._clear_up_to(word)
+        self._next = last + 1
+        bits = ((2 << (last - first)) - 1) << (first % COUNTER_BITS_PER_WORD)
+        for number in range(first // COUNTER_BITS_PER_WORD, word + 1):
+            self._seen[number % _WORDS] |= bits & _ALL_BITS
+            bits >>= COUNTER_BITS_PER_WORD
 
     def _clear_up_to(self, word: int) -> None:
         newest = (self._next - 1) // COUNTER_BITS_PER_WORD

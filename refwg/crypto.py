@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from hashlib import blake2s
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -19,6 +19,11 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
 from refwg.errors import InvalidArgument, LowOrderPoint, NotAuthentic
 from refwg.messages import COOKIE_LENGTH, COOKIE_NONCE_LENGTH, ZERO_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    Buffer = bytes | bytearray | memoryview
 
 _NONCE: Final = Struct("<LQ")
 _CHACHA_STATE: Final = Struct("<16L")
@@ -101,6 +106,30 @@ class Aead:
     def open(self, counter: int, ciphertext: bytes, associated_data: bytes | None = None) -> bytes:
         """Decrypt; ciphertext: with its tag. Raises NotAuthentic if the tag does not verify."""
         return self.open_with(_NONCE.pack(0, counter), ciphertext, associated_data)
+
+    def seal_each(
+        self, nonces: Iterable[Buffer], plaintexts: Iterable[Buffer], ciphertexts: Iterable[memoryview]
+    ) -> None:
+        """Encrypt many packets, each into a buffer of its length and 16 bytes more, which may begin where it does."""
+        encrypt_into = self._cipher.encrypt_into
+        for nonce, plaintext, ciphertext in zip(nonces, plaintexts, ciphertexts, strict=False):
+            encrypt_into(nonce, plaintext, None, ciphertext)
+
+    def open_each(
+        self, nonces: Iterable[Buffer], ciphertexts: Iterable[Buffer], plaintexts: Iterable[memoryview]
+    ) -> list[int]:
+        """Decrypt many packets, each into a buffer that may be its own; returns which of them do not verify.
+
+        The buffer of a packet that does not verify holds anything.
+        """
+        decrypt_into = self._cipher.decrypt_into
+        failed = []
+        for number, (nonce, ciphertext, plaintext) in enumerate(zip(nonces, ciphertexts, plaintexts, strict=False)):
+            try:
+                decrypt_into(nonce, ciphertext, None, plaintext)
+            except InvalidTag:
+                failed.append(number)
+        return failed
 
     def seal_with(self, nonce: bytes, plaintext: bytes, associated_data: bytes | None) -> bytes:
         """Encrypt with a nonce of 12 bytes instead of a counter."""

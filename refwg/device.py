@@ -13,14 +13,24 @@ Mirrors device.c of the driver, and the functions of netlink.c that change a dev
 from __future__ import annotations
 
 import errno
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from refwg import ip, receive, send
 from refwg.boundary import Deliver, Endpoint, Transmit, Unreachable
 from refwg.cookie import CookieChecker, MacState
 from refwg.crypto import is_zero
-from refwg.errors import ConfigError, DropReason, MalformedMessage
-from refwg.messages import MAX_PEERS_PER_DEVICE, CookieReply, Data, has_macs, parse, parse_with_macs
+from refwg.errors import ConfigError, DropReason, MalformedMessage, Refused
+from refwg.messages import (
+    MAX_PEERS_PER_DEVICE,
+    MINIMUM_DATA_LENGTH,
+    REJECT_AFTER_TIME,
+    CookieReply,
+    Data,
+    has_macs,
+    parse,
+    parse_with_macs,
+)
 from refwg.noise import StaticIdentity
 from refwg.peer import Peer, Shared, StagedPacket
 from refwg.queueing import HandshakeQueue, LastUnderLoad
@@ -29,10 +39,11 @@ from refwg.receive import CookieRequired, Dropped, FollowUp
 from refwg.timers import Action, TimerHeap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from refwg.allowedips import Prefix
     from refwg.boundary import Environment, Sockets, Watcher
+    from refwg.noise import Keypair
     from refwg.peer import Statistics
     from refwg.receive import Consumed
 
@@ -48,6 +59,17 @@ _FOLLOW_UPS: Final[dict[FollowUp, Callable[[Peer, int], list[Transmit[Peer]]]]] 
 }
 # A firewall (EPERM; SELinux: ECONNREFUSED), a full queue, or a link that went down.
 _LOST_AFTER_ROUTING: Final = frozenset({"EPERM", "ECONNREFUSED", "ENOBUFS", "ENOMEM", "EAGAIN", "ENETDOWN"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Counters for packets to one peer: its endpoint, its session, the first counter, the ECN bits of the datagrams."""
+
+    peer: Peer
+    endpoint: Endpoint
+    keypair: Keypair
+    first_counter: int
+    ecn: int
 
 
 class Device:
@@ -180,6 +202,83 @@ class Device:
         # 7.2: handshake messages have a queue of their own, so that data need not wait for them
         if not self._handshakes.put(queued, is_proven=queued[2]):
             self._shared.drop(now, DropReason.HANDSHAKE_QUEUE_FULL)
+
+    # Packets of one flow that an engine seals, sends, opens and delivers together.
+
+    def reserve(self, packet: bytes, count: int, now: int) -> Reserved | None:
+        """Take counters for packets of one flow from the interface; None: pass each to `send_packet`.
+
+        packet: the first, or its headers. The caller seals and sends the packets, and calls `sent_together`.
+        """
+        if not self.is_up or not ip.version(packet):
+            return None
+        peer = self._shared.allowedips.lookup(ip.destination(packet))
+        # A packet to the address of the endpoint may be our own datagram, and has to be looked at by itself.
+        if peer is None or peer.endpoint is None or peer.endpoint.address == ip.destination(packet):
+            return None
+        taken = send.reserve_counters(peer, count, now)
+        if taken is None:
+            return None
+        return Reserved(peer, peer.endpoint, *taken, ip.encapsulated_ecn(ip.ecn(packet)))
+
+    def sent_together(self, reserved: Reserved, length: int, now: int) -> list[Effect]:
+        """Count messages that the network stack took, start timers, and renew the session if that is due.
+
+        length: of all messages together, in bytes; 0: none was sent, or they were reported one by one.
+        """
+        peer = reserved.peer
+        if length:
+            peer.count_sent(length)
+            peer.timers.data_sent(now, self._shared.jitter)
+        return self._done_with(peer, send.keep_key_fresh(peer, reserved.keypair, now))
+
+    def session(self, index: int, now: int) -> tuple[Peer, Keypair] | None:
+        """Return the session of a receiver index, with its peer; None if nothing may be received on it.
+
+        The caller then passes each message to `receive_datagram`, which counts the reason.
+        """
+        entry = self._shared.indices.lookup(index)
+        if not self.is_up or entry is None or entry.keypair is None:
+            return None
+        if entry.keypair.has_expired(REJECT_AFTER_TIME, now) or entry.keypair.receiving_counter.is_exhausted:
+            return None
+        return entry.peer, entry.keypair
+
+    def received_together(
+        self, peer: Peer, keypair: Keypair, endpoint: Endpoint, lengths: Sequence[int], now: int
+    ) -> list[Effect]:
+        """Update session and timers after authenticated messages of one session; returns what must be sent first.
+
+        lengths: of the padded packets in them, 0 for a keepalive. `receive.data` does the same for one message.
+        """
+        follow_up = receive.authenticated(peer, keypair, endpoint, now)
+        packets = sum(map(bool, lengths))
+        if lengths[0]:
+            peer.timers.data_received(now)
+        effects = [] if follow_up is None else _FOLLOW_UPS[follow_up](peer, now)
+        if len(lengths) > 1:
+            peer.any_authenticated_packet_received(now)
+            # A second one while the timer runs asks for one more keepalive; a third changes nothing.
+            for _ in range(min(2, packets - bool(lengths[0]))):
+                peer.timers.data_received(now)
+        return self._done_with(peer, [*effects])
+
+    def accept_packet(self, peer: Peer, plaintext: bytes, ecn: int, now: int) -> bytes | None:
+        """Check the packet in an authenticated message and count it; None if it was dropped.
+
+        plaintext: not empty. ecn: of the outer header. Timers are not changed: `received_together` has done that.
+        """
+        try:
+            packet = receive.inner_packet(self._shared, peer, plaintext, ecn)
+        except Refused as refusal:
+            self._shared.drop(now, refusal.reason, peer)
+            return None
+        peer.count_received(MINIMUM_DATA_LENGTH + len(plaintext))
+        return packet
+
+    def is_source_allowed(self, peer: Peer, address: bytes) -> bool:
+        """Return True if packets from this inner address may come from this peer."""
+        return receive.is_source_allowed(self._shared, peer, address)
 
     @property
     def has_waiting_handshakes(self) -> bool:

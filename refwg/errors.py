@@ -49,6 +49,10 @@ class ForbiddenNamespace(RefwgError):
     """The interface is in a network namespace that this process must not enter; the message has the remedy."""
 
 
+class MalformedSuperframe(RefwgError):
+    """The headers of a superframe do not fit its type or length. A kernel makes none; who passes WG_TUN_FD might."""
+
+
 class Shortage(RefwgError):
     """The system lacks descriptors, memory or buffers; nothing has changed, and the caller may try again later.
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg import crypto
 from refwg.device import Device
@@ -64,21 +64,43 @@ class SystemEnvironment:
         return time.time_ns()
 
 
+class EngineChoice(NamedTuple):
+    """What moves the packets: the engine `simple` or `batch`, or `auto`; offloads: those that `batch` may use.
+
+    auto: simple until there are many packets in one turn, then batch. An idle interface does not need numpy.
+    """
+
+    name: str
+    offloads: frozenset[str] = frozenset()
+
+
 class Loop:
     """The event loop of one interface: sockets, device, engine and configuration.
 
-    listener: the listening UAPI socket. log_error: called with each error message.
+    listener: the listening UAPI socket. log_error: called with each error message. engine: what moves packets.
     """
 
-    def __init__(self, tun: Tun, listener: socket.socket, *, watcher: Watcher | None, log_error: Log) -> None:
+    def __init__(
+        self,
+        tun: Tun,
+        listener: socket.socket,
+        *,
+        watcher: Watcher | None,
+        log_error: Log,
+        engine: EngineChoice = EngineChoice("simple"),  # noqa: B008 - immutable
+    ) -> None:
         self._tun = tun
+        self._choice = engine
+        self._watcher = watcher
         self._log_error = log_error
         self._complaints = Complaints(log_error, boot_clock)
         tun.complain = self._complaints.shortage
         self._routes = Monitor(links=True, routes=True)
         self._sockets = UdpSockets(RtnetlinkSocket(), self._routes)
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
-        self._engine = SimpleEngine(self._device, self._sockets, tun, boot_clock, self._complaints.not_sent)
+        self._engine: SimpleEngine = SimpleEngine(
+            self._device, self._sockets, tun, boot_clock, self._complaints.not_sent
+        )
         self._selector = selectors.DefaultSelector()
         self._control = Control(
             listener,
@@ -120,6 +142,7 @@ class Loop:
         with suppress(InterfaceGoneError):
             while self._is_running:
                 self._turn()
+        self._engine.close()
         self._device.down(boot_clock())
         # This removes the interface now; the rest of the shutdown may take longer.
         self._tun.close()
@@ -154,8 +177,30 @@ class Loop:
             self._survive(handler, events)
             self._survive(self._watch_udp)
         self._survive(self._engine.time_passed)
+        if self._choice.name == "batch" or (self._choice.name == "auto" and self._engine.is_busy):
+            self._change_engine()
         self._try_again()
         self._tun.rest()
+
+    def _change_engine(self) -> None:
+        """Take the batch engine from now on, if numpy can be imported; its import takes a tenth of a second."""
+        offloads, self._choice = self._choice.offloads, EngineChoice("done")
+        try:
+            from refwg.engine.batch import BatchEngine  # noqa: PLC0415 - after the control socket answers
+            from refwg.engine.offloads import Offloads, enable  # noqa: PLC0415
+        except ImportError as error:
+            self._log_error(f"the simple engine stays, because numpy cannot be imported: {error}")
+            return
+        enabled = Offloads(enable(self._tun, self._sockets, offloads), self._note_offload)
+        self._engine = BatchEngine(
+            self._device, self._sockets, self._tun, boot_clock, self._complaints.not_sent, offloads=enabled
+        )
+        if self._watcher is not None:
+            self._watcher.note(boot_clock(), "engine", b"", name="batch", offloads=sorted(enabled.enabled))
+
+    def _note_offload(self, direction: str, offload: str, count: int) -> None:
+        if self._watcher is not None:
+            self._watcher.note(boot_clock(), "offload", b"", direction=direction, offload=offload, count=count)
 
     def _survive(self, step: Callable[..., None], *arguments: int) -> None:
         """Call one step of a turn; a shortage that stops it is logged and costs only the packets of this step."""

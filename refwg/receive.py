@@ -159,7 +159,7 @@ def data(shared: Shared, message: Data, endpoint: Endpoint, outer_ecn: int, now:
     except Refused as refusal:
         return Dropped(refusal.reason, peer)
     # 3: endpoint, timers and slots change only now that the packet is authenticated
-    follow_up = _authenticated(peer, entry.keypair, endpoint, now)
+    follow_up = authenticated(peer, entry.keypair, endpoint, now)
     # 6.5: an empty packet is a keepalive, and needs no answer
     if not plaintext:
         peer.count_received(MINIMUM_DATA_LENGTH)
@@ -257,7 +257,7 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
     return Consumed(peer, FollowUp.CONFIRMATION)
 
 
-def _authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> FollowUp | None:
+def authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) -> FollowUp | None:
     """Update endpoint, slots and timers after an authenticated data packet, keepalives included."""
     follow_up = None
     # 2.1: the outer source address becomes the endpoint

@@ -53,6 +53,7 @@ _NLM_F_DUMP_INTR: Final = 0x10
 _NLM_F_DUMP: Final = 0x300
 _IFLA_IFNAME: Final = 3
 _IFLA_MTU: Final = 4
+_IFLA_GSO_MAX_SIZE: Final = 41
 _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_FLAGS: Final = 8
@@ -229,6 +230,11 @@ class RtnetlinkSocket(NetlinkSocket):
     def set_down(self, link: Link) -> None:
         """Set an interface down (`ip link set NAME down`); a refusal is ignored."""
         self.request(_RTM_NEWLINK, _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, _IFF_UP), _NLM_F_ACK)
+
+    def set_gso_max_size(self, link: Link, size: int) -> None:
+        """Set the size of the largest superframe of an interface, in bytes of a packet; a refusal is ignored."""
+        body = _LINK.pack(socket.AF_UNSPEC, 0, link.index, 0, 0) + attribute(_IFLA_GSO_MAX_SIZE, _U32.pack(size))
+        self.request(_RTM_NEWLINK, body, _NLM_F_ACK)
 
     def wait_for_changes(self) -> None:
         """Return when changes that the kernel has begun are complete, because RTM_GETLINK waits for their lock (RTNL).

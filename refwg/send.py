@@ -138,7 +138,25 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
         inner = staged.packet
         traffic_class = ip.encapsulated_ecn(ip.ecn(inner)) if inner else 0
         effects += _to_peer(peer, seal(keypair, counter, staged), traffic_class, carries_data=bool(inner))
-    return effects + _keep_key_fresh(peer, keypair, now)
+    return effects + keep_key_fresh(peer, keypair, now)
+
+
+def reserve_counters(peer: Peer, count: int, now: int) -> tuple[Keypair, int] | None:
+    """Take counters for packets that the caller seals and sends together; returns the session and the first counter.
+
+    None if they must go through `staged_packets` one by one: packets wait already, there is no session, or it has too
+    few counters left. After sending, the caller calls `keep_key_fresh`.
+    """
+    keypair = peer.keypairs.current
+    # 6.2: nothing beyond REJECT_AFTER_MESSAGES; one by one, those that still have a counter are sent
+    if peer.staged or keypair is None or keypair.sending_counter + count > REJECT_AFTER_MESSAGES:
+        return None
+    if not _can_send(keypair, count, now):
+        return None
+    first = keypair.sending_counter
+    keypair.sending_counter += count
+    _any_authenticated_packet_sent(peer, now)
+    return keypair, first
 
 
 def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
@@ -192,7 +210,7 @@ def _can_send(keypair: Keypair, packets: int, now: int) -> bool:
     return keypair.is_valid_for_sending
 
 
-def _keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Peer]]:
+def keep_key_fresh(peer: Peer, keypair: Keypair, now: int) -> list[Transmit[Peer]]:
     """Send an initiation after data if the session is due for renewal.
 
     It is due after REKEY_AFTER_MESSAGES packets on either side, and after REKEY_AFTER_TIME on the initiator only.

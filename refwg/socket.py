@@ -32,17 +32,23 @@ _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
 _PMTUDISC_DONT: Final = 0
 _SO_MARK: Final = 36
+_SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
 _PKTINFO4: Final = Struct("=i4s4s")
 _PKTINFO6: Final = Struct("=16si")
 _INT: Final = Struct("=i")
+_U16: Final = Struct("=H")
 # SO_MARK is unsigned: marks above 2^31 - 1 do not fit the int of setsockopt().
 _MARK: Final = Struct("=I")
 _LARGEST_DATAGRAM: Final = 65535
-_ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + socket.CMSG_SPACE(_INT.size)
+_ANCILLARY_ROOM: Final = socket.CMSG_SPACE(_PKTINFO6.size) + 2 * socket.CMSG_SPACE(_INT.size)
 _PORT_ATTEMPTS: Final = 100
-# 4 MiB: room for datagrams that arrive while a large configuration is read, or while the process waits for the CPU.
-_RECEIVE_BUFFER: Final = 1 << 22
+# 4 MiB: room for datagrams that arrive while a large configuration is read, or while the process waits for the CPU, and
+# for whole batches that wait to be sent.
+_BUFFER: Final = 1 << 22
 # Limit on cached senders and routes, because anyone may send datagrams.
 _REMEMBERED: Final = 4096
 _FAMILY_MISSING: Final = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
@@ -71,6 +77,15 @@ class _SendPlan(NamedTuple):
     bits: int
 
 
+class ReceivedBatch(NamedTuple):
+    """Datagrams of one sender in a buffer: their length in all, the length of each but the last, and their origin."""
+
+    length: int
+    segment: int
+    endpoint: Endpoint
+    ecn: int
+
+
 class UdpSockets:
     """Both UDP sockets of a device: the core's `Sockets`. One of the two families may be missing, but not both."""
 
@@ -89,6 +104,7 @@ class UdpSockets:
         self._uid = 0
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._fwmark = 0
+        self._is_joining = False
         # Endpoint and ECN bits by sender and control messages.
         self._origins: dict[tuple[object, ...], tuple[Endpoint, int]] = {}
         # Increased whenever sockets are opened or closed, so that the loop registers them again.
@@ -162,10 +178,30 @@ class UdpSockets:
         origin = self._origins.get(key) or self._remember(key, sock.family, sender, ancillary)
         return datagram, *origin
 
-    def send(self, transmit: Transmit[Peer]) -> str:
+    def join_received(self) -> bool:
+        """Let the kernel join received datagrams (UDP_GRO), on these sockets and later ones; False if it cannot."""
+        self._is_joining = True
+        return all(_join_received(sock) for sock in self.sockets)
+
+    def receive_into(self, sock: socket.socket, buffer: memoryview) -> ReceivedBatch | None:
+        """Read the next datagrams of one sender into a buffer; None: none is there."""
+        try:
+            length, ancillary, _, sender = sock.recvmsg_into([buffer], _ANCILLARY_ROOM)
+        except OSError:
+            # As in `receive`.
+            return None
+        segment = length
+        if ancillary and ancillary[0][:2] == (_SOL_UDP, _UDP_GRO):
+            segment = _INT.unpack(ancillary.pop(0)[2])[0]
+        key = (sender, *(data for _, _, data in ancillary))
+        origin = self._origins.get(key) or self._remember(key, sock.family, sender, ancillary)
+        return ReceivedBatch(length, segment, *origin)
+
+    def send(self, transmit: Transmit[Peer], segment: int = 0) -> str:
         """Send a datagram; returns the name of the errno, empty if the stack took the datagram.
 
-        A source address that is no longer local is forgotten, and routing chooses another one.
+        A source address that is no longer local is forgotten, and routing chooses another one. segment: the bytes are
+        several datagrams of this length (UDP_SEGMENT), of which the last may be shorter; 0: they are one.
         """
         self.follow_changes()
         endpoint, dscp = transmit.endpoint, transmit.traffic_class & ~ECN_MASK
@@ -174,10 +210,10 @@ class UdpSockets:
             if not self._is_source_usable(endpoint):
                 endpoint = _forget_source(transmit)
             plan = self._make_plan(endpoint, dscp)
-        failure = _send(transmit, plan)
+        failure = _send(transmit, plan, segment)
         if failure == errno.EINVAL and endpoint.source is not None and len(endpoint.address) == IPV6_BYTES:
             # A program may send from a link-local address only by the interface that has it (ip6_datagram_send_ctl).
-            failure = _send(transmit, self._make_plan(_forget_source(transmit), dscp))
+            failure = _send(transmit, self._make_plan(_forget_source(transmit), dscp), segment)
         return errno.errorcode.get(failure, str(failure)) if failure else ""
 
     def _is_source_usable(self, endpoint: Endpoint) -> bool:
@@ -299,11 +335,14 @@ class UdpSockets:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
             hops = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except PermissionError:
-            # Root in a user namespace gets no more than rmem_max.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        for forced, option in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
+            except PermissionError:
+                # Root in a user namespace gets no more than rmem_max and wmem_max.
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+        if self._is_joining:
+            _join_received(sock)
         if self._fwmark:
             sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, _MARK.pack(self._fwmark))
 
@@ -321,7 +360,7 @@ class UdpSockets:
         return origin
 
 
-def _send(transmit: Transmit[Peer], plan: _SendPlan | None) -> int:
+def _send(transmit: Transmit[Peer], plan: _SendPlan | None, segment: int) -> int:
     """Pass a datagram to the stack; returns the errno, 0 if it was taken."""
     if plan is None:
         return errno.EAFNOSUPPORT
@@ -331,11 +370,21 @@ def _send(transmit: Transmit[Peer], plan: _SendPlan | None) -> int:
     ancillary = plan.packet_info
     if traffic_class := transmit.traffic_class & plan.bits:
         ancillary = [*ancillary, (*plan.traffic_class, _INT.pack(traffic_class))]
+    if segment:
+        ancillary = [*ancillary, (_SOL_UDP, _UDP_SEGMENT, _U16.pack(segment))]
     try:
         plan.socket.sendmsg([transmit.datagram], ancillary, 0, plan.to)
     except OSError as error:
         return error.errno or errno.EIO
     return 0
+
+
+def _join_received(sock: socket.socket) -> bool:
+    try:
+        sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        return False
+    return True
 
 
 def _forget_source(transmit: Transmit[Peer]) -> Endpoint:

@@ -11,10 +11,12 @@ import fcntl
 import os
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from refwg.engine.virtio import HEADER_LENGTH, PLAIN_HEADER
 from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, RefwgError, Shortage
 from refwg.icmp import IcmpLimits, IcmpSender
 from refwg.messages import DEFAULT_MTU
@@ -22,7 +24,7 @@ from refwg.rtnetlink import Flow, Monitor, RtnetlinkSocket
 from refwg.shortage import as_shortage, is_shortage, lack, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from refwg.ip import IcmpError
     from refwg.rtnetlink import Link
@@ -36,6 +38,8 @@ _TUNGETDEVNETNS: Final = 0x54E3
 _SIOCSIFMTU: Final = 0x8922
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
+_IFF_VNET_HDR: Final = 0x4000
+_TUNSETOFFLOAD: Final = 0x400454D0
 _CLONE_NEWNET: Final = 0x40000000
 # Errors of TUNGETDEVNETNS if the kernel lacks it, or without CAP_NET_ADMIN in the interface's namespace. We then assume
 # that the interface is in our own namespace.
@@ -48,7 +52,7 @@ _MAX_NAME: Final = 15
 _SPACES: Final = frozenset(b" \t\n\v\f\r\xa0")
 _INTERFACE_REQUEST: Final = Struct("=16sH22x")
 _INTERFACE_REQUEST_MTU: Final = Struct("=16si20x")
-_LARGEST_PACKET: Final = 65535 + 40
+_LARGEST_PACKET: Final = HEADER_LENGTH + 65535 + 40
 _CACHED_ROUTES: Final = 4096
 
 
@@ -56,7 +60,8 @@ class Tun:
     """A TUN interface, and the network namespace that it is in.
 
     link: its state at the last `refresh`. monitor: readable when `refresh` must be called. complain: called with a
-    topic and a message when something cannot be done for lack of descriptors, memory or buffers.
+    topic and a message when something cannot be done for lack of descriptors, memory or buffers. has_headers: the
+    kernel puts a virtio header in front of each packet (IFF_VNET_HDR), so superframes are possible.
     """
 
     complain: Callable[[str, str], None] = staticmethod(lambda _topic, _message: None)
@@ -78,17 +83,18 @@ class Tun:
         self._has_changed = False
         self.link = self._look_up()
         self._has_changed = False
+        self.has_headers = bool(self._flags() & _IFF_VNET_HDR)
 
     @classmethod
-    def create(cls, name: str) -> Tun:
+    def create(cls, name: str, *, has_headers: bool = False) -> Tun:
         """Make a new interface, down, with MTU 1420, or take over a persistent TUN interface of this name.
 
-        name: may be a pattern such as `wg%d`; the kernel then chooses the number (`link.name`). Raises OSError if
-        /dev/net/tun refuses, OptionError if the name cannot be used.
+        name: may be a pattern such as `wg%d`; the kernel then chooses the number (`link.name`). has_headers: ask for
+        virtio headers. Raises OSError if /dev/net/tun refuses, OptionError if the name cannot be used.
         """
         descriptor = os.open(TUN_DEVICE, os.O_RDWR | os.O_CLOEXEC)
         try:
-            made = _attach(descriptor, name)
+            made = _attach(descriptor, name, _IFF_VNET_HDR if has_headers else 0)
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
                 fcntl.ioctl(sock, _SIOCSIFMTU, _INTERFACE_REQUEST_MTU.pack(made, DEFAULT_MTU))
             _quieten(os.fsdecode(made.rstrip(b"\0")))
@@ -143,24 +149,48 @@ class Tun:
         Raises InterfaceGoneError, or OSError if the system refuses for another reason.
         """
         try:
-            return os.read(self._descriptor, _LARGEST_PACKET)
-        except BlockingIOError:
-            return None
+            packet = os.read(self._descriptor, _LARGEST_PACKET)
         except OSError as error:
-            # EIO: the interface is down.
-            if error.errno == errno.EIO:
-                return None
-            if error.errno in _DETACHED:
-                raise InterfaceGoneError from error
-            raise
+            self._nothing_read(error)
+            return None
+        # Without offloads the header is always zero.
+        return packet[HEADER_LENGTH:] if self.has_headers else packet
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read the next packet, with its virtio header if it has one; returns the length, 0 if there is none."""
+        try:
+            return os.readv(self._descriptor, [buffer])
+        except OSError as error:
+            self._nothing_read(error)
+            return 0
+
+    def _nothing_read(self, error: OSError) -> None:
+        """Raise an error of read(2), unless it means that nothing is there (EAGAIN) or the interface is down (EIO)."""
+        if error.errno in {errno.EAGAIN, errno.EIO}:
+            return
+        if error.errno in _DETACHED:
+            raise InterfaceGoneError from error
+        raise error
 
     def write(self, packet: bytes) -> bool:
         """Pass a packet to the network stack; returns False if the stack refused it."""
+        return self.write_parts([PLAIN_HEADER, packet] if self.has_headers else [packet])
+
+    def write_parts(self, parts: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Pass a packet or superframe in parts, the virtio header first; returns False if the stack refused it."""
         try:
-            os.write(self._descriptor, packet)
+            os.writev(self._descriptor, parts)
         except OSError as error:
             if is_shortage(error):
                 self.complain("deliver", f"received packets were dropped: {reason(error.errno or errno.ENOMEM)}")
+            return False
+        return True
+
+    def set_offloads(self, flags: int) -> bool:
+        """Tell the kernel which superframes it may pass (TUNSETOFFLOAD, TUN_F_* flags); False if it refuses them."""
+        try:
+            fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, flags)
+        except OSError:
             return False
         return True
 
@@ -185,6 +215,11 @@ class Tun:
     def set_down(self) -> None:
         """Set the interface down, because the device could not be set up; raises Shortage."""
         self._where().rtnetlink.set_down(self.link)
+
+    def limit_superframes(self, size: int) -> None:
+        """Tell the kernel to make no superframe of more than `size` bytes; without effect if it refuses."""
+        with suppress(Shortage):
+            self._where().rtnetlink.set_gso_max_size(self.link, size)
 
     def send_icmp(self, error: IcmpError, now: int) -> bool:
         """Send an ICMP error in the interface's namespace; returns False if it failed or a limit is reached."""
@@ -214,12 +249,20 @@ class Tun:
         raise InterfaceGoneError
 
     def _name(self) -> str:
+        return os.fsdecode(self._request()[0].rstrip(b"\0"))
+
+    def _flags(self) -> int:
+        return self._request()[1]
+
+    def _request(self) -> tuple[bytes, int]:
+        """Return name and IFF_* flags of the interface."""
         try:
             answer = fcntl.ioctl(self._descriptor, _TUNGETIFF, bytes(_INTERFACE_REQUEST.size))
         except OSError as error:
             # TUNGETIFF takes no memory: the interface was deleted, or this is not the descriptor of one.
             raise InterfaceGoneError from error
-        return os.fsdecode(answer[:16].rstrip(b"\0"))
+        name, flags = _INTERFACE_REQUEST.unpack(answer)
+        return name, flags
 
     def _where(self) -> _Place:
         if self._place is None:
@@ -325,10 +368,10 @@ def name_problem(name: str) -> str:
     return ""
 
 
-def _attach(descriptor: int, name: str) -> bytes:
+def _attach(descriptor: int, name: str, flags: int) -> bytes:
     """Make the interface, or attach to a persistent one; returns the name that it got, with zero bytes after it."""
     try:
-        request = _INTERFACE_REQUEST.pack(os.fsencode(name), _IFF_TUN | _IFF_NO_PI)
+        request = _INTERFACE_REQUEST.pack(os.fsencode(name), _IFF_TUN | _IFF_NO_PI | flags)
         return bytes(fcntl.ioctl(descriptor, _TUNSETIFF, request)[:16])
     except OSError as error:
         if error.errno != errno.EINVAL:

@@ -51,6 +51,8 @@ class RootContents:
     """Names of files and folders of Python's standard library that are not copied."""
     code_only: tuple[str, ...]
     """Names of distributions of which only Python files are copied."""
+    without: tuple[str, ...]
+    """Names of distributions that are not copied."""
     etc: Mapping[str, str]
     """File names below /etc -> content."""
 
@@ -66,6 +68,7 @@ def read_contents(path: Path) -> RootContents:
         libraries=tools.words("libraries"),
         left_out=python.words("left_out"),
         code_only=python.words("code_only"),
+        without=python.words("without"),
         etc=top.strings("etc"),
     )
 
@@ -225,8 +228,8 @@ def standard_library() -> Iterator[Path]:
 
 
 def packages() -> Iterator[Path]:
-    """Yield the installed files of all distributions that the project and its tests depend on."""
-    for distribution in sorted(closure(DISTRIBUTION, EXTRAS)):
+    """Yield the installed files of the distributions that the project depends on, without those of image.toml."""
+    for distribution in sorted(closure(DISTRIBUTION, EXTRAS) - {*CONTENTS.without}):
         code_only = distribution in CONTENTS.code_only
         for file in importlib.metadata.distribution(distribution).files or ():
             path = Path(os.path.normpath(str(file.locate())))

@@ -32,7 +32,8 @@ _TIME_FOR_HANDSHAKES: Final = MILLISECOND
 class SimpleEngine:
     """Moves packets in both directions; clock: returns `now` for the device, in nanoseconds.
 
-    not_sent: called with the name of the errno for each datagram that the network stack refused.
+    not_sent: called with the name of the errno for each datagram that the network stack refused. is_busy: there were
+    once so many packets in one turn that others had to wait.
     """
 
     def __init__(
@@ -48,6 +49,10 @@ class SimpleEngine:
         self._tun = tun
         self._clock = clock
         self._not_sent = not_sent
+        self.is_busy = False
+
+    def close(self) -> None:
+        """End; the device and the interface are still there."""
 
     def packets_waiting(self) -> None:
         """Read and encrypt packets of the interface, up to 64; call it when the interface is readable."""
@@ -58,6 +63,7 @@ class SimpleEngine:
             if self._device.is_up:
                 mtu = self._mtu_for(packet)
                 self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
+        self.is_busy = True
 
     def datagrams_waiting(self, sock: socket.socket) -> None:
         """Read and process datagrams of a socket, up to 256; call it when the socket is readable."""

@@ -42,7 +42,10 @@ REFWG_FOR_SCRIPTED: Final = {"errors", "messages", "crypto", "noise", "cookie"}
 # The modules of refwg from the bottom to the top; those of one row do not import each other.
 CORE_ROWS: Final = [
     ["errors"],
-    ["messages", "ip"],
+    ["messages", "ip", "engine.virtio"],
+    ["engine.rows"],
+    ["engine.cut"],
+    ["engine.join"],
     ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips", "address"],
     ["noise", "cookie"],
     ["peer"],
@@ -57,7 +60,8 @@ WORLD_ROWS: Final = [
     ["conntrack", "socket"],
     ["icmp"],
     ["tun", "uapi_socket", "trace", "mutants", "selftest", "privileges"],
-    ["engine.simple"],
+    ["engine.simple", "engine.offloads"],
+    ["engine.batch"],
     ["loop"],
     ["__main__"],
 ]

@@ -262,7 +262,7 @@ def test_remedy_is_printed_when_interface_cannot_be_created(
 ) -> None:
     refusal = OSError(number, os.strerror(number), file)
 
-    def refuse(_: str) -> Tun:
+    def refuse(_: str, **__: bool) -> Tun:
         raise refusal
 
     monkeypatch.setattr(Tun, "create", refuse)
@@ -274,7 +274,7 @@ def test_remedy_is_printed_when_interface_cannot_be_created(
 def test_internal_error_is_raised_and_not_reported_as_user_error(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: str) -> Tun:
+    def fail(_: str, **__: bool) -> Tun:
         raise error
 
     monkeypatch.setattr(Tun, "create", fail)

@@ -1,0 +1,440 @@
+"""Move many packets at a time, as superframes and batches of datagrams: fast, with the results of the simple engine.
+
+The kernel passes packets of one flow as one superframe (TSO, USO), takes datagrams as one batch (UDP_SEGMENT) and gives
+them as one (UDP_GRO). Routes, peers, sessions and timers are then looked at once for all of them, and numpy does what
+must be done for each packet but encryption. Whatever is not plain sailing goes packet by packet, through the code of
+the simple engine, so that there is one place for every rule.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
+
+import numpy as np
+
+from refwg import ip
+from refwg.boundary import Transmit
+from refwg.engine.cut import UDP_CHECKSUM, Superframe, complete_checksums
+from refwg.engine.join import Joiner
+from refwg.engine.offloads import UDP_GRO, UDP_SEGMENT, offload_of
+from refwg.engine.rows import MAX_ROWS, ONES, Arena, Nonces, sum_of_words
+from refwg.engine.simple import SimpleEngine
+from refwg.engine.virtio import HEADER_LENGTH, NEEDS_CHECKSUM, PLAIN_HEADER, parse
+from refwg.errors import DropReason, MalformedSuperframe
+from refwg.messages import (
+    DATA_HEADER_LENGTH,
+    MINIMUM_DATA_LENGTH,
+    REJECT_AFTER_MESSAGES,
+    TAG_LENGTH,
+    MessageType,
+    padded_length,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from refwg.device import Device, Reserved
+    from refwg.engine.join import Flow, Run
+    from refwg.engine.offloads import Offloads
+    from refwg.engine.rows import Rows
+    from refwg.engine.virtio import VirtioHeader
+    from refwg.noise import Keypair
+    from refwg.peer import Peer
+    from refwg.socket import ReceivedBatch, UdpSockets
+    from refwg.tun import Tun
+
+# Most packets and superframes of the interface, and most batches of a socket, in one turn.
+_PACKETS_IN_TURN: Final = 64
+_SUPERFRAMES_IN_TURN: Final = 4
+_BATCHES_IN_TURN: Final = 8
+# UDP_MAX_SEGMENTS of Linux before 6.9.
+_SEGMENTS: Final = 64
+# Headers of IPv6 and TCP without options: the fewest bytes of a packet of a superframe that are no payload.
+_HEADERS: Final = 60
+# The largest payload of a UDP datagram over IPv4, and so of a batch.
+_LARGEST_BATCH: Final = 65507
+_NUMBERS: Final = np.arange(MAX_ROWS, dtype=np.uint64)
+_LARGEST_FRAME: Final = HEADER_LENGTH + 65535 + 40
+_MEMORY: Final = 2 * 65536
+_IPV4: Final = 4
+# By IP version: ones for version and traffic class, and for the source address, which is there.
+_HEAD_MASKS: Final = {
+    4: (np.frombuffer(b"\xf0\xff" + bytes(10) + b"\xff" * 4, np.uint8), slice(12, 16)),
+    6: (np.frombuffer(b"\xff\xf0" + bytes(6) + b"\xff" * 16, np.uint8), slice(8, 24)),
+}
+# The shortest data message with a packet in it.
+_SHORTEST: Final = MINIMUM_DATA_LENGTH + ip.IPV4_HEADER_LENGTH
+# Refusals of a batch whose datagrams may be sent one by one: the outgoing interface computes no checksums, a datagram
+# must be fragmented, or the kernel has no UDP_SEGMENT.
+_ONE_BY_ONE: Final = frozenset({"EIO", "EMSGSIZE", "EINVAL", "EOPNOTSUPP"})
+
+
+class _Single(NamedTuple):
+    """A packet of the interface that is no superframe."""
+
+    packet: bytes
+    header: VirtioHeader | None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What packets that are handled together have in common: length, destination, ECN bits, checksum to compute."""
+        header, packet = self.header, self.packet
+        checksum = (header.checksum_start, header.checksum_offset) if header else None
+        if not ip.version(packet):
+            return ()
+        return len(packet), ip.destination(packet), ip.ecn(packet), checksum
+
+
+class BatchEngine(SimpleEngine):
+    """Moves packets in both directions in batches; the other arguments are those of `SimpleEngine`.
+
+    offloads: those that are switched on.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        sockets: UdpSockets,
+        tun: Tun,
+        clock: Callable[[], int],
+        not_sent: Callable[[str], None] = lambda _: None,
+        *,
+        offloads: Offloads,
+    ) -> None:
+        super().__init__(device, sockets, tun, clock, not_sent)
+        self._offloads = offloads
+        self._frame_view = memoryview(bytearray(_LARGEST_FRAME))
+        self._frame = np.frombuffer(self._frame_view, np.uint8)
+        self._outbox, self._inbox = Arena(_MEMORY), Arena(_MEMORY)
+        self._inbox_view = self._inbox.memory[: _MEMORY // 2]
+        self._nonces = Nonces()
+        self._joiner = Joiner(
+            tcp4="tso4" in offloads, tcp6="tso6" in offloads, udp4="uso4" in offloads, udp6="uso6" in offloads
+        )
+        self._fitted_mtu = 0
+        self._room = HEADER_LENGTH if tun.has_headers else 0
+
+    def close(self) -> None:
+        """Report how often each offload was used."""
+        self._offloads.close()
+
+    # From the interface.
+
+    def _fit_superframes(self) -> None:
+        """Let the kernel make superframes that one batch of datagrams can hold."""
+        self._fitted_mtu = mtu = self._tun.link.mtu
+        messages = min(_SEGMENTS, _LARGEST_BATCH // (mtu + MINIMUM_DATA_LENGTH))
+        if messages > 1:
+            self._tun.limit_superframes(messages * (mtu - _HEADERS) + _HEADERS)
+
+    def packets_waiting(self) -> None:
+        """Read, encrypt and send packets of the interface; call it when the interface is readable."""
+        singles: list[_Single] = []
+        superframes = 0
+        if self._fitted_mtu != self._tun.link.mtu:
+            self._fit_superframes()
+        while len(singles) < _PACKETS_IN_TURN and superframes < _SUPERFRAMES_IN_TURN:
+            length = self._tun.read_into(self._frame_view)
+            if not length:
+                break
+            if not self._device.is_up:
+                continue
+            header = parse(self._frame_view) if self._room else None
+            if header and header.gso_type:
+                self._send_singles(singles)
+                singles.clear()
+                superframes += 1
+                self._send_superframe(header, length)
+            else:
+                packet = bytes(self._frame_view[self._room : length])
+                singles.append(_Single(packet, header if header and header.flags & NEEDS_CHECKSUM else None))
+        self._send_singles(singles)
+
+    def _send_superframe(self, header: VirtioHeader, length: int) -> None:
+        try:
+            superframe = Superframe(self._frame[self._room : length], header)
+        except MalformedSuperframe:
+            return
+        now = self._clock()
+        template = superframe.template
+        self._offloads.count("out", offload_of(header.gso_type, is_ipv4=template[0] >> 4 == _IPV4))
+        mtu = self._mtu_for(template)
+        reserved = self._device.reserve(template, superframe.count, now)
+        rows = self._outbox.rows(padded_length(superframe.packet_length, mtu) + MINIMUM_DATA_LENGTH)
+        step = max(1, min(rows.count, _SEGMENTS, _LARGEST_BATCH // rows.length))
+        sent = 0
+        for first in range(0, superframe.count, step):
+            count = min(step, superframe.count - first)
+            superframe.fill(rows, first, count)
+            last = superframe.last_length if first + count == superframe.count else superframe.packet_length
+            if reserved is None:
+                self._send_one_by_one(rows, count, superframe.packet_length, last, mtu)
+            else:
+                last_length = padded_length(last, mtu) + MINIMUM_DATA_LENGTH
+                sent += self._seal_and_send(rows, count, last_length, reserved, reserved.first_counter + first)
+        if reserved is not None:
+            self.carry_out(self._device.sent_together(reserved, sent, self._clock()))
+
+    def _send_singles(self, singles: list[_Single]) -> None:
+        """Send packets that were read one by one; those of one kind that follow each other are sent together."""
+        first = 0
+        kinds = [single.kind for single in singles]
+        for position in range(1, len(singles) + 1):
+            if position < len(singles) and kinds[position] == kinds[first] and kinds[first]:
+                continue
+            if position == first + 1:
+                self._send_single(singles[first])
+            else:
+                self._send_equals(singles[first:position])
+            first = position
+
+    def _send_single(self, single: _Single) -> None:
+        packet = single.packet
+        if single.header is not None:
+            packet = _with_checksum(packet, single.header)
+        self.carry_out(self._device.send_packet(packet, self._mtu_for(packet), self._clock()))
+
+    def _send_equals(self, singles: list[_Single]) -> None:
+        """Send packets of one kind together."""
+        packet, header = singles[0]
+        length, count = len(packet), len(singles)
+        mtu = self._mtu_for(packet)
+        rows = self._outbox.rows(padded_length(length, mtu) + MINIMUM_DATA_LENGTH)
+        if count > min(rows.count, _SEGMENTS, _LARGEST_BATCH // rows.length):
+            for single in singles:
+                self._send_single(single)
+            return
+        now = self._clock()
+        reserved = self._device.reserve(packet, count, now)
+        bodies = rows.packets(0, len(rows.plaintexts[0]))[:count]
+        bodies[:, :length] = np.frombuffer(b"".join(single.packet for single in singles), np.uint8).reshape(
+            count, length
+        )
+        bodies[:, length:] = 0
+        if header is not None:
+            complete_checksums(rows, count, header)
+        if reserved is None:
+            self._send_one_by_one(rows, count, length, length, mtu)
+            return
+        sent = self._seal_and_send(rows, count, rows.length, reserved, reserved.first_counter)
+        self.carry_out(self._device.sent_together(reserved, sent, self._clock()))
+
+    def _send_one_by_one(self, rows: Rows, count: int, length: int, last_length: int, mtu: int) -> None:
+        """Pass packets in rows to the device one by one, as the simple engine does."""
+        for row in range(count):
+            packet = bytes(rows.plaintexts[row][: last_length if row == count - 1 else length])
+            self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
+
+    def _seal_and_send(self, rows: Rows, count: int, last_length: int, reserved: Reserved, counter: int) -> int:
+        """Encrypt packets where they are and send the messages; returns the bytes of those not yet reported as sent."""
+        keypair = reserved.keypair
+        rows.types_and_indices[:count] = MessageType.DATA | keypair.remote_index << 32
+        nonces = self._nonces
+        np.add(_NUMBERS[:count], np.uint64(counter), out=nonces.counters[:count])
+        rows.counters[:count] = nonces.counters[:count]
+        plaintexts, ciphertexts = rows.plaintexts[:count], rows.ciphertexts[:count]
+        if last_length != rows.length:
+            ciphertexts[-1] = ciphertexts[-1][: last_length - DATA_HEADER_LENGTH]
+            plaintexts[-1] = plaintexts[-1][: last_length - MINIMUM_DATA_LENGTH]
+        keypair.sending.seal_each(nonces.views, plaintexts, ciphertexts)
+        if count > 1 and UDP_SEGMENT in self._offloads:
+            messages = rows.messages(count, last_length)
+            error = self._sockets.send(self._transmit(messages, reserved), rows.length)
+            if not error:
+                self._offloads.count("out", UDP_SEGMENT)
+                return len(messages)
+            if error not in _ONE_BY_ONE:
+                self._report_failed(rows, count, reserved, error)
+                return 0
+        lengths = [rows.length] * (count - 1) + [last_length]
+        self.carry_out([self._transmit(rows.message(row, length), reserved) for row, length in enumerate(lengths)])
+        return 0
+
+    def _transmit(self, messages: memoryview, reserved: Reserved) -> Transmit[Peer]:
+        # sendmsg(2) takes a view as well as bytes.
+        datagrams = cast("bytes", messages)
+        return Transmit(datagrams, reserved.endpoint, reserved.ecn, reserved.peer, carries_data=True)
+
+    def _report_failed(self, rows: Rows, count: int, reserved: Reserved, error: str) -> None:
+        self._not_sent(error)
+        for row in range(count):
+            self._device.send_failed(self._transmit(rows.message(row, rows.length), reserved), self._clock(), error)
+
+    # From the network.
+
+    def datagrams_waiting(self, sock: socket.socket) -> None:
+        """Read, decrypt and deliver datagrams of a socket, up to eight batches; call it when the socket is readable."""
+        for _ in range(_BATCHES_IN_TURN):
+            batch = self._sockets.receive_into(sock, self._inbox_view)
+            if batch is None:
+                return
+            if batch.length > batch.segment:
+                self._offloads.count("in", UDP_GRO)
+                self._receive_batch(batch)
+            else:
+                self._receive_single(self._inbox_view[: batch.length], batch)
+
+    def _receive_single(self, datagram: memoryview, batch: ReceivedBatch) -> None:
+        self.carry_out(self._device.receive_datagram(bytes(datagram), batch.endpoint, batch.ecn, self._clock()))
+
+    def _receive_batch(self, batch: ReceivedBatch) -> None:
+        """Process datagrams that came together: data messages of one session as a whole, everything else one by one."""
+        rows = self._inbox.rows(batch.segment) if batch.segment >= _SHORTEST else None
+        count = -(-batch.length // batch.segment)
+        last = batch.length - (count - 1) * batch.segment
+        together = count if last >= _SHORTEST else count - 1
+        session = self._session(rows, together) if rows is not None else None
+        if rows is None or session is None:
+            together = 0
+        else:
+            last_length = last if together == count else batch.segment
+            self._receive_together(rows, together, last_length, session, batch)
+        for start in range(together * batch.segment, batch.length, batch.segment):
+            self._receive_single(self._inbox_view[start : min(start + batch.segment, batch.length)], batch)
+
+    def _session(self, rows: Rows, count: int) -> tuple[Peer, Keypair] | None:
+        """Return the session of messages that are all data with one receiver index; None for any others."""
+        if not 0 < count <= rows.count:
+            return None
+        heads = rows.types_and_indices[:count]
+        kind, index = int(heads[0]) & 0xFFFF_FFFF, int(heads[0]) >> 32
+        if kind != MessageType.DATA or (heads != heads[0]).any():
+            return None
+        return self._device.session(index, self._clock())
+
+    def _receive_together(
+        self, rows: Rows, count: int, last_length: int, session: tuple[Peer, Keypair], batch: ReceivedBatch
+    ) -> None:
+        """Decrypt messages of one session where they are, and deliver the packets in them."""
+        peer, keypair = session
+        now = self._clock()
+        opened = self._open(rows, count, last_length, session, now)
+        if not opened:
+            return
+        # The tag, and what an earlier batch left behind it, must not look like padding.
+        if last_length < rows.length:
+            rows.matrix[count - 1, last_length - TAG_LENGTH :] = 0
+        padded = [rows.length - MINIMUM_DATA_LENGTH] * count
+        padded[-1] = last_length - MINIMUM_DATA_LENGTH
+        sizes = [padded[row] for row in opened]
+        self.carry_out(self._device.received_together(peer, keypair, batch.endpoint, sizes, now))
+        lengths = self._packet_lengths(rows, padded, peer, batch.ecn) if len(opened) == count else None
+        if lengths is not None:
+            peer.count_received((count - 1) * rows.length + last_length)
+            self._deliver(rows, lengths, peer)
+            return
+        for row in opened:
+            plaintext = bytes(rows.plaintexts[row][: padded[row]])
+            packet = self._device.accept_packet(peer, plaintext, batch.ecn, now)
+            if packet is not None:
+                self._write([PLAIN_HEADER, packet], peer)
+
+    def _open(self, rows: Rows, count: int, last_length: int, session: tuple[Peer, Keypair], now: int) -> list[int]:
+        """Decrypt messages, mark their counters as received, and count those that are refused; returns the others."""
+        peer, keypair = session
+        counters = rows.counters[:count]
+        numbers: list[int] = counters.tolist()
+        self._nonces.counters[:count] = counters
+        nonces = self._nonces.views
+        plaintexts, ciphertexts = rows.plaintexts[:count], rows.ciphertexts[:count]
+        if last_length != rows.length:
+            ciphertexts[-1] = ciphertexts[-1][: last_length - DATA_HEADER_LENGTH]
+            plaintexts[-1] = plaintexts[-1][: last_length - MINIMUM_DATA_LENGTH]
+        window = keypair.receiving_counter
+        if numbers == list(range(numbers[0], numbers[0] + count)) and window.is_next_run(numbers[0], numbers[-1]):
+            failed = keypair.receiving.open_each(nonces, ciphertexts, plaintexts)
+            if not failed:
+                window.accept_run(numbers[0], numbers[-1])
+                return list(range(count))
+            for _ in failed:
+                self._device.drop(DropReason.INVALID_TAG, peer, now)
+            opened = [row for row in range(count) if row not in failed]
+            for row in opened:
+                window.accept(numbers[row])
+            return opened
+        return [
+            row
+            for row, (number, nonce, ciphertext, plaintext) in enumerate(
+                zip(numbers, nonces, ciphertexts, plaintexts, strict=False)
+            )
+            if self._open_one(keypair, number, (nonce, ciphertext, plaintext), peer, now)
+        ]
+
+    def _open_one(
+        self,
+        keypair: Keypair,
+        counter: int,
+        views: tuple[memoryview, memoryview, memoryview],
+        peer: Peer,
+        now: int,
+    ) -> bool:
+        """Decrypt one message of a batch whose counters are not consecutive; returns False if it was refused."""
+        window = keypair.receiving_counter
+        reason = None
+        if window.is_exhausted:
+            reason = DropReason.SESSION_EXPIRED
+        elif not window.is_fresh(counter):
+            reason = DropReason.COUNTER_LIMIT if counter >= REJECT_AFTER_MESSAGES else DropReason.REPLAY
+        elif keypair.receiving.open_each(*([view] for view in views)):
+            reason = DropReason.INVALID_TAG
+        if reason is not None:
+            self._device.drop(reason, peer, now)
+            return False
+        window.accept(counter)
+        return True
+
+    def _packet_lengths(self, rows: Rows, padded: list[int], peer: Peer, ecn: int) -> list[int] | None:
+        """Return the lengths of the packets in the rows, if all may be delivered as they are; None: look at each.
+
+        padded: the lengths of the padded packets.
+        """
+        count = len(padded)
+        head = bytes(rows.plaintexts[0][: ip.IPV6_HEADER_LENGTH])
+        version = ip.version(head)
+        if not version:
+            return None
+        # Version, traffic class and source of each must be those of the first.
+        mask, source = _HEAD_MASKS[version]
+        heads = rows.packets(0, source.stop)[:count]
+        if np.count_nonzero((heads ^ heads[0]) & mask):
+            return None
+        if ip.decapsulate_ecn(head, ecn) is not head or not self._device.is_source_allowed(peer, head[source]):
+            return None
+        lengths: list[int] = rows.field(2 if version == _IPV4 else 4, ">u2")[:count].tolist()
+        if version != _IPV4:
+            lengths = [length + ip.IPV6_HEADER_LENGTH for length in lengths]
+        if min(lengths) < ip.IPV4_HEADER_LENGTH or max(lengths) > padded[0] or lengths[-1] > padded[-1]:
+            return None
+        return lengths
+
+    def _deliver(self, rows: Rows, lengths: list[int], peer: Peer) -> None:
+        for run in self._joiner.runs(rows, lengths):
+            if run.end == run.first + 1 or not self._deliver_superframe(rows, run, lengths):
+                for row in range(run.first, run.end):
+                    self._write([PLAIN_HEADER, rows.plaintexts[row][: lengths[row]]], peer)
+
+    def _deliver_superframe(self, rows: Rows, run: Run, lengths: list[int]) -> bool:
+        """Pass packets to the kernel as a superframe; returns False if it refused that."""
+        flow = cast("Flow", run.flow)
+        virtio, header = self._joiner.headers(rows, run, flow, lengths)
+        payloads = rows.slices(flow.header_length, lengths[run.first])[run.first : run.end - 1]
+        last = rows.plaintexts[run.end - 1][flow.header_length : lengths[run.end - 1]]
+        if not self._tun.write_parts([virtio.to_bytes(), header, *payloads, last]):
+            return False
+        self._offloads.count("in", offload_of(virtio.gso_type, is_ipv4=flow.version == _IPV4))
+        return True
+
+    def _write(self, parts: list[bytes | bytearray | memoryview], peer: Peer) -> None:
+        if not self._tun.write_parts(parts if self._room else parts[1:]):
+            self._device.drop(DropReason.NOT_DELIVERED, peer, self._clock())
+
+
+def _with_checksum(packet: bytes, header: VirtioHeader) -> bytes:
+    """Return a packet with its checksum, whose field holds the sum of the pseudo header only (NEEDS_CHECKSUM)."""
+    payload = packet[header.checksum_start :]
+    checksum = (ONES - sum_of_words(payload + bytes(len(payload) % 2))) % ONES
+    if not checksum and header.checksum_offset == UDP_CHECKSUM:
+        checksum = ONES
+    field = header.checksum_start + header.checksum_offset
+    return packet[:field] + checksum.to_bytes(2) + packet[field + 2 :]
