@@ -245,21 +245,21 @@ class BatchEngine(SimpleEngine):
                 self._offloads.count("out", UDP_SEGMENT)
                 return len(messages)
             if error not in _ONE_BY_ONE:
-                self._report_failed(rows, count, reserved, error)
+                self._not_sent(error)
+                for transmit in self._transmits(rows, count, last_length, reserved):
+                    self._device.send_failed(transmit, self._clock(), error)
                 return 0
-        lengths = [rows.length] * (count - 1) + [last_length]
-        self.carry_out([self._transmit(rows.message(row, length), reserved) for row, length in enumerate(lengths)])
+        self.carry_out(self._transmits(rows, count, last_length, reserved))
         return 0
+
+    def _transmits(self, rows: Rows, count: int, last_length: int, reserved: Reserved) -> list[Transmit[Peer]]:
+        lengths = [rows.length] * (count - 1) + [last_length]
+        return [self._transmit(rows.message(row, length), reserved) for row, length in enumerate(lengths)]
 
     def _transmit(self, messages: memoryview, reserved: Reserved) -> Transmit[Peer]:
         # sendmsg(2) takes a view as well as bytes.
         datagrams = cast("bytes", messages)
         return Transmit(datagrams, reserved.endpoint, reserved.ecn, reserved.peer, carries_data=True)
-
-    def _report_failed(self, rows: Rows, count: int, reserved: Reserved, error: str) -> None:
-        self._not_sent(error)
-        for row in range(count):
-            self._device.send_failed(self._transmit(rows.message(row, rows.length), reserved), self._clock(), error)
 
     # From the network.
 

@@ -80,7 +80,8 @@ class Superframe:
         is_known = kind in _PROTOCOLS or kind == GSO_UDP_L4
         if not is_known or not self._header.gso_size or (version == 4) != self._is_ipv4:  # noqa: PLR2004
             raise MalformedSuperframe(f"type {kind} of a superframe does not fit its packet")
-        if start % 4 or not shortest <= start <= len(self._packet) - TCP_HEADER_LENGTH:
+        size = UDP_HEADER_LENGTH if kind == GSO_UDP_L4 else TCP_HEADER_LENGTH
+        if start % 4 or not shortest <= start <= len(self._packet) - size:
             raise MalformedSuperframe(f"the superframe has its transport header at {start}")
 
     def _make_template(self) -> None:
