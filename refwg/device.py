@@ -208,10 +208,8 @@ class Device:
     def reserve(self, packet: bytes, count: int, now: int) -> Reserved | None:
         """Take counters for packets of one flow from the interface; None: pass each to `send_packet`.
 
-        packet: the first, or its headers. The caller seals and sends the packets, and calls `sent_together`.
+        packet: the first, or its headers; the device is up. The caller seals and sends the packets, and calls `sent_together`.
         """
-        if not self.is_up or not ip.version(packet):
-            return None
         peer = self._shared.allowedips.lookup(ip.destination(packet))
         # A packet to the address of the endpoint may be our own datagram, and has to be looked at by itself.
         if peer is None or peer.endpoint is None or peer.endpoint.address == ip.destination(packet):
@@ -244,23 +242,19 @@ class Device:
             return None
         return entry.peer, entry.keypair
 
-    def received_together(
-        self, peer: Peer, keypair: Keypair, endpoint: Endpoint, lengths: Sequence[int], now: int
-    ) -> list[Effect]:
+    def received_together(self, peer: Peer, keypair: Keypair, endpoint: Endpoint, count: int, now: int) -> list[Effect]:
         """Update session and timers after authenticated messages of one session; returns what must be sent first.
 
-        lengths: of the padded packets in them, 0 for a keepalive. `receive.data` does the same for one message.
+        count: how many messages; none is a keepalive. `receive.data` does the same for one message.
         """
         follow_up = receive.authenticated(peer, keypair, endpoint, now)
-        packets = sum(map(bool, lengths))
-        if lengths[0]:
-            peer.timers.data_received(now)
+        peer.timers.data_received(now)
         effects = [] if follow_up is None else _FOLLOW_UPS[follow_up](peer, now)
-        if len(lengths) > 1:
+        if count > 1:
             peer.any_authenticated_packet_received(now)
-            # A second one while the timer runs asks for one more keepalive; a third changes nothing.
-            for _ in range(min(2, packets - bool(lengths[0]))):
-                peer.timers.data_received(now)
+        # A second one while the timer runs asks for one more keepalive; a third changes nothing.
+        for _ in range(min(2, count - 1)):
+            peer.timers.data_received(now)
         return self._done_with(peer, [*effects])
 
     def accept_packet(self, peer: Peer, plaintext: bytes, ecn: int, now: int) -> bytes | None:

@@ -317,8 +317,7 @@ class BatchEngine(SimpleEngine):
             rows.matrix[count - 1, last_length - TAG_LENGTH :] = 0
         padded = [rows.length - MINIMUM_DATA_LENGTH] * count
         padded[-1] = last_length - MINIMUM_DATA_LENGTH
-        sizes = [padded[row] for row in opened]
-        self.carry_out(self._device.received_together(peer, keypair, batch.endpoint, sizes, now))
+        self.carry_out(self._device.received_together(peer, keypair, batch.endpoint, len(opened), now))
         lengths = self._packet_lengths(rows, padded, peer, batch.ecn) if len(opened) == count else None
         if lengths is not None:
             peer.count_received((count - 1) * rows.length + last_length)

@@ -77,7 +77,7 @@ def test_joined_packets_come_out_as_they_were(found: list[bytes]) -> None:
 
 
 @given(st.lists(st.tuples(FLOWS, st.integers(1, 1400), st.integers(1, 6000), st.booleans()), max_size=6))
-def test_engines_send_the_same_for_any_frames(
+def test_engines_send_same_datagrams_for_any_frames(
     frames: list[tuple[Flow, int, int, bool]],
 ) -> None:
     def script(side: Driven) -> None:
@@ -95,7 +95,7 @@ def test_engines_send_the_same_for_any_frames(
 
 
 @given(packets(), st.integers(0, 3), st.data())
-def test_engines_deliver_the_same_for_any_datagrams(found: list[bytes], ecn: int, data: st.DataObject) -> None:
+def test_engines_deliver_same_packets_for_any_datagrams(found: list[bytes], ecn: int, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(len(found))) | st.just([*range(len(found))]))
     repeated = data.draw(st.lists(st.sampled_from(range(len(found))), max_size=3))
     broken = data.draw(st.lists(st.sampled_from(range(len(found))), max_size=2))

@@ -36,14 +36,14 @@ def single(packet: bytes) -> bytes:
 @pytest.mark.parametrize(
     "flow", [OUT, replace(OUT, version=6), replace(OUT, protocol=UDP)], ids=["tcp4", "tcp6", "udp4"]
 )
-def test_superframes_become_the_same_datagrams(flow: Flow) -> None:
+def test_superframes_become_same_datagrams(flow: Flow) -> None:
     batch = both(lambda side: side.send([flow.frame(PAYLOAD, 1300), flow.frame(PAYLOAD[:1500], 1300)]))
     assert len(batch.udp.sent) == 24 + 2
     assert batch.udp.calls == 2
     assert batch.offloads.used["out", "udp-segment"] == 2
 
 
-def test_superframe_larger_than_a_batch_is_sent_in_parts() -> None:
+def test_superframe_larger_than_batch_is_sent_in_parts() -> None:
     batch = both(lambda side: side.send([OUT.frame(bytes(65000), 1300), OUT.frame(bytes(2000), 10)]))
     assert batch.udp.calls == 2 + 4
 
@@ -54,7 +54,7 @@ def test_ecn_bits_of_superframe_are_those_of_each_datagram(tos: int) -> None:
     assert {traffic_class for _, _, traffic_class in batch.udp.sent} == {2 if tos == 3 else tos}
 
 
-def test_equal_packets_in_a_row_are_sent_as_one_batch() -> None:
+def test_equal_packets_are_sent_as_one_batch() -> None:
     packets = [ip_packet("192.168.241.1", "192.168.241.2", bytes([number]) * 99) for number in range(64)]
     other = [ip_packet("fd00::1", "fd00::2", b"six")] * 3 + [ip_packet("192.168.241.1", "192.168.241.2", b"four")] * 2
     batch = both(lambda side: side.send([*map(single, packets), *map(single, other)]))
@@ -67,7 +67,7 @@ def test_large_packets_that_fit_no_batch_are_sent_alone() -> None:
     assert batch.udp.calls == 20
 
 
-def test_engine_reads_64_packets_4_superframes_and_8_batches_per_turn() -> None:
+def test_batch_engine_reads_no_more_than_its_share_per_turn() -> None:
     side = Driven(is_batch=True)
     side.tun.waiting += [single(OUT.packet(b"x"))] * 100
     side.engine.packets_waiting()
@@ -115,7 +115,7 @@ REFUSED: dict[str, Callable[[Driven], None]] = {
 
 
 @pytest.mark.parametrize("prepare", REFUSED.values(), ids=list(REFUSED))
-def test_packets_that_cannot_be_sent_have_the_same_fate(prepare: Callable[[Driven], None]) -> None:
+def test_packets_that_cannot_be_sent_have_same_fate(prepare: Callable[[Driven], None]) -> None:
     def script(side: Driven) -> None:
         prepare(side)
         side.send([OUT.frame(PAYLOAD[:5000], 1300), *[single(OUT.packet(b"same"))] * 3])
@@ -135,7 +135,7 @@ def test_last_counters_are_used_one_by_one() -> None:
     assert len(batch.udp.sent) == 2
 
 
-def test_staged_packets_leave_before_a_superframe() -> None:
+def test_superframes_without_session_are_staged_as_packets() -> None:
     def script(side: Driven) -> None:
         side.pair.a.peer.staged.restage([])
         side.device.clear_keys(0)
@@ -152,7 +152,7 @@ def test_frame_that_is_no_superframe_is_ignored() -> None:
     assert side.udp.sent == []
 
 
-def test_kernel_is_asked_for_superframes_that_fit_a_batch() -> None:
+def test_kernel_is_asked_for_superframes_that_fit_batch() -> None:
     for mtu, largest in ((1420, 45 * 1360 + 60), (1280, 49 * 1220 + 60), (576, 64 * 516 + 60), (65535, 0)):
         side = Driven(is_batch=True)
         side.tun.link.mtu = mtu
@@ -161,7 +161,7 @@ def test_kernel_is_asked_for_superframes_that_fit_a_batch() -> None:
         assert side.tun.largest == largest
 
 
-def test_interface_without_virtio_headers_gives_and_takes_plain_packets() -> None:
+def test_interface_without_virtio_headers_has_plain_packets() -> None:
     def script(side: Driven) -> None:
         side.send([single(OUT.packet(b"one")), single(OUT.packet(b"two"))])
         side.receive(side.messages([IN.packet(b"back")]))
@@ -184,7 +184,7 @@ def test_batch_that_is_refused_is_sent_one_by_one(error: str) -> None:
 
 
 @pytest.mark.parametrize("error", ["EPERM", "EAGAIN", "ENETUNREACH", "ENOBUFS"])
-def test_refusal_of_a_batch_is_that_of_each_datagram(error: str) -> None:
+def test_refusal_of_batch_is_that_of_each_datagram(error: str) -> None:
     def script(side: Driven) -> None:
         side.udp.error = lambda _datagrams, _segment: error
         side.send([OUT.frame(PAYLOAD[:5000], 1300)])
@@ -205,14 +205,14 @@ def test_without_udp_segment_each_datagram_is_sent_alone() -> None:
 
 
 @pytest.mark.parametrize("flow", [IN, replace(IN, version=6), replace(IN, protocol=UDP)], ids=["tcp4", "tcp6", "udp4"])
-def test_batches_become_the_same_packets_in_one_superframe(flow: Flow) -> None:
+def test_batches_become_same_packets_in_one_superframe(flow: Flow) -> None:
     packets = flow.segments(PAYLOAD, 1300)
     batch = both(lambda side: side.receive(side.messages(packets)))
     assert len(batch.tun.written) == 1
     assert flows.cut(batch.tun.written[0])[0][-1300:] == packets[0][-1300:]
 
 
-def test_superframe_that_kernel_refuses_is_delivered_packet_by_packet() -> None:
+def test_superframe_that_kernel_refuses_is_taken_apart() -> None:
     def script(side: Driven) -> None:
         side.tun.refuses = lambda frame: bool(frame[1])
         side.receive(side.messages(IN.segments(PAYLOAD, 1300)))
@@ -252,11 +252,11 @@ MISCHIEF: dict[str, Callable[[list[bytes]], Sequence[bytes]]] = {
 
 
 @pytest.mark.parametrize("mischief", MISCHIEF.values(), ids=list(MISCHIEF))
-def test_messages_that_are_refused_have_the_same_fate(mischief: Callable[[list[bytes]], Sequence[bytes]]) -> None:
+def test_messages_that_are_refused_have_same_fate(mischief: Callable[[list[bytes]], Sequence[bytes]]) -> None:
     both(lambda side: side.receive(mischief(side.messages(IN.segments(PAYLOAD[:5200], 1300)))))
 
 
-def test_last_counter_ends_the_session_in_the_middle_of_a_batch() -> None:
+def test_last_counter_ends_session_in_middle_of_batch() -> None:
     def script(side: Driven) -> None:
         keypair = side.pair.b.peer.keypairs.current
         assert keypair is not None
@@ -283,7 +283,7 @@ INNER: dict[str, Callable[[list[bytes]], Sequence[bytes]]] = {
 
 
 @pytest.mark.parametrize("change", INNER.values(), ids=list(INNER))
-def test_inner_packets_that_differ_have_the_same_fate(change: Callable[[list[bytes]], Sequence[bytes]]) -> None:
+def test_inner_packets_that_differ_have_same_fate(change: Callable[[list[bytes]], Sequence[bytes]]) -> None:
     packets = change(IN.segments(PAYLOAD[:3900], 1300))
 
     def script(side: Driven) -> None:
@@ -310,7 +310,7 @@ def sealed(side: Driven, packets: Sequence[bytes]) -> list[bytes]:
 
 @pytest.mark.parametrize("outer", range(4))
 @pytest.mark.parametrize("inner", range(4))
-def test_ecn_marks_are_combined_in_the_same_way(outer: int, inner: int) -> None:
+def test_ecn_marks_are_combined_in_same_way(outer: int, inner: int) -> None:
     flow = replace(IN, tos=inner)
     both(lambda side: side.receive(side.messages(flow.segments(PAYLOAD[:3900], 1300)), ecn=outer))
 
@@ -354,7 +354,7 @@ def test_more_messages_than_rows_are_taken_one_by_one() -> None:
     assert len(side.tun.written) == 130
 
 
-def test_old_session_refuses_a_batch() -> None:
+def test_old_session_refuses_batch() -> None:
     def script(side: Driven) -> None:
         messages = side.messages(IN.segments(PAYLOAD[:3900], 1300))
         side.pair.now += REJECT_AFTER_TIME
@@ -363,7 +363,7 @@ def test_old_session_refuses_a_batch() -> None:
     both(script)
 
 
-def test_device_that_is_down_refuses_a_batch() -> None:
+def test_device_that_is_down_refuses_batch() -> None:
     def script(side: Driven) -> None:
         messages = side.messages(IN.segments(PAYLOAD[:3900], 1300))
         side.device.down(side.pair.now)
@@ -424,7 +424,7 @@ def test_interface_without_virtio_headers_has_no_superframes() -> None:
     assert enabled(kernel, ["csum"]) == set()
 
 
-def test_use_of_offloads_is_told_at_powers_of_two_and_at_the_end() -> None:
+def test_use_of_offloads_is_told_at_powers_of_two_and_at_end() -> None:
     side = Driven(is_batch=True)
     side.send([OUT.frame(PAYLOAD[:3900], 1300)] * 5)
     side.receive(side.messages(replace(IN, version=6).segments(PAYLOAD[:3900], 1300)))
@@ -440,7 +440,7 @@ def test_kinds_of_superframes_belong_to_their_offloads() -> None:
     assert [offload_of(kind, is_ipv4=is_ipv4) for kind, is_ipv4 in kinds] == ["tso4", "tso4", "tso6", "uso4", "uso6"]
 
 
-def test_push_in_the_middle_gives_two_superframes() -> None:
+def test_push_between_packets_gives_two_superframes() -> None:
     packets = [
         replace(IN, sequence=1 + 1300 * number, flags=ACK | (PSH if number == 1 else 0)).packet(bytes(1300))
         for number in range(4)

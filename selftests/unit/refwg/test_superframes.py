@@ -121,7 +121,7 @@ def test_packets_of_flow_are_joined_and_come_out_as_they_were(name: str) -> None
         assert all(map(flows.is_sound, back))
 
 
-def test_superframe_is_not_larger_than_an_ip_packet() -> None:
+def test_superframe_is_not_larger_than_ip_packet() -> None:
     for flow in (Flow(), replace(DATAGRAM, version=6)):
         packets = flow.segments(bytes(72 * 1400), 1400)
         runs = joined(packets)
@@ -232,7 +232,7 @@ def test_push_ends_superframe() -> None:
     assert [(run.first, run.end) for run in joined([first, second, third])] == [(0, 1), (1, 3)]
 
 
-def test_shorter_packet_ends_superframe_and_longer_one_begins_another() -> None:
+def test_shorter_packet_ends_superframe_and_longer_begins_one() -> None:
     flow = Flow()
     sizes = [100, 100, 50, 100, 100, 120]
     starts = [1 + sum(sizes[:number]) for number in range(len(sizes))]
@@ -262,7 +262,7 @@ def test_packets_of_two_flows_in_turn_are_not_joined() -> None:
     ],
     ids=["pure-ack", "empty-udp", "no-udp", "no-header6", "half-tcp", "icmp", "extension", "version-5"],
 )
-def test_packets_without_payload_or_of_other_protocols_are_not_joined(packet: bytes) -> None:
+def test_packets_without_payload_or_transport_are_not_joined(packet: bytes) -> None:
     assert [(run.first, run.end) for run in joined([packet, packet], 80)] == [(0, 1), (1, 2)]
 
 
@@ -287,7 +287,7 @@ def test_sums_are_those_of_plain_addition() -> None:
                 assert int.from_bytes(int(total).to_bytes(2, "little")) == expected
 
 
-def test_layouts_and_slices_are_kept_up_to_a_limit() -> None:
+def test_layouts_and_slices_are_kept_up_to_limit() -> None:
     arena = Arena(20000)
     first = arena.rows(100)
     assert arena.rows(100) is first
