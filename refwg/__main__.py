@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 from refwg import uapi_socket
 from refwg.engine.offloads import OFFLOADS
 from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage
-from refwg.loop import STOPPING_SIGNALS, EngineChoice, Loop
+from refwg.loop import STOPPING_SIGNALS, EngineChoice, Loop, load_batch_engine
 from refwg.shortage import SHORTAGES, reason
 from refwg.tun import TUN_DEVICE, Tun, name_problem
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from refwg.uapi_socket import SocketFile
 
 _HELP: Final = """\
-A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver, but it is
-slow, because it handles one packet at a time.
+A WireGuard interface in userspace, written to be easy to read. It behaves like the Linux driver. There are two
+engines: the simple one handles one packet at a time; the batch engine handles many at a time, by the kernel's
+offloads, and needs numpy.
 
 refwg makes the interface NAME and the socket /var/run/wireguard/NAME.sock, and then goes into the background. In a NAME
 such as wg%d the kernel replaces %d by the first free number; the log on standard error names the interface. wg(8)
@@ -54,6 +55,10 @@ The interface may be moved to another network namespace. The UDP sockets stay in
 
 When descriptors, memory, buffers or disk space run out, refwg logs the shortage and its remedy, at most once a minute
 each, and goes on: packets may be lost, and new connections to the control socket are refused until it is over.
+
+By default the simple engine begins, and the batch engine takes over when there are many packets to move. Each offload
+that the kernel lacks is done without; --no-offload does without it in any case. --trace tells the engine, the
+offloads that are on, and how often each was used.
 
 --drop-privileges USER keeps only CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. Keys, peers, ports, marks and the
 link can still be changed, but the interface must not be moved to another namespace: refwg then ends with status 1. A
@@ -163,7 +168,7 @@ def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, lo
         engine = EngineChoice(options.engine, frozenset(OFFLOADS) - options.no_offload)
         loop = Loop(tun, listener, watcher=watcher, log_error=log.error, engine=engine)
         if options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
-            _serve(loop, file, options.drop_privileges, lambda: None)
+            _serve(loop, file, options, lambda: None)
         reader, writer = os.pipe()
         child = os.fork()
         if child:
@@ -171,7 +176,7 @@ def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, lo
             return 0 if os.read(reader, 1) == _READY else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) or 1
         os.close(reader)
         _leave_session()
-        _serve(loop, file, options.drop_privileges, lambda: _detach_and_report(writer, keep_stderr=log.level > 1))
+        _serve(loop, file, options, lambda: _detach_and_report(writer, keep_stderr=log.level > 1))
     except BaseException:
         file.remove()
         raise
@@ -191,18 +196,22 @@ def _signals_blocked(signals: Sequence[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(loop: Loop, file: SocketFile, user: str | None, report_ready: Callable[[], None]) -> NoReturn:
+def _serve(loop: Loop, file: SocketFile, options: argparse.Namespace, report_ready: Callable[[], None]) -> NoReturn:
     """Run the loop, then end the process.
 
-    user: the user to change to, None: no change. report_ready: called when the loop can answer wg(8).
+    options: of the command line. report_ready: called when the loop can answer wg(8).
     """
     loop.stop_when_removed(file)
-    if user is not None:
+    if options.drop_privileges is not None:
         from refwg import crypto, privileges  # noqa: PLC0415 - only needed with --drop-privileges
 
+        # The user may not be allowed to read the files of these modules.
         crypto.load()
+        if options.engine != "simple":
+            with suppress(ImportError):
+                load_batch_engine()
         privileges.at_our_end(file.remove)
-        privileges.drop(user)
+        privileges.drop(options.drop_privileges)
     loop.start()
     report_ready()
     loop.run()

@@ -39,7 +39,7 @@ from refwg.receive import CookieRequired, Dropped, FollowUp
 from refwg.timers import Action, TimerHeap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from refwg.allowedips import Prefix
     from refwg.boundary import Environment, Sockets, Watcher
@@ -208,7 +208,8 @@ class Device:
     def reserve(self, packet: bytes, count: int, now: int) -> Reserved | None:
         """Take counters for packets of one flow from the interface; None: pass each to `send_packet`.
 
-        packet: the first, or its headers; the device is up. The caller seals and sends the packets, and calls `sent_together`.
+        packet: the first, or its headers. The device is up. The caller seals and sends the packets, and calls
+        `sent_together`.
         """
         peer = self._shared.allowedips.lookup(ip.destination(packet))
         # A packet to the address of the endpoint may be our own datagram, and has to be looked at by itself.

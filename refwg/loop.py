@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from refwg.boundary import Watcher
+    from refwg.engine.batch import BatchEngine
     from refwg.tun import Tun
     from refwg.uapi_socket import SocketFile
 
@@ -62,6 +63,15 @@ class SystemEnvironment:
     def wall_clock(self) -> int:
         """Return CLOCK_REALTIME in nanoseconds since 1970."""
         return time.time_ns()
+
+
+def load_batch_engine() -> type[BatchEngine]:
+    """Import the batch engine, which takes a tenth of a second: numpy is large. Raises ImportError, OSError."""
+    # numpy's library for linear algebra, which is not used here, would start a thread for each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from refwg.engine.batch import BatchEngine  # noqa: PLC0415 - after the control socket answers
+
+    return BatchEngine
 
 
 class EngineChoice(NamedTuple):
@@ -183,16 +193,18 @@ class Loop:
         self._tun.rest()
 
     def _change_engine(self) -> None:
-        """Take the batch engine from now on, if numpy can be imported; its import takes a tenth of a second."""
+        """Take the batch engine from now on; without numpy, or with too little memory for it, the simple one stays."""
         offloads, self._choice = self._choice.offloads, EngineChoice("done")
         try:
-            from refwg.engine.batch import BatchEngine  # noqa: PLC0415 - after the control socket answers
-            from refwg.engine.offloads import Offloads, enable  # noqa: PLC0415
-        except ImportError as error:
-            self._log_error(f"the simple engine stays, because numpy cannot be imported: {error}")
+            batch = load_batch_engine()
+        except (ImportError, OSError, MemoryError) as error:
+            self._log_error(f"the simple engine stays, because the batch engine cannot be loaded: {error}")
             return
+        # Imported late, like the engine.
+        from refwg.engine.offloads import Offloads, enable  # noqa: PLC0415
+
         enabled = Offloads(enable(self._tun, self._sockets, offloads), self._note_offload)
-        self._engine = BatchEngine(
+        self._engine = batch(
             self._device, self._sockets, self._tun, boot_clock, self._complaints.not_sent, offloads=enabled
         )
         if self._watcher is not None:

@@ -38,7 +38,15 @@ START = """
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a" * 16], ["a/b"], ["--engine", "none", "wg0"], ["--mutant", "no-clamp", "wg0"]]
+    "arguments",
+    [
+        [],
+        ["a" * 16],
+        ["a/b"],
+        ["--engine", "none", "wg0"],
+        ["--no-offload", "lro", "wg0"],
+        ["--mutant", "no-clamp", "wg0"],
+    ],
 )
 def test_invalid_arguments_end_with_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

@@ -191,3 +191,52 @@ def test_refwg_ends_when_control_directory_is_removed() -> None:
         path.unlink(); path.parent.rmdir(); print(refwg.wait(10), Path("/run/errors").read_text())
     """
     assert run(code) == "0 \n"
+
+
+ENGINE = """
+        refwg.terminate(); refwg.wait(5)
+        def start(*options, **environment):
+            command = [sys.executable, "-m", "refwg", "-f", "--trace", "/run/trace", *options, "wg0"]
+            process = subprocess.Popen(command, env=os.environ | environment, stderr=errors)
+            wait_for(path.exists); wait_for(lambda: wg("set wg0 listen-port 7").returncode == 0)
+            return process
+        def engines():
+            events = [json.loads(line) for line in Path("/run/trace").read_text().splitlines()]
+            return [(event["name"], event["offloads"]) for event in events if event["event"] == "engine"]
+"""
+
+
+def test_batch_engine_takes_over_when_there_are_many_packets() -> None:
+    code = """
+        import json
+        refwg = start()
+        ip("address add 10.0.0.1/24 dev wg0"); ip("link set wg0 up"); wait_for(lambda: 7 in ports())
+        print(engines())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            refwg.send_signal(signal.SIGSTOP)
+            for _ in range(100): sender.sendto(b"packet", ("10.0.0.2", 7))
+            refwg.send_signal(signal.SIGCONT)
+        wait_for(engines); print(engines()[0][0], "csum" in engines()[0][1]); end()
+    """
+    assert run_in_sandbox(SETUP, ENGINE + code) == "[]\nbatch True\n" + CLEAN_EXIT
+
+
+def test_chosen_engine_begins_without_forbidden_offloads() -> None:
+    code = """
+        import json
+        refwg = start("--engine", "batch", "--no-offload", "all"); wait_for(engines); print(engines())
+        refwg.terminate(); refwg.wait(5); Path("/run/trace").unlink()
+        refwg = start("--engine", "simple"); print(engines()); end()
+    """
+    assert run_in_sandbox(SETUP, ENGINE + code) == "[('batch', [])]\n[]\n" + CLEAN_EXIT
+
+
+def test_simple_engine_stays_if_numpy_cannot_be_loaded() -> None:
+    code = """
+        import json
+        Path("/run/numpy.py").write_text("raise ImportError('no numpy here')")
+        refwg = start("--engine", "batch", PYTHONPATH="/run" + os.pathsep + os.environ.get("PYTHONPATH", ""))
+        wait_for(lambda: "no numpy here" in Path("/run/errors").read_text()); print(engines())
+        print(wg("show wg0 listen-port").stdout.strip()); refwg.terminate(); print(refwg.wait(5))
+    """
+    assert run_in_sandbox(SETUP, ENGINE + code) == "[]\n7\n0\n"

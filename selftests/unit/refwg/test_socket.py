@@ -74,6 +74,32 @@ def test_received_datagram_has_sender_local_address_and_ecn(sockets: UdpSockets,
     assert sender.source == LocalAddress(sender.address, 1 if version == 4 else 0)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_batch_is_sent_and_received_by_one_call_each(sockets: UdpSockets, version: int, is_early: bool) -> None:
+    if is_early:
+        assert sockets.join_received()
+    port = sockets.open(0)
+    if not is_early:
+        assert sockets.join_received()
+    sock = listener(version, sockets)
+    buffer = memoryview(bytearray(65536))
+    for datagrams, segment in ((b"abcabcab", 3), (b"alone", 0)):
+        assert sockets.send(Transmit(datagrams, endpoint(version, port), 2, None), segment) == ""
+        batch = sockets.receive_into(sock, buffer)
+        assert batch is not None
+        assert (bytes(buffer[: batch.length]), batch.segment, batch.ecn) == (datagrams, segment or 5, 2)
+        assert batch.endpoint.source == LocalAddress(batch.endpoint.address, 1 if version == 4 else 0)
+    sock.setblocking(False)
+    assert sockets.receive_into(sock, buffer) is None
+
+
+def test_kernel_without_udp_gro_is_noticed(sockets: UdpSockets, monkeypatch: pytest.MonkeyPatch) -> None:
+    sockets.open(0)
+    monkeypatch.setattr("refwg.socket._UDP_GRO", 9999)
+    assert not sockets.join_received()
+
+
 @pytest.mark.requirement("RT-12")
 @pytest.mark.parametrize(("version", "gone"), [(4, "203.0.113.9"), (6, "2001:db8::9")])
 def test_endpoint_source_is_cleared_when_address_is_gone(sockets: UdpSockets, version: int, gone: str) -> None:

@@ -40,6 +40,27 @@ def test_interface_passes_raw_ip_packets_and_reports_changes() -> None:
     assert run_in_sandbox(SETUP, code) == expected
 
 
+def test_interface_with_virtio_headers_takes_offloads() -> None:
+    code = """
+        tun.close(); tun = Tun.create("wg0", has_headers=True); print(tun.has_headers)
+        ip("address add 10.0.0.1/24 dev wg0"); ip("link set wg0 up"); tun.refresh()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"hello", ("10.0.0.2", 7)); print(tun.read()[-5:])
+            print(tun.set_offloads(1), tun.set_offloads(1 << 30))
+            sender.sendto(b"hello", ("10.0.0.2", 7)); buffer = memoryview(bytearray(100)); size = tun.read_into(buffer)
+            print(size, buffer[0], bytes(buffer[size - 5:size]), tun.read_into(buffer))
+        print(tun.write(b"rubbish"), tun.write(bytes(buffer[10:size])))
+        tun.limit_superframes(50000)
+        print("gso_max_size 50000" in subprocess.check_output(["ip", "-d", "link", "show", "wg0"], text=True))
+        ip("link set wg0 down"); print(tun.read_into(buffer))
+        ip("link delete wg0")
+        try: tun.read_into(buffer)
+        except InterfaceGoneError: print("gone")
+    """
+    expected = "True\nb'hello'\nTrue False\n43 1 b'hello' 0\nFalse True\nTrue\n0\ngone\n"
+    assert run_in_sandbox(SETUP, code) == expected
+
+
 SETTINGS = """
         def settings(name, *command):
             for file in (f"ipv6/conf/{name}/addr_gen_mode", f"ipv4/conf/{name}/send_redirects"):
