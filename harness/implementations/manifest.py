@@ -86,7 +86,9 @@ class Manifest:
     variant: tuple[str, ...] = ()
     """Words added to the command for `NAME+VARIANT`; `{variant}` is filled in. Empty: it has no variants."""
     variant_env: dict[str, str] = field(default_factory=dict)
-    """Variables added to the environment for a variant."""
+    """Variables added to the environment for such a variant."""
+    named_variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Words added to the command for the variants of these names, in place of `variant` and `variant_env`."""
     key_log: tuple[str, ...] = ()
     """Words added to the command so that it logs its keys; `{file}` is filled in. Empty: it cannot."""
     source: Path | None = None
@@ -150,15 +152,22 @@ class Manifest:
             )
         return given
 
+    def has_variant(self, variant: str) -> bool:
+        """Whether `varied` knows this name; a manifest with `variant` takes every name."""
+        return bool(self.variant) or variant in self.named_variants
+
     def varied(self, variant: str) -> Manifest:
-        """Return the variant of this name, such as `refwg+no-clamp`."""
-        words = [word.replace("{variant}", variant) for word in self.variant]
+        """Return the variant of this name, such as `refwg+simple` or `refwg+no-clamp`."""
+        if variant in self.named_variants:
+            words, env = self.named_variants[variant], {}
+        else:
+            words, env = tuple(word.replace("{variant}", variant) for word in self.variant), self.variant_env
         return replace(
             self,
             name=f"{self.name}+{variant}",
             base=self.name,
             command=(*self.command, *words),
-            env={**self.env, **self.variant_env},
+            env={**self.env, **env},
         )
 
     def why_unavailable(self) -> str | None:
@@ -226,6 +235,7 @@ def load_manifest(path: Path) -> Manifest:
         mtu=_take_mtu(program),
         variant=_take_variant(variant),
         variant_env=variant.strings("env", {}),
+        named_variants=_take_named_variants(variant),
         key_log=_take_key_log(program),
         control_socket=_take_control_socket(program),
         complaints=_take_complaints(watch),
@@ -289,6 +299,18 @@ def _take_variant(variant: Table) -> tuple[str, ...]:
     named = [word.replace("{variant}", "") for word in words]
     _check_fillable(variant, "args", named, "{variant}, {program}, {interface} and {python}")
     return words
+
+
+def _take_named_variants(variant: Table) -> dict[str, tuple[str, ...]]:
+    """Return the words of each variant in the table [variant.named]."""
+    named = variant.table("named")
+    variants = {}
+    for name in named.rest():
+        if not installer.NAME.fullmatch(name):
+            raise named.wrong(f"{named.title}{name}: a name is lower-case letters, digits and . _ + -")
+        variants[name] = named.words(name)
+        _check_fillable(named, name, variants[name], "{program}, {interface} and {python}")
+    return variants
 
 
 def _check_fillable(table: Table, key: str, words: Iterable[str], names: str) -> None:

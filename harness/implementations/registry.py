@@ -88,7 +88,8 @@ class Registry:
             likes |= dict.fromkeys(names, like)
         for name, like in likes.items():
             given = like.given_as(name, self._bare[name])
-            self.known[name] = replace(given, like=like, install=None, source=None, base="", variant=(), title="")
+            own = replace(given, like=like, install=None, source=None, base="", title="")
+            self.known[name] = replace(own, variant=(), named_variants={})
 
     def _find_like(self, text: str, name: str) -> Manifest:
         self._derive(name)
@@ -122,10 +123,10 @@ class Registry:
         return self.known[name]
 
     def _derive(self, name: str) -> None:
-        """Add the variant that a name such as `refwg+no-clamp` names."""
+        """Add the variant that a name such as `refwg+simple` or `refwg+no-clamp` names."""
         base, plus, variant = name.partition("+")
         named = plus and name not in self.known and NAME.fullmatch(name)
-        if named and base in self.known and self.known[base].variant:
+        if named and base in self.known and self.known[base].has_variant(variant):
             self.known[name] = self.known[base].varied(variant)
 
     def get(self, name: str) -> Manifest:

@@ -78,6 +78,9 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "[program]\nenv = { LEVEL = 1 }", "program.env.LEVEL must be a string, not 1"),
         (GOOD + "[variant]\nenv = { LEVEL = 1 }", "variant.env.LEVEL must be a string, not 1"),
         (GOOD + '[variant]\nargs = ["--{mutant}"]', f"variant.args: only {{variant}}, {FILLED[5:]} 'mutant'"),
+        (GOOD + '[variant.named]\nFast = ["-f"]', "variant.named.Fast: a name is lower-case letters, digits"),
+        (GOOD + '[variant.named]\nfast = "-f"', "variant.named.fast must be a list"),
+        (GOOD + '[variant.named]\nfast = ["{variant}"]', f"variant.named.fast: {FILLED} 'variant'"),
         (GOOD + '[variant]\nargs = ["{"]', "variant.args: only {variant}, {program}, {interface} and {python} are "),
         (GOOD + '[program]\npath = "~no-such-user/x"', "program.path: ~no-such-user/x: "),
         (GOOD + '[program]\ncontrol_socket = "/tmp/{interface}.sock"', f"{SOCKET} '/tmp/{{interface}}.sock': a path "),
@@ -373,6 +376,23 @@ def test_refwg_receives_key_log_path_only_when_given() -> None:
 
 def test_replacement_program_receives_no_key_log_option(program: Path) -> None:
     assert Registry().choose(f"refwg={program}").argv("wg0", Path("/run/keys")) == [str(program), "-f", "wg0"]
+
+
+@pytest.mark.parametrize("engine", ["simple", "batch"])
+def test_engine_of_refwg_is_named_variant(engine: str) -> None:
+    variant = Registry().get(f"refwg+{engine}")
+    assert variant.argv("wg0")[-2:] == ["--engine", engine]
+    assert variant.base == "refwg"
+    assert "REFWG_MUTANTS" not in variant.env
+
+
+def test_other_name_is_unknown_if_variants_are_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(GOOD + '[variant.named]\nfast = ["--fast"]')
+    registry = Registry()
+    registry.add(tmp_path / "mine.toml")
+    assert registry.get("mine+fast").command[-1] == "--fast"
+    with pytest.raises(UsageError, match="unknown implementation 'mine"):
+        registry.get("mine+slow")
 
 
 def test_variants_are_not_in_fresh_registry() -> None:
