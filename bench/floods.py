@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.processes import quiet
 from harness import (
     LOOPBACK,
     V4_OF_A,
@@ -110,7 +111,7 @@ class CookieResult:
 def quiet_refwg() -> Manifest:
     """Return refwg as users run it: in the lab it logs each event, and a flood would measure the log."""
     refwg = Registry().get("refwg")
-    return dataclasses.replace(refwg, env={**refwg.env, "LOG_LEVEL": "error"})
+    return dataclasses.replace(refwg, env=quiet(refwg).env)
 
 
 def answered_with_cookie(lab: Lab, kind: str, rate: int) -> CookieResult:
@@ -188,9 +189,9 @@ def attack(node: NetNS, log: Path, key: Key, kind: str, *, count: int, rate: int
 class Flood:
     """A tunnel between two refwg. A receives the flood, and B connects to A during it."""
 
-    def __init__(self, lab: Lab) -> None:
-        """Make the tunnel in topology `loopback`; no handshake has taken place yet."""
-        refwg = quiet_refwg()
+    def __init__(self, lab: Lab, refwg: Manifest | None = None) -> None:
+        """Make the tunnel in topology `loopback`; no handshake has taken place yet. refwg: a variant of it, if any."""
+        refwg = refwg or quiet_refwg()
         self.tunnel = Tunnel(lab, LOOPBACK, refwg, refwg)
         self._lab = lab
 
@@ -273,17 +274,17 @@ def pid(side: Interface) -> int:
     return int(side.process.pid)  # type: ignore[attr-defined]
 
 
-def measured(rounds: int) -> dict[str, list[float]]:
-    """Measure every kind of flood in that many rounds; return the CPU seconds, keyed by the figure's name."""
-    return {f"flood_{kind}_refwg": [seconds_per_100_000(kind) for _ in range(rounds)] for kind in FULL_SIZE}
+def measured(refwg: Manifest) -> dict[str, float]:
+    """Measure every kind of flood; return the CPU seconds, keyed by the figure's name. refwg: or a variant of it."""
+    return {f"flood_{kind}": seconds_per_100_000(kind, quiet(refwg)) for kind in FULL_SIZE}
 
 
-def seconds_per_100_000(kind: str) -> float:
+def seconds_per_100_000(kind: str, refwg: Manifest) -> float:
     """Return the CPU seconds that refwg needs for 100 000 datagrams of this kind, of those that it reads."""
     with tempfile.TemporaryDirectory() as directory:
         lab = Lab(Path(directory))
         try:
-            result = Flood(lab).run(kind, 50_000, 0)
+            result = Flood(lab, refwg).run(kind, 50_000, 0)
             return result.cpu / max(1, result.read) * 100_000
         finally:
             lab.close()

@@ -1,11 +1,23 @@
-"""Measure the time from booting a guest with Debian's kernel to a command's exit status."""
+"""Measure in a guest: the kernel's driver beside refwg, and how long a boot takes."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from harness import HarnessError
-from harness.vm import boot, kernels
+from harness import HarnessError, Unavailable
+from harness.plugin.guests import FIRST_PID_NAMESPACE
+from harness.vm import boot, image, kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+RESULTS: Final = "guest.json"
+BOOT: Final = 120.0  # seconds for a boot under emulation, on a busy machine
+SECONDS_EACH: Final = 120.0  # seconds for a measurement of one implementation in one round
 
 
 def first_verdict() -> float:
@@ -18,3 +30,41 @@ def first_verdict() -> float:
     if result.exit_status() != 0:
         raise HarnessError(boot.explain(result))
     return time.perf_counter() - started
+
+
+def measured_inside(
+    arguments: Sequence[str], *, kernel: str, steps: int, on_line: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run bench/run in a guest, and return the content of its JSON file.
+
+    arguments: of bench/run, without --json. kernel: as for --kernel of pytest. steps: measurements of one
+    implementation, all rounds together. on_line: gets each line of output. Raises HarnessError if the guest fails, or
+    if it measured nothing.
+    """
+    iperf3 = shutil.which("iperf3")
+    if iperf3 is None:
+        raise Unavailable("--guest needs iperf3: apt-get install iperf3")
+
+    def show(data: bytes) -> None:
+        for line in data.decode(errors="replace").splitlines():
+            on_line(line)
+
+    result = boot.boot(
+        kernel,
+        ["python", "-m", "bench.runner", *arguments, "--json", f"{boot.RESULTS_IN_GUEST}/{RESULTS}"],
+        deadline=BOOT + steps * SECONDS_EACH,
+        files=[(Path(iperf3), "/usr/bin/iperf3")],
+        environment={
+            "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # refwg is started in another directory.
+            "PYTHONPATH": str(image.PROJECT),
+        },
+        show=show,
+    )
+    file = result.results / RESULTS
+    if not file.exists():
+        raise HarnessError(boot.explain(result))
+    content: dict[str, Any] = json.loads(file.read_text())
+    content["accelerator"] = result.accelerator
+    return content

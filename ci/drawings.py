@@ -33,6 +33,7 @@ LAYER, EVENT, OUTCOME, ACTION = 110, 41, 23, 32
 # Files without a docstring: path or pattern below the root, and what the file does.
 OTHER_FILES: Final = {
     "bench/README.md": "Explain every figure that the benchmarks print.",
+    "bench/page.html.j2": "Draw the page of bench/run.",
     "bench/run": "Start bench/runner.py.",
     "bench/suite": "Start bench/suite.py.",
     "ci/bootstrap.sh": "Find or install a Python for the four commands of this folder, which source it.",
