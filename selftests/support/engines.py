@@ -146,7 +146,10 @@ class Driven:
         self.offloads = Offloads(OFFLOADS, lambda *note: self.notes.append(note))
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
         arguments = (self.device, sockets, tun, self.clock, self.refused.append)
-        self.engine = BatchEngine(*arguments, offloads=self.offloads) if is_batch else SimpleEngine(*arguments)
+        # However few messages there are, a batch engine of a test processes them together.
+        self.engine = (
+            BatchEngine(*arguments, offloads=self.offloads, worthwhile=2) if is_batch else SimpleEngine(*arguments)
+        )
 
     def clock(self) -> int:
         return self.pair.now

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from refwg.boundary import Endpoint
+from refwg.engine.batch import BatchEngine
 from refwg.engine.offloads import OFFLOADS, enable, offload_of
 from refwg.errors import DropReason
 from refwg.messages import KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
@@ -344,6 +345,15 @@ def test_first_batch_on_next_session_confirms_it() -> None:
 def test_batches_of_keepalives_and_of_too_many_are_taken_apart() -> None:
     both(lambda side: side.receive(sealed(side, [b""] * 5)))
     both(lambda side: side.receive(sealed(side, [IN.packet(b"0123456789")] * 70)))
+
+
+def test_few_messages_are_taken_one_by_one() -> None:
+    side = Driven(is_batch=True)
+    side.engine = BatchEngine(side.device, side.udp, side.tun, side.clock, offloads=side.offloads)  # type: ignore[arg-type]
+    for count, frames in ((3, 3), (4, 1)):
+        side.tun.written.clear()
+        side.receive(side.messages(IN.segments(PAYLOAD[: 1300 * count], 1300)))
+        assert len(side.tun.written) == frames
 
 
 def test_more_messages_than_rows_are_taken_one_by_one() -> None:
