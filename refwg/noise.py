@@ -10,13 +10,12 @@ Python cannot wipe the memory of bytes. Keys are erased by dropping the last ref
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Self
 
 from refwg.counter import ReplayWindow
-from refwg.crypto import Aead, blake2s_hash, clamp, dh, kdf, public_key_of
+from refwg.crypto import Aead, PrivateKey, blake2s_hash, kdf
 from refwg.errors import DropReason, LowOrderPoint, NotAuthentic, Refused
 from refwg.messages import (
     INITIATION_SPACING,
@@ -53,12 +52,13 @@ class StaticIdentity:
 
     private: bytes
     public: bytes
+    key: PrivateKey = field(compare=False, repr=False)
 
     @classmethod
     def from_private(cls, private: bytes) -> Self:
         """Clamp a private key of 32 bytes and compute its public key."""
-        clamped = clamp(private)
-        return cls(clamped, public_key_of(clamped))
+        key = PrivateKey(private)
+        return cls(key.raw, key.public, key)
 
 
 @dataclass(slots=True)
@@ -72,6 +72,10 @@ class Transcript:
     def start(cls, responder_static: bytes) -> Self:
         """Return the state before the first message; both sides mix in the responder's public key (5.4.2)."""
         return cls(INITIAL_CHAINING_KEY, blake2s_hash(INITIAL_HASH, responder_static))
+
+    def copy(self) -> Transcript:
+        """Return a copy, so that a message that is refused changes nothing."""
+        return Transcript(self.chaining_key, self.hash)
 
     def mix_hash(self, data: bytes) -> None:
         """Hash `data` into the transcript, so that later tags cover it."""
@@ -87,9 +91,9 @@ class Transcript:
         self.chaining_key, key = kdf(2, self.chaining_key, secret)
         return key
 
-    def mix_dh(self, private: bytes, public: bytes) -> bytes:
+    def mix_dh(self, private: PrivateKey, public: bytes) -> bytes:
         """Tokens ee, es, se and ss: mix in a Diffie-Hellman result; raises LowOrderPoint if it is zero."""
-        return self.mix_key(dh(private, public))
+        return self.mix_key(private.dh(public))
 
     def mix_psk(self, preshared_key: bytes) -> bytes:
         """Token psk: mix in the preshared key, 32 zero bytes if there is none (5.2)."""
@@ -144,7 +148,7 @@ def open_initiation(identity: StaticIdentity | None, message: Initiation) -> Ope
         # e
         transcript.mix_ephemeral(message.ephemeral)
         # es
-        key = transcript.mix_dh(identity.private, message.ephemeral)
+        key = transcript.mix_dh(identity.key, message.ephemeral)
         # s
         remote_static = transcript.open(key, message.encrypted_static)
     except (LowOrderPoint, NotAuthentic) as error:
@@ -161,7 +165,7 @@ def static_static(identity: StaticIdentity | None, remote_static: bytes) -> byte
         return None
     # wg_noise_precompute_static_static: a zero result stands for "none", and every handshake with it fails
     try:
-        return dh(identity.private, remote_static)
+        return identity.key.dh(remote_static)
     except LowOrderPoint:
         return None
 
@@ -204,7 +208,7 @@ class Handshake:
     state: HandshakeState = HandshakeState.ZEROED
     local_index: int | None = None
     remote_index: int = 0
-    ephemeral_private: bytes = b""
+    ephemeral_key: PrivateKey | None = None
     remote_ephemeral: bytes = b""
     transcript: Transcript = field(default_factory=lambda: Transcript(b"", b""))
     latest_timestamp: bytes = bytes(TIMESTAMP_LENGTH)
@@ -215,7 +219,7 @@ class Handshake:
         self.state = HandshakeState.ZEROED
         self.local_index = None
         self.remote_index = 0
-        self.ephemeral_private = self.remote_ephemeral = b""
+        self.ephemeral_key, self.remote_ephemeral = None, b""
         self.transcript = Transcript(b"", b"")
 
     def create_initiation(
@@ -234,11 +238,10 @@ class Handshake:
         # 5.4.2: first message, tokens e, es, s, ss
         transcript = Transcript.start(self.remote_static)
         # e
-        ephemeral_private = clamp(ephemeral)
-        ephemeral_public = public_key_of(ephemeral_private)
-        transcript.mix_ephemeral(ephemeral_public)
+        ephemeral_key = PrivateKey(ephemeral)
+        transcript.mix_ephemeral(ephemeral_key.public)
         # es
-        key = transcript.mix_dh(ephemeral_private, self.remote_static)
+        key = transcript.mix_dh(ephemeral_key, self.remote_static)
         # s
         encrypted_static = transcript.seal(key, identity.public)
         # ss
@@ -248,10 +251,10 @@ class Handshake:
 
         self.state = HandshakeState.CREATED_INITIATION
         self.local_index = sender_index
-        self.ephemeral_private, self.transcript = ephemeral_private, transcript
+        self.ephemeral_key, self.transcript = ephemeral_key, transcript
         return Initiation(
             sender_index=sender_index,
-            ephemeral=ephemeral_public,
+            ephemeral=ephemeral_key.public,
             encrypted_static=encrypted_static,
             encrypted_timestamp=encrypted_timestamp,
         )
@@ -292,16 +295,15 @@ class Handshake:
         ephemeral: 32 random bytes. Raises Refused if a key of the peer is a point of low order.
         """
         # 5.4.3: second message, tokens e, ee, se, psk
-        transcript = copy(self.transcript)
+        transcript = self.transcript.copy()
         # e
-        ephemeral_private = clamp(ephemeral)
-        ephemeral_public = public_key_of(ephemeral_private)
-        transcript.mix_ephemeral(ephemeral_public)
+        ephemeral_key = PrivateKey(ephemeral)
+        transcript.mix_ephemeral(ephemeral_key.public)
         try:
             # ee
-            transcript.mix_dh(ephemeral_private, self.remote_ephemeral)
+            transcript.mix_dh(ephemeral_key, self.remote_ephemeral)
             # se
-            transcript.mix_dh(ephemeral_private, self.remote_static)
+            transcript.mix_dh(ephemeral_key, self.remote_static)
         except LowOrderPoint as error:
             raise _refusal(error) from error
         # psk
@@ -311,11 +313,11 @@ class Handshake:
 
         self.state = HandshakeState.CREATED_RESPONSE
         self.local_index = sender_index
-        self.ephemeral_private, self.transcript = ephemeral_private, transcript
+        self.ephemeral_key, self.transcript = ephemeral_key, transcript
         return Response(
             sender_index=sender_index,
             receiver_index=self.remote_index,
-            ephemeral=ephemeral_public,
+            ephemeral=ephemeral_key.public,
             encrypted_nothing=encrypted_nothing,
         )
 
@@ -327,17 +329,17 @@ class Handshake:
         # wg_noise_handshake_consume_response: needs a private key, and an initiation of ours that is not yet answered
         if identity is None:
             raise Refused(DropReason.NO_IDENTITY)
-        if self.state is not HandshakeState.CREATED_INITIATION:
+        if self.state is not HandshakeState.CREATED_INITIATION or self.ephemeral_key is None:
             raise Refused(DropReason.UNEXPECTED_RESPONSE)
         # 5.4.3: second message, tokens e, ee, se, psk
-        transcript = copy(self.transcript)
+        transcript = self.transcript.copy()
         try:
             # e
             transcript.mix_ephemeral(message.ephemeral)
             # ee
-            transcript.mix_dh(self.ephemeral_private, message.ephemeral)
+            transcript.mix_dh(self.ephemeral_key, message.ephemeral)
             # se
-            transcript.mix_dh(identity.private, message.ephemeral)
+            transcript.mix_dh(identity.key, message.ephemeral)
             # psk
             key = transcript.mix_psk(self.preshared_key)
             # the payload is empty, but its tag must verify

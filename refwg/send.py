@@ -244,9 +244,9 @@ def _create(peer: Peer, now: int, create: Callable[[int], MessageT]) -> MessageT
 
 def _share_keys(peer: Peer) -> None:
     shared, handshake = peer.shared, peer.handshake
-    if shared.watcher is not None and shared.identity is not None:
+    if shared.watcher is not None and shared.identity is not None and handshake.ephemeral_key is not None:
         shared.watcher.keys(
-            shared.identity.private, peer.public_key, handshake.ephemeral_private, handshake.preshared_key
+            shared.identity.private, peer.public_key, handshake.ephemeral_key.raw, handshake.preshared_key
         )
 
 

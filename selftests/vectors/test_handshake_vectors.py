@@ -74,7 +74,7 @@ def test_chaining_key_after_es_matches_vector() -> None:
     _, message = initiated()
     transcript = Transcript.start(RESPONDER.public)
     transcript.mix_ephemeral(message.ephemeral)
-    transcript.mix_dh(RESPONDER.private, message.ephemeral)
+    transcript.mix_dh(RESPONDER.key, message.ephemeral)
     assert transcript.chaining_key == VECTOR["chaining_key_after_es"]
 
 

@@ -82,11 +82,11 @@ def test_stopped_peer_has_no_index_timer_or_staged_packet() -> None:
     pair.send(pair.a)
     assert len(peer.shared.indices) == 2
     assert peer.keypairs.current is not None
-    assert peer.handshake.ephemeral_private
+    assert peer.handshake.transcript.chaining_key
     peer.stop(pair.now)
     assert len(peer.shared.indices) == len(peer.staged) == 0
     assert peer.keypairs == Keypairs()
-    assert peer.handshake.ephemeral_private == peer.handshake.transcript.chaining_key == b""
+    assert (peer.handshake.ephemeral_key, peer.handshake.transcript.chaining_key) == (None, b"")
     assert peer.timers.next_deadline() is None
     assert peer.statistics.drops[DropReason.QUEUE_PURGED] == 2
 
