@@ -182,7 +182,9 @@ class Loop:
         # Before any event: handlers must not use keys from before the sleep, nor begin a handshake that is then erased.
         self._notice_sleep()
         # Changes of routes and links come first, because they decide how the next datagrams are sent.
-        for key, events in sorted(ready, key=_by_urgency):
+        if len(ready) > 1:
+            ready.sort(key=_by_urgency)
+        for key, events in ready:
             handler: Handler = key.data
             self._survive(handler, events)
             self._survive(self._watch_udp)
@@ -217,8 +219,15 @@ class Loop:
     def _survive(self, step: Callable[..., None], *arguments: int) -> None:
         """Call one step of a turn; a shortage that stops it is logged and costs only the packets of this step."""
         try:
+            step(*arguments)
+        except (MemoryError, OSError, Shortage) as error:
+            self._log_shortage(error)
+
+    def _log_shortage(self, error: MemoryError | OSError | Shortage) -> None:
+        """Log a shortage and pause; an error that is not a shortage is raised again."""
+        try:
             with as_shortage("an event could not be handled"):
-                step(*arguments)
+                raise error
         except Shortage as shortage:
             self._complaints.shortage("turn", str(shortage))
             time.sleep(_PAUSE)
@@ -228,16 +237,19 @@ class Loop:
         self._later.setdefault(step, boot_clock() + _TRY_AGAIN_AFTER)
 
     def _try_again(self) -> None:
+        if not self._later:
+            return
         now = boot_clock()
         for step in [step for step, due in self._later.items() if due <= now]:
             del self._later[step]
             self._survive(step)
 
     def _timeout(self) -> float | None:
-        deadlines = [
-            deadline for deadline in (self._engine.next_deadline(), *self._later.values()) if deadline is not None
-        ]
-        return max(0, min(deadlines) - boot_clock()) / SECOND if deadlines else None
+        deadline = self._engine.next_deadline()
+        if self._later:
+            again = min(self._later.values())
+            deadline = again if deadline is None else min(deadline, again)
+        return None if deadline is None else max(0, deadline - boot_clock()) / SECOND
 
     def _stop(self) -> None:
         self._is_running = False
