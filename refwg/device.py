@@ -151,7 +151,9 @@ class Device:
         pushed_out = peer.staged.stage([StagedPacket(packet, mtu)])
         if pushed_out:
             self._shared.drop(now, DropReason.QUEUE_OVERFLOW, peer, pushed_out)
-        return self._done_with(peer, send.staged_packets(peer, now))
+        effects: list[Effect] = [*send.staged_packets(peer, now)]
+        self._schedule(peer)
+        return effects
 
     def receive_datagram(self, datagram: bytes, endpoint: Endpoint, ecn: int, now: int) -> list[Effect]:
         """Process a data message, or queue a handshake message.
@@ -298,7 +300,7 @@ class Device:
         # wg_packet_create_data_done: only after data that was sent, not after a keepalive
         if transmit.carries_data:
             peer.timers.data_sent(now, self._shared.jitter)
-            self._timer_heap.schedule(peer, peer.timers.next_deadline())
+            self._schedule(peer)
 
     def drop(self, reason: DropReason, peer: Peer, now: int) -> None:
         """Count a packet that the caller could not deliver."""
@@ -346,7 +348,8 @@ class Device:
             self._shared.drop(now, outcome.dropped, outcome.peer)
         if outcome.packet is not None:
             effects.append(Deliver(outcome.packet, outcome.peer))
-        return self._done_with(outcome.peer, effects)
+        self._schedule(outcome.peer)
+        return effects
 
     def _refuse(
         self, now: int, reason: DropReason, packet: bytes | None = None, peer: Peer | None = None
@@ -363,8 +366,10 @@ class Device:
 
         It may be early: `expire_timers` then returns nothing and sets a later deadline.
         """
-        deadlines = (self._timer_heap.next_deadline(), self._shared.ratelimiter.next_sweep())
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        deadline, sweep = self._timer_heap.next_deadline(), self._shared.ratelimiter.next_sweep()
+        if deadline is None or sweep is None:
+            return sweep if deadline is None else deadline
+        return min(deadline, sweep)
 
     def expire_timers(self, now: int) -> list[Effect]:
         """Carry out the actions of expired timers, and remove stale entries of the rate limiter."""
@@ -372,7 +377,8 @@ class Device:
         while (peer := self._timer_heap.pop_due(now)) is not None:
             while (action := peer.timers.expire(now)) is not None:
                 effects += self._act(peer, action, now)
-            self._done_with(peer, [])
+            # Whether or not a timer was set: the heap has no entry of this peer now, and others may still run.
+            self._timer_heap.schedule(peer, peer.timers.next_deadline())
         self._shared.ratelimiter.sweep(now)
         return effects
 
@@ -391,10 +397,11 @@ class Device:
         peer.clear_endpoint_source()
         return send.handshake_initiation(peer, now, is_retry=action is Action.RETRY_HANDSHAKE)
 
-    def _done_with(self, peer: Peer, effects: list[Effect] | list[Transmit[Peer]]) -> list[Effect]:
-        """Schedule the peer's next deadline; called at the end of every input that changes a peer's timers."""
-        self._timer_heap.schedule(peer, peer.timers.next_deadline())
-        return [*effects]
+    def _schedule(self, peer: Peer) -> None:
+        """Put the peer's next deadline into the heap; called at the end of every input that sets a peer's timers."""
+        if not peer.timers.is_scheduled:
+            peer.timers.is_scheduled = True
+            self._timer_heap.schedule(peer, peer.timers.next_deadline())
 
     # Link state.
 
@@ -543,8 +550,9 @@ class Device:
         return self._wake(peer, now, wants_keepalive=wants_keepalive) if self.is_up else []
 
     def _wake(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
-        effects = send.keepalive(peer, now) if wants_keepalive else send.staged_packets(peer, now)
-        return self._done_with(peer, effects)
+        effects: list[Effect] = [*(send.keepalive if wants_keepalive else send.staged_packets)(peer, now)]
+        self._schedule(peer)
+        return effects
 
     def _stop(self, peer: Peer, now: int) -> None:
         peer.stop(now)

@@ -113,22 +113,13 @@ def _with_ecn(packet: bytes, mark: int) -> bytes:
     return bytes(marked)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UdpAddresses:
-    """Ports and destination of an inner UDP packet, used to detect a routing loop."""
-
-    source_port: int
-    destination: bytes
-    destination_port: int
-
-
-def udp_addresses(packet: bytes) -> UdpAddresses | None:
-    """Return ports and destination of a UDP packet or its first fragment, None for any other packet."""
+def udp_ports(packet: bytes) -> tuple[int, int] | None:
+    """Return source and destination port of a UDP packet or its first fragment, None for any other packet."""
     protocol, payload = upper_layer(packet)
     if protocol != _IPPROTO_UDP or len(payload) < _PORTS.size:
         return None
-    source_port, destination_port = _PORTS.unpack_from(payload)
-    return UdpAddresses(source_port=source_port, destination=destination(packet), destination_port=destination_port)
+    source, destination = _PORTS.unpack_from(payload)
+    return source, destination
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Self
 
 from refwg.errors import MalformedMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MILLISECOND: Final = 1_000_000
 SECOND: Final = 1_000 * MILLISECOND
@@ -134,12 +137,12 @@ class CookieReply(_FixedLength):
     encrypted_cookie: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
-    """Transport data: a header of 16 bytes, then the encrypted packet with its 16-byte tag (5.4.6)."""
+# Of data: the type word, the receiver index and the counter. The rest of the message is the ciphertext.
+DATA_HEADER: Final = Struct("<L L Q")
 
-    TYPE: ClassVar = MessageType.DATA
-    HEADER: ClassVar = Struct("<L L Q")
+
+class Data(NamedTuple):
+    """Transport data: a header of 16 bytes, then the encrypted packet with its 16-byte tag (5.4.6)."""
 
     receiver_index: int
     counter: int
@@ -147,29 +150,34 @@ class Data:
 
     def to_bytes(self) -> bytes:
         """Return the message as it is sent: header, then ciphertext and tag."""
-        return self.HEADER.pack(self.TYPE, self.receiver_index, self.counter) + self.ciphertext
+        return DATA_HEADER.pack(MessageType.DATA, self.receiver_index, self.counter) + self.ciphertext
 
     @classmethod
     def parse(cls, datagram: bytes) -> Self:
         """Read a whole datagram; raises MalformedMessage if its type is wrong or it is shorter than 32 bytes."""
         if len(datagram) < MINIMUM_DATA_LENGTH:
             raise MalformedMessage(f"data message of {len(datagram)} bytes: expected at least {MINIMUM_DATA_LENGTH}")
-        kind, receiver, counter = cls.HEADER.unpack_from(datagram)
-        if kind != cls.TYPE:
+        kind, receiver, counter = DATA_HEADER.unpack_from(datagram)
+        if kind != MessageType.DATA:
             raise MalformedMessage(f"type and reserved bytes 0x{kind:08x}: expected a data message")
-        return cls(receiver_index=receiver, counter=counter, ciphertext=datagram[cls.HEADER.size :])
+        return cls(receiver, counter, datagram[DATA_HEADER_LENGTH:])
 
 
 _TYPE_WORD: Final = Struct("<L")
 INITIATION_LENGTH: Final = Initiation.LAYOUT.size
 RESPONSE_LENGTH: Final = Response.LAYOUT.size
 COOKIE_REPLY_LENGTH: Final = CookieReply.LAYOUT.size
-DATA_HEADER_LENGTH: Final = Data.HEADER.size
+DATA_HEADER_LENGTH: Final = DATA_HEADER.size
 # message_data_len(0) of the driver: the length of a keepalive, and what a data message adds to its packet.
 MINIMUM_DATA_LENGTH: Final = DATA_HEADER_LENGTH + TAG_LENGTH
 
 Message = Initiation | Response | CookieReply | Data
-_PARSERS: Final = {kind.TYPE.value: kind.parse for kind in (Initiation, Response, CookieReply, Data)}
+_PARSERS: Final[dict[int, Callable[[bytes], Message]]] = {
+    MessageType.INITIATION.value: Initiation.parse,
+    MessageType.RESPONSE.value: Response.parse,
+    MessageType.COOKIE_REPLY.value: CookieReply.parse,
+    MessageType.DATA.value: Data.parse,
+}
 
 
 def parse(datagram: bytes) -> Message:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg.allowedips import AllowedIPs
 from refwg.cookie import CookieJar
@@ -75,8 +75,7 @@ class Statistics:
         return sum(self.drops[reason] for reason in reasons)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class IndexEntry:
+class IndexEntry(NamedTuple):
     """What an index names: a session of a peer, or the peer's handshake if `keypair` is None."""
 
     peer: Peer
@@ -117,8 +116,7 @@ class Shared:
         self.note(now, "drop", peer, reason=reason.name, count=count)
 
 
-@dataclass(frozen=True, slots=True)
-class StagedPacket:
+class StagedPacket(NamedTuple):
     """A packet from the interface, empty for a keepalive; mtu: the limit on its padded length in bytes, 0: none."""
 
     packet: bytes

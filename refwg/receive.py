@@ -6,9 +6,8 @@ which names the message that the device must send next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg import ip
 from refwg.cookie import MacState
@@ -44,8 +43,7 @@ class FollowUp(Enum):
     INITIATION = "the session is nearly too old: send an initiation"
 
 
-@dataclass(frozen=True, slots=True)
-class Consumed:
+class Consumed(NamedTuple):
     """The message was authenticated and has changed the state of `peer`.
 
     packet: the inner packet to deliver. dropped: the reason if the inner packet must be dropped instead.
@@ -57,8 +55,7 @@ class Consumed:
     dropped: DropReason | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CookieRequired:
+class CookieRequired(NamedTuple):
     """The message was received under load without a valid mac2; its sender gets a cookie reply.
 
     sender_index: the index in the message, which becomes the receiver index of the reply.
@@ -67,8 +64,7 @@ class CookieRequired:
     sender_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(NamedTuple):
     """The message was dropped without side effects; peer: the peer that it belongs to, if known by then."""
 
     reason: DropReason

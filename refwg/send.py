@@ -13,13 +13,13 @@ from refwg import ip
 from refwg.boundary import Transmit
 from refwg.errors import Refused
 from refwg.messages import (
+    DATA_HEADER,
     HANDSHAKE_DSCP,
     KEY_LENGTH,
     REJECT_AFTER_MESSAGES,
     REJECT_AFTER_TIME,
     REKEY_AFTER_MESSAGES,
     REKEY_AFTER_TIME,
-    Data,
     Initiation,
     MessageType,
     Response,
@@ -162,9 +162,8 @@ def reserve_counters(peer: Peer, count: int, now: int) -> tuple[Keypair, int] | 
 def seal(keypair: Keypair, counter: int, staged: StagedPacket) -> bytes:
     """Return the data message for a packet: header, then the padded and encrypted packet with its tag."""
     # 5.4.6: zeros up to a multiple of 16 bytes, but not beyond the MTU (calculate_skb_padding)
-    length = len(staged.packet)
-    plaintext = staged.packet + bytes(padded_length(length, staged.mtu) - length)
-    header = Data.HEADER.pack(MessageType.DATA, keypair.remote_index, counter)
+    plaintext = staged.packet.ljust(padded_length(len(staged.packet), staged.mtu), b"\0")
+    header = DATA_HEADER.pack(MessageType.DATA, keypair.remote_index, counter)
     return header + keypair.sending.seal(counter, plaintext)
 
 
@@ -175,16 +174,11 @@ def is_own_datagram(packet: bytes, peer: Peer, listen_port: int) -> bool:
     payload must begin like a message that was made for this peer.
     """
     # 7.5: a route to the endpoint through the tunnel is a loop; since Linux 5.7 the driver has no such check
-    if peer.endpoint is None:
+    if peer.endpoint is None or ip.destination(packet) != peer.endpoint.address:
         return False
-    addresses = ip.udp_addresses(packet)
-    return (
-        addresses is not None
-        and addresses.source_port == listen_port
-        and addresses.destination_port == peer.endpoint.port
-        and addresses.destination == peer.endpoint.address
-        and _is_message_to(peer, ip.upper_layer(packet)[1][_UDP_HEADER_LENGTH:])
-    )
+    if ip.udp_ports(packet) != (listen_port, peer.endpoint.port):
+        return False
+    return _is_message_to(peer, ip.upper_layer(packet)[1][_UDP_HEADER_LENGTH:])
 
 
 def _is_message_to(peer: Peer, datagram: bytes) -> bool:

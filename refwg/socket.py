@@ -174,7 +174,7 @@ class UdpSockets:
             # The queue is empty, or this is an ICMP error about a datagram sent before. Such errors can be forged, so
             # they change nothing. Datagrams behind the error keep the socket readable.
             return None
-        key = (sender, *(data for _, _, data in ancillary))
+        key = (sender, *ancillary)
         origin = self._origins.get(key) or self._remember(key, sock.family, sender, ancillary)
         return datagram, *origin
 

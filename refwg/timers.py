@@ -15,7 +15,7 @@ the timers are stopped. Deadlines and `now` are in nanoseconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Timer(Enum):
-    """The five timers of a peer, with the driver's names (`wg_timers_init`)."""
+class Timer(IntEnum):
+    """The five timers of a peer, with the driver's names (`wg_timers_init`); integers, because they are hashed fast."""
 
     RETRANSMIT_HANDSHAKE = auto()
     SEND_KEEPALIVE = auto()
@@ -77,7 +77,7 @@ class PeerTimers:
 
     persistent_keepalive_interval: in seconds, 0: off. handshake_attempts: retries in this series.
     need_another_keepalive: data was received while the keepalive timer ran. sent_lastminute_handshake: the receive path
-    has already renewed this session.
+    has already renewed this session. is_scheduled: False after a deadline was set, until the owner has it in its heap.
     """
 
     persistent_keepalive_interval: int = 0
@@ -85,6 +85,7 @@ class PeerTimers:
     need_another_keepalive: bool = False
     sent_lastminute_handshake: bool = False
     is_running: bool = False
+    is_scheduled: bool = True
     _deadlines: dict[Timer, int] = field(default_factory=dict)
 
     def start(self) -> None:
@@ -193,6 +194,7 @@ class PeerTimers:
     def _set(self, timer: Timer, deadline: int) -> None:
         if self.is_running:
             self._deadlines[timer] = deadline
+            self.is_scheduled = False
 
 
 class TimerHeap(Generic[T]):

@@ -86,9 +86,8 @@ def test_udp_ports_are_those_that_packet_was_built_from(
 ) -> None:
     source, destination = addresses
     datagram = udp(source_port, destination_port, payload)
-    assert ip.udp_addresses(ip_packet(str(source), str(destination), datagram)) == ip.UdpAddresses(
-        source_port=source_port, destination=destination.packed, destination_port=destination_port
-    )
+    packet = ip_packet(str(source), str(destination), datagram)
+    assert ip.udp_ports(packet) == (source_port, destination_port)
 
 
 def extended(chain: Sequence[tuple[int, int]], protocol: int, payload: bytes) -> tuple[int, bytes]:
@@ -203,7 +202,7 @@ def test_truncated_packet_of_either_version_raises_no_error(packet: bytes, kept:
     assert len(ip.decapsulate_ecn(damaged, outer)) == len(damaged)
     protocol, payload = ip.upper_layer(damaged)
     assert damaged.endswith(payload)
-    addresses, error = ip.udp_addresses(damaged), ip.unreachable(damaged)
-    assert addresses is None or protocol == UDP
+    ports, error = ip.udp_ports(damaged), ip.unreachable(damaged)
+    assert ports is None or protocol == UDP
     # RFC 1812, 4.3.2.3, and RFC 4443, 2.4: with its IP header an error has at most 576 or 1280 bytes.
     assert error is None or len(error.message) <= (576 - 20 if size == 4 else 1280 - 40)

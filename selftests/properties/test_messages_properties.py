@@ -46,5 +46,5 @@ def test_packet_functions_accept_any_bytes_with_ip_version(data: bytes, mark: in
         return
     assert len(ip.source(data)) == len(ip.destination(data)) in {4, 16}
     assert len(ip.decapsulate_ecn(data, mark)) == len(data)
-    ip.udp_addresses(data)
+    ip.udp_ports(data)
     ip.unreachable(data)

@@ -29,10 +29,10 @@ SAMPLES: list[Message] = [
 
 
 @pytest.mark.requirement("MSG-01", "MSG-02", "MSG-03")
-@pytest.mark.parametrize(("sample", "length"), list(zip(SAMPLES, [148, 92, 64, 32], strict=True)))
-def test_messages_have_their_exact_length_and_type(sample: Message, length: int) -> None:
+@pytest.mark.parametrize(("sample", "kind", "length"), list(zip(SAMPLES, [1, 2, 3, 4], [148, 92, 64, 32], strict=True)))
+def test_messages_have_their_exact_length_and_type(sample: Message, kind: int, length: int) -> None:
     assert len(sample.to_bytes()) == length
-    assert sample.to_bytes()[:4] == bytes([sample.TYPE, 0, 0, 0])
+    assert sample.to_bytes()[:4] == bytes([kind, 0, 0, 0])
 
 
 @pytest.mark.requirement("MSG-04", "MSG-11")

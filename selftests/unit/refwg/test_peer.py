@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from refwg.boundary import LocalAddress
@@ -50,7 +48,7 @@ def test_next_initiation_is_allowed_after_rekey_timeout(now: int, may: bool) -> 
 def test_endpoint_keeps_other_fields_when_source_is_cleared() -> None:
     pair = Pair()
     peer = pair.a.peer
-    peer.set_endpoint(replace(pair.b.endpoint, source=LocalAddress(b"\x0a\0\0\1", 3)), 0)
+    peer.set_endpoint(pair.b.endpoint._replace(source=LocalAddress(b"\x0a\0\0\1", 3)), 0)
     peer.clear_endpoint_source()
     assert peer.endpoint == pair.b.endpoint
     unknown = Pair(endpoints=False).a.peer

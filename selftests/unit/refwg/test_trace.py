@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from refwg.boundary import Endpoint, LocalAddress
-from refwg.ip import UdpAddresses
+from refwg.ip import IcmpError
 from refwg.messages import SECOND
 from refwg.trace import FileWatcher, LineFile
 
@@ -51,10 +51,10 @@ def test_event_without_peer_has_null_peer() -> None:
 
 
 def test_dataclass_detail_is_logged_with_its_fields() -> None:
-    addresses = UdpAddresses(source_port=1, destination=b"", destination_port=2)
+    error = IcmpError(destination=bytes(4), message=b"error")
     lines: list[str] = []
-    FileWatcher(None, None, lines.append).note(5, "up", b"", addresses=addresses)
-    assert lines == ["up addresses={'source_port': 1, 'destination': b'', 'destination_port': 2}"]
+    FileWatcher(None, None, lines.append).note(5, "up", b"", error=error)
+    assert lines == [f"up error={{'destination': {bytes(4)!r}, 'message': b'error'}}"]
 
 
 def test_debug_log_receives_events_in_short_form() -> None:
