@@ -134,7 +134,7 @@ class Aead:
 
     def seal(self, counter: int, plaintext: bytes, associated_data: bytes | None = None) -> bytes:
         """Encrypt; returns the ciphertext with its 16-byte tag. A counter must not be used twice with a key."""
-        return self.seal_with(_NONCE.pack(0, counter), plaintext, associated_data)
+        return self._cipher.encrypt(_NONCE.pack(0, counter), plaintext, associated_data)
 
     def open(self, counter: int, ciphertext: bytes, associated_data: bytes | None = None) -> bytes:
         """Decrypt; ciphertext: with its tag. Raises NotAuthentic if the tag does not verify."""

@@ -39,7 +39,7 @@ from refwg.receive import CookieRequired, Dropped, FollowUp
 from refwg.timers import Action, TimerHeap
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from refwg.allowedips import Prefix
     from refwg.boundary import Environment, Sockets, Watcher
@@ -129,7 +129,7 @@ class Device:
 
     # Packets and datagrams.
 
-    def send_packet(self, packet: bytes, mtu: int, now: int) -> list[Effect]:
+    def send_packet(self, packet: bytes, mtu: int, now: int) -> Sequence[Effect]:
         """Encrypt a packet from the interface, or stage it until there is a session.
 
         A packet without a peer or endpoint is dropped, and its sender gets an ICMP error. mtu: the MTU of the packet's
@@ -138,10 +138,11 @@ class Device:
         if not self.is_up:
             return self._refuse(now, DropReason.INTERFACE_DOWN)
         # wg_xmit: not IP, no peer and no endpoint in this order; only the last two get an ICMP error
-        if not ip.version(packet):
+        destination = ip.destination(packet)
+        if not destination:
             return self._refuse(now, DropReason.NOT_IP)
         # 2: the peer is the owner of the longest prefix that contains the destination
-        peer = self._shared.allowedips.lookup(ip.destination(packet))
+        peer = self._shared.allowedips.lookup(destination)
         if peer is None:
             return self._refuse(now, DropReason.NO_PEER, packet)
         if peer.endpoint is None:
@@ -151,11 +152,11 @@ class Device:
         pushed_out = peer.staged.stage([StagedPacket(packet, mtu)])
         if pushed_out:
             self._shared.drop(now, DropReason.QUEUE_OVERFLOW, peer, pushed_out)
-        effects: list[Effect] = [*send.staged_packets(peer, now)]
+        effects = send.staged_packets(peer, now)
         self._schedule(peer)
         return effects
 
-    def receive_datagram(self, datagram: bytes, endpoint: Endpoint, ecn: int, now: int) -> list[Effect]:
+    def receive_datagram(self, datagram: bytes, endpoint: Endpoint, ecn: int, now: int) -> Sequence[Effect]:
         """Process a data message, or queue a handshake message.
 
         endpoint: the sender, with the local address that received it. ecn: the two ECN bits of the outer IP header.
@@ -542,15 +543,15 @@ class Device:
         peer.timers.persistent_keepalive_interval = seconds
         return is_turned_on
 
-    def peer_configured(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
+    def peer_configured(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> Sequence[Effect]:
         """Send staged packets, or a keepalive, after all settings of a peer are made.
 
         They may have given the peer its endpoint. wants_keepalive: the persistent keepalive was just turned on.
         """
         return self._wake(peer, now, wants_keepalive=wants_keepalive) if self.is_up else []
 
-    def _wake(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> list[Effect]:
-        effects: list[Effect] = [*(send.keepalive if wants_keepalive else send.staged_packets)(peer, now)]
+    def _wake(self, peer: Peer, now: int, *, wants_keepalive: bool = False) -> Sequence[Effect]:
+        effects = send.keepalive(peer, now) if wants_keepalive else send.staged_packets(peer, now)
         self._schedule(peer)
         return effects
 

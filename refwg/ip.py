@@ -1,7 +1,7 @@
 """Read IP packets inside the tunnel (addresses, lengths, ECN), and build ICMP errors.
 
 Mirrors what the driver uses of ip_tunnels.h, inet_ecn.h (RFC 6040) and icmp.c (RFC 1122, RFC 4443). All functions but
-`version` expect a packet with a whole IP header.
+`version` and `destination` expect a packet with a whole IP header.
 """
 
 from __future__ import annotations
@@ -62,8 +62,11 @@ def source(packet: bytes) -> bytes:
 
 
 def destination(packet: bytes) -> bytes:
-    """Return the destination address, 4 or 16 bytes."""
-    return packet[16:20] if packet[0] >> 4 == _IPV4 else packet[24:40]
+    """Return the destination address, 4 or 16 bytes; empty if the packet has no whole header of either version."""
+    kind = version(packet)
+    if kind == _IPV4:
+        return packet[16:20]
+    return packet[24:40] if kind else b""
 
 
 def claimed_length(packet: bytes) -> int:
@@ -85,6 +88,9 @@ def encapsulated_ecn(inner: int) -> int:
 
 def decapsulate_ecn(packet: bytes, outer: int) -> bytes:
     """Combine the outer ECN bits with the packet's own (RFC 6040); returns the packet, IPv4 with a new checksum."""
+    # Figure 4: an outer header without ECN bits changes nothing.
+    if not outer:
+        return packet
     mark = _DECAPSULATED_ECN.get((outer, ecn(packet)))
     return packet if mark is None else _with_ecn(packet, mark)
 

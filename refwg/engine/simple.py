@@ -103,5 +103,5 @@ class SimpleEngine:
                 self._tun.send_icmp(effect.error, self._clock())
 
     def _mtu_for(self, packet: bytes) -> int:
-        address = ip.destination(packet) if ip.version(packet) else b""
-        return self._tun.mtu_to(address) if address else self._tun.link.mtu
+        destination = ip.destination(packet)
+        return self._tun.mtu_to(destination) if destination else self._tun.link.mtu

@@ -85,7 +85,7 @@ class Scripted:
 
     def receive(self, datagram: bytes) -> list[bytes]:
         """Receive a datagram, and return those to be sent because of it."""
-        effects = self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)
+        effects = [*self._device.receive_datagram(datagram, ENDPOINT, 0, self._now)]
         effects += self._device.process_handshakes(self._now)
         self.cookies += datagram[0] == COOKIE_REPLY
         if datagram[0] == COOKIE_REPLY or any(isinstance(effect, Deliver) for effect in effects):
