@@ -76,7 +76,7 @@ class Peer:
             precomputed_static_static=self._static_static,
             state=HandshakeState.CREATED_INITIATION,
             local_index=index,
-            ephemeral_private=self._crowd.ephemeral.private,
+            ephemeral_key=self._crowd.ephemeral.key,
             transcript=transcript,
         )
         with suppress(OSError):  # a full buffer: the message is lost
@@ -112,7 +112,7 @@ class Crowd:
         # 5.4.2: tokens e and es.
         self.begun = Transcript.start(device.public)
         self.begun.mix_ephemeral(self.ephemeral.public)
-        self.static_key = self.begun.mix_dh(self.ephemeral.private, device.public)
+        self.static_key = self.begun.mix_dh(self.ephemeral.key, device.public)
         self._index = 0
         self._seconds = (TAI64_EPOCH + time.time_ns() // 10**9).to_bytes(8)
         self._poll = select.epoll()

@@ -223,7 +223,7 @@ class Device:
             return None
         return Reserved(peer, peer.endpoint, *taken, ip.encapsulated_ecn(ip.ecn(packet)))
 
-    def sent_together(self, reserved: Reserved, length: int, now: int) -> list[Effect]:
+    def sent_together(self, reserved: Reserved, length: int, now: int) -> Sequence[Effect]:
         """Count messages that the network stack took, start timers, and renew the session if that is due.
 
         length: of all messages together, in bytes; 0: none was sent, or they were reported one by one.
@@ -232,7 +232,9 @@ class Device:
         if length:
             peer.count_sent(length)
             peer.timers.data_sent(now, self._shared.jitter)
-        return self._done_with(peer, send.keep_key_fresh(peer, reserved.keypair, now))
+        effects = send.keep_key_fresh(peer, reserved.keypair, now)
+        self._schedule(peer)
+        return effects
 
     def session(self, index: int, now: int) -> tuple[Peer, Keypair] | None:
         """Return the session of a receiver index, with its peer; None if nothing may be received on it.
@@ -246,7 +248,7 @@ class Device:
             return None
         return entry.peer, entry.keypair
 
-    def received_together(self, peer: Peer, keypair: Keypair, endpoint: Endpoint, count: int, now: int) -> list[Effect]:
+    def received_together(self, peer: Peer, keypair: Keypair, endpoint: Endpoint, count: int, now: int) -> Sequence[Effect]:
         """Update session and timers after authenticated messages of one session; returns what must be sent first.
 
         count: how many messages; none is a keepalive. `receive.data` does the same for one message.
@@ -259,7 +261,8 @@ class Device:
         # A second one while the timer runs asks for one more keepalive; a third changes nothing.
         for _ in range(min(2, count - 1)):
             peer.timers.data_received(now)
-        return self._done_with(peer, [*effects])
+        self._schedule(peer)
+        return effects
 
     def accept_packet(self, peer: Peer, plaintext: bytes, ecn: int, now: int) -> bytes | None:
         """Check the packet in an authenticated message and count it; None if it was dropped.
