@@ -20,7 +20,7 @@ from harness import steps
 from harness.control.genl import GenlControl
 from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
-from harness.errors import HarnessError, Unsupported, UsageError
+from harness.errors import DeadlineExceeded, HarnessError, Unsupported, UsageError
 from harness.implementations.health import HealthCheck
 from harness.sandbox.namespace import NamespaceThread, cover, enter_network, enter_new_mounts
 from harness.sandbox.process import Process, run
@@ -39,6 +39,8 @@ CONTROL_SOCKETS: Final = Path("/run/wireguard")
 # Seconds. On a machine with ten times more work than it can do, the start of Python alone takes five.
 _START: Final = 15.0
 _LISTENS: Final = 2.0
+# Seconds from the end of a program's link to its own; it may need a while to join its threads.
+_ENDS: Final = 5.0
 _POLL_INTERVAL: Final = 0.002
 _NAME_MAX: Final = 15
 _TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
@@ -323,9 +325,16 @@ class ProgramInterface(Interface):
 
     def close(self) -> list[str]:
         """End the program by SIGTERM and return what the last health check found."""
+        self._await_own_end()
         complaints = self._health.end()
         self._thread.close()
         return complaints
+
+    def _await_own_end(self) -> None:
+        """Wait for the end of a program whose link is gone: it is about to end, and SIGTERM would hide that."""
+        if self.process.running and self.place.is_open and not self.place.has_link(self.name):
+            with suppress(DeadlineExceeded):
+                self.process.wait(_ENDS)
 
 
 def genetlink(node: NetNS) -> socket.socket:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("inner_pytest")
 WRAPPER = """\
 #!{python}
 import os, signal, subprocess, sys, threading
+from threading import Event
 sys.path.insert(0, {root!r})
 from harness.sandbox.launcher import die_with_parent
 
@@ -110,6 +111,14 @@ def test_unhealthy_program_fails_its_test(
     assert leftover_nodes() == []
     # The evidence has the state of the node at that time.
     assert list((pytester.path / "report").rglob("here.txt"))
+
+
+def test_program_that_ends_after_its_link_fails_its_test(pytester: pytest.Pytester, real: str) -> None:
+    """SIGTERM in between would make it end as the lab wants."""
+    ends_late = "program.terminate(); program.wait(); print('done', flush=True); Event().wait(0.3); os._exit(0)"
+    run = run_wrapped(pytester, wrapper(real, ends_late), TEST.format(awaited=DONE))
+    run.assert_outcomes(failed=1)
+    run.stdout.fnmatch_lines("E *mine (pid *) ended with status 0 during the test; it last wrote:")
 
 
 @pytest.mark.parametrize(
