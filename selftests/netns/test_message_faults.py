@@ -230,7 +230,10 @@ def test_next_data_confirms_session_when_keepalive_is_lost(
     to_b.send()
     to_b.wait_for(1)
     to_a.wait_for(1)
-    assert names(wire.sightings()) == ["ns1 initiation", "ns2 response", "ns1 keepalive", "ns1 data", "ns2 data"]
+    sent = names(wire.sightings())
+    assert sent == ["ns1 initiation", "ns2 response", "ns1 keepalive", "ns1 data", "ns2 data"], (
+        f"after A's keepalive was lost, the messages were {', '.join(sent)}"
+    )
 
 
 @pytest.mark.requirement("HS-02")
