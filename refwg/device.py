@@ -248,7 +248,9 @@ class Device:
             return None
         return entry.peer, entry.keypair
 
-    def received_together(self, peer: Peer, keypair: Keypair, endpoint: Endpoint, count: int, now: int) -> Sequence[Effect]:
+    def received_together(
+        self, peer: Peer, keypair: Keypair, endpoint: Endpoint, count: int, now: int
+    ) -> Sequence[Effect]:
         """Update session and timers after authenticated messages of one session; returns what must be sent first.
 
         count: how many messages; none is a keepalive. `receive.data` does the same for one message.
