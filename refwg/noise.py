@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from refwg.counter import ReplayWindow
 from refwg.crypto import Aead, PrivateKey, blake2s_hash, kdf
@@ -46,13 +46,12 @@ def timestamp(wall_clock: int) -> bytes:
     return (TAI64_EPOCH + seconds).to_bytes(8) + whitened.to_bytes(4)
 
 
-@dataclass(frozen=True, slots=True)
-class StaticIdentity:
+class StaticIdentity(NamedTuple):
     """The long-term X25519 keypair of a device, 32 bytes each; the private key is clamped."""
 
     private: bytes
     public: bytes
-    key: PrivateKey = field(compare=False, repr=False)
+    key: PrivateKey
 
     @classmethod
     def from_private(cls, private: bytes) -> Self:
@@ -125,8 +124,7 @@ class HandshakeState(Enum):
     CONSUMED_RESPONSE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedInitiation:
+class OpenedInitiation(NamedTuple):
     """An initiation whose first half is decrypted; remote_static: the static key that the sender claims."""
 
     message: Initiation

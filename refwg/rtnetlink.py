@@ -13,7 +13,7 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg.ip import IPV4_BYTES
 
@@ -96,8 +96,7 @@ class Link:
     is_up: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """The result of a route lookup.
 
     interface: index of the outgoing interface. mtu: the MTU of the route in bytes, 0: it has none of its own. source:
@@ -112,8 +111,7 @@ class Route:
     error: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flow:
+class Flow(NamedTuple):
     """What a route lookup may depend on, besides the destination (`struct flowi`); 0 and empty: not set.
 
     interface: an interface index (`flowi_oif`). tos: the TOS byte or traffic class. protocol: as in the IP header. uid:
@@ -272,8 +270,7 @@ class RtnetlinkSocket(NetlinkSocket):
         return Route(error=failure) if failure else _read_route(answer)
 
 
-@dataclass(frozen=True, slots=True)
-class _Address:
+class _Address(NamedTuple):
     """An address of an interface; prefix, length: of the network it belongs to, or of the other end of the link."""
 
     interface: int

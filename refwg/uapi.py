@@ -7,8 +7,7 @@ once. The first line that fails ends the request, and the lines before it keep t
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 from refwg.address import format_address, parse_address
 from refwg.allowedips import Prefix
@@ -33,8 +32,7 @@ _MAX_DIGITS: Final = 20
 _MAX_LINE: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Reply to the client, effects for the caller to carry out, and whether the connection must be closed then."""
 
     reply: bytes = b""

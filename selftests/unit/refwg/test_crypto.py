@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from harness.scripted.intents import LOW_ORDER_POINTS
 from refwg import crypto
-from refwg.crypto import Aead, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
+from refwg.crypto import Aead, PrivateKey, clamp, dh, hmac_blake2s, is_zero, kdf, mac, public_key_of, same, xopen, xseal
 from refwg.errors import LowOrderPoint, NotAuthentic
 from selftests.support.sandbox import ROOT
 
@@ -24,6 +24,11 @@ def test_clamping_sets_and_clears_bits_of_rfc_7748() -> None:
     assert clamp(b"\xff" * 32).hex() == "f8" + "ff" * 30 + "7f"
     assert clamp(bytes(32)).hex() == "00" * 31 + "40"
     assert public_key_of(clamp(KEY)) == public_key_of(KEY)
+
+
+def test_private_keys_are_equal_when_their_scalars_are() -> None:
+    assert {PrivateKey(KEY), PrivateKey(clamp(KEY))} == {PrivateKey(KEY)}
+    assert PrivateKey(KEY) not in {PrivateKey(bytes(32)), KEY}
 
 
 @pytest.mark.requirement("CR-09")
