@@ -273,6 +273,19 @@ def test_devices_share_rate_limiter_that_they_are_given() -> None:
     assert first.next_deadline() == second.next_deadline() == SECOND
 
 
+def test_next_deadline_is_earlier_of_timer_and_sweep() -> None:
+    pair = Pair()
+    pair.send(pair.a)
+    device, limiter = pair.a.device, pair.a.peer.shared.ratelimiter
+    retry = device.next_deadline()
+    assert retry is not None
+    assert 5 * SECOND <= retry < 6 * SECOND
+    limiter.allow(b"\x0a\0\0\1", 0)
+    assert device.next_deadline() == SECOND
+    limiter.allow(b"\x0a\0\0\2", 6 * SECOND)
+    assert device.next_deadline() == retry
+
+
 @pytest.mark.requirement("DOS-07")
 def test_handshake_messages_beyond_queue_are_counted_as_drops() -> None:
     pair = Pair()
