@@ -323,9 +323,7 @@ def _run_mutant(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if os.environ.get(variable) != value or options.mutant not in known:
         parser.error(f"--mutant requires {variable}={value} and one of: {', '.join(known)}")
     mutant = known[options.mutant]
-    # The batch engine would carry the packets of a burst past a mutant of the simple one.
-    if mutant.module == "refwg.engine.simple":
-        options.engine = "simple"
+    options.engine = mutant.engine or options.engine
     mutants.install(mutant)
     from refwg import __main__ as broken  # noqa: PLC0415, PLW0406 - imports the modules again
 

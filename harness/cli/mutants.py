@@ -35,6 +35,7 @@ BASE: Final = "refwg"
 # The other end of each pair: a program without the mutant, and none of ours.
 PEER: Final = "wireguard-go"
 ROLES: Final = ("a", "b", "both", "alone")
+ENGINES: Final = ("simple", "batch")
 _AT_ONCE: Final = 2
 # Seconds for one killer; a guest boots first.
 _DEADLINE: Final = 300.0
@@ -46,7 +47,10 @@ _TAIL: Final = 3  # last lines of pytest's output that explain why there are no 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """A row of a table, without what changes the code; area: the name of the table; nightly: the mark of its killer."""
+    """A row of a table, without what changes the code.
+
+    area: the name of the table. nightly: the mark of its killer. engine: the one that the mutant needs; empty: any.
+    """
 
     name: str
     area: str
@@ -55,16 +59,22 @@ class Mutant:
     role: str
     lane: str
     nightly: bool = False
+    engine: str = ""
 
     @property
     def implementation(self) -> str:
         """The name of the variant, `refwg+NAME`."""
         return f"{BASE}+{self.name}"
 
+    @property
+    def base(self) -> str:
+        """The name of refwg as it is: `refwg`, or `refwg+ENGINE` if the mutant needs an engine."""
+        return f"{BASE}+{self.engine}" if self.engine else BASE
+
     def options(self) -> list[str]:
         """Return pytest's options that run the killer with the mutant, and with refwg as it is."""
         words = [f"--lane={self.lane}", *(["--nightly"] if self.nightly else [])]
-        for name in (self.implementation, BASE):
+        for name in (self.implementation, self.base):
             a, b = (PEER if self.role == "b" else name), (PEER if self.role == "a" else name)
             words.append(f"--impl={name}" if self.role == "alone" else f"--pair={a}~{b}")
         return words
@@ -122,12 +132,15 @@ def _mutant(row: Table, area: str) -> Mutant:
         role=row.text("role"),
         lane=row.text("lane", "netns"),
         nightly=row.flag("nightly", default=False),
+        engine=row.text("engine", ""),
     )
     for key in ("module", "text", "replacement"):
         row.text(key)
     row.refuse_rest()
     if mutant.role not in ROLES:
         raise row.wrong(f"role must be one of {', '.join(ROLES)}, not {mutant.role!r}")
+    if mutant.engine and mutant.engine not in ENGINES:
+        raise row.wrong(f"engine must be one of {', '.join(ENGINES)}, not {mutant.engine!r}")
     if not mutant.requirements:
         raise row.wrong("requirements names no requirement")
     return mutant
@@ -250,7 +263,7 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
     failed = [result for result in ours if result.state in detected]
     tested = True
     if wrong := [result for result in others if result.state in {"failed", "error", "blocked"}]:
-        reason = f"{wrong[0].id} is {wrong[0].state} with {BASE} as it is, too: {wrong[0].message}"
+        reason = f"{wrong[0].id} is {wrong[0].state} with {mutant.base} as it is, too: {wrong[0].message}"
     elif not any(result.state in _GOOD for result in others) or not ours:
         tested = False
         reason = next((result.message for result in [*others, *ours] if result.message), reason)

@@ -34,7 +34,7 @@ class Mutant:
 
     area: the table that it is in. requirements: ids of the catalogue that it violates, at most three. killer: the id of
     a test that fails with it. role: that of the mutant in this test: `a`, `b`, `both` or `alone`. lane: where it runs.
-    nightly: the test is marked so.
+    nightly: the test is marked so. engine: the one that refwg must use (`--engine`); empty: the user's choice.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Mutant:
     role: str
     lane: str = "netns"
     nightly: bool = False
+    engine: str = ""
 
     @property
     def path(self) -> Path:

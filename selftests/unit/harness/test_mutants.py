@@ -76,6 +76,7 @@ def test_unknown_name_or_area_is_refused(root: Path, names: list[str], areas: li
         (ROW.format(name="x", role="c"), "role must be one of a, b, both, alone, not 'c'"),
         (ROW.format(name="x", role="a").replace('["DT-03"]', "[]"), "requirements names no requirement"),
         (ROW.format(name="x", role="a") + "color = 1", "unknown key color"),
+        (ROW.format(name="x", role="a") + 'engine = "fast"', "engine must be one of simple, batch, not 'fast'"),
     ],
 )
 def test_mistake_in_table_is_refused_with_its_file(root: Path, table: str, error: str) -> None:
@@ -95,6 +96,14 @@ def test_mistake_in_table_is_refused_with_its_file(root: Path, table: str, error
 )
 def test_killer_runs_with_mutant_and_with_refwg_as_it_is(role: str, options: list[str]) -> None:
     assert a_mutant(role=role).options() == options
+
+
+def test_killer_runs_with_engine_that_mutant_needs(root: Path) -> None:
+    (root / mutants.FOLDER / "data.toml").write_text(ROW.format(name="deaf", role="alone") + 'engine = "batch"')
+    (mutant,) = choose(read_mutants(root), ["deaf"], [])
+    assert mutant.options() == ["--lane=netns", "--impl=refwg+deaf", "--impl=refwg+batch"]
+    failed = judge(mutant, [result(DEAF, "failed"), result("refwg+batch", "failed", message="no answer")], 1.0)
+    assert failed.reason == "test_x.py::test_y is failed with refwg+batch as it is, too: no answer"
 
 
 def test_mutant_is_caught_when_test_fails_with_it_only() -> None:
