@@ -1,4 +1,4 @@
-"""Move many packets at a time, as superframes and batches of datagrams: fast, with the results of the simple engine.
+"""Move many packets at a time, with the results of the simple engine.
 
 The kernel passes packets of one flow as one superframe (TSO, USO), takes datagrams as one batch (UDP_SEGMENT) and gives
 them as one (UDP_GRO). Routes, peers, sessions and timers are then looked at once for all of them, and numpy does what

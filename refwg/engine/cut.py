@@ -1,4 +1,4 @@
-"""Cut a superframe of the interface into the packets that it stands for, as rows of data messages.
+"""Cut a superframe of the interface into the packets that it stands for.
 
 Does what the kernel's segmentation does (tcp_offload.c, udp_offload.c, af_inet.c): each packet has the superframe's
 headers, with lengths, IPv4 identification, sequence number, flags and checksums of its own. No input or output.

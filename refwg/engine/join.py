@@ -1,4 +1,4 @@
-"""Join received packets that follow each other in one flow into superframes, which the kernel handles as one packet.
+"""Join received packets of one flow into superframes, which the kernel handles as one.
 
 Does what the kernel's GRO does (tcp_offload.c, udp_offload.c), and joins less rather than more: whoever cuts the
 superframe again gets the same packets, byte for byte but for the IPv4 identification. No input or output.

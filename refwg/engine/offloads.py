@@ -1,4 +1,4 @@
-"""Name the kernel's offloads that the batch engine uses, and switch on those that this kernel has.
+"""Switch on the kernel's offloads that the batch engine uses, and count their use.
 
 Each can be missing alone: Linux before 6.2 has no USO for TUN, before 5.0 no UDP_GRO, before 4.18 no UDP_SEGMENT.
 """

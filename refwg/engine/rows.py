@@ -1,4 +1,4 @@
-"""Lay out data messages of one length, one behind the other, so that numpy handles them as the rows of a matrix.
+"""Lay out messages of one length in one buffer, as the rows of a matrix of numpy.
 
 The kernel takes and gives such buffers whole (UDP_SEGMENT, UDP_GRO). A row is a data message (5.4.6 of the paper): 16
 bytes of header, the padded packet, 16 bytes of tag. Views of rows are made once for each length, because making them

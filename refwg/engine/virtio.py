@@ -1,7 +1,8 @@
-"""Read and write the header in front of each packet of a TUN interface that has offloads (IFF_VNET_HDR).
+"""Read and write the virtio header in front of each packet of a TUN interface.
 
-The layout is `struct virtio_net_hdr` of linux/virtio_net.h, in the byte order of the host. A packet with a segment size
-is a superframe: packets of one flow that the kernel handles as one, and that are cut at the very end, or by us.
+The kernel puts it there if the interface has IFF_VNET_HDR. The layout is `struct virtio_net_hdr` of
+linux/virtio_net.h, in the byte order of the host. A packet with a segment size is a superframe: packets of one flow
+that the kernel handles as one, and that are cut at the very end, or by us.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Drive both engines of refwg with the same frames and datagrams, in virtual time, and compare what comes of it.
+"""Drive both engines of refwg with the same input, and compare what comes of it.
 
     frames of the interface ---> engine of side A ---> datagrams        (superframes only for the batch engine)
     packets for the interface <--- engine of side A <--- datagrams      (batches only for the batch engine)
 
-Side B is a plain device: it makes the messages that A receives, and opens those that A sends.
+Time is virtual. Side B is a plain device: it makes the messages that A receives, and opens those that A sends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Build TCP and UDP packets with every header field chosen, and cut superframes by the plainest code possible.
+"""Build TCP and UDP packets field by field, and cut superframes by the plainest code.
 
 This is the other opinion in the tests of refwg's batch engine, so it uses nothing of it.
 """

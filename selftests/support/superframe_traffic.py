@@ -1,4 +1,4 @@
-"""Send patterned TCP and UDP data through a tunnel, check every byte, and read which offloads refwg used.
+"""Send patterned data through a tunnel, check every byte, and read the offloads used.
 
 A superframe is a packet that the kernel passes whole and that stands for many: TSO and USO on an interface, UDP_SEGMENT
 and UDP_GRO on a socket. What refwg used is in its trace; what the kernel has is asked here, of the kernel.

@@ -1,4 +1,4 @@
-"""Cut and join superframes with refwg's code, as its batch engine does, but without an engine."""
+"""Cut and join superframes with refwg's code, as its batch engine does."""
 
 from __future__ import annotations
 
