@@ -12,17 +12,18 @@ class RefwgError(Exception):
     """Base of every error that this package raises on purpose; failed system calls raise OSError.
 
     RefwgError
-    |- ConfigError         a request that cannot be carried out, with the errno of the reply
-    |- OptionError         an option or environment variable with a value that cannot be used
-    |- InterfaceGoneError  the interface or its namespace was deleted
-    |- ForbiddenNamespace  the interface is in a network namespace that this process must not enter
-    |- Shortage            the system lacks descriptors, memory or buffers at the moment
-    |- InvalidArgument     an argument that no caller may pass; also a ValueError
-    |- MalformedMessage    bytes that are none of the four messages
-    |- NotAuthentic        a tag that does not verify
-    |- LowOrderPoint       a Diffie-Hellman result of 32 zero bytes
-    |- Refused             a packet that must be dropped, with the DropReason
-    `- CheckFailed         a wrong result in `refwg selftest`
+    |- ConfigError          a request that cannot be carried out, with the errno of the reply
+    |- OptionError          an option or environment variable with a value that cannot be used
+    |- InterfaceGoneError   the interface or its namespace was deleted
+    |- ForbiddenNamespace   the interface is in a network namespace that this process must not enter
+    |- Shortage             the system lacks descriptors, memory or buffers at the moment
+    |- InvalidArgument      an argument that no caller may pass; also a ValueError
+    |- MalformedMessage     bytes that are none of the four messages
+    |- MalformedSuperframe  a superframe of the interface whose headers do not fit its type or length
+    |- NotAuthentic         a tag that does not verify
+    |- LowOrderPoint        a Diffie-Hellman result of 32 zero bytes
+    |- Refused              a packet that must be dropped, with the DropReason
+    `- CheckFailed          a wrong result in `refwg selftest`
     """
 
 
