@@ -358,6 +358,23 @@ def test_keepalives_come_each_10_s_while_data_streams_in(target: Target) -> None
     must_be_right(faults)
 
 
+@pytest.mark.requirement("TM-15")
+def test_two_packets_1_s_apart_get_two_keepalives_at_most(target: Target) -> None:
+    lives = live_sessions(target)
+    since = send_data(target, lives)
+    let_pass(1, "until the second packet")
+    send_data(target, lives)
+    let_pass(32, "one keepalive, and perhaps another one 10 s after it")
+    faults = []
+    for live in lives:
+        came = keepalives(live.peer, since)
+        what = "its keepalive came {} after the first data"
+        faults.append(wrong_delay(live.role, came[:1], since, KEEPALIVE_TIMEOUT, what=what))
+        if len(came) > 2:
+            faults.append(f"as {live.role}: {len(came)} keepalives for two packets, {gaps(came)} s apart")
+    must_be_right(faults)
+
+
 @pytest.mark.requirement("TM-29")
 def test_idle_session_is_silent(target: Target) -> None:
     lives = live_sessions(target)
