@@ -149,6 +149,10 @@ class _WithPytestArguments(click.Command):
     help="Kernel of lanes vm and warp: a Debian version such as 6.12, a bzImage or a build tree. May be repeated.",
 )  # fmt: skip
 @click.option(
+    "--kernel-module", multiple=True, metavar="FILE",
+    help="In lanes vm and warp, load this wireguard.ko instead of the kernel's own. May be repeated.",
+)  # fmt: skip
+@click.option(
     "--suite", "suites", multiple=True, type=click.Choice([*SUITES, "all"]),
     help="Run only the tests of two implementations (pairs), of one (alone), of the lab itself (lab), of single "
     "requirements (conformance), or all tests, unit tests too (all). May be repeated. Default: pairs and alone; with a "

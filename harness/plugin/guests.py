@@ -101,7 +101,7 @@ class Guests:
         try:
             boot.require_in_guest(self._config.rootpath)
             for kernel in self.kernels:
-                boot.find(kernel)
+                boot.find(kernel, self._plan.kernel_modules)
         except HarnessError as error:
             raise pytest.UsageError(str(error)) from error
 
@@ -173,6 +173,7 @@ class Guests:
                 "PYTHONDONTWRITEBYTECODE": "1",
             },
             folder=self._config.rootpath,
+            replaced=self._plan.kernel_modules,
             show=show,
             stop=stop,
         )

@@ -64,8 +64,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         from harness.plugin.interactive import check_options
 
         check_options(config, plan)
-    if plan.kernels and not plan.guest_lanes:
-        raise pytest.UsageError("--kernel is for the lanes vm and warp: add --lane vm")
+    if (plan.kernels or plan.kernel_modules) and not plan.guest_lanes:
+        option = "--kernel" if plan.kernels else "--kernel-module"
+        raise pytest.UsageError(f"{option} is for the lanes vm and warp: add --lane vm")
     if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
         # Kernels are downloaded, and a sandbox has no network.
         _guests(config).prepare()

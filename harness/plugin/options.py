@@ -50,6 +50,8 @@ class RunPlan:
     """`--pair`: A~B."""
     kernels: tuple[str, ...] = ()
     """`--kernel`; empty: the default of harness/vm/kernels.toml."""
+    kernel_modules: tuple[Path, ...] = ()
+    """`--kernel-module`."""
     results: Path | None = None
     """`--results`; None: report/results.json below the root directory."""
     keep: str = "failed"
@@ -122,6 +124,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
         likes=tuple(option.wg_like),
         pairs=tuple(option.wg_pair),
         kernels=tuple(option.wg_kernel),
+        kernel_modules=tuple(option.wg_kernel_module),
         results=option.wg_results,
         keep=option.wg_keep,
         seed=option.wg_seed,
@@ -186,6 +189,11 @@ def _add_selection(group: pytest.OptionGroup) -> None:
         "--kernel", action="append", default=[], metavar="VERSION|PATH", dest="wg_kernel",
         help="The kernel of lanes vm and warp: a name of harness/vm/kernels.toml, a Debian version, a bzImage or a "
         "build tree.",
+    )  # fmt: skip
+    group.addoption(
+        "--kernel-module", action="append", default=[], metavar="FILE", type=Path, dest="wg_kernel_module",
+        help="In the guests of lanes vm and warp, load this wireguard.ko (or another module) instead of the kernel's "
+        "own. May be repeated.",
     )  # fmt: skip
 
 

@@ -157,6 +157,7 @@ class State:
             results=str(self.results_path),
             programs={name: str(Path(path).expanduser().absolute()) for name, equals, path in pairs if equals},
             manifests={load_manifest(path).name: str(path.absolute()) for path in self.plan.manifests},
+            kernel_modules=tuple(str(path.absolute()) for path in self.plan.kernel_modules),
             timeout_scale=self.plan.timeout_scale,
             nightly=self.plan.nightly,
             keep=self.plan.keep,

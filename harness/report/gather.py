@@ -219,6 +219,7 @@ def _again(result: Result, run: Run) -> str:
     if result.lane not in {"core", "netns"}:
         words += ["--lane", result.lane]
         words += ["--kernel", asked.kernels[result.kernel]] if result.kernel in asked.kernels else []
+        words += [word for path in asked.kernel_modules for word in ("--kernel-module", path)]
     words += [*_programs(result, asked), "--seed", str(run.seed)]
     if asked.timeout_scale != 1.0:
         words += ["--timeout-scale", f"{asked.timeout_scale:g}"]

@@ -83,6 +83,8 @@ class Invocation:
     """Name of the implementation -> file of `--impl-manifest`."""
     kernels: dict[str, str] = field(default_factory=dict)
     """Release of a guest's kernel -> value of `--kernel`."""
+    kernel_modules: tuple[str, ...] = ()
+    """Files of `--kernel-module`."""
     timeout_scale: float = 1.0
     nightly: bool = False
     keep: str = "failed"
@@ -197,6 +199,7 @@ def _read_invocation(entry: Table) -> Invocation:
         programs=entry.strings("programs", {}),
         manifests=entry.strings("manifests", {}),
         kernels=entry.strings("kernels", {}),
+        kernel_modules=entry.words("kernel_modules", ()),
         timeout_scale=entry.decimal("timeout_scale", 1.0),
         nightly=entry.flag("nightly", default=False),
         keep=entry.text("keep", "failed"),

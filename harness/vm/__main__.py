@@ -30,6 +30,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "prepare", help="download the kernel and build the guest's files, so that `run` needs no network"
     )
     run_options = commands.add_parser("run", help="boot the kernel, run one command, exit with its status")
+    add_kernel_module = run_options.add_argument
+    add_kernel_module(
+        "--kernel-module", type=Path, action="append", default=[], metavar="FILE",
+        help="load this module instead of the kernel's own one of the same name; may be repeated",
+    )  # fmt: skip
     for options, action in ((prepare_options, prepare_command), (run_options, run_command)):
         options.set_defaults(action=action)
         options.add_argument(
@@ -157,6 +162,7 @@ def run_command(options: argparse.Namespace) -> int:
         environment=dict(options.env),
         folder=Path.cwd() if Path.cwd().is_relative_to(image.PROJECT) else image.PROJECT,
         accelerator=options.accelerator,
+        replaced=options.kernel_module,
         show=show,
     )
     if result.ending is not Ending.EXITED:

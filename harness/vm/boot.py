@@ -47,6 +47,8 @@ MAX_DRIFT: Final = 1.0
 MAX_INTERRUPTS: Final = 32
 KVM_PROBE_DEADLINE: Final = 10.0  # seconds
 KEPT_RUNS: Final = 30
+# Words of a command that runs tests: pytest rewrites them here, which takes long under emulation.
+RUN_TESTS: Final = ("pytest", "harness.vm.reload")
 SHOWN_LINES: Final = 15  # of the console, after a failed run
 
 
@@ -155,6 +157,7 @@ def boot(
     show: Callable[[bytes], object] = lambda _: None,
     stop: int | None = None,
     modules: Sequence[str] = (),
+    replaced: Sequence[Path] = (),
 ) -> VmResult:
     """Run `command` under `kernel` (kernels.find: a name, a version, a path) and wait for its end.
 
@@ -169,12 +172,13 @@ def boot(
     directory: an empty folder for logs and results; None: a new one in the cache.
     show: called with each part of the command's output as it comes; output.log has it too.
     modules: of the kernel, to load besides those of kernels.toml.
+    replaced: files of modules to load instead of the kernel's own ones, for example a wireguard.ko.
     stop: a descriptor; when it becomes readable, the guest is killed and Stopped raised.
 
     Raises UsageError if there is no such kernel, Unavailable if something must be installed first.
     """
     begun = time.monotonic()
-    guest_kernel = find(kernel)
+    guest_kernel = find(kernel, replaced)
     guest_run = GuestRun(
         command=tuple(command),
         folder=folder,
@@ -192,14 +196,15 @@ def boot(
     return run(guest_run, guest_kernel, hardware, begun=begun, directory=logs, show=show, stop=stop)
 
 
-def find(kernel: str) -> Kernel:
+def find(kernel: str, replaced: Sequence[Path] = ()) -> Kernel:
     """Find a kernel, and fetch and build all that a boot needs: the part that may need a network.
 
-    kernel: see kernels.find. Raises UsageError if there is no such kernel, Unavailable if a program is missing.
+    kernel: see kernels.find. replaced: see `boot`. Raises UsageError if there is no such kernel, or if a module is not
+    one of this kernel, Unavailable if a program is missing.
     """
     qemu.find_qemu()
     cache = cache_root()
-    guest_kernel = kernels.find(kernel, cache)
+    guest_kernel = replace(kernels.find(kernel, cache), replaced=tuple(path.absolute() for path in replaced))
     image.base(cache / "vm")
     modules.archive(guest_kernel, cache / "vm")
     return guest_kernel
@@ -337,7 +342,7 @@ def root(
                     shutil.copyfileobj(content, out, 1 << 20)
             with Archive(out) as archive:
                 archive.directory(job["environment"]["HOME"], permissions=0o700)
-                tests = any("pytest" in word for word in job["command"])
+                tests = any(name in word for name in RUN_TESTS for word in job["command"])
                 image.write_project(archive, files, cache / "vm", tests=tests)
                 archive.file("lab/init.pyc", bytecode.program(image.HERE / "init.py"))
                 archive.file("lab/job", marshal.dumps(dict(job)), permissions=0o600)
@@ -387,9 +392,10 @@ def guest_environment() -> dict[str, str]:
     """Return the environment variables that every command in a guest has."""
     return {
         "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        # The cache with the programs under test is below HOME or XDG_CACHE_HOME, in the guest as here.
+        # The cache with the programs under test is below HOME or XDG_CACHE_HOME, and PYTHONPATH may name the checkout,
+        # in the guest as here.
         "HOME": str(Path.home()),
-        **{name: value for name in ("XDG_CACHE_HOME",) if (value := os.environ.get(name))},
+        **{name: value for name in ("XDG_CACHE_HOME", "PYTHONPATH") if (value := os.environ.get(name))},
         "LANG": "C.UTF-8",
         "LAB_RESULTS": RESULTS_IN_GUEST,
     }

@@ -85,11 +85,14 @@ class Kernel:
     """Folder with its modules, at any depth; None for a bzImage alone."""
     builtin: frozenset[str] | None
     """Names of the modules built into it; None if that is unknown."""
+    replaced: tuple[Path, ...] = ()
+    """Files of modules to load instead of the kernel's own ones."""
 
     def identity(self) -> str:
         """Return a name for caches, which differs for another kernel at the same path or with other modules."""
-        status = self.image.stat()
-        stamp = f"{self.image} {status.st_size} {status.st_mtime_ns} {self.modules}"
+        files = [(path, path.stat()) for path in (self.image, *self.replaced)]
+        stamp = " ".join(f"{path} {status.st_size} {status.st_mtime_ns}" for path, status in files)
+        stamp += f" {self.modules}"
         return f"{self.release}-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
 
 

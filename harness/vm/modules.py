@@ -42,32 +42,54 @@ def archive(kernel: Kernel, cache: Path, more: Sequence[str] = ()) -> Path:
     target = cache / "modules" / f"{kernel.identity()}-{recipe[:12]}.cpio"
     if target.exists():
         return target
-    contents = {path: read_module(path) for path in resolve(kernel, more)}
+    contents = {name: read_module(path) for name, path in resolve(kernel, more).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}")
     with partial.open("wb") as out, Archive(out) as cpio:
-        for path, content in contents.items():
-            cpio.file(f"lab/{module_name(path)}.ko", content)
-        cpio.file("lab/modules", "\n".join(module_name(path) for path in contents).encode())
+        for name, content in contents.items():
+            cpio.file(f"lab/{name}.ko", content)
+        cpio.file("lab/modules", "\n".join(contents).encode())
     partial.replace(target)
     return target
 
 
-def resolve(kernel: Kernel, more: Sequence[str] = ()) -> list[Path]:
-    """Return the files of the modules to load, each after its dependencies; more: see `archive`.
+def resolve(kernel: Kernel, more: Sequence[str] = ()) -> dict[str, Path]:
+    """Return the files of the modules to load by name, each after its dependencies; more: see `archive`.
 
     Raises UsageError if the kernel lacks a required module.
     """
     if kernel.modules is None:
-        return []
+        return {}
     lists, builtin = CATALOGUE.modules, kernel.builtin or frozenset()
     paths = (path for path in sorted(kernel.modules.rglob("*.ko*")) if MODULE_SUFFIX.search(path.name))
     files = {name: path for path in paths if (name := module_name(path)) not in builtin}
+    files |= replacements(kernel, files)
     # If the list of built-in modules is unknown, a missing module can only show in the guest.
     lacking = [name for name in lists.needed if name not in files and name not in builtin]
     if lacking and kernel.builtin is not None:
         raise UsageError(f"kernel {kernel.release}: lacks {', '.join(lacking)}, neither built in nor as a module")
-    return [files[name] for name in in_order([*lists.transport, *lists.needed, *lists.wanted, *more], files)]
+    return {name: files[name] for name in in_order([*lists.transport, *lists.needed, *lists.wanted, *more], files)}
+
+
+def replacements(kernel: Kernel, files: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the files of `kernel.replaced` by the names of their modules.
+
+    Raises UsageError for a file that is not a module of this kernel: the guest could not load it.
+    """
+    found = {}
+    for path in kernel.replaced:
+        content = read_module(path)
+        if content[:4] != b"\x7fELF":
+            raise UsageError(f"{path}: not a kernel module")
+        info = dict(line.partition(b"=")[::2] for line in section(content, b".modinfo").split(b"\0"))
+        release = info.get(b"vermagic", b"").decode().partition(" ")[0]
+        if release != kernel.release:
+            raise UsageError(f"{path}: built for kernel {release or 'unknown'}, not for {kernel.release}")
+        name = info.get(b"name", b"").decode() or module_name(path)
+        if name not in files:
+            raise UsageError(f"{path}: kernel {kernel.release} has no module {name} that it could replace")
+        found[name] = path
+    return found
 
 
 def in_order(wanted: Iterable[str], files: Mapping[str, Path]) -> list[str]:

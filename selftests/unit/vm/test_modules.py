@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,8 +71,8 @@ def kernel(folder: Path, builtin: frozenset[str]) -> Kernel:
 
 @pytest.mark.usefixtures("files")
 def test_built_in_module_is_not_loaded_from_stale_file(tmp_path: Path) -> None:
-    names = [path.name for path in resolve(kernel(tmp_path, frozenset({"wireguard", "tun"})))]
-    assert names == ["veth.ko"]
+    files = resolve(kernel(tmp_path, frozenset({"wireguard", "tun"})))
+    assert {name: path.name for name, path in files.items()} == {"veth": "veth.ko"}
 
 
 @pytest.mark.usefixtures("files")
@@ -81,5 +82,30 @@ def test_kernel_without_needed_module_is_refused_by_name(tmp_path: Path) -> None
         resolve(kernel(tmp_path, frozenset()))
 
 
+@pytest.mark.usefixtures("files")
+def test_own_module_replaces_that_of_same_name(tmp_path: Path) -> None:
+    own = tmp_path / "build.module"
+    own.write_bytes(b"\x7fELF" + module("name=wireguard", "depends=veth", "vermagic=6.1 SMP mod_unload")[4:])
+    found = resolve(replace(kernel(tmp_path, frozenset()), replaced=(own,)))
+    # The guest sets the parameters of a module by its name, whatever its file is called.
+    assert list(found.items()) == [("veth", tmp_path / "veth.ko"), ("wireguard", own), ("tun", tmp_path / "tun.ko")]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"text", "not a kernel module"),
+        (module("name=wireguard", "vermagic=6.12 SMP"), r"built for kernel 6\.12, not for 6\.1"),
+        (module("name=mine", "vermagic=6.1 SMP"), r"kernel 6\.1 has no module mine that it could replace"),
+    ],
+)
+@pytest.mark.usefixtures("files")
+def test_module_of_other_kernel_or_name_is_refused(tmp_path: Path, content: bytes, complaint: str) -> None:
+    own = tmp_path / "own.txt"
+    own.write_bytes(b"\x7fELF" + content[4:] if content != b"text" else content)
+    with pytest.raises(UsageError, match=complaint):
+        resolve(replace(kernel(tmp_path, frozenset()), replaced=(own,)))
+
+
 def test_bzimage_alone_has_no_modules_to_load(tmp_path: Path) -> None:
-    assert resolve(Kernel(release="6.1", image=tmp_path, modules=None, builtin=None)) == []
+    assert resolve(Kernel(release="6.1", image=tmp_path, modules=None, builtin=None)) == {}
