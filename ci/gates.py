@@ -211,6 +211,7 @@ def all_gates() -> tuple[Gate, ...]:
         ),
         # Not a gate of pytest: the command starts one for each mutant.
         Gate(name="all mutants", command=("wg-interop", "mutants"), lane="netns", quick=None, nightly=True),
+        Gate(name="kernel defects", command=("wg-interop", "kernel-defects"), lane="vm", quick=None, nightly=True),
         Gate(
             name="vm tests",
             command=("pytest", *_vm(VM_PAIRS_BY_DAY, *_BY_DAY), *_results("vm")),
@@ -338,8 +339,8 @@ examples:
   ci/test --lane core     lint, types, and the tests of one lane
   ci/test --nightly       all gates, and also: the implementations in Rust, which are built once; protocol time (lane
                           warp) with refwg and boringtun; the tests marked `nightly`, and as much volume as the
-                          requirements ask; all mutants of refwg; a second kernel; the Vagrantfile in a fresh
-                          Debian root
+                          requirements ask; all mutants of refwg, and defects of the kernel; a second kernel; the
+                          Vagrantfile in a fresh Debian root
 
 exit status: 0 all passed, 1 a gate failed, 2 wrong usage, 125 something could not be tested and nothing failed,
 130 interrupted

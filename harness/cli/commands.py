@@ -1,4 +1,4 @@
-"""Define the commands of `wg-interop`: run, coverage, mutants, probe, doctor, install.
+"""Define the commands of `wg-interop`: run, coverage, mutants, probe, install and others.
 
 `run` starts pytest behind harness/sandbox/launcher.py, so that the sandbox and all in it end with this process. The
 plugin's reporter sends the finished tests on a pipe. Every error is one line on stderr and an exit status.
@@ -455,6 +455,10 @@ def coverage(results: tuple[Path, ...], *, as_json: bool, everything: bool, reco
       2. such a test passed on two implementations, one of which is not refwg, in a recorded run, and
       3. a deliberate defect was seen to fail such a test: `seen_to_fail` in the catalogue says which.
 
+    Two versions of a program are two implementations: kernels 6.1 and 6.12, wireguard-go and wireguard-go-debian. So a
+    requirement that only a kernel can have counts if both kernels passed. The totals say how many passed on two
+    versions of one program only.
+
     A bug counts if a test that cites it passed on two implementations, or fails as expected on the program that has it
     and passes on another. The sums leave out requirements that only a unit test can observe. More: docs/coverage.md.
 
@@ -539,6 +543,28 @@ def mutants(names: tuple[str, ...], areas: tuple[str, ...], as_json: bool) -> in
 
     tools.exit_on_sigterm()
     return run_command(find_root(()), names, areas, sys.stdout, as_json=as_json)
+
+
+@cli.command("kernel-defects")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, for other programs.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def kernel_defects(names: tuple[str, ...], as_json: bool) -> int:
+    """Show that the tests detect defects of the kernel's driver.
+
+    Builds wireguard.ko from Debian's source with one defect each, and loads one after the other in a guest. A defect
+    names its killer: a test that must fail with it, and pass with the driver as it is. Without NAME all defects of
+    selftests/conformance/kernel-defects.toml are tried, which takes minutes (docs/kernel-defects.md).
+
+    \b
+      wg-interop kernel-defects
+      wg-interop kernel-defects link-has-flag-multicast --json
+
+    Exit status: 0 all are caught, 1 one is not, 2 wrong usage, 125 a killer could not run.
+    """  # noqa: D301
+    from harness.cli.kernel_defects import run_command  # noqa: PLC0415 - only this command needs it
+
+    tools.exit_on_sigterm()
+    return run_command(find_root(()), names, sys.stdout, as_json=as_json)
 
 
 @cli.command()

@@ -68,9 +68,13 @@ def _totals(every: Sequence[Covered]) -> list[str]:
         seen = "" if kind == "bug" else f", {figures.seen_to_fail} seen to fail"
         lines.append(
             f"{word:<8} {figures.covered:>3} of {figures.of:>3} covered: {figures.cited} cited, "
-            f"{figures.passed} passed on two implementations{seen}"
+            f"{figures.passed} passed on two implementations{_of_one(figures.passed_on_one_program)}{seen}"
         )
     return lines
+
+
+def _of_one(count: int) -> str:
+    return f" ({count} of them on two versions of one program)" if count else ""
 
 
 def _uncovered(every: Sequence[Covered]) -> list[str]:

@@ -5,11 +5,15 @@ implementation that it was written with. A test that was never seen to fail may 
 
 The outcomes of runs are kept in the record, a file of the checkout: for each id, implementation and lane the newest
 day's outcome. So a coverage can be read from a fresh clone, and a run of one lane does not erase the others.
+
+Two versions of a program are two implementations here: kernels 6.1 and 6.12, wireguard-go and Debian's wireguard-go.
+What has passed on versions of one program only is counted apart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -35,8 +39,12 @@ _BEST_FIRST: Final = ("passed", "differs", "xfailed", "not_reached", "blocked", 
 # Implementations on which a requirement must have passed. One of them is not refwg, which the tests are written with.
 _LEAST: Final = 2
 _OURS: Final = "refwg"
-# How the catalogue of bugs writes the name of an implementation, where it is not the lab's.
-_WRITTEN: Final = {"kernel": "linux", "wireguard-go-debian": "wireguard-go"}
+_KERNEL: Final = "kernel"
+# Version of a kernel's source in its release: `6.12` of `6.12.117+deb12-cloud-amd64`.
+_SERIES: Final = re.compile(r"\d+\.\d+")
+# How the catalogue of bugs writes the name of a program, where it is not the lab's.
+_WRITTEN: Final = {"kernel": "linux"}
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _HEAD: Final = """\
 # Outcomes of the black-box tests that cite each id, by implementation and lane; of each, those of the newest day.
 # Written by `wg-interop coverage --record`. Do not edit it by hand.
@@ -97,6 +105,11 @@ class Covered:
         return len(self.passed) >= _LEAST
 
     @property
+    def has_passed_on_one_program(self) -> bool:
+        """Whether the implementations on which tests passed are versions of one program, for example two kernels."""
+        return self.has_passed and len({program(name) for name in self.passed}) == 1
+
+    @property
     def was_seen_to_fail(self) -> bool:
         """Whether a deliberate defect, or for a bug one of its programs, failed a test that cites it."""
         return bool(self.entry.seen_to_fail) or bool(self.failed_as_expected)
@@ -108,7 +121,7 @@ class Covered:
             return []
         text = self.entry.source.lower()
         failing = (name for (name, _), cell in self.cells.items() if "xfailed" in {cell.state, *cell.also})
-        return [name for name in dict.fromkeys(failing) if _WRITTEN.get(name, name) in text]
+        return [name for name in dict.fromkeys(failing) if _WRITTEN.get(program(name), program(name)) in text]
 
     @property
     def counts(self) -> bool:
@@ -148,11 +161,12 @@ class Covered:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """The figures of all musts, all shoulds or all bugs."""
+    """The figures of all musts, all shoulds or all bugs; passed_on_one_program: on two versions of it, and no other."""
 
     of: int
     cited: int
     passed: int
+    passed_on_one_program: int
     seen_to_fail: int
     covered: int
 
@@ -187,13 +201,26 @@ def record_of(run: RunResults, date: str) -> Record:
                     kernel=worst.kernel,
                     date=run.date[:10] or date,
                 )
-                merge(record, {(entry, side["impl"], worst.lane): cell})
+                merge(record, {(entry, implementation(side["impl"], worst.kernel), worst.lane): cell})
     return record
+
+
+def implementation(name: str, release: str) -> str:
+    """Return the name in the record; the kernel's has its version: `kernel 6.12`. release: of the kernel."""
+    series = _SERIES.match(release)
+    return f"{name} {series[0]}" if name == _KERNEL and series else name
+
+
+def program(name: str) -> str:
+    """Return the program of which this is a version: `kernel` of `kernel 6.12`, `wireguard-go` of Debian's."""
+    return name.partition(" ")[0].removesuffix("-debian")
 
 
 def _is_variant(side: Mapping[str, str], run: RunResults) -> bool:
     """Return whether a program is not the implementation of its name: given by path or manifest, or a mutant."""
     name = side["impl"]
+    if name == _KERNEL and run.invocation.kernel_modules:
+        return True
     return name in run.invocation.programs or name in run.invocation.manifests or "+" in name or "like" in side
 
 
@@ -243,6 +270,7 @@ def total(every: Sequence[Covered], kind: str) -> Total:
         of=len(chosen),
         cited=sum(bool(each.tests) for each in chosen),
         passed=sum(each.has_passed for each in chosen),
+        passed_on_one_program=sum(each.has_passed_on_one_program for each in chosen),
         seen_to_fail=sum(each.was_seen_to_fail for each in chosen),
         covered=sum(each.counts for each in chosen),
     )
@@ -260,7 +288,7 @@ def document(every: Sequence[Covered]) -> dict[str, object]:
 
 
 def _fields(figures: Total) -> dict[str, int]:
-    return {name: getattr(figures, name) for name in ("of", "cited", "passed", "seen_to_fail", "covered")}
+    return asdict(figures)
 
 
 def _shown(each: Covered) -> dict[str, object]:
@@ -296,7 +324,8 @@ def read_record(path: Path) -> Record:
         for name in by_name.rest():
             by_lane = by_name.table(name)
             for lane in by_lane.rest():
-                record[entry, name, lane] = _read_cell(by_lane.table(lane))
+                cell = _read_cell(by_lane.table(lane))
+                record[entry, implementation(name, cell.kernel), lane] = cell
     return record
 
 
@@ -326,7 +355,8 @@ def record_text(record: Record) -> str:
         also = [f"also = [{', '.join(map(_quoted, cell.also))}]"] if cell.also else []
         texts = {"state": cell.state, "version": cell.version, "kernel": cell.kernel, "date": cell.date}
         words = [f"{key} = {_quoted(text)}" for key, text in texts.items()]
-        lines.append(f"{name}.{lane} = {{{', '.join([words[0], *also, *words[1:]])}}}")
+        key = name if _BARE_KEY.fullmatch(name) else _quoted(name)
+        lines.append(f"{key}.{lane} = {{{', '.join([words[0], *also, *words[1:]])}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -130,16 +130,21 @@ def number(value: bytes) -> int:
 
 
 @pytest.mark.requirement("CFG-04")
-def test_get_and_set_are_refused_without_cap_net_admin(driver: Driver) -> None:
+def test_get_and_set_are_refused_without_cap_net_admin(driver: Driver, alice: Key) -> None:
     node = driver.wg0.place
     without_rights = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
-    for command in (["wg", "show", "wg0"], ["wg", "set", "wg0", "listen-port", "7"]):
+    # A port is refused by another rule, too: it needs the right in the birth namespace (NS-05).
+    set_port, add_peer = ["wg", "set", "wg0", "listen-port", "7"], ["wg", "set", "wg0", "peer", str(alice)]
+    for command in (["wg", "show", "wg0"], set_port, add_peer):
         refused = node.run([*without_rights, *command], check=False)
-        assert (refused.status, refused.stderr.rpartition(": ")[2]) == (1, "Operation not permitted\n")
-    assert driver.wg0.get().listen_port == 0
-    with twin("the same command succeeds with CAP_NET_ADMIN"):
-        node.run(["wg", "set", "wg0", "listen-port", "7"])
-        assert driver.wg0.get().listen_port == 7
+        assert (refused.status, refused.stderr.rpartition(": ")[2]) == (1, "Operation not permitted\n"), (
+            f"without CAP_NET_ADMIN `{' '.join(command)}` ended with status {refused.status}"
+        )
+    assert (driver.wg0.get().listen_port, driver.wg0.get().peers) == (0, ())
+    with twin("the same commands succeed with CAP_NET_ADMIN"):
+        node.run(set_port)
+        node.run(add_peer)
+        assert (driver.wg0.get().listen_port, len(driver.wg0.get().peers)) == (7, 1)
 
 
 # Attributes that name the interface
@@ -153,6 +158,15 @@ def test_request_needs_exactly_one_of_ifindex_and_ifname(driver: Driver) -> None
     for none_or_both in (b"", NAME + index):
         assert (driver.get(none_or_both), driver.set(none_or_both, port)) == (errno.EBADR, errno.EBADR)
     assert driver.wg0.get().listen_port == 0
+
+
+@pytest.mark.requirement("CFG-03")
+def test_interface_of_other_kind_and_long_name_are_refused(driver: Driver) -> None:
+    with twin("the name of a WireGuard interface is accepted"):
+        assert (driver.get(NAME), driver.set(NAME)) == (0, 0)
+    loopback, long = (attribute(genl.DEVICE_IFNAME, name + b"\0") for name in (b"lo", b"w" * 16))
+    assert (driver.get(loopback), driver.set(loopback)) == (errno.EOPNOTSUPP, errno.EOPNOTSUPP)
+    assert (driver.get(long), driver.set(long)) == (errno.EINVAL, errno.EINVAL)
 
 
 @pytest.mark.requirement("CFG-05")

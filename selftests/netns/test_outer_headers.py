@@ -20,6 +20,7 @@ from harness import (
     Flip,
     UdpStream,
     differs,
+    poll_until,
     twin,
     wait_for,
 )
@@ -116,17 +117,18 @@ def test_data_packet_with_wrong_udp_length_is_dropped(wired: Tunnel, wire: Wire)
     with UdpStream(wired.nodes["ns1"], wired.nodes["ns2"], V4_OF_B) as to_b:
         to_b.send()
         to_b.wait_for(1)
-        wire.apply(Drop(message="data", sender="ns1", nth="1-4"))
-        to_b.send(4)
-        held = [wire.wait_for("data", "A's messages", sender="ns1", nth=nth).frame for nth in range(1, 5)]
+        wire.apply(Drop(message="data", sender="ns1", nth="1-5"))
+        to_b.send(5)
+        held = [wire.wait_for("data", "A's messages", sender="ns1", nth=nth).frame for nth in range(1, 6)]
         for frame, difference in zip(held, (-(1 << 16), -1, 1), strict=False):
             wire.inject(with_lengths(frame, udp=difference), sender="ns1")
-        with twin("bytes after the end of a datagram are ignored"):
-            wire.inject(with_lengths(held[3], ip=4), sender="ns1")
-            to_b.wait_for(2)
-        to_b.send()
-        to_b.wait_for(3)
-        assert to_b.arrivals().numbers == (0, 4, 5)
+        wire.inject(with_lengths(held[3], ip=4), sender="ns1")
+        with twin("a message that was held is accepted as it is"):
+            wire.inject(held[4], sender="ns1")
+            poll_until(lambda: to_b.arrivals().numbers, lambda numbers: 5 in numbers, DEADLINE)
+            assert 5 in to_b.arrivals().numbers
+        assert to_b.arrivals().numbers != (0, 5), "B refused a datagram with four bytes of IP payload behind its end"
+        assert to_b.arrivals().numbers == (0, 4, 5), "B accepted a datagram with a wrong UDP length"
 
 
 @pytest.mark.requirement("MSG-07", "MSG-09", "ROB-10")

@@ -16,6 +16,7 @@ import pytest
 
 from harness.cli import commands
 from harness.cli.coverage import show
+from harness.cli.kernel_defects import read_defects
 from harness.cli.mutants import read_mutants
 from harness.errors import UsageError
 from harness.report.citations import read_citations
@@ -35,6 +36,7 @@ from harness.report.results import Invocation, Result, RunResults
 from harness.wire.script import RULES
 
 if TYPE_CHECKING:
+    from harness.cli.kernel_defects import Defect
     from harness.cli.mutants import Mutant
     from harness.report.coverage import Record
 
@@ -79,6 +81,46 @@ def test_requirement_counts_if_passed_on_two_and_seen_to_fail(
 ) -> None:
     each = covered("must", *cells, seen=seen)
     assert (each.missing, each.counts) == (missing, not missing)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([("kernel 6.1", VM, "passed"), ("kernel 6.12", VM, "passed")], (True, True)),
+        ([("wireguard-go", HERE, "passed"), ("wireguard-go-debian", HERE, "passed")], (True, True)),
+        ([("kernel 6.1", VM, "passed"), ("kernel 6.1", WARP, "passed")], (False, False)),
+        ([("kernel 6.1", VM, "passed"), ("kernel 6.12", VM, "differs")], (False, False)),
+        ([("kernel 6.1", VM, "passed"), ("kernel 6.12", VM, "passed"), PASSED_HERE], (True, False)),
+    ],
+)
+def test_two_versions_of_one_program_count_and_are_told_apart(
+    cells: list[tuple[str, str, str]], expected: tuple[bool, bool]
+) -> None:
+    each = covered("should", *cells)
+    assert (each.has_passed, each.has_passed_on_one_program) == expected
+    assert total([each], "should").passed_on_one_program == int(expected[1])
+
+
+def test_record_tells_kernels_apart_by_version() -> None:
+    release = "6.12.117+deb12-cloud-amd64"
+    releases = ("6.1.0-57", release)
+    record = record_of(run(*(result("passed", "kernel", lane=VM, kernel=name, bugs=[]) for name in releases)), DAY)
+    assert {key: cell.kernel for key, cell in record.items()} == {
+        ("X-1", "kernel 6.1", VM): "6.1.0-57",
+        ("X-1", "kernel 6.12", VM): release,
+    }
+
+
+def test_kernel_with_own_module_is_not_recorded() -> None:
+    own = Invocation(kernel_modules=("/src/wireguard.ko",))
+    record = record_of(run(result("passed", "refwg", "kernel", bugs=[]), invocation=own), DAY)
+    assert [*record] == [("X-1", "refwg", HERE)]
+
+
+def test_record_without_kernel_versions_is_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.toml"
+    path.write_text('[X-1]\nkernel.vm = {state = "passed", kernel = "6.1.0-57-cloud-amd64", date = "2026-11-30"}\n')
+    assert [*read_record(path)] == [("X-1", "kernel 6.1", VM)]
 
 
 def test_requirement_without_black_box_test_is_not_cited() -> None:
@@ -139,8 +181,8 @@ def run(*results: Result, invocation: Invocation | None = None, date: str = f"{D
 
 def result(state: str, *names: str, test: str = TEST, lane: str = HERE, **more: Any) -> Result:
     a, b = [*({"impl": name, "version": "1"} for name in names), None, None][:2]
-    ids: dict[str, Any] = {"requirements": ["X-1"], "bugs": ["IB-1"]}
-    return Result(id=f"{test}[{'~'.join(names)}]", a=a, b=b, lane=lane, kernel="6.1", state=state, **(ids | more))
+    facts: dict[str, Any] = {"requirements": ["X-1"], "bugs": ["IB-1"], "kernel": "6.1"}
+    return Result(id=f"{test}[{'~'.join(names)}]", a=a, b=b, lane=lane, state=state, **(facts | more))
 
 
 def states(record: Record) -> dict[str, str]:
@@ -171,7 +213,7 @@ def test_test_has_passed_if_all_its_rows_did_with_one_pair() -> None:
     ]
     assert states(record_of(run(*rows), "")) == {
         "X-1 refwg netns": "passed/xfailed",
-        "X-1 kernel netns": "passed",
+        "X-1 kernel 6.1 netns": "passed",
         "X-1 boringtun netns": "xfailed",
         "IB-1 boringtun netns": "failed",
     }
@@ -218,7 +260,7 @@ def test_newer_day_replaces_older_and_same_day_is_merged(
 
 def test_record_is_sorted_and_read_back_as_written(tmp_path: Path) -> None:
     record: Record = {
-        ("X-2", "kernel", WARP): Cell(state="passed", also=("failed",), kernel="6.1", date=DAY),
+        ("X-2", "kernel 6.1", WARP): Cell(state="passed", also=("failed",), kernel="6.1", date=DAY),
         ("X-1", "wireguard-go", HERE): Cell(state="passed", version='v1 "\\\n', date=DAY),
         ("X-1", "kernel", VM): Cell(state="differs", date=DAY),
     }
@@ -232,7 +274,7 @@ def test_record_is_sorted_and_read_back_as_written(tmp_path: Path) -> None:
         f'kernel.vm = {{state = "differs", version = "", kernel = "", date = "{DAY}"}}',
         f'wireguard-go.netns = {{state = "passed", version = "v1 \\"\\\\?", kernel = "", date = "{DAY}"}}',
         "[X-2]",
-        f'kernel.warp = {{state = "passed", also = ["failed"], version = "", kernel = "6.1", date = "{DAY}"}}',
+        f'"kernel 6.1".warp = {{state = "passed", also = ["failed"], version = "", kernel = "6.1", date = "{DAY}"}}',
     ]
 
 
@@ -299,6 +341,11 @@ def mutants_here() -> dict[str, Mutant]:
     return {mutant.name: mutant for mutant in read_mutants(ROOT)}
 
 
+@cache
+def kernel_defects_here() -> dict[str, Defect]:
+    return {defect.name: defect for defect in read_defects(ROOT)[1]}
+
+
 def defects(kind: str) -> set[str]:
     """The names of the deliberate defects of this kind; for `wireguard-go` they are in no table."""
     match kind:
@@ -308,6 +355,8 @@ def defects(kind: str) -> set[str]:
             return {path.stem for path in (ROOT / "selftests/faults/sabotage").iterdir()}
         case "wire":
             return set(RULES)
+        case "kernel":
+            return {f"defect {name}" for name in kernel_defects_here()}
         case _:
             return set()
 
@@ -323,7 +372,9 @@ SEEN: Final = {
 @pytest.mark.parametrize("name", SEEN)
 def test_seen_to_fail_names_defect_that_exists(name: str) -> None:
     kind, _, defect = SEEN[name].partition(" ")
-    assert kind in {"mutant", "sabotage", "wire", "wireguard-go"}, f"{name}: want a kind and a name, not {SEEN[name]!r}"
+    assert kind in {"mutant", "sabotage", "wire", "kernel", "wireguard-go"}, (
+        f"{name}: want a kind and a name, not {SEEN[name]!r}"
+    )
     assert defect, f"{name}: {SEEN[name]!r} names no defect"
     if kind != "wireguard-go":
         assert defect in defects(kind), f"{name}: there is no {kind} {defect}"
@@ -339,6 +390,13 @@ def test_seen_mutant_violates_requirement_that_its_killer_cites(name: str) -> No
     mutant = mutants_here()[SEEN[name].removeprefix("mutant ")]
     assert name in mutant.requirements, f"mutant {mutant.name} violates {', '.join(mutant.requirements)}, not {name}"
     assert mutant.killer in cited_here()[name], f"the killer of {mutant.name} does not cite {name}"
+
+
+@pytest.mark.parametrize("name", [name for name, seen in SEEN.items() if seen.startswith("kernel defect ")])
+def test_seen_kernel_defect_violates_requirement_killer_cites(name: str) -> None:
+    defect = kernel_defects_here()[SEEN[name].removeprefix("kernel defect ")]
+    assert name in defect.requirements, f"{defect.name} violates {', '.join(defect.requirements)}, not {name}"
+    assert defect.killer in cited_here()[name], f"the killer of kernel defect {defect.name} does not cite {name}"
 
 
 # Citations in the sources
@@ -447,7 +505,7 @@ def test_totals_come_first_then_what_is_missing(checkout: Path) -> None:
 def test_outcomes_of_each_implementation_are_listed_on_request(checkout: Path) -> None:
     lines = printed(checkout / "report/vm/results.json", everything=True).splitlines()
     table = lines[lines.index("requirement x implementation:") + 1 :]
-    assert table == ["  X-1    kernel: passed (vm); refwg: passed (vm); seen to fail: mutant no-first"]
+    assert table == ["  X-1    kernel 6.1: passed (vm); refwg: passed (vm); seen to fail: mutant no-first"]
 
 
 def test_recorded_run_is_remembered_without_its_results(checkout: Path) -> None:
@@ -456,17 +514,25 @@ def test_recorded_run_is_remembered_without_its_results(checkout: Path) -> None:
     (checkout / "report/vm/results.json").unlink()
     assert "musts      1 of   1 covered" in printed()
     recorded = tomllib.loads((checkout / "selftests/conformance/record.toml").read_text())
-    assert recorded["X-1"]["kernel"]["vm"] == {"state": "passed", "version": "1", "kernel": "6.1", "date": "2023-11-14"}
+    assert recorded["X-1"]["kernel 6.1"]["vm"] == {
+        "state": "passed",
+        "version": "1",
+        "kernel": "6.1",
+        "date": "2023-11-14",
+    }
 
 
 def test_json_has_uncovered_ids_and_outcomes(checkout: Path) -> None:
     found = json.loads(printed(as_json=True))
     uncovered = {key: found[key] for key in ("uncovered_must", "uncovered_should", "uncovered_bug")}
     assert uncovered == {"uncovered_must": [], "uncovered_should": ["X-2"], "uncovered_bug": ["IB-1"]}
-    assert found["totals"]["must"] == {"of": 1, "cited": 1, "passed": 1, "seen_to_fail": 1, "covered": 1}
+    assert found["totals"]["must"] == {
+        **dict.fromkeys(("of", "cited", "passed", "seen_to_fail", "covered"), 1),
+        "passed_on_one_program": 0,
+    }
     first = found["by_requirement"]["X-1"]
-    assert (first["cited"], first["passed"]) == ([TEST], {"kernel": ["vm"], "refwg": ["vm"]})
-    assert [outcome["implementation"] for outcome in first["outcomes"]] == ["kernel", "refwg"]
+    assert (first["cited"], first["passed"]) == ([TEST], {"kernel 6.1": ["vm"], "refwg": ["vm"]})
+    assert [outcome["implementation"] for outcome in first["outcomes"]] == ["kernel 6.1", "refwg"]
     assert found["by_bug"]["IB-1"]["missing"] == ["not cited"]
     assert checkout.is_dir()
 
