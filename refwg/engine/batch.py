@@ -17,15 +17,14 @@ from refwg.boundary import Transmit
 from refwg.engine.cut import UDP_CHECKSUM, Superframe, complete_checksums
 from refwg.engine.join import Joiner
 from refwg.engine.offloads import UDP_GRO, UDP_SEGMENT, offload_of
-from refwg.engine.rows import MAX_ROWS, ONES, Arena, Nonces, sum_of_words
+from refwg.engine.rows import ARENA_LENGTH, LARGEST_READ, ONES, Arena, Nonces, sum_of_words
+from refwg.engine.sealing import Messages, is_run, open_all, openers, packet_lengths, seal
 from refwg.engine.simple import SimpleEngine
-from refwg.engine.virtio import HEADER_LENGTH, NEEDS_CHECKSUM, PLAIN_HEADER, parse
+from refwg.engine.virtio import HEADER_LENGTH, LARGEST_FRAME, NEEDS_CHECKSUM, PLAIN_HEADER, parse
 from refwg.errors import DropReason, MalformedSuperframe
 from refwg.messages import (
-    DATA_HEADER_LENGTH,
     MINIMUM_DATA_LENGTH,
     REJECT_AFTER_MESSAGES,
-    TAG_LENGTH,
     MessageType,
     padded_length,
 )
@@ -54,15 +53,7 @@ _SEGMENTS: Final = 64
 _HEADERS: Final = 60
 # The largest payload of a UDP datagram over IPv4, and so of a batch.
 _LARGEST_BATCH: Final = 65507
-_NUMBERS: Final = np.arange(MAX_ROWS, dtype=np.uint64)
-_LARGEST_FRAME: Final = HEADER_LENGTH + 65535 + 40
-_MEMORY: Final = 2 * 65536
 _IPV4: Final = 4
-# By IP version: ones for version and traffic class, and for the source address, which is there.
-_HEAD_MASKS: Final = {
-    4: (np.frombuffer(b"\xf0\xff" + bytes(10) + b"\xff" * 4, np.uint8), slice(12, 16)),
-    6: (np.frombuffer(b"\xff\xf0" + bytes(6) + b"\xff" * 16, np.uint8), slice(8, 24)),
-}
 # The shortest data message with a packet in it.
 _SHORTEST: Final = MINIMUM_DATA_LENGTH + ip.IPV4_HEADER_LENGTH
 # Fewer received messages are faster one by one: numpy takes 80 microseconds for any number of them.
@@ -108,10 +99,10 @@ class BatchEngine(SimpleEngine):
     ) -> None:
         super().__init__(device, sockets, tun, clock, not_sent)
         self._offloads = offloads
-        self._frame_view = memoryview(bytearray(_LARGEST_FRAME))
+        self._frame_view = memoryview(bytearray(LARGEST_FRAME))
         self._frame = np.frombuffer(self._frame_view, np.uint8)
-        self._outbox, self._inbox = Arena(_MEMORY), Arena(_MEMORY)
-        self._inbox_view = self._inbox.memory[: _MEMORY // 2]
+        self._outbox, self._inbox = Arena(ARENA_LENGTH), Arena(ARENA_LENGTH)
+        self._inbox_view = self._inbox.memory[:LARGEST_READ]
         self._nonces = Nonces()
         self._joiner = Joiner(
             tcp4="tso4" in offloads, tcp6="tso6" in offloads, udp4="uso4" in offloads, udp6="uso6" in offloads
@@ -156,6 +147,8 @@ class BatchEngine(SimpleEngine):
             singles.clear()
             superframes += 1
             self._send_superframe(header, length)
+            # Workers may still need the last one.
+            frame = self._frame_view
         self._send_singles(singles)
 
     def _send_superframe(self, header: VirtioHeader, length: int) -> None:
@@ -164,24 +157,25 @@ class BatchEngine(SimpleEngine):
         except MalformedSuperframe:
             return
         now = self._clock()
-        template = superframe.template
-        self._offloads.count("out", offload_of(header.gso_type, is_ipv4=template[0] >> 4 == _IPV4))
-        mtu = self._mtu_for(template)
-        reserved = self._device.reserve(template, superframe.count, now)
-        rows = self._outbox.rows(padded_length(superframe.packet_length, mtu) + MINIMUM_DATA_LENGTH)
-        step = max(1, min(rows.count, _SEGMENTS, _LARGEST_BATCH // rows.length))
+        headers = superframe.headers
+        self._offloads.count("out", offload_of(header.gso_type, is_ipv4=headers[0] >> 4 == _IPV4))
+        mtu = self._mtu_for(headers)
+        reserved = self._device.reserve(headers, superframe.count, now)
+        length = padded_length(superframe.packet_length, mtu) + MINIMUM_DATA_LENGTH
+        step = max(1, min(self._outbox.rows(length).count, _SEGMENTS, _LARGEST_BATCH // length))
         sent = 0
         for first in range(0, superframe.count, step):
             count = min(step, superframe.count - first)
-            superframe.fill(rows, first, count)
             last = superframe.last_length if first + count == superframe.count else superframe.packet_length
+            rows = self._outbox.rows(length)
             if reserved is None:
+                superframe.fill(rows, first, count)
                 self._send_one_by_one(rows, count, superframe.packet_length, last, mtu)
             else:
-                last_length = padded_length(last, mtu) + MINIMUM_DATA_LENGTH
-                sent += self._seal_and_send(rows, count, last_length, reserved, reserved.first_counter + first)
+                messages = Messages(rows, count, padded_length(last, mtu) + MINIMUM_DATA_LENGTH)
+                sent += self._cut_and_send(superframe, first, messages, reserved)
         if reserved is not None:
-            self.carry_out(self._device.sent_together(reserved, sent, self._clock()))
+            self._report_sent(reserved, sent)
 
     def _send_singles(self, singles: list[_Single]) -> None:
         """Send packets that were read one by one; those of one kind that follow each other are sent together."""
@@ -227,8 +221,8 @@ class BatchEngine(SimpleEngine):
         if reserved is None:
             self._send_one_by_one(rows, count, length, length, mtu)
             return
-        sent = self._seal_and_send(rows, count, rows.length, reserved, reserved.first_counter)
-        self.carry_out(self._device.sent_together(reserved, sent, self._clock()))
+        messages = Messages(rows, count, rows.length)
+        self._report_sent(reserved, self._seal_and_send(messages, reserved, reserved.first_counter))
 
     def _send_one_by_one(self, rows: Rows, count: int, length: int, last_length: int, mtu: int) -> None:
         """Pass packets in rows to the device one by one, as the simple engine does."""
@@ -236,24 +230,29 @@ class BatchEngine(SimpleEngine):
             packet = bytes(rows.plaintexts[row][: last_length if row == count - 1 else length])
             self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
 
-    def _seal_and_send(self, rows: Rows, count: int, last_length: int, reserved: Reserved, counter: int) -> int:
+    def _cut_and_send(self, superframe: Superframe, first: int, messages: Messages, reserved: Reserved) -> int:
+        """Cut packets from the `first` on out of a superframe, and `_seal_and_send` them."""
+        superframe.fill(messages.rows, first, messages.number)
+        return self._seal_and_send(messages, reserved, reserved.first_counter + first)
+
+    def _seal_and_send(self, messages: Messages, reserved: Reserved, counter: int) -> int:
         """Encrypt packets where they are and send the messages; returns the bytes of those not yet reported as sent."""
-        keypair = reserved.keypair
-        rows.types_and_indices[:count] = MessageType.DATA | keypair.remote_index << 32
-        nonces = self._nonces
-        np.add(_NUMBERS[:count], np.uint64(counter), out=nonces.counters[:count])
-        rows.counters[:count] = nonces.counters[:count]
-        plaintexts, ciphertexts = rows.plaintexts[:count], rows.ciphertexts[:count]
-        if last_length != rows.length:
-            ciphertexts[-1] = ciphertexts[-1][: last_length - DATA_HEADER_LENGTH]
-            plaintexts[-1] = plaintexts[-1][: last_length - MINIMUM_DATA_LENGTH]
-        keypair.sending.seal_each(nonces.views, plaintexts, ciphertexts)
+        seal(messages, reserved.keypair.sending, reserved.keypair.remote_index, counter, self._nonces)
+        return self._send_sealed(messages, reserved)
+
+    def _report_sent(self, reserved: Reserved, length: int) -> None:
+        """Report to the device what was sent; length: the bytes of messages not yet reported as sent."""
+        self.carry_out(self._device.sent_together(reserved, length, self._clock()))
+
+    def _send_sealed(self, messages: Messages, reserved: Reserved) -> int:
+        """Send encrypted messages; returns the bytes of those not yet reported as sent."""
+        rows, count, last_length = messages
         if count > 1 and UDP_SEGMENT in self._offloads:
-            messages = rows.messages(count, last_length)
-            error = self._sockets.send(self._transmit(messages, reserved), rows.length)
+            datagrams = rows.messages(count, last_length)
+            error = self._sockets.send(self._transmit(datagrams, reserved), rows.length)
             if not error:
                 self._offloads.count("out", UDP_SEGMENT)
-                return len(messages)
+                return len(datagrams)
             if error not in _ONE_BY_ONE:
                 self._not_sent(error)
                 for transmit in self._transmits(rows, count, last_length, reserved):
@@ -290,6 +289,7 @@ class BatchEngine(SimpleEngine):
 
     def _receive_batch(self, batch: ReceivedBatch) -> None:
         """Process datagrams that came together: data messages of one session as a whole, everything else one by one."""
+        view = self._inbox_view
         count = -(-batch.length // batch.segment)
         rows = self._inbox.rows(batch.segment) if batch.segment >= _SHORTEST and count >= self._worthwhile else None
         last = batch.length - (count - 1) * batch.segment
@@ -298,10 +298,10 @@ class BatchEngine(SimpleEngine):
         if rows is None or session is None:
             together = 0
         else:
-            last_length = last if together == count else batch.segment
-            self._receive_together(rows, together, last_length, session, batch)
+            messages = Messages(rows, together, last if together == count else batch.segment)
+            self._receive_together(messages, session, batch)
         for start in range(together * batch.segment, batch.length, batch.segment):
-            self._receive_single(self._inbox_view[start : min(start + batch.segment, batch.length)], batch)
+            self._receive_single(view[start : min(start + batch.segment, batch.length)], batch)
 
     def _session(self, rows: Rows, count: int) -> tuple[Peer, Keypair] | None:
         """Return the session of messages that are all data with one receiver index; None for any others."""
@@ -313,25 +313,34 @@ class BatchEngine(SimpleEngine):
             return None
         return self._device.session(index, self._clock())
 
-    def _receive_together(
-        self, rows: Rows, count: int, last_length: int, session: tuple[Peer, Keypair], batch: ReceivedBatch
-    ) -> None:
+    def _receive_together(self, messages: Messages, session: tuple[Peer, Keypair], batch: ReceivedBatch) -> None:
         """Decrypt messages of one session where they are, and deliver the packets in them."""
-        peer, keypair = session
-        now = self._clock()
-        opened = self._open(rows, count, last_length, session, now)
+        opened = self._open(messages, session)
+        lengths = packet_lengths(messages) if len(opened) == messages.number else None
+        packets = None if lengths is None else (lengths, self._joiner.runs(messages.rows, lengths))
+        self._deliver_opened(messages, opened, packets, session, batch)
+
+    def _deliver_opened(
+        self,
+        messages: Messages,
+        opened: list[int],
+        packets: tuple[list[int], list[Run]] | None,
+        session: tuple[Peer, Keypair],
+        batch: ReceivedBatch,
+    ) -> None:
+        """Report messages that were decrypted and accepted, and deliver the packets in them.
+
+        opened: their rows. packets: the lengths of all packets, and the packets as runs; None: look at each.
+        """
         if not opened:
             return
-        # The tag, and what an earlier batch left behind it, must not look like padding.
-        if last_length < rows.length:
-            rows.matrix[count - 1, last_length - TAG_LENGTH :] = 0
-        padded = [rows.length - MINIMUM_DATA_LENGTH] * count
-        padded[-1] = last_length - MINIMUM_DATA_LENGTH
+        rows, padded = messages.rows, messages.padded
+        peer, keypair = session
+        now = self._clock()
         self.carry_out(self._device.received_together(peer, keypair, batch.endpoint, len(opened), now))
-        lengths = self._packet_lengths(rows, padded, peer, batch.ecn) if len(opened) == count else None
-        if lengths is not None:
-            peer.count_received((count - 1) * rows.length + last_length)
-            self._deliver(rows, lengths, peer)
+        if packets is not None and self._may_deliver(rows, peer, batch.ecn):
+            peer.count_received(sum(padded) + len(padded) * MINIMUM_DATA_LENGTH)
+            self._deliver(rows, *packets, peer)
             return
         for row in opened:
             plaintext = bytes(rows.plaintexts[row][: padded[row]])
@@ -339,53 +348,48 @@ class BatchEngine(SimpleEngine):
             if packet is not None:
                 self._write([PLAIN_HEADER, packet], peer)
 
-    def _open(self, rows: Rows, count: int, last_length: int, session: tuple[Peer, Keypair], now: int) -> list[int]:
+    def _open(self, messages: Messages, session: tuple[Peer, Keypair]) -> list[int]:
         """Decrypt messages, mark their counters as received, and count those that are refused; returns the others."""
         peer, keypair = session
-        counters = rows.counters[:count]
-        numbers: list[int] = counters.tolist()
-        self._nonces.counters[:count] = counters
-        nonces = self._nonces.views
-        plaintexts, ciphertexts = rows.plaintexts[:count], rows.ciphertexts[:count]
-        if last_length != rows.length:
-            ciphertexts[-1] = ciphertexts[-1][: last_length - DATA_HEADER_LENGTH]
-            plaintexts[-1] = plaintexts[-1][: last_length - MINIMUM_DATA_LENGTH]
+        counters: list[int] = messages.rows.counters[: messages.number].tolist()
+        if is_run(counters) and keypair.receiving_counter.is_next_run(counters[0], counters[-1]):
+            failed = open_all(messages, keypair.receiving, self._nonces)
+            return self._accept_opened(counters, failed, session)
+        # A replay must not cost a decryption.
+        functions = openers(messages, keypair.receiving, self._nonces)
+        numbered = enumerate(zip(counters, functions, strict=True))
+        now = self._clock()
+        return [row for row, (counter, opens) in numbered if self._accept(keypair, counter, opens, peer, now)]
+
+    def _accept_opened(self, counters: list[int], failed: list[int], session: tuple[Peer, Keypair]) -> list[int]:
+        """Mark the counters of decrypted messages as received; returns the rows of those that are accepted.
+
+        failed: the rows of those whose tags do not verify.
+        """
+        peer, keypair = session
         window = keypair.receiving_counter
-        if numbers == list(range(numbers[0], numbers[0] + count)) and window.is_next_run(numbers[0], numbers[-1]):
-            failed = keypair.receiving.open_each(nonces, ciphertexts, plaintexts)
-            if not failed:
-                window.accept_run(numbers[0], numbers[-1])
-                return list(range(count))
-            for _ in failed:
-                self._device.drop(DropReason.INVALID_TAG, peer, now)
-            opened = [row for row in range(count) if row not in failed]
-            for row in opened:
-                window.accept(numbers[row])
-            return opened
+        if not failed and is_run(counters) and window.is_next_run(counters[0], counters[-1]):
+            window.accept_run(counters[0], counters[-1])
+            return list(range(len(counters)))
+        now = self._clock()
         return [
             row
-            for row, (number, nonce, ciphertext, plaintext) in enumerate(
-                zip(numbers, nonces, ciphertexts, plaintexts, strict=False)
-            )
-            if self._open_one(keypair, number, (nonce, ciphertext, plaintext), peer, now)
+            for row, counter in enumerate(counters)
+            if self._accept(keypair, counter, lambda row=row: row not in failed, peer, now)  # type: ignore[misc]
         ]
 
-    def _open_one(
-        self,
-        keypair: Keypair,
-        counter: int,
-        views: tuple[memoryview, memoryview, memoryview],
-        peer: Peer,
-        now: int,
-    ) -> bool:
-        """Decrypt one message of a batch whose counters are not consecutive; returns False if it was refused."""
+    def _accept(self, keypair: Keypair, counter: int, is_authentic: Callable[[], bool], peer: Peer, now: int) -> bool:
+        """Mark the counter of one message of a batch as received; returns False if the message was refused.
+
+        is_authentic: called if the counter is fresh; tells whether the tag verifies.
+        """
         window = keypair.receiving_counter
         reason = None
         if window.is_exhausted:
             reason = DropReason.SESSION_EXPIRED
         elif not window.is_fresh(counter):
             reason = DropReason.COUNTER_LIMIT if counter >= REJECT_AFTER_MESSAGES else DropReason.REPLAY
-        elif keypair.receiving.open_each(*([view] for view in views)):
+        elif not is_authentic():
             reason = DropReason.INVALID_TAG
         if reason is not None:
             self._device.drop(reason, peer, now)
@@ -393,32 +397,13 @@ class BatchEngine(SimpleEngine):
         window.accept(counter)
         return True
 
-    def _packet_lengths(self, rows: Rows, padded: list[int], peer: Peer, ecn: int) -> list[int] | None:
-        """Return the lengths of the packets in the rows, if all may be delivered as they are; None: look at each.
-
-        padded: the lengths of the padded packets.
-        """
-        count = len(padded)
+    def _may_deliver(self, rows: Rows, peer: Peer, ecn: int) -> bool:
+        """Return True if packets with the ECN bits and the source of the first may be delivered as they are."""
         head = bytes(rows.plaintexts[0][: ip.IPV6_HEADER_LENGTH])
-        version = ip.version(head)
-        if not version:
-            return None
-        # Version, traffic class and source of each must be those of the first.
-        mask, source = _HEAD_MASKS[version]
-        heads = rows.packets(0, source.stop)[:count]
-        if np.count_nonzero((heads ^ heads[0]) & mask):
-            return None
-        if ip.decapsulate_ecn(head, ecn) is not head or not self._device.is_source_allowed(peer, head[source]):
-            return None
-        lengths: list[int] = rows.field(2 if version == _IPV4 else 4, ">u2")[:count].tolist()
-        if version != _IPV4:
-            lengths = [length + ip.IPV6_HEADER_LENGTH for length in lengths]
-        if min(lengths) < ip.IPV4_HEADER_LENGTH or max(lengths) > padded[0] or lengths[-1] > padded[-1]:
-            return None
-        return lengths
+        return ip.decapsulate_ecn(head, ecn) is head and self._device.is_source_allowed(peer, ip.source(head))
 
-    def _deliver(self, rows: Rows, lengths: list[int], peer: Peer) -> None:
-        for run in self._joiner.runs(rows, lengths):
+    def _deliver(self, rows: Rows, lengths: list[int], runs: list[Run], peer: Peer) -> None:
+        for run in runs:
             if run.end == run.first + 1 or not self._deliver_superframe(rows, run, lengths):
                 for row in range(run.first, run.end):
                     self._write([PLAIN_HEADER, rows.plaintexts[row][: lengths[row]]], peer)

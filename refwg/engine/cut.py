@@ -46,7 +46,7 @@ class Superframe:
     """A superframe, ready to be cut.
 
     count: how many packets it stands for. header_length: bytes of IP and TCP or UDP headers of each. packet_length: of
-    each packet but the last; last_length: of the last. template: the headers of a packet in the middle.
+    each packet but the last; last_length: of the last. length, headers: of the superframe.
     """
 
     def __init__(self, packet: Bytes, header: VirtioHeader) -> None:
@@ -68,10 +68,12 @@ class Superframe:
         if payload <= 0 or size < (UDP_HEADER_LENGTH if is_udp else TCP_HEADER_LENGTH):
             raise MalformedSuperframe("the superframe has no payload")
         self.size = header.gso_size
+        self.length = len(packet)
         self.count = -(-payload // self.size)
         self.packet_length = self.header_length + min(self.size, payload)
         self.last_length = self.header_length + payload - (self.count - 1) * self.size
-        self._make_template()
+        self.headers = packet[: self.header_length].tobytes()
+        self._template = b""
 
     def _check(self, kind: int, start: int) -> None:
         """Raise MalformedSuperframe unless type, lengths and header fit each other."""
@@ -86,8 +88,7 @@ class Superframe:
 
     def _make_template(self) -> None:
         """Make the headers of a packet in the middle, with the fields that differ from packet to packet at zero."""
-        start, packet = self._transport, self._packet
-        template = bytearray(packet[: self.header_length].tobytes())
+        start, template = self._transport, bytearray(self.headers)
         self._identification = int.from_bytes(template[_IPV4_IDENTIFICATION:][:2])
         self._sequence = int.from_bytes(template[start + _TCP_SEQUENCE :][:4])
         self._flags = 0
@@ -108,18 +109,20 @@ class Superframe:
             self._ip_sum = sum_of_words(template[:start]) - self._identification
         addresses = template[12:20] if self._is_ipv4 else template[8:40]
         self._pseudo = sum_of_words(addresses) + self._protocol + self.packet_length - start
-        self.template = bytes(template)
+        self._template = bytes(template)
 
     def fill(self, rows: Rows, first: int, count: int) -> None:
         """Write the packets `first` to `first + count - 1` into the first rows, with zeros behind each.
 
         The rows are at least as long as a data message of such a packet.
         """
+        if not self._template:
+            self._make_template()
         has_last = first + count == self.count
         full = count - has_last
         header, end = self.header_length, self.header_length + self.size
         bodies = rows.packets(0, len(rows.plaintexts[0]))[:count]
-        bodies[:, :header] = np.frombuffer(self.template, np.uint8)
+        bodies[:, :header] = np.frombuffer(self._template, np.uint8)
         begin = header + first * self.size
         middle = begin + full * self.size
         if full:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 # UDP_MAX_SEGMENTS of Linux: the most datagrams that one call can take or give.
 MAX_ROWS: Final = 128
+# The bytes of an arena, and how many of them one read may fill.
+ARENA_LENGTH: Final = 2 * 65536
+LARGEST_READ: Final = 65536
 # Sums of 16-bit words are taken modulo 2^16 - 1, which is ones' complement arithmetic (RFC 1071).
 ONES: Final = 0xFFFF
 _ONES: Final = np.uint64(ONES)
@@ -112,8 +115,10 @@ class Rows:
 class Arena:
     """A buffer, and its division into rows of the lengths that were last used."""
 
-    def __init__(self, size: int) -> None:
-        self.memory = memoryview(bytearray(size))
+    def __init__(self, size: int, memory: memoryview | None = None, layouts: int = _LAYOUTS) -> None:
+        """Make a buffer, or take `memory` of that size; layouts: the most divisions that are kept."""
+        self.memory = memoryview(bytearray(size)) if memory is None else memory
+        self._most = layouts
         self._layouts: OrderedDict[int, Rows] = OrderedDict()
 
     def rows(self, length: int) -> Rows:
@@ -121,7 +126,7 @@ class Arena:
         found = self._layouts.get(length)
         if found is None:
             found = self._layouts[length] = Rows(self.memory, length)
-            if len(self._layouts) > _LAYOUTS:
+            if len(self._layouts) > self._most:
                 self._layouts.popitem(last=False)
         return found
 

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 _LAYOUT: Final = Struct("=BBHHHH")
 HEADER_LENGTH: Final = _LAYOUT.size
+# The longest superframe with its header.
+LARGEST_FRAME: Final = HEADER_LENGTH + 65535 + 40
 # The header of a packet that needs nothing done.
 PLAIN_HEADER: Final = bytes(HEADER_LENGTH)
 # The checksum field holds the sum of the pseudo header only.

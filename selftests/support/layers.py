@@ -47,7 +47,7 @@ CORE_ROWS: Final = [
     ["engine.cut"],
     ["engine.join"],
     ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips", "address"],
-    ["noise", "cookie"],
+    ["noise", "cookie", "engine.sealing"],
     ["peer"],
     ["send", "receive"],
     ["device"],
