@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 from refwg import uapi_socket
 from refwg.engine.offloads import OFFLOADS
 from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage
-from refwg.loop import STOPPING_SIGNALS, EngineChoice, Loop, load_batch_engine
+from refwg.loop import (
+    MAX_WORKERS,
+    STOPPING_SIGNALS,
+    EngineChoice,
+    Loop,
+    load_batch_engine,
+    load_parallel_engine,
+)
 from refwg.shortage import SHORTAGES, reason
 from refwg.tun import TUN_DEVICE, Tun, name_problem
 
@@ -60,6 +67,9 @@ By default the simple engine begins, and the batch engine takes over when there 
 that the kernel lacks is done without; --no-offload does without it in any case. --trace tells the engine, the
 offloads that are on, and how often each was used.
 
+--workers N makes N processes encrypt and decrypt for the batch engine, on cores of their own. Packets keep their order.
+A worker that dies or hangs is replaced; the packets that it had are lost, and counted under WORKER_DIED in the trace.
+
 --drop-privileges USER keeps only CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. Keys, peers, ports, marks and the
 link can still be changed, but the interface must not be moved to another namespace: refwg then ends with status 1. A
 small helper process stays root to remove the socket file at the end.
@@ -98,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problem = name_problem(options.name)
     if problem:
         parser.error(f"NAME {options.name!r}: {problem}")
+    if options.workers and options.engine == "simple":
+        parser.error("--workers: the simple engine has none: choose --engine auto or batch")
     if options.mutant is not None:
         return _run_mutant(parser, options)
     return run(options)
@@ -134,6 +146,14 @@ def _parser() -> argparse.ArgumentParser:
         default=frozenset(),
         help=f"offloads that the batch engine must not use, with commas: {', '.join(OFFLOADS)}, or all",
     )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        default=0,
+        help=f"processes that encrypt and decrypt for the batch engine, 0 to {MAX_WORKERS}; 0, the default: it does so "
+        "itself",
+    )
     parser.add_argument("--trace", metavar="FILE", help="append every event and drop to FILE, as JSON lines")
     parser.add_argument("--keylog", metavar="FILE", help="append all secret keys to FILE, for Wireshark: unsafe")
     parser.add_argument("--drop-privileges", metavar="USER", help="run as this user, with few capabilities; see below")
@@ -148,6 +168,12 @@ def _offloads(text: str) -> frozenset[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"unknown offload {unknown[0]!r}: expected some of {', '.join(OFFLOADS)}")
     return names
+
+
+def _workers(text: str) -> int:
+    if not (text.isdecimal() and text.isascii() and int(text) <= MAX_WORKERS):
+        raise argparse.ArgumentTypeError(f"{text!r} workers: expected a number from 0 to {MAX_WORKERS}")
+    return int(text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -165,7 +191,7 @@ def _run(options: argparse.Namespace) -> int:
 def _run_with(tun: Tun, watcher: Watcher | None, options: argparse.Namespace, log: _Log) -> int:
     listener, file = _listener(tun.link.name)
     try:
-        engine = EngineChoice(options.engine, frozenset(OFFLOADS) - options.no_offload)
+        engine = EngineChoice(options.engine, frozenset(OFFLOADS) - options.no_offload, options.workers)
         loop = Loop(tun, listener, watcher=watcher, log_error=log.error, engine=engine)
         if options.foreground or os.environ.get("WG_PROCESS_FOREGROUND") == "1":
             _serve(loop, file, options, lambda: None)
@@ -210,6 +236,8 @@ def _serve(loop: Loop, file: SocketFile, options: argparse.Namespace, report_rea
         if options.engine != "simple":
             with suppress(ImportError):
                 load_batch_engine()
+                if options.workers:
+                    load_parallel_engine()
         privileges.at_our_end(file.remove)
         privileges.drop(options.drop_privileges)
     loop.start()

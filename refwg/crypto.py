@@ -124,12 +124,13 @@ def dh(private_key: bytes, public_key: bytes) -> bytes:
 class Aead:
     """AEAD of the paper: ChaCha20-Poly1305 (RFC 8439) with one 32-byte key.
 
-    A counter becomes the nonce: four zero bytes, then the counter as 64 bits, little-endian.
+    A counter becomes the nonce: four zero bytes, then the counter as 64 bits, little-endian. key: kept for workers.
     """
 
-    __slots__ = ("_cipher",)
+    __slots__ = ("_cipher", "key")
 
     def __init__(self, key: bytes) -> None:
+        self.key = key
         self._cipher = ChaCha20Poly1305(key)
 
     def seal(self, counter: int, plaintext: bytes, associated_data: bytes | None = None) -> bytes:

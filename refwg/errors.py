@@ -86,6 +86,7 @@ class DropReason(Enum):
 
     # In both directions.
     INTERFACE_DOWN = "the interface is down"
+    WORKER_DIED = "the worker that encrypted or decrypted the packet died, or did not answer"
 
     # Datagrams from the network, before anything is decrypted.
     MALFORMED = "not a message: unknown type, reserved bytes set, or wrong length"

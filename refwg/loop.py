@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from refwg.boundary import Watcher
     from refwg.engine.batch import BatchEngine
+    from refwg.engine.offloads import Offloads
+    from refwg.engine.parallel import ParallelEngine
     from refwg.tun import Tun
     from refwg.uapi_socket import SocketFile
 
@@ -45,6 +47,8 @@ _TRY_AGAIN_AFTER: Final = SECOND
 _PAUSE: Final = 0.05
 # The garbage collector searches for reference cycles after this many new objects (gc.set_threshold).
 _GARBAGE: Final = 100_000
+# More processes than any machine has use for: the process that moves the packets is full with a few.
+MAX_WORKERS: Final = 32
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -74,14 +78,23 @@ def load_batch_engine() -> type[BatchEngine]:
     return BatchEngine
 
 
+def load_parallel_engine() -> type[ParallelEngine]:
+    """Import the batch engine with workers; raises what `load_batch_engine` raises."""
+    from refwg.engine.parallel import ParallelEngine  # noqa: PLC0415 - only with --workers
+
+    return ParallelEngine
+
+
 class EngineChoice(NamedTuple):
     """What moves the packets: the engine `simple` or `batch`, or `auto`; offloads: those that `batch` may use.
 
-    auto: simple until there are many packets in one turn, then batch. An idle interface does not need numpy.
+    auto: simple until there are many packets in one turn, then batch. An idle interface does not need numpy. workers:
+    how many encrypt and decrypt for `batch`; 0: it does so itself.
     """
 
     name: str
     offloads: frozenset[str] = frozenset()
+    workers: int = 0
 
 
 class Loop:
@@ -125,6 +138,7 @@ class Loop:
         self._wakers: tuple[socket.socket, socket.socket] | None = None
         self._udp: list[socket.socket] = []
         self._udp_generation = -1
+        self._pool: object = None
         self._is_running = True
         self._sleep_seen = _time_asleep()
         # What must be tried again after a shortage, with the time.
@@ -186,6 +200,9 @@ class Loop:
             ready.sort(key=_by_urgency)
         for key, events in ready:
             handler: Handler = key.data
+            if self._pool is not None and not self._is_traffic(key.fileobj):
+                # The device may change, and what is in work belongs to its present state.
+                self._survive(self._engine.settle)
             self._survive(handler, events)
             self._survive(self._watch_udp)
         self._survive(self._engine.time_passed)
@@ -194,23 +211,48 @@ class Loop:
         self._try_again()
         self._tun.rest()
 
+    def _is_traffic(self, source: object) -> bool:
+        return source is self._tun or source is self._pool or source in self._udp
+
     def _change_engine(self) -> None:
         """Take the batch engine from now on; without numpy, or with too little memory for it, the simple one stays."""
-        offloads, self._choice = self._choice.offloads, EngineChoice("done")
+        choice, self._choice = self._choice, EngineChoice("done")
         try:
             batch = load_batch_engine()
         except (ImportError, OSError, MemoryError) as error:
             self._log_error(f"the simple engine stays, because the batch engine cannot be loaded: {error}")
             return
         # Imported late, like the engine.
-        from refwg.engine.offloads import Offloads, enable  # noqa: PLC0415
+        from refwg.engine import offloads  # noqa: PLC0415
 
-        enabled = Offloads(enable(self._tun, self._sockets, offloads), self._note_offload)
-        self._engine = batch(
-            self._device, self._sockets, self._tun, boot_clock, self._complaints.not_sent, offloads=enabled
-        )
+        names = offloads.enable(self._tun, self._sockets, choice.offloads)
+        enabled = offloads.Offloads(names, self._note_offload)
+        if not choice.workers or not self._start_workers(choice.workers, enabled):
+            self._engine = batch(
+                self._device, self._sockets, self._tun, boot_clock, self._complaints.not_sent, offloads=enabled
+            )
         if self._watcher is not None:
             self._watcher.note(boot_clock(), "engine", b"", name="batch", offloads=sorted(enabled.enabled))
+
+    def _start_workers(self, workers: int, offloads: Offloads) -> bool:
+        """Take the batch engine with workers; returns False if there is no memory or no descriptor for it."""
+        try:
+            engine = load_parallel_engine()(
+                self._device,
+                self._sockets,
+                self._tun,
+                boot_clock,
+                self._complaints.not_sent,
+                offloads=offloads,
+                workers=workers,
+                complain=self._complaints.shortage,
+            )
+            self._selector.register(engine.pool, selectors.EVENT_READ, lambda _: engine.work_done())
+        except (ImportError, OSError, MemoryError) as error:
+            self._log_error(f"no workers: {error}")
+            return False
+        self._engine, self._pool = engine, engine.pool
+        return True
 
     def _note_offload(self, direction: str, offload: str, count: int) -> None:
         if self._watcher is not None:
@@ -242,6 +284,7 @@ class Loop:
         now = boot_clock()
         for step in [step for step, due in self._later.items() if due <= now]:
             del self._later[step]
+            self._survive(self._engine.settle)
             self._survive(step)
 
     def _timeout(self) -> float | None:
@@ -308,6 +351,8 @@ class Loop:
     def _notice_sleep(self) -> None:
         asleep = _time_asleep()
         if asleep > self._sleep_seen + _ASLEEP:
+            if self._pool is not None:
+                self._survive(self._engine.settle)
             self._sleep_seen = asleep
             self._device.clear_keys(boot_clock())
 

@@ -54,6 +54,9 @@ class SimpleEngine:
     def close(self) -> None:
         """End; the device and the interface are still there."""
 
+    def settle(self) -> None:
+        """Finish all that is in work; call it before the device's configuration or state changes."""
+
     def packets_waiting(self) -> None:
         """Read and encrypt packets of the interface, up to 64; call it when the interface is readable."""
         for _ in range(_PACKETS_IN_TURN):

@@ -48,6 +48,7 @@ CORE_ROWS: Final = [
     ["engine.join"],
     ["boundary", "crypto", "ratelimiter", "peerlookup", "timers", "queueing", "counter", "allowedips", "address"],
     ["noise", "cookie", "engine.sealing"],
+    ["engine.jobs"],
     ["peer"],
     ["send", "receive"],
     ["device"],
@@ -61,7 +62,8 @@ WORLD_ROWS: Final = [
     ["icmp"],
     ["tun", "uapi_socket", "trace", "mutants", "selftest", "privileges"],
     ["engine.simple", "engine.offloads"],
-    ["engine.batch"],
+    ["engine.batch", "engine.workers"],
+    ["engine.parallel"],
     ["loop"],
     ["__main__"],
 ]

@@ -42,7 +42,7 @@ def test_keys_are_forgotten_once_after_sleep_beyond_threshold(
     asleep: int, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sleeper, running = Sleeper(), object.__new__(Loop)
-    running._device, running._sleep_seen = cast("Device", sleeper), 5
+    running._device, running._sleep_seen, running._pool = cast("Device", sleeper), 5, None
     monkeypatch.setattr(loop, "_time_asleep", lambda: 5 + asleep)
     for _ in range(3):
         running._notice_sleep()
@@ -68,6 +68,25 @@ def test_keys_are_forgotten_before_pending_events_are_handled() -> None:
     """
     order = "handled b'one'\nkeys cleared\nhandled b'two'\nhandled b'three'\n"
     assert run_in_sandbox("", code) == order
+
+
+def test_work_of_workers_is_finished_before_device_may_change() -> None:
+    code = """
+        import selectors, socket
+        from refwg import loop
+        from refwg.uapi_socket import listen
+        from refwg.tun import Tun
+        choice = loop.EngineChoice("batch", frozenset(), 1)
+        running = loop.Loop(Tun.create("wg0"), listen("wg0"), watcher=None, log_error=print, engine=choice)
+        ours, others = socket.socketpair()
+        running._selector.register(ours, selectors.EVENT_READ, lambda _: print("handled", ours.recv(9)))
+        others.send(b"one"); running._turn()
+        engine = running._engine; settle = engine.settle
+        engine.settle = lambda: print("finished", settle())
+        others.send(b"two"); running._turn()
+        ours.close(); engine.close()
+    """
+    assert run_in_sandbox("", code) == "handled b'one'\nfinished None\nhandled b'two'\n"
 
 
 @pytest.mark.requirement("RT-13")
