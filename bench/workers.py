@@ -1,4 +1,4 @@
-"""Measure what worker processes gain: the batch engine, with its sockets replaced by recorded buffers.
+"""Measure what worker processes gain in the code path of the batch engine.
 
     python -m bench.workers [--workers N]... [--rounds N] [--superframes N] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Describe a batch to encrypt or decrypt as a short record, and do what it says in memory that two sides share.
+"""Describe a batch to encrypt or decrypt as a short record, and do what it says.
 
 The driver's counterpart are wg_packet_encrypt_worker in send.c and wg_packet_decrypt_worker in receive.c. One side, the
 engine, lays a batch into an area of the memory and sends the record to a worker. The worker's answer is a record as

@@ -1,4 +1,4 @@
-"""Let workers encrypt and decrypt batches at the same time; send and deliver them in the order in which they came.
+"""Let workers encrypt and decrypt batches; send and deliver them in their order.
 
 Does what the driver does with its queues of each peer (wg_packet_tx_worker in send.c, wg_packet_rx_poll in receive.c):
 packets are encrypted and decrypted by any CPU, and each peer has a queue for either direction that is served from its

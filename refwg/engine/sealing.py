@@ -1,4 +1,4 @@
-"""Encrypt and decrypt the data messages in rows, and read the lengths of the packets in them.
+"""Encrypt and decrypt the messages in rows, and read the lengths of their packets.
 
 Does what encrypt_packet in send.c and decrypt_packet in receive.c do; section 5.4.6 of the paper. Sessions, counters
 and peers are the caller's, so that this can run in another process. No input or output.

@@ -1,4 +1,4 @@
-"""Start worker processes that encrypt and decrypt in shared memory, pass them jobs, and replace those that die.
+"""Start worker processes that encrypt and decrypt in shared memory; replace dead ones.
 
 Takes the place of the driver's queues of work for each CPU (wg_packet_encrypt_worker, wg_packet_decrypt_worker). The
 AEAD keeps the interpreter's lock, so only processes work at the same time. On a free-threaded interpreter the workers

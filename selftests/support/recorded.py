@@ -1,4 +1,4 @@
-"""Drive a batch engine without a kernel: recorded superframes and batches go in, and what comes out is kept.
+"""Drive a batch engine by recorded superframes and batches, and keep what comes out.
 
     interface of A ---- engine and device A ---- B, C: devices that make and read the datagrams of real sessions
 

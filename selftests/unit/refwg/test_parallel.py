@@ -192,7 +192,7 @@ def test_received_batches_keep_order_when_second_is_done_first(rig: Rig) -> None
     assert sequences == [1, 2, 3]
 
 
-def test_endpoint_is_that_of_last_datagram_when_batch_is_done_later(rig: Rig) -> None:
+def test_endpoint_is_that_of_last_datagram_if_batch_ends_later(rig: Rig) -> None:
     batch, single = (rig.sealed(rig.b, segments_from(rig, rig.b, count)) for count in (20, 1))
     stopped = stop_first_worker(rig)
     rig.receive(rig.b, batch)
