@@ -40,7 +40,7 @@ from refwg import messages, noise
 from refwg.errors import MalformedMessage, NotAuthentic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from random import Random
 
     from harness.control.records import Key
@@ -60,6 +60,10 @@ _ANCILLARY: Final = 128
 _SO_TIMESTAMPNS: Final = 35
 _TIMESPEC: Final = struct.Struct("qq")
 _IP_TOS, _IP_RECVTOS, _IPV6_TCLASS, _IPV6_RECVTCLASS = 1, 13, 67, 66
+_UDP_SEGMENT: Final = 103
+# UDP_MAX_SEGMENTS before Linux 6.9, and the largest payload of a UDP datagram over IPv4.
+_SEGMENTS: Final = 64
+_LARGEST_BATCH: Final = 65507
 _KINDS: Final[dict[type[Outgoing], tuple[type[Received], str]]] = {
     Initiation: (ReceivedInitiation, "an initiation"),
     Response: (ReceivedResponse, "a response"),
@@ -105,12 +109,19 @@ class PeerSocket:
         """Close the socket: from now on the node answers the device by ICMP "port unreachable"."""
         self._socket.close()
 
-    def throw(self, datagram: bytes, tos: int = 0) -> None:
-        """Send bytes to the device, with an outer TOS or traffic class; nothing is recorded."""
+    def throw(self, datagram: bytes, tos: int = 0, segment: int = 0) -> None:
+        """Send bytes to the device, with an outer TOS or traffic class; nothing is recorded.
+
+        segment: the bytes are several datagrams of this length, of which the last may be shorter (UDP_SEGMENT, udp(7));
+        0: they are one.
+        """
         level, name = (
             (socket.IPPROTO_IPV6, _IPV6_TCLASS) if self._family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_TOS)
         )
-        self._socket.sendmsg([datagram], [(level, name, struct.pack("i", tos))] if tos else [], 0, self.target)
+        ancillary = [(level, name, struct.pack("i", tos))] if tos else []
+        if segment:
+            ancillary.append((socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("H", segment)))
+        self._socket.sendmsg([datagram], ancillary, 0, self.target)
 
     def take(self) -> tuple[bytes, tuple[str, int], int, int] | None:
         """Return the next datagram, its source, its TOS or traffic class and when it came; None if there is none."""
@@ -225,6 +236,26 @@ class ScriptedPeer:
         self._throw(written, via, _describe(message, written, changed), correct, message.tos)
         self._remember(written)
         return written
+
+    def send_together(self, sent: Sequence[Data | bytes], *, tos: int = 0) -> list[bytes]:
+        """Send data messages, or bytes as they are, by as few system calls as possible; returns the datagrams.
+
+        Those of equal length that follow each other leave as one batch, and one shorter datagram may end it. On the
+        link of a `Target` it stays together, and a device with UDP_GRO receives it as one. tos: of all.
+        """
+        datagrams = []
+        for message in sent:
+            if isinstance(message, bytes):
+                datagram, text, values = message, f"{len(message)} bytes as they are, {message[:4].hex()}...", {}
+            else:
+                written = self._write(message, self._draw(message))
+                datagram, values = written.datagram, dict(written.values)
+                text = _describe(message, written, message.overrides())
+            self._record(datagram, self.main, f"{text}, in a batch", values)
+            datagrams.append(datagram)
+        for batch in _batches(datagrams):
+            self.main.throw(b"".join(batch), tos, len(batch[0]) if len(batch) > 1 else 0)
+        return datagrams
 
     def handshake(self, message: Initiation | None = None, *, within: float = 5.0) -> Session:
         """Send an initiation and expect its response; returns the session, which no data has confirmed yet.
@@ -371,12 +402,22 @@ class ScriptedPeer:
     def _throw(
         self, written: Written, via: PeerSocket, text: str, correct: Mapping[str, bytes] | None = None, tos: int = 0
     ) -> None:
+        self._record(written.datagram, via, text, written.values, correct)
+        via.throw(written.datagram, tos)
+
+    def _record(
+        self,
+        datagram: bytes,
+        via: PeerSocket,
+        text: str,
+        values: Mapping[str, bytes],
+        correct: Mapping[str, bytes] | None = None,
+    ) -> None:
         peer = f"{self.name} {via!r}"
         self.exchange.add(
-            Line(time=time.time_ns(), peer=peer, is_sent=True, text=text, values=written.values, correct=correct or {})
+            Line(time=time.time_ns(), peer=peer, is_sent=True, text=text, values=values, correct=correct or {})
         )
-        self.sent.append(written.datagram)
-        via.throw(written.datagram, tos)
+        self.sent.append(datagram)
 
     def _remember(self, written: Written) -> None:
         if written.pending is not None:
@@ -502,6 +543,19 @@ class ScriptedPeer:
             plaintext=plaintext,
         )
         return received, {"plaintext": plaintext}
+
+
+def _batches(datagrams: Sequence[bytes]) -> list[list[bytes]]:
+    """Divide datagrams into batches for UDP_SEGMENT, in order."""
+    batches: list[list[bytes]] = []
+    for datagram in datagrams:
+        last = batches[-1] if batches else []
+        is_open = 0 < len(last) < _SEGMENTS and sum(map(len, last)) + len(datagram) <= _LARGEST_BATCH
+        if is_open and 0 < len(datagram) <= len(last[-1]) == len(last[0]):
+            last.append(datagram)
+        else:
+            batches.append([datagram])
+    return batches
 
 
 class _Arrival:

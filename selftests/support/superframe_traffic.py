@@ -12,9 +12,10 @@ import json
 import os
 import random
 import select
+import signal
 import socket
 import struct
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ from harness.traffic.udp import family_of
 from refwg.mutants import load_mutants
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from harness import Interface, Manifest, NetNS
@@ -256,6 +257,18 @@ def has_batch_engine(manifest: Manifest) -> bool:
     variant = manifest.name.partition("+")[2]
     mutant = load_mutants().get(variant)
     return manifest.base == "refwg" and (variant == "batch" or (mutant is not None and mutant.engine == "batch"))
+
+
+@contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """Stop a program, so that it finds all at once what comes in the meantime; the driver has no process."""
+    if pid is not None:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        if pid is not None:
+            os.kill(pid, signal.SIGCONT)
 
 
 def of_kernel(node: NetNS) -> frozenset[str]:
