@@ -273,7 +273,7 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
         states = ", ".join(sorted({result.state for result in ours}))
         messages = [f": {result.message}" for result in ours if result.message]
         reason = f"{mutant.killer} is {states}{''.join(messages[:1])}"
-    cited = {name for result in failed for name in result.requirements}
+    cited = {name for result in failed for name in (*result.requirements, *result.bugs)}
     return Finding(
         name=mutant.name,
         area=mutant.area,

@@ -116,6 +116,12 @@ def test_mutant_is_caught_when_test_fails_with_it_only() -> None:
     )
 
 
+def test_bug_that_killer_cites_is_reported_as_cited() -> None:
+    failed = result(DEAF, "failed", cites=("DT-03",))
+    failed.bugs = ["DT-04", "IB-01"]
+    assert judge(a_mutant(), [failed, result(WHOLE, "passed")], 1.0).cited == ("DT-03", "DT-04")
+
+
 @pytest.mark.parametrize(
     ("results", "tested", "reason"),
     [
