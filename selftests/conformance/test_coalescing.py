@@ -186,7 +186,9 @@ def test_packets_of_one_batch_keep_their_own_headers(
     session = peer.connect()
 
     def send(packets: list[bytes]) -> None:
-        peer.send_together([session.data(packet) for packet in packets])
+        *burst_of_flow, marker = packets
+        peer.send_together([session.data(packet) for packet in burst_of_flow])
+        peer.send(session.data(marker))
 
     must_deliver_unchanged(target, peer, family, protocol, send)
     if has_batch_engine(implementation):

@@ -49,8 +49,9 @@ ETHERNET, WIDEST = 1500, 65535
 MEASUREMENTS = 6 * 4 * 2
 # The largest payload of a UDP datagram over IPv4, and what a data message adds to its packet.
 LARGEST_BATCH, MESSAGE = 65507, 32
-# TCP connections for each measurement: some without Nagle's delay, all with an end.
-CONNECTIONS = 4
+# The most bytes in a segment of each TCP connection: as the MTU allows, and so few that one superframe is more than a
+# batch of datagrams can hold.
+SEGMENTS = (None, None, None, 88)
 # A batch of datagrams of which the last is shorter, and the bytes of UDP and IPv4 headers before each.
 BATCH, HEADERS = (*(1300,) * 9, 300), 28
 # Seconds for a datagram that must not arrive.
@@ -105,8 +106,8 @@ class Connected:
             if way.protocol == "udp":
                 send_udp(ends, address, size, self.mtu, chance)
                 continue
-            for _ in range(CONNECTIONS):
-                send_tcp(ends, address, chance.randint(1, 2 * size // CONNECTIONS), chance)
+            for segment in SEGMENTS:
+                send_tcp(ends, address, chance.randint(1, 2 * size // len(SEGMENTS)), chance, segment=segment)
 
     def send_batch(self, patience: float = PATIENCE) -> None:
         """Send BATCH from A to B, and check that just these datagrams arrive; patience: seconds for each."""

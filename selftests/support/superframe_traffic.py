@@ -41,8 +41,8 @@ _UDP_OPTIONS: Final = {"udp-segment": _UDP_SEGMENT, "udp-gro": 104}
 OFFLOADS: Final = (*_TUN_FLAGS, *_UDP_OPTIONS)
 # What is off as well if one is off: without checksums no interface has others, and TUN has both of USO or none.
 _OFF_WITH: Final = {"csum": {*_TUN_FLAGS}, "uso4": {"uso4", "uso6"}, "uso6": {"uso4", "uso6"}, "all": {*OFFLOADS}}
-# UDP_MAX_SEGMENTS before Linux 6.9, and the largest payload of a UDP datagram over IPv4.
-_SEGMENTS: Final = 64
+# UDP_MAX_SEGMENTS, and the largest payload of a UDP datagram over IPv4.
+_SEGMENTS: Final = 128 if tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 9) else 64
 _LARGEST: Final = 65507
 # The length of the IPv6 and UDP headers: a datagram then fits into the MTU over IPv4 too.
 _HEADERS: Final = 40 + 8
@@ -90,11 +90,14 @@ class Pattern:
 PATTERN: Final = Pattern()
 
 
-def send_tcp(ends: tuple[NetNS, NetNS], address: str, size: int, chance: random.Random) -> None:
+def send_tcp(
+    ends: tuple[NetNS, NetNS], address: str, size: int, chance: random.Random, *, segment: int | None = None
+) -> None:
     """Send `size` bytes of the pattern over one TCP connection by writes of random length, and check each byte.
 
-    ends: sender and receiver. address: of the receiver. Every other connection is without Nagle's delay, so that its
-    short writes leave as short segments. Raises HarnessError if other bytes arrive, DeadlineExceeded without progress.
+    ends: sender and receiver. address: of the receiver. segment: the most bytes in a segment; None: as the MTU allows.
+    Every other connection is without Nagle's delay, so that its short writes leave as short segments. Raises
+    HarnessError if other bytes arrive, DeadlineExceeded without progress.
     """
     sender, receiver = ends
     what = f"tcp {sender.name} to {address}"
@@ -106,6 +109,8 @@ def send_tcp(ends: tuple[NetNS, NetNS], address: str, size: int, chance: random.
         client = stack.enter_context(sender.socket(family_of(address), socket.SOCK_STREAM))
         client.settimeout(scaled(PATIENCE))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, chance.randrange(2))
+        if segment is not None:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
         try:
             client.connect(listener.getsockname()[:2])
             server = stack.enter_context(listener.accept()[0])

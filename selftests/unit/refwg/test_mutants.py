@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MUTANTS = mutants.load_mutants()
 CONFORMANCE = ROOT / "selftests" / "conformance"
-AREAS = {"handshake", "data", "cookies", "timers", "configuration", "routing", "interface", "robustness"}
+AREAS = {"batch", "handshake", "data", "cookies", "timers", "configuration", "routing", "interface", "robustness"}
 ROW = """
 [[mutant]]
 name = "twice"
