@@ -149,6 +149,7 @@ def connect(
     return Connected(tunnel, mtu, (a, b))
 
 
+@pytest.mark.long_in_guest
 @pytest.mark.bug("IB-57", "IB-58")
 @pytest.mark.requirement("Q-11", "Q-04", "DT-31")
 @pytest.mark.capability("ipv6-underlay", "update-peer")
@@ -171,6 +172,7 @@ def refwg() -> tuple[Manifest, Manifest]:
     return manifest, manifest
 
 
+@pytest.mark.long_in_guest
 @pytest.mark.bug("IB-58")
 @pytest.mark.requirement("Q-11", "Q-04", "DT-31")
 @pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.nightly) for name in OFFLOADS), "all"])
@@ -204,6 +206,7 @@ class Refusal:
             set_offloads(node, device, tx=self.tx)
 
 
+@pytest.mark.long_in_guest
 @pytest.mark.bug("IB-58", "IB-71")
 @pytest.mark.requirement("MTU-08", "Q-04", "IF-11")
 @pytest.mark.parametrize(
@@ -231,6 +234,7 @@ def test_refused_batch_is_sent_one_by_one(lab: Lab, refwg: tuple[Manifest, Manif
     must_have_used(a, trace, "out", "udp-segment")
 
 
+@pytest.mark.long_in_guest
 @pytest.mark.bug("IB-58", "IB-83")
 @pytest.mark.requirement("ERR-07", "IF-11")
 def test_batch_that_firewall_drops_is_counted_and_lost(lab: Lab, refwg: tuple[Manifest, Manifest]) -> None:

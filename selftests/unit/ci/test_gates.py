@@ -41,8 +41,8 @@ def names(*, quick: bool = False, nightly: bool = False) -> set[str]:
 
 def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
     assert names() - names(quick=True) == {
-        "conformance tests", "fault tests", "vm tests", "vm refwg tests", "warp tests", "warp conformance tests",
-        "vm conformance tests", "vm fault tests", "workflows",
+        "conformance tests", "superframe tests", "fault tests", "vm tests", "vm refwg tests", "warp tests",
+        "warp conformance tests", "vm conformance tests", "vm fault tests", "workflows",
     }  # fmt: skip
 
 
@@ -52,7 +52,10 @@ def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
         "kernel defects",
         "other conformance tests",
         "other netns tests",
+        "engine conformance tests",
+        "engine netns tests",
         "long conformance tests",
+        "long superframe tests",
         "long netns tests",
         "long vm conformance tests",
         "other vm tests",
@@ -69,8 +72,8 @@ def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
     ("lanes", "tests"),
     [
         (["core"], {"unit tests"}),
-        (["netns"], {"netns tests", "conformance tests", "fault tests"}),
-        (["core", "netns"], {"unit tests", "netns tests", "conformance tests", "fault tests"}),
+        (["netns"], {"netns tests", "conformance tests", "superframe tests", "fault tests"}),
+        (["core", "netns"], {"unit tests", "netns tests", "conformance tests", "superframe tests", "fault tests"}),
     ],
 )
 def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: set[str]) -> None:
