@@ -55,7 +55,7 @@ def guest(kernel, command, *, environment, folder, show, **rest):
     )
 
 boot.boot = guest
-boot.find = boot.require_in_guest = lambda _: None
+boot.find = boot.require_in_guest = lambda *_: None
 """
 CREATED = "wireguard: wg0: Interface created\n"
 DESTROYED = "wireguard: wg0: Interface destroyed\n"
