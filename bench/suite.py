@@ -19,7 +19,9 @@ from harness import HarnessError
 from harness.install.cache import Area, building, directory, locked
 from harness.install.debian import unpack
 from harness.install.progress import Step
+from harness.lanes import LANE
 from harness.plugin.guests import FIRST_PID_NAMESPACE
+from harness.sandbox.launcher import INSIDE
 from harness.vm import boot, kernels
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
         deadline=DEADLINE,
         modules=MODULES,
         files=[(script, SCRIPT), *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir())],
-        environment={"WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE, "PYTHONDONTWRITEBYTECODE": "1"},
+        # Of this lane: streams carry as much as in the guests of a run (harness/lab/trafficset.py).
+        environment={INSIDE: FIRST_PID_NAMESPACE, LANE: "vm", "PYTHONDONTWRITEBYTECODE": "1"},
         show=lambda data: print(data.decode(errors="replace"), end="", flush=True),
     )
     if result.ending is not boot.Ending.EXITED:
