@@ -21,6 +21,8 @@ ALTERNATING = (V4[0], V6[0], V4[1], V6[1]) * 3
 CHANGES = (("10.0.0.2", "10.0.0.1/24", "10.0.0.10/24"), ("fd00:aa::2", "fd00:aa::1/96", "fd00:aa::10/96"))
 # Routes that come and go: with a message for each, many times what a netlink socket's buffer takes.
 STORM = 30_000
+# The driver reads no messages about routes: it looks whether any route has changed since its last datagram.
+STORM_FOR_DRIVER = 300
 
 
 @pytest.mark.core
@@ -206,7 +208,8 @@ def test_better_route_is_used_after_storm_of_routes(direct: Tunnel) -> None:
     direct.a.set_peer(direct.pub_b, endpoint=Endpoint("10.0.0.2", 2))
     direct.must_ping("ns1", V4_OF_B)
     must_be_seen_at(direct, "10.0.0.1")
-    prefixes = [f"10.{100 + number // 256}.{number % 256}.0/24" for number in range(STORM)]
+    count = STORM_FOR_DRIVER if pid is None else STORM
+    prefixes = [f"10.{100 + number // 256}.{number % 256}.0/24" for number in range(count)]
     # A program that does not run receives no event, and the kernel drops those that its buffer cannot take.
     if pid is not None:
         os.kill(pid, signal.SIGSTOP)
