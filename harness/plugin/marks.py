@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError
+from harness.plugin.session import state_of_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,9 +65,7 @@ def why_no_difference(item: pytest.Item, kind: str, name: str) -> str:
     root = item.config.rootpath
     if not root.joinpath(*_FOLDER).is_dir() or not item.path.is_relative_to(root):
         return ""
-    from harness.report.conformance import read_conformance
-
-    catalogue = read_conformance(root)
+    catalogue = state_of_run(item.config).conformance
     if not name:
         musts = [entry for each in cited(item, "requirement") if (entry := catalogue.entry(each)).level == "must"]
         remedy = 'name the should or the scenario that does: differs(..., requirement="ID") or scenario="ID"'

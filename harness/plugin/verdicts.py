@@ -209,9 +209,7 @@ def _add_cited(item: pytest.Item, report: pytest.TestReport) -> None:
     """Print below a failure what its test checks, requirements and bugs, as sections of pytest's report."""
     for kind in ("requirement", "bug"):
         if names := cited(item, kind):
-            from harness.report.conformance import read_conformance
-
-            catalogue = read_conformance(item.config.rootpath)
+            catalogue = state_of_run(item.config).conformance
             report.sections.append((f"{kind}s", "\n".join(str(catalogue.entry(name)) for name in names)))
 
 
