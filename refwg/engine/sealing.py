@@ -12,7 +12,7 @@ import numpy as np
 
 from refwg import ip
 from refwg.engine.rows import MAX_ROWS
-from refwg.messages import DATA_HEADER_LENGTH, MINIMUM_DATA_LENGTH, TAG_LENGTH, MessageType
+from refwg.messages import DATA_HEADER_LENGTH, MINIMUM_DATA_LENGTH, MessageType
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,12 +90,9 @@ def packet_lengths(messages: Messages) -> list[int] | None:
     """Return the lengths of the packets in decrypted messages, if they differ in nothing that decides about delivery.
 
     That is version, traffic class and source, and that each length fits. None: each must be looked at. What is behind
-    the last packet is cleared.
+    the packets is cleared.
     """
-    rows, count, last_length = messages
-    # The tag, and what an earlier batch left behind it, must not look like padding.
-    if last_length < rows.length:
-        rows.matrix[count - 1, last_length - TAG_LENGTH :] = 0
+    rows, count, _ = messages
     head = bytes(rows.plaintexts[0][: ip.IPV6_HEADER_LENGTH])
     version = ip.version(head)
     if not version:
@@ -110,4 +107,20 @@ def packet_lengths(messages: Messages) -> list[int] | None:
     padded = messages.padded
     if min(lengths) < ip.IPV4_HEADER_LENGTH or max(lengths) > padded[0] or lengths[-1] > padded[-1]:
         return None
+    _clear_padding(rows, lengths)
     return lengths
+
+
+def _clear_padding(rows: Rows, lengths: list[int]) -> None:
+    """Write zeros behind the packets: checksums of whole rows must not count what a peer has put there.
+
+    Behind a shorter last message there are also its tag, and what an earlier batch has left.
+    """
+    end, last = rows.length - MINIMUM_DATA_LENGTH, len(lengths) - 1
+    if lengths[:last].count(lengths[0]) == last:
+        if lengths[0] < end:
+            rows.packets(lengths[0], end)[:last] = 0
+    else:
+        for row, length in enumerate(lengths):
+            rows.packets(length, end)[row] = 0
+    rows.packets(lengths[last], end)[last] = 0

@@ -235,3 +235,39 @@ def how(sent: list[bytes], came: list[bytes]) -> str:
     number = next((number for number, (one, other) in pairs if one != other), min(len(sent), len(came)))
     shown = [packets[number][:80].hex() if number < len(packets) else "nothing" for packets in (sent, came)]
     return f"{len(came)} for {len(sent)} packets; number {number} is {shown[1]} for {shown[0]}"
+
+
+@pytest.mark.bug("IB-57")
+@pytest.mark.requirement("MSG-14")
+@pytest.mark.parametrize("family", [4, 6])
+def test_padding_does_not_count_in_checksums_of_batch(lab: Lab, implementation: Manifest, family: int) -> None:
+    trace = Trace(lab.directory / "device.trace", implementation.name)
+    target = Target(lab, traced(implementation, trace.file))
+    peer = target.peer()
+    session = peer.connect()
+    source = peer.inner4 if family == 4 else peer.inner6
+    # Two bytes of padding: the word that would make the wrong checksum right.
+    payload = bytes(SIZE - 2)
+    right = Segment(family=family, protocol=UDP, flow=2000, payload=payload)
+    wrong = replace(right, checksum_error=0x0101)
+    messages, sent = [], []
+    for number in range(len(PATTERN)):
+        packet = replace(wrong, number=number).packet(source)
+        at = (20 if family == 4 else 40) + 6
+        given, needed = (int.from_bytes(one.packet(source)[at : at + 2]) for one in (wrong, right))
+        padding = ((needed - given) % 0xFFFF).to_bytes(2)
+        messages.append(session.data(plaintext=packet + padding))
+        sent.append(comparable(packet))
+    peer.send_together(messages)
+    marker = target.packet(peer, b"the last")
+    peer.send(session.data(marker))
+    with twin("a packet that was sent afterwards is delivered"):
+        target.inside.expect(marker)
+    came = [comparable(packet) for packet in target.inside.packets() if packet != marker]
+    changed = [packet for packet in came if packet not in sent]
+    assert not changed, (
+        f"{len(changed)} packets with a wrong UDP checksum were delivered with a right one, which counts padding: "
+        f"{changed[0].hex()} for {sent[0].hex()}"
+    )
+    if has_batch_engine(implementation):
+        must_have_used(target.interface, trace, "in", "udp-gro")
