@@ -20,8 +20,11 @@ from harness import (
     Registry,
     Tunnel,
     effort,
+    not_reached,
     set_offloads,
 )
+from harness.scripted.inside import Inside
+from harness.wire.capture import take, tap
 from selftests.support.superframe_traffic import (
     OFFLOADS,
     PATIENCE,
@@ -64,6 +67,17 @@ table inet refusing {
     }
 }
 """
+# A path on which congestion marks one batch in sixteen.
+CONGESTED = """\
+table inet congested {
+    chain output {
+        type filter hook output priority 0
+        udp sport 1 meta length > 2000 numgen inc mod 16 == 0 ip ecn set ce
+    }
+}
+"""
+# A flag of TCP, and that of the virtio header which says that only the first segment has it.
+CWR, GSO_ECN = 0x80, 0x80
 OVER_V4, OVER_V6 = ("10.0.0.1", "10.0.0.2"), ("fd00:aa::1", "fd00:aa::2")
 
 
@@ -252,3 +266,42 @@ def test_batch_that_firewall_drops_is_counted_and_lost(lab: Lab, refwg: tuple[Ma
     assert sent == wanted, f"A counts {sent} bytes as sent for a batch that a firewall dropped, expected {wanted}"
     connected.ends[0].nft("delete table inet refusing")
     connected.send_batch()
+
+
+@pytest.mark.long_in_guest
+@pytest.mark.bug("IB-57")
+@pytest.mark.requirement("Q-11", "DT-29")
+def test_cwr_is_in_first_segment_of_superframe_only(lab: Lab, implementation: Manifest) -> None:
+    if not has_batch_engine(implementation):
+        pytest.skip(f"{implementation.name} does not take superframes with CWR from its start on (TUN_F_TSO_ECN)")
+    connected = connect(lab, (implementation, implementation), OVER_V4)
+    for node in connected.ends:
+        node.sysctl("net.ipv4.tcp_ecn", 1)
+    connected.ends[0].nft(CONGESTED)
+    with closing(tap(connected.ends[0], "wg0")) as outside, closing(Inside(connected.ends[1], "wg0")) as inside:
+        send_tcp(connected.ends, V4_OF_B, MIB, lab.random)
+        reduced = [(header, packet) for header, packet in outbound(outside) if has_cwr(packet)]
+        arrived = [packet for packet in inside.packets() if has_cwr(packet)]
+    # Without a superframe that says so, it was not the engine that had to leave the flag out.
+    if not any(header[1] & GSO_ECN for header, _ in reduced):
+        not_reached(f"A's TCP sent {len(reduced)} packets with CWR, none of them a superframe")
+    assert len(arrived) == len(reduced), (
+        f"B received {len(arrived)} segments with CWR for {len(reduced)} packets and superframes that A's TCP sent"
+    )
+
+
+def outbound(tapped: socket.socket) -> list[tuple[bytes, bytes]]:
+    """Return the packets that the node has sent into the tunnel, with their virtio headers."""
+    packets: list[tuple[bytes, bytes]] = []
+    while True:
+        try:
+            header, (packet, _, _, address) = take(tapped)
+        except BlockingIOError:
+            return packets
+        if address[2] == socket.PACKET_OUTGOING:
+            packets.append((header or bytes(10), packet))
+
+
+def has_cwr(packet: bytes) -> bool:
+    """Return whether this is a TCP segment over IPv4 without options whose sender has reduced its window (RFC 3168)."""
+    return packet[0] == 0x45 and packet[9] == socket.IPPROTO_TCP and bool(packet[33] & CWR)
