@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg import crypto
@@ -49,6 +50,10 @@ _PAUSE: Final = 0.05
 _GARBAGE: Final = 100_000
 # More processes than any machine has use for: the process that moves the packets is full with a few.
 MAX_WORKERS: Final = 32
+# What numpy's builds for x86-64 use as soon as they are imported (x86-64-v2). Without it the process would be killed by
+# SIGILL, also in a guest whose hypervisor hides it, as QEMU's default model does.
+_INSTRUCTIONS: Final = frozenset({"popcnt", "sse4_1", "sse4_2", "ssse3"})
+_CPU: Final = Path("/proc/cpuinfo")
 STOPPING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -71,6 +76,8 @@ class SystemEnvironment:
 
 def load_batch_engine() -> type[BatchEngine]:
     """Import the batch engine, which takes a tenth of a second: numpy is large. Raises ImportError, OSError."""
+    if missing := _missing_instructions():
+        raise ImportError(f"numpy needs instructions that this CPU does not have: {', '.join(sorted(missing))}")
     # numpy's library for linear algebra, which is not used here, would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from refwg.engine.batch import BatchEngine  # noqa: PLC0415 - after the control socket answers
@@ -83,6 +90,15 @@ def load_parallel_engine() -> type[ParallelEngine]:
     from refwg.engine.parallel import ParallelEngine  # noqa: PLC0415 - only with --workers
 
     return ParallelEngine
+
+
+def _missing_instructions() -> frozenset[str]:
+    """Return the instructions that numpy needs and an x86 CPU does not have; no others are known."""
+    for line in _CPU.read_text().splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() == "flags":
+            return _INSTRUCTIONS - {*flags.split()}
+    return frozenset()
 
 
 class EngineChoice(NamedTuple):

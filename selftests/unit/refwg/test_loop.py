@@ -9,6 +9,8 @@ from refwg.loop import Loop, SystemEnvironment, boot_clock
 from selftests.support.sandbox import run_in_sandbox
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from refwg.device import Device
 
 
@@ -23,6 +25,35 @@ def test_system_environment_gives_random_bytes_and_wall_clock() -> None:
     assert len(environment.random_bytes(32)) == 32
     assert environment.random_bytes(32) != environment.random_bytes(32)
     assert environment.wall_clock() > 1_700_000_000 * 10**9
+
+
+CPU = """processor\t: 0
+{}\t\t: fpu sse sse2 cx16 {}
+processor\t: 1
+"""
+NEEDED = "ssse3 sse4_1 sse4_2 popcnt"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "missing"),
+    [
+        (CPU.format("flags", NEEDED), ""),
+        (CPU.format("flags", ""), "popcnt, sse4_1, sse4_2, ssse3"),
+        (CPU.format("flags", "ssse3 sse4_1 popcnt"), "sse4_2"),
+        (CPU.format("Features", ""), ""),
+    ],
+    ids=["all", "none", "without-one", "other-architecture"],
+)
+def test_numpy_is_not_imported_on_cpu_that_it_would_crash_on(
+    cpu: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpu)
+    monkeypatch.setattr(loop, "_CPU", tmp_path / "cpuinfo")
+    if not missing:
+        assert loop.load_batch_engine().__name__ == "BatchEngine"
+        return
+    with pytest.raises(ImportError, match=f"instructions that this CPU does not have: {missing}$"):
+        loop.load_batch_engine()
 
 
 class Sleeper:
