@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, TextIO
 
 from refwg import uapi_socket
 from refwg.engine.offloads import OFFLOADS
-from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage
+from refwg.errors import ForbiddenNamespace, InterfaceGoneError, OptionError, Shortage, UnsuitableMachine
 from refwg.loop import (
     MAX_WORKERS,
     STOPPING_SIGNALS,
@@ -234,7 +234,7 @@ def _serve(loop: Loop, file: SocketFile, options: argparse.Namespace, report_rea
         # The user may not be allowed to read the files of these modules.
         crypto.load()
         if options.engine != "simple":
-            with suppress(ImportError):
+            with suppress(UnsuitableMachine, ImportError):
                 load_batch_engine()
                 if options.workers:
                     load_parallel_engine()

@@ -16,6 +16,7 @@ class RefwgError(Exception):
     |- OptionError          an option or environment variable with a value that cannot be used
     |- InterfaceGoneError   the interface or its namespace was deleted
     |- ForbiddenNamespace   the interface is in a network namespace that this process must not enter
+    |- UnsuitableMachine    the CPU lacks instructions that an engine needs
     |- Shortage             the system lacks descriptors, memory or buffers at the moment
     |- InvalidArgument      an argument that no caller may pass; also a ValueError
     |- MalformedMessage     bytes that are none of the four messages
@@ -48,6 +49,10 @@ class InterfaceGoneError(RefwgError):
 
 class ForbiddenNamespace(RefwgError):
     """The interface is in a network namespace that this process must not enter; the message has the remedy."""
+
+
+class UnsuitableMachine(RefwgError):
+    """The CPU lacks instructions that an engine needs; the message names them. Another engine goes on."""
 
 
 class MalformedSuperframe(RefwgError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from refwg import crypto
 from refwg.device import Device
 from refwg.engine.simple import SimpleEngine
-from refwg.errors import ConfigError, InterfaceGoneError, Shortage
+from refwg.errors import ConfigError, InterfaceGoneError, Shortage, UnsuitableMachine
 from refwg.messages import MILLISECOND, SECOND
 from refwg.rtnetlink import Monitor, RtnetlinkSocket
 from refwg.shortage import Complaints, as_shortage
@@ -75,9 +75,12 @@ class SystemEnvironment:
 
 
 def load_batch_engine() -> type[BatchEngine]:
-    """Import the batch engine, which takes a tenth of a second: numpy is large. Raises ImportError, OSError."""
+    """Import the batch engine, which takes a tenth of a second: numpy is large.
+
+    Raises UnsuitableMachine, ImportError or OSError.
+    """
     if missing := _missing_instructions():
-        raise ImportError(f"numpy needs instructions that this CPU does not have: {', '.join(sorted(missing))}")
+        raise UnsuitableMachine(f"numpy needs instructions that this CPU does not have: {', '.join(sorted(missing))}")
     # numpy's library for linear algebra, which is not used here, would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from refwg.engine.batch import BatchEngine  # noqa: PLC0415 - after the control socket answers
@@ -235,7 +238,7 @@ class Loop:
         choice, self._choice = self._choice, EngineChoice("done")
         try:
             batch = load_batch_engine()
-        except (ImportError, OSError, MemoryError) as error:
+        except (UnsuitableMachine, ImportError, OSError, MemoryError) as error:
             self._log_error(f"the simple engine stays, because the batch engine cannot be loaded: {error}")
             return
         # Imported late, like the engine.
@@ -264,7 +267,7 @@ class Loop:
                 complain=self._complaints.shortage,
             )
             self._selector.register(engine.pool, selectors.EVENT_READ, lambda _: engine.work_done())
-        except (ImportError, OSError, MemoryError) as error:
+        except (UnsuitableMachine, ImportError, OSError, MemoryError) as error:
             self._log_error(f"no workers: {error}")
             return False
         self._engine, self._pool = engine, engine.pool

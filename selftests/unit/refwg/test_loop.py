@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from refwg import loop
+from refwg.errors import UnsuitableMachine
 from refwg.loop import Loop, SystemEnvironment, boot_clock
 from selftests.support.sandbox import run_in_sandbox
 
@@ -52,7 +53,7 @@ def test_numpy_is_not_imported_on_cpu_that_it_would_crash_on(
     if not missing:
         assert loop.load_batch_engine().__name__ == "BatchEngine"
         return
-    with pytest.raises(ImportError, match=f"instructions that this CPU does not have: {missing}$"):
+    with pytest.raises(UnsuitableMachine, match=f"instructions that this CPU does not have: {missing}$"):
         loop.load_batch_engine()
 
 
