@@ -234,7 +234,7 @@ def _serve(loop: Loop, file: SocketFile, options: argparse.Namespace, report_rea
         # The user may not be allowed to read the files of these modules.
         crypto.load()
         if options.engine != "simple":
-            with suppress(UnsuitableMachine, ImportError):
+            with suppress(UnsuitableMachine, ImportError, OSError):
                 load_batch_engine()
                 if options.workers:
                     load_parallel_engine()

@@ -308,8 +308,8 @@ class Device:
             peer.timers.data_sent(now, self._shared.jitter)
             self._schedule(peer)
 
-    def drop(self, reason: DropReason, peer: Peer, now: int) -> None:
-        """Count a packet that the caller could not deliver."""
+    def drop(self, reason: DropReason, peer: Peer | None, now: int) -> None:
+        """Count a packet that the caller could not send or deliver; peer: None if it is not known."""
         self._shared.drop(now, reason, peer)
 
     def send_failed(self, transmit: Transmit[Peer], now: int, error: str) -> None:

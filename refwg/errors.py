@@ -123,6 +123,7 @@ class DropReason(Enum):
 
     # Packets from the interface.
     NOT_IP = "the packet from the interface is not IPv4 or IPv6"
+    MALFORMED_SUPERFRAME = "the headers of the superframe do not fit its type or length"
     NO_PEER = "no peer owns the destination address"
     NO_ENDPOINT = "the peer has no endpoint"
     ROUTING_LOOP = "the packet is our own datagram to the same peer"

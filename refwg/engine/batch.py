@@ -155,6 +155,7 @@ class BatchEngine(SimpleEngine):
         try:
             superframe = Superframe(self._frame[self._room : length], header)
         except MalformedSuperframe:
+            self._device.drop(DropReason.MALFORMED_SUPERFRAME, None, self._clock())
             return
         now = self._clock()
         headers = superframe.headers

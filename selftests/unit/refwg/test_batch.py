@@ -146,11 +146,12 @@ def test_superframes_without_session_are_staged_as_packets() -> None:
     assert batch.device.statistics.drops[DropReason.QUEUE_OVERFLOW] == 180 - 129
 
 
-def test_frame_that_is_no_superframe_is_ignored() -> None:
+def test_frame_that_is_no_superframe_is_counted() -> None:
     side = Driven(is_batch=True)
     frame = OUT.frame(PAYLOAD[:3000], 1300)
     side.send([frame[:1] + bytes([3]) + frame[2:]])
     assert side.udp.sent == []
+    assert side.device.statistics.drops[DropReason.MALFORMED_SUPERFRAME] == 1
 
 
 def test_kernel_is_asked_for_superframes_that_fit_batch() -> None:
