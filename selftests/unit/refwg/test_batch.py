@@ -12,6 +12,7 @@ from refwg.engine.batch import BatchEngine
 from refwg.engine.offloads import OFFLOADS, enable, offload_of
 from refwg.errors import DropReason
 from refwg.messages import KEEPALIVE_TIMEOUT, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_TIME, SECOND
+from refwg.peer import StagedPacket
 from selftests.support import flows
 from selftests.support.engines import Driven, both
 from selftests.support.flows import ACK, PSH, UDP, Flow
@@ -123,6 +124,14 @@ def test_packets_that_cannot_be_sent_have_same_fate(prepare: Callable[[Driven], 
         side.engine.time_passed()
 
     both(script)
+
+
+def test_staged_packet_leaves_before_superframe() -> None:
+    def script(side: Driven) -> None:
+        side.pair.a.peer.staged.stage([StagedPacket(OUT.packet(b"waits"), 1420)])
+        side.send([OUT.frame(PAYLOAD[:5000], 1300)])
+
+    assert len(both(script).udp.sent) == 1 + 4
 
 
 def test_last_counters_are_used_one_by_one() -> None:
@@ -308,6 +317,19 @@ def sealed(side: Driven, packets: Sequence[bytes]) -> list[bytes]:
         messages.append(header + keypair.sending.seal(keypair.sending_counter, plaintext))
         keypair.sending_counter += 1
     return messages
+
+
+def test_padding_does_not_make_wrong_checksum_right() -> None:
+    flow = replace(IN, protocol=UDP)
+    packets = flow.segments(PAYLOAD[:260], 130)
+    place = flow.header_length - 2
+    wrong = int.from_bytes(packets[1][place : place + 2]) - 1
+    packets[1] = packets[1][:place] + wrong.to_bytes(2) + packets[1][place + 2 :] + b"\0\1"
+
+    def script(side: Driven) -> None:
+        side.receive(sealed(side, packets))
+
+    assert len(both(script).tun.written) == 2
 
 
 @pytest.mark.parametrize("outer", range(4))
