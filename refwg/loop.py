@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg import crypto
 from refwg.device import Device
-from refwg.engine.simple import SimpleEngine
+from refwg.engine.simple import SimpleEngine, Surroundings
 from refwg.errors import ConfigError, InterfaceGoneError, Shortage, UnsuitableMachine
 from refwg.messages import MILLISECOND, SECOND
 from refwg.rtnetlink import Monitor, RtnetlinkSocket
@@ -140,9 +140,8 @@ class Loop:
         self._routes = Monitor(links=True, routes=True)
         self._sockets = UdpSockets(RtnetlinkSocket(), self._routes)
         self._device = Device(SystemEnvironment(), self._sockets, now=boot_clock(), watcher=watcher)
-        self._engine: SimpleEngine = SimpleEngine(
-            self._device, self._sockets, tun, boot_clock, self._complaints.not_sent
-        )
+        self._surroundings = Surroundings(self._device, self._sockets, tun, boot_clock, self._complaints.not_sent)
+        self._engine: SimpleEngine = SimpleEngine(self._surroundings)
         self._selector = selectors.DefaultSelector()
         self._control = Control(
             listener,
@@ -247,9 +246,7 @@ class Loop:
         names = offloads.enable(self._tun, self._sockets, choice.offloads)
         enabled = offloads.Offloads(names, self._note_offload)
         if not choice.workers or not self._start_workers(choice.workers, enabled):
-            self._engine = batch(
-                self._device, self._sockets, self._tun, boot_clock, self._complaints.not_sent, offloads=enabled
-            )
+            self._engine = batch(self._surroundings, offloads=enabled)
         if self._watcher is not None:
             self._watcher.note(boot_clock(), "engine", b"", name="batch", offloads=sorted(enabled.enabled))
 
@@ -257,11 +254,7 @@ class Loop:
         """Take the batch engine with workers; returns False if there is no memory or no descriptor for it."""
         try:
             engine = load_parallel_engine()(
-                self._device,
-                self._sockets,
-                self._tun,
-                boot_clock,
-                self._complaints.not_sent,
+                self._surroundings,
                 offloads=offloads,
                 workers=workers,
                 complain=self._complaints.shortage,

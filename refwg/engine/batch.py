@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from refwg.device import Device, Reserved
+    from refwg.device import Reserved
     from refwg.engine.join import Flow, Run
     from refwg.engine.offloads import Offloads
     from refwg.engine.rows import Rows
+    from refwg.engine.simple import Surroundings
     from refwg.engine.virtio import VirtioHeader
     from refwg.noise import Keypair
     from refwg.peer import Peer
-    from refwg.socket import ReceivedBatch, UdpSockets
-    from refwg.tun import Tun
+    from refwg.socket import ReceivedBatch
 
 # Most packets and superframes of the interface, and most batches of a socket, in one turn.
 _PACKETS_IN_TURN: Final = 64
@@ -80,24 +80,14 @@ class _Single(NamedTuple):
 
 
 class BatchEngine(SimpleEngine):
-    """Moves packets in both directions in batches; the other arguments are those of `SimpleEngine`.
+    """Moves packets in both directions in batches.
 
     offloads: those that are switched on. worthwhile: as many received messages are processed together, and fewer one
     by one.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        sockets: UdpSockets,
-        tun: Tun,
-        clock: Callable[[], int],
-        not_sent: Callable[[str], None] = lambda _: None,
-        *,
-        offloads: Offloads,
-        worthwhile: int = _WORTHWHILE,
-    ) -> None:
-        super().__init__(device, sockets, tun, clock, not_sent)
+    def __init__(self, surroundings: Surroundings, *, offloads: Offloads, worthwhile: int = _WORTHWHILE) -> None:
+        super().__init__(surroundings)
         self._offloads = offloads
         self._frame_view = memoryview(bytearray(LARGEST_FRAME))
         self._frame = np.frombuffer(self._frame_view, np.uint8)
@@ -109,7 +99,7 @@ class BatchEngine(SimpleEngine):
         )
         self._fitted_mtu = 0
         self._worthwhile = worthwhile
-        self._room = HEADER_LENGTH if tun.has_headers else 0
+        self._room = HEADER_LENGTH if self._tun.has_headers else 0
 
     def close(self) -> None:
         """Report how often each offload was used."""

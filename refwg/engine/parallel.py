@@ -27,16 +27,16 @@ from refwg.shortage import as_shortage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from refwg.device import Device, Effect, Reserved
+    from refwg.device import Effect, Reserved
     from refwg.engine.cut import Superframe
     from refwg.engine.jobs import Answer
     from refwg.engine.offloads import Offloads
     from refwg.engine.rows import Arena
     from refwg.engine.sealing import Messages
+    from refwg.engine.simple import Surroundings
     from refwg.noise import Keypair
     from refwg.peer import Peer
-    from refwg.socket import ReceivedBatch, UdpSockets
-    from refwg.tun import Tun
+    from refwg.socket import ReceivedBatch
 
 # Smaller batches are not worth waking a worker, unless the peer's queue must be kept in order anyway.
 _FOR_WORKERS: Final = 8
@@ -68,18 +68,14 @@ _Queues = dict["Peer", deque[_Entry]]
 
 
 class ParallelEngine(BatchEngine):
-    """Moves packets in batches that workers encrypt and decrypt; the other arguments are those of `BatchEngine`.
+    """Moves packets in batches that workers encrypt and decrypt.
 
     workers: how many, at least one. complain: called with a topic and a message when one has died.
     """
 
     def __init__(
         self,
-        device: Device,
-        sockets: UdpSockets,
-        tun: Tun,
-        clock: Callable[[], int],
-        not_sent: Callable[[str], None] = lambda _: None,
+        surroundings: Surroundings,
         *,
         offloads: Offloads,
         workers: int,
@@ -87,7 +83,7 @@ class ParallelEngine(BatchEngine):
         threads: bool | None = None,
     ) -> None:
         """Start the workers; threads: as in `Pool`."""
-        super().__init__(device, sockets, tun, clock, not_sent, offloads=offloads)
+        super().__init__(surroundings, offloads=offloads)
         # One batch in work for each, and one that is being filled.
         depth = workers * _BATCHES_PER_WORKER + 1
         # Anonymous and shared: forked workers see it, and nothing else does.
@@ -104,7 +100,7 @@ class ParallelEngine(BatchEngine):
         self.pool = Pool(
             workers,
             lambda: Workbench(Areas(memory, depth, 2 * depth), self._joiner),
-            clock=clock,
+            clock=self._clock,
             complain=complain,
             threads=threads,
         )

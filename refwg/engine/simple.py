@@ -5,7 +5,7 @@ Does what the driver's workers do in send.c and receive.c, in one thread.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from refwg import ip
 from refwg.boundary import Deliver, Transmit
@@ -29,26 +29,24 @@ _DATAGRAMS_IN_TURN: Final = 256
 _TIME_FOR_HANDSHAKES: Final = MILLISECOND
 
 
-class SimpleEngine:
-    """Moves packets in both directions; clock: returns `now` for the device, in nanoseconds.
+class Surroundings(NamedTuple):
+    """What an engine moves packets between; clock: returns `now` for the device, in nanoseconds.
 
-    not_sent: called with the name of the errno for each datagram that the network stack refused. is_busy: there were
-    once so many packets in one turn that others had to wait.
+    not_sent: called with the name of the errno for each datagram that the network stack refused.
     """
 
-    def __init__(
-        self,
-        device: Device,
-        sockets: UdpSockets,
-        tun: Tun,
-        clock: Callable[[], int],
-        not_sent: Callable[[str], None] = lambda _: None,
-    ) -> None:
-        self._device = device
-        self._sockets = sockets
-        self._tun = tun
-        self._clock = clock
-        self._not_sent = not_sent
+    device: Device
+    sockets: UdpSockets
+    tun: Tun
+    clock: Callable[[], int]
+    not_sent: Callable[[str], None] = lambda _: None
+
+
+class SimpleEngine:
+    """Moves packets in both directions; is_busy: there were once so many in one turn that others had to wait."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._device, self._sockets, self._tun, self._clock, self._not_sent = surroundings
         self.is_busy = False
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 from refwg.boundary import Transmit
 from refwg.engine.batch import BatchEngine
 from refwg.engine.offloads import OFFLOADS, Offloads
-from refwg.engine.simple import SimpleEngine
+from refwg.engine.simple import SimpleEngine, Surroundings
 from refwg.engine.virtio import HEADER_LENGTH
 from refwg.messages import MessageType
 from refwg.socket import ReceivedBatch
@@ -145,10 +145,12 @@ class Driven:
         self.notes: list[tuple[str, str, int]] = []
         self.offloads = Offloads(OFFLOADS, lambda *note: self.notes.append(note))
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
-        arguments = (self.device, sockets, tun, self.clock, self.refused.append)
+        self.surroundings = Surroundings(self.device, sockets, tun, self.clock, self.refused.append)
         # However few messages there are, a batch engine of a test processes them together.
         self.engine = (
-            BatchEngine(*arguments, offloads=self.offloads, worthwhile=2) if is_batch else SimpleEngine(*arguments)
+            BatchEngine(self.surroundings, offloads=self.offloads, worthwhile=2)
+            if is_batch
+            else SimpleEngine(self.surroundings)
         )
 
     def clock(self) -> int:

@@ -16,6 +16,7 @@ from refwg.boundary import Deliver, Transmit
 from refwg.engine.batch import BatchEngine
 from refwg.engine.offloads import OFFLOADS, Offloads
 from refwg.engine.parallel import ParallelEngine
+from refwg.engine.simple import Surroundings
 from refwg.engine.virtio import GSO_TCPV4, NEEDS_CHECKSUM, PLAIN_HEADER, VirtioHeader
 from refwg.ip import internet_checksum
 from refwg.messages import SECOND, Data
@@ -136,19 +137,17 @@ class Rig:
         self.tun, self.udp = tun or RecordedTun(), udp or RecordedSockets()
         sockets, interface = cast("UdpSockets", self.udp), cast("Tun", self.tun)
         self.offloads = Offloads(OFFLOADS, lambda *_: None)
+        surroundings = Surroundings(self.a.device, sockets, interface, lambda: self.now)
         if workers:
             self.engine: BatchEngine = ParallelEngine(
-                self.a.device,
-                sockets,
-                interface,
-                lambda: self.now,
+                surroundings,
                 offloads=self.offloads,
                 workers=workers,
                 complain=lambda *complaint: self.complaints.append(complaint),
                 threads=threads,
             )
         else:
-            self.engine = BatchEngine(self.a.device, sockets, interface, lambda: self.now, offloads=self.offloads)
+            self.engine = BatchEngine(surroundings, offloads=self.offloads)
 
     @property
     def parallel(self) -> ParallelEngine:

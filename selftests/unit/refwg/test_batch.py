@@ -372,7 +372,7 @@ def test_batches_of_keepalives_and_of_too_many_are_taken_apart() -> None:
 
 def test_few_messages_are_taken_one_by_one() -> None:
     side = Driven(is_batch=True)
-    side.engine = BatchEngine(side.device, side.udp, side.tun, side.clock, offloads=side.offloads)  # type: ignore[arg-type]
+    side.engine = BatchEngine(side.surroundings, offloads=side.offloads)
     for count, frames in ((3, 3), (4, 1)):
         side.tun.written.clear()
         side.receive(side.messages(IN.segments(PAYLOAD[: 1300 * count], 1300)))

@@ -6,7 +6,7 @@ import pytest
 
 from refwg.boundary import Deliver, Transmit, Unreachable
 from refwg.cookie import compute_mac1, mac1_key_of
-from refwg.engine.simple import SimpleEngine
+from refwg.engine.simple import SimpleEngine, Surroundings
 from refwg.errors import DropReason
 from refwg.ip import IcmpError
 from refwg.messages import MILLISECOND
@@ -75,7 +75,7 @@ class Rig:
         sockets, tun = cast("UdpSockets", self.udp), cast("Tun", self.tun)
         # The time that the clock moves at each reading.
         self.step = 0
-        self.engine = SimpleEngine(self.device, sockets, tun, self.clock)
+        self.engine = SimpleEngine(Surroundings(self.device, sockets, tun, self.clock))
 
     def clock(self) -> int:
         self.pair.now += self.step
@@ -152,7 +152,7 @@ def test_refused_datagram_is_handed_to_complaints_with_its_errno() -> None:
     names: list[str] = []
     rig.udp.why = "ENOBUFS"
     sockets, tun = cast("UdpSockets", rig.udp), cast("Tun", rig.tun)
-    engine = SimpleEngine(rig.device, sockets, tun, rig.clock, names.append)
+    engine = SimpleEngine(Surroundings(rig.device, sockets, tun, rig.clock, names.append))
     engine.carry_out([Transmit(b"x", rig.pair.b.endpoint, 0, rig.pair.a.peer)] * 2)
     assert (names, rig.device.statistics.drops[DropReason.SEND_FAILED]) == (["ENOBUFS"] * 2, 2)
 
