@@ -319,6 +319,12 @@ def sealed(side: Driven, packets: Sequence[bytes]) -> list[bytes]:
     return messages
 
 
+def test_packets_of_other_lengths_in_rows_of_one_length_arrive() -> None:
+    flow = replace(IN, protocol=UDP)
+    packets = [flow.packet(PAYLOAD[:length]) for length in (128, 130, 126)]
+    assert len(both(lambda side: side.receive(sealed(side, packets))).tun.written) == 2
+
+
 def test_padding_does_not_make_wrong_checksum_right() -> None:
     flow = replace(IN, protocol=UDP)
     packets = flow.segments(PAYLOAD[:260], 130)
