@@ -43,6 +43,7 @@ from harness import (
 )
 from harness.control.genl import GenlControl
 from harness.control.uapi import UapiControl
+from harness.implementations.interface import create
 from harness.net.rtnetlink import RTNLGRP_LINK
 from harness.sandbox.process import Process
 from harness.wait import Datagram
@@ -165,11 +166,16 @@ def test_everything_done_to_process_is_recorded(lab: Lab, left: NetNS, tmp_path:
     )
 
 
-def test_everything_done_to_interface_is_recorded(lab: Lab, left: NetNS, right: NetNS) -> None:
+def test_everything_done_to_interface_is_recorded(lab: Lab, left: NetNS, right: NetNS, tmp_path: Path) -> None:
     made = lab.interface("wg0", Registry().get("refwg"), left)
     assert isinstance(made, ProgramInterface)
     key, peer = lab.key("one"), lab.key("two").public()
     lacking = DeviceConfig(fwmark=1, peers=(PeerConfig(public_key=peer, endpoint=Endpoint("1.2.3.4", 5)),))
+
+    # A program without its socket ends by itself: not one that the lab ends.
+    other = create("wg1", Registry().get("refwg"), left, tmp_path / "log")
+    lab.undo(other.close)
+    assert isinstance(other, ProgramInterface)
 
     def refuse() -> None:
         with pytest.raises(ControlError):
@@ -192,7 +198,7 @@ def test_everything_done_to_interface_is_recorded(lab: Lab, left: NetNS, right: 
             "up": (lambda: made.up("192.0.2.1/24", mtu=1300), "^left: ip link set wg0 mtu 1300 up$"),
             "move": (lambda: made.move(right), "^left: ip link set wg0 netns right$"),
             "wg": (lambda: made.wg("show", "wg0"), "^wg0@left: wg show wg0$"),
-            "remove_socket": (made.remove_socket, "^wg0@left: rm /run/wireguard/wg0.sock$"),
+            "remove_socket": (other.remove_socket, "^wg1@left: rm /run/wireguard/wg1.sock$"),
             "close": (lambda: lab.end(made), r"^wg0@left: kill -TERM \d+   # status 0"),
         },
     )
