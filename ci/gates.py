@@ -80,13 +80,14 @@ _CONFORMING_BY_NIGHT: Final = ("wireguard-go-debian", *RUST)
 _WARP_CONFORMING: Final = ("kernel", "refwg")
 _WARP_CONFORMING_BY_NIGHT: Final = ("wireguard-go", "wireguard-go-debian", *RUST)
 _TIMER_TESTS: Final = 23
-# Both engines of refwg: by day what is about superframes and batches, by night everything.
-_ENGINES: Final = ("refwg+batch", "refwg+simple")
+# The engines of refwg: by day what is about superframes and batches, by night everything.
+_ENGINES: Final = ("refwg+batch", "refwg+simple", "refwg+workers")
 _SUPERFRAMES: Final = (
     f"{_SCENARIOS}/test_superframes.py",
     f"{_CONFORMANCE}/test_batches.py",
     f"{_CONFORMANCE}/test_coalescing.py",
 )
+_BATCHES: Final = ("refwg+batch~refwg+batch", "refwg+workers~refwg+workers")
 _ENGINE_PAIRS: Final = ("refwg+batch~refwg+simple", "refwg+batch~wireguard-go", "wireguard-go~refwg+batch")
 # Without hypothesispytest: each worker would import Hypothesis at its end, and no test here uses it. worksteal: tests
 # take from 0.01 to 10 seconds, so a worker without tests takes some from another.
@@ -171,24 +172,16 @@ def all_gates() -> tuple[Gate, ...]:
         ),
         Gate(
             name="superframe tests",
-            command=(
-                "pytest",
-                *_SUPERFRAMES,
-                *_SPREAD,
-                "-n",
-                "3",
-                "--pair=refwg+batch~refwg+batch",
-                *_results("frames"),
-            ),
+            command=("pytest", *_SUPERFRAMES, *_SPREAD, "-n", "3", *_pairs(_BATCHES), *_results("frames")),
             lane="netns",
             quick=None,
-            least=40,
+            least=80,
         ),
         Gate(
             name="long superframe tests",
             command=(
-                *("pytest", _SUPERFRAMES[0], *_SPREAD, "-n", "2", _LONG, "--pair=refwg+batch~refwg+batch"),
-                *(*_pairs(_ENGINE_PAIRS), *_results("long-frames")),
+                *("pytest", _SUPERFRAMES[0], *_SPREAD, "-n", "2", _LONG),
+                *(*_pairs(_BATCHES + _ENGINE_PAIRS), *_results("long-frames")),
             ),
             lane="netns",
             quick=None,
@@ -209,7 +202,7 @@ def all_gates() -> tuple[Gate, ...]:
             lane="netns",
             quick=None,
             nightly=True,
-            least=800,
+            least=1200,
         ),
         Gate(
             name="other conformance tests",

@@ -261,7 +261,8 @@ def has_batch_engine(manifest: Manifest) -> bool:
     """Return whether this is refwg with the batch engine from the start, or a mutant of it."""
     variant = manifest.name.partition("+")[2]
     mutant = load_mutants().get(variant)
-    return manifest.base == "refwg" and (variant == "batch" or (mutant is not None and mutant.engine == "batch"))
+    engine = mutant.engine if mutant is not None else variant
+    return manifest.base == "refwg" and engine in {"batch", "workers"}
 
 
 @contextmanager
