@@ -228,7 +228,7 @@ class ProgramInterface(Interface):
             appears = self._thread.call(EntryAppears, self.socket_path.parent, self.socket_path.name)
             # Closing an inotify watch waits for a grace period of about 25 ms in the kernel: do it in another thread.
             watch.callback(Thread(target=appears.close, name="close").start)
-            process = Process(self._thread, argv, log=log, env=env, cwd=log.parent)
+            process = Process(self._thread, argv, log=log, env=env, cwd=log.parent, preload=manifest.preload)
             undo.callback(_end, process)
             _set_limits(process.pid)
             either = EitherOf(appears, process.exited)

@@ -66,6 +66,8 @@ class Manifest:
     """The command that starts it in the foreground; `{program}`, `{interface}` and `{python}` (ours) are filled in."""
     version_command: tuple[str, ...] = ("{program}", "--version")
     """The command that prints its version."""
+    preload: tuple[str, ...] = ()
+    """For a program in Python, the modules that the lab imports once for all its starts; empty: none."""
     env: dict[str, str] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
     """The declared names of CAPABILITIES."""
@@ -148,7 +150,11 @@ class Manifest:
         given = replace(self, name=name, program=program)
         if not self.needs_program:
             given = replace(
-                given, command=GENERIC.command, version_command=GENERIC.version_command, key_log=GENERIC.key_log
+                given,
+                command=GENERIC.command,
+                version_command=GENERIC.version_command,
+                key_log=GENERIC.key_log,
+                preload=GENERIC.preload,
             )
         return given
 
@@ -222,6 +228,7 @@ def load_manifest(path: Path) -> Manifest:
     top = installer.read_manifest(path)
     kind = _take_kind(top)
     program, watch, variant = top.table("program"), top.table("watch"), top.table("variant")
+    command = _take_command(program, "command", GENERIC.command)
     manifest = Manifest(
         name=installer.take_name(top),
         kind=kind,
@@ -229,8 +236,9 @@ def load_manifest(path: Path) -> Manifest:
         capabilities=_take_capabilities(top) | _take_capabilities_since(top, kind),
         install=installer.take_recipe(top),
         program=_take_program(program, path),
-        command=_take_command(program, "command", GENERIC.command),
+        command=command,
         version_command=_take_command(program, "version", GENERIC.version_command),
+        preload=_take_preload(program, command),
         env=program.strings("env", {}),
         mtu=_take_mtu(program),
         variant=_take_variant(variant),
@@ -325,6 +333,13 @@ def _take_key_log(program: Table) -> tuple[str, ...]:
     if words and not any("{file}" in word for word in words):
         raise program.wrong('program.key_log: {file} is missing: key_log = ["--keylog", "{file}"]')
     return words
+
+
+def _take_preload(program: Table, command: tuple[str, ...]) -> tuple[str, ...]:
+    modules = program.words("preload", ())
+    if modules and command[:2] != ("{python}", "-m"):
+        raise program.wrong('program.preload is for a command that begins with "{python}", "-m"')
+    return modules
 
 
 def _take_control_socket(program: Table) -> str:

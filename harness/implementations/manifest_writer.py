@@ -30,6 +30,8 @@ def manifest_values(manifest: Manifest) -> dict[str, Any]:
     program |= {"command": list(manifest.command), "version": list(manifest.version_command)}
     if not manifest.key_log:
         program.pop("key_log", None)
+    if not manifest.preload:
+        program.pop("preload", None)
     if manifest.program is not None:
         # Where the manifest is written to, a relative path may mean another file.
         program["path"] = str(manifest.program)

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from _pytest.outcomes import Failed
@@ -79,7 +80,8 @@ def _failure(lab: Lab, manifest: Manifest) -> str:
     from harness.lab.probes import smoke_test
 
     try:
-        smoke_test(lab, manifest)
+        # Started as its users start it; the tests may get it from a fork server.
+        smoke_test(lab, replace(manifest, preload=()))
     except (HarnessError, OSError, Failed) as error:  # Failed: the set-up of the test took too long
         with suppress(HarnessError, OSError):
             lab.snapshot()

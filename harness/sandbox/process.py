@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness import steps
 from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
-from harness.sandbox import logs
+from harness.sandbox import forked, logs
 from harness.wait import Exit, FileSays, scaled, wait_for
 
 if TYPE_CHECKING:
@@ -136,17 +136,32 @@ class Process:
         log: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        preload: Sequence[str] = (),
     ) -> None:
+        """Start the program. preload: modules; if it is a Python program, a fork server that has them starts it."""
         self.argv = tuple(argv)
         self.log = log
         self._place = thread.name
         with steps.step(thread.name, lambda: f"{_command(argv, env)} >> {log.name} 2>&1 &") as starting:
             with log.open("ab") as output:
                 logs.watch(log)
-                self._child = _start(thread, argv, env=env, output=output.fileno(), cwd=cwd)
+                self._child = self._start(thread, env, output.fileno(), cwd, preload)
             self.pid = self._child.pid
             starting.outcome = f"pid {self.pid}"
         self.exited = Exit(self.pid, self.tail)
+
+    def _start(
+        self,
+        thread: NamespaceThread,
+        env: Mapping[str, str] | None,
+        output: int,
+        cwd: Path | None,
+        preload: Sequence[str],
+    ) -> subprocess.Popen[str] | forked.ForkedProcess:
+        if forked.can_start(self.argv, preload):
+            everything = program_environment(env)
+            return forked.start(thread, self.argv, preload, env=everything, cwd=cwd or Path.cwd(), output=output)
+        return _start(thread, self.argv, env=env, output=output, cwd=cwd)
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines of its output."""

@@ -65,6 +65,8 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "[program]\nargv = []", "unknown key program.argv"),
         (GOOD + "[watch]\nmemory = 1", "unknown key watch.memory"),
         (GOOD + '[program]\nkey_log = ["--keys"]', "program.key_log: {file} is missing: key_log = "),
+        (GOOD + '[program]\npreload = ["m"]', 'program.preload is for a command that begins with "{python}", "-m"'),
+        (GOOD + '[program]\npreload = "m"', "program.preload must be a list, not 'm'"),
         (GOOD + 'program = "/bin/true"', "program must be a table, not '/bin/true'"),
         (GOOD + 'capabilities = ["flying"]', "unknown capability 'flying'; there are: bounded-loop, fwmark, "),
         (GOOD + 'capabilities = "roaming"', "capabilities must be a list, not 'roaming'"),
@@ -393,6 +395,12 @@ def test_other_name_is_unknown_if_variants_are_named(tmp_path: Path) -> None:
     assert registry.get("mine+fast").command[-1] == "--fast"
     with pytest.raises(UsageError, match="unknown implementation 'mine"):
         registry.get("mine+slow")
+
+
+def test_replacement_program_is_not_forked(program: Path) -> None:
+    registry = Registry()
+    assert registry.get("refwg").preload
+    assert not registry.choose(f"refwg={program}").preload
 
 
 def test_variants_are_not_in_fresh_registry() -> None:

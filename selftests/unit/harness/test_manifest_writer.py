@@ -14,7 +14,7 @@ from harness.install.installer import MANIFESTS
 if TYPE_CHECKING:
     from pathlib import Path
 
-# All keys that a manifest of a program may have.
+# All keys that a manifest of a program may have, but `preload`, which needs another command: that of refwg has it.
 FULL = """\
 name = "mine"
 kind = "uapi"
