@@ -110,6 +110,7 @@ _BY_NIGHT_HERE: Final = tuple(
 _RUST: Final = tuple(f"--pair={pair}" for name in RUST for pair in (f"{name}~refwg", f"refwg~{name}"))
 _VM_FAULTS: Final = "selftests/faults/test_vm.py"
 _FAULTS: Final = ("selftests/faults", "selftests/mutants", "-n", "2", f"--ignore={_VM_FAULTS}")
+_MUTANTS: Final = ("wg-interop", "mutants")
 # Tests that take minutes under emulation run only with --nightly.
 _BY_DAY: Final = ("-m", "not long_in_guest")
 # pytest's own option: the tests marked `nightly`, and as much volume as the catalogue of requirements asks.
@@ -252,8 +253,10 @@ def all_gates() -> tuple[Gate, ...]:
         Gate(
             name="fault tests", command=("pytest", *_FAULTS, *_results("faults")), lane="netns", quick=None, least=112
         ),
-        # Not a gate of pytest: the command starts one for each mutant.
-        Gate(name="all mutants", command=("wg-interop", "mutants"), lane="netns", quick=None, nightly=True),
+        # Not gates of pytest: the command starts one for each mutant.
+        # refwg chooses the simple engine in most tests, so the other one gets a run of its own.
+        Gate(name="all mutants", command=_MUTANTS, lane="netns", quick=None, nightly=True),
+        Gate(name="batch mutants", command=(*_MUTANTS, "--engine=batch"), lane="netns", quick=None, nightly=True),
         Gate(name="kernel defects", command=("wg-interop", "kernel-defects"), lane="vm", quick=None, nightly=True),
         Gate(
             name="vm tests",

@@ -523,8 +523,12 @@ def install_(names: tuple[str, ...]) -> int:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON, for other programs.")
 @click.option("--area", "areas", multiple=True, metavar="AREA", help="Run the mutants of this area. May be repeated.")
+@click.option(
+    "--engine", default="", metavar="ENGINE", type=click.Choice(["", "simple", "batch"]),
+    help="Run each with this engine of refwg: simple or batch. Default: auto, or the one that the mutant needs.",
+)  # fmt: skip
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-def mutants(names: tuple[str, ...], areas: tuple[str, ...], as_json: bool) -> int:
+def mutants(names: tuple[str, ...], areas: tuple[str, ...], engine: str, as_json: bool) -> int:
     """Show that the tests detect the mutants: refwg, broken on purpose in one place.
 
     Each mutant violates requirements of the catalogue, and names its killer: a test that must fail with the mutant and
@@ -535,6 +539,7 @@ def mutants(names: tuple[str, ...], areas: tuple[str, ...], as_json: bool) -> in
     \b
       wg-interop mutants no-clamp
       wg-interop mutants --area routing --area timers
+      wg-interop mutants --engine batch
       wg-interop mutants --json
 
     Exit status: 0 all are caught, 1 one is not, 2 wrong usage, 125 a killer could not run.
@@ -542,7 +547,7 @@ def mutants(names: tuple[str, ...], areas: tuple[str, ...], as_json: bool) -> in
     from harness.cli.mutants import run_command  # noqa: PLC0415 - only this command needs it
 
     tools.exit_on_sigterm()
-    return run_command(find_root(()), names, areas, sys.stdout, as_json=as_json)
+    return run_command(find_root(()), names, areas, sys.stdout, engine=engine, as_json=as_json)
 
 
 @cli.command("kernel-defects")

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -49,7 +49,8 @@ _TAIL: Final = 3  # last lines of pytest's output that explain why there are no 
 class Mutant:
     """A row of a table, without what changes the code.
 
-    area: the name of the table. nightly: the mark of its killer. engine: the one that the mutant needs; empty: any.
+    area: the name of the table. nightly: the mark of its killer. engine: the one that the mutant needs, or that the
+    user chose; empty: any. needs_engine: whether the mutant chooses it by itself.
     """
 
     name: str
@@ -60,11 +61,13 @@ class Mutant:
     lane: str
     nightly: bool = False
     engine: str = ""
+    needs_engine: bool = False
 
     @property
     def implementation(self) -> str:
-        """The name of the variant, `refwg+NAME`."""
-        return f"{BASE}+{self.name}"
+        """The name of the variant: `refwg+NAME`, or `refwg+NAME+ENGINE` if the user chose an engine."""
+        chosen = self.engine and not self.needs_engine
+        return f"{BASE}+{self.name}+{self.engine}" if chosen else f"{BASE}+{self.name}"
 
     @property
     def base(self) -> str:
@@ -132,6 +135,7 @@ def _mutant(row: Table, area: str) -> Mutant:
         role=row.text("role"),
         lane=row.text("lane", "netns"),
         nightly=row.flag("nightly", default=False),
+        needs_engine="engine" in row,
         engine=row.text("engine", ""),
     )
     for key in ("module", "text", "replacement"):
@@ -146,8 +150,11 @@ def _mutant(row: Table, area: str) -> Mutant:
     return mutant
 
 
-def choose(mutants: Sequence[Mutant], names: Sequence[str], areas: Sequence[str]) -> list[Mutant]:
-    """Return the mutants with these names and in these areas; without names and areas, all. Raises UsageError."""
+def choose(mutants: Sequence[Mutant], names: Sequence[str], areas: Sequence[str], engine: str = "") -> list[Mutant]:
+    """Return the mutants with these names and in these areas; without names and areas, all. Raises UsageError.
+
+    engine: each is to run with it, without those that need the other; empty: as its row says.
+    """
     known = {mutant.name for mutant in mutants}
     for name in names:
         if name not in known:
@@ -155,9 +162,13 @@ def choose(mutants: Sequence[Mutant], names: Sequence[str], areas: Sequence[str]
     for area in areas:
         if area not in {mutant.area for mutant in mutants}:
             raise UsageError(f"no area {area}; there are: {', '.join(sorted({m.area for m in mutants}))}")
-    if not (names or areas):
-        return list(mutants)
-    return [mutant for mutant in mutants if mutant.name in names or mutant.area in areas]
+    chosen = [mutant for mutant in mutants if not (names or areas) or mutant.name in names or mutant.area in areas]
+    if not engine:
+        return chosen
+    chosen = [replace(mutant, engine=engine) for mutant in chosen if mutant.engine in {"", engine}]
+    if not chosen:
+        raise UsageError(f"none of these mutants runs with engine {engine}")
+    return chosen
 
 
 def run_mutants(root: Path, mutants: Sequence[Mutant], out: TextIO, *, as_json: bool) -> int:
@@ -287,8 +298,10 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
     )
 
 
-def run_command(root: Path, names: Sequence[str], areas: Sequence[str], out: TextIO, *, as_json: bool) -> int:
+def run_command(
+    root: Path, names: Sequence[str], areas: Sequence[str], out: TextIO, *, engine: str, as_json: bool
+) -> int:
     """Choose the mutants and run them: the command `wg-interop mutants`."""
     if not (root / FOLDER).is_dir():
         raise Unavailable(f"{root} has no {FOLDER}; go to a checkout of wg-interop")
-    return run_mutants(root, choose(read_mutants(root), names, areas), out, as_json=as_json)
+    return run_mutants(root, choose(read_mutants(root), names, areas, engine), out, as_json=as_json)

@@ -159,22 +159,20 @@ class Manifest:
         return given
 
     def has_variant(self, variant: str) -> bool:
-        """Whether `varied` knows this name; a manifest with `variant` takes every name."""
-        return bool(self.variant) or variant in self.named_variants
+        """Whether `varied` knows these names, with a `+` between; a manifest with `variant` takes every name."""
+        return bool(self.variant) or all(name in self.named_variants for name in variant.split("+"))
 
     def varied(self, variant: str) -> Manifest:
-        """Return the variant of this name, such as `refwg+simple` or `refwg+no-clamp`."""
-        if variant in self.named_variants:
-            words, env = self.named_variants[variant], {}
-        else:
-            words, env = tuple(word.replace("{variant}", variant) for word in self.variant), self.variant_env
-        return replace(
-            self,
-            name=f"{self.name}+{variant}",
-            base=self.name,
-            command=(*self.command, *words),
-            env={**self.env, **env},
-        )
+        """Return the variant of this name, such as `refwg+simple`, `refwg+no-clamp` or `refwg+no-clamp+batch`."""
+        words: list[str] = []
+        env = dict(self.env)
+        for name in variant.split("+"):
+            if name in self.named_variants:
+                words += self.named_variants[name]
+            else:
+                words += [word.replace("{variant}", name) for word in self.variant]
+                env |= self.variant_env
+        return replace(self, name=f"{self.name}+{variant}", base=self.name, command=(*self.command, *words), env=env)
 
     def why_unavailable(self) -> str | None:
         """Return why it cannot be tested on this machine, with the remedy; None if it can."""

@@ -49,6 +49,7 @@ def test_quick_run_omits_only_fault_guest_and_workflow_gates() -> None:
 def test_nightly_run_adds_rust_slow_second_kernel_and_box_gates() -> None:
     others = {
         "all mutants",
+        "batch mutants",
         "kernel defects",
         "other conformance tests",
         "other netns tests",

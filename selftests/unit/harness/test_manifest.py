@@ -209,6 +209,13 @@ def test_variant_starts_installed_program_of_its_manifest(tmp_path: Path, monkey
     assert variant.argv("wg0") == [str(built), "-f", "wg0", "--fast"]
 
 
+def test_variants_are_combined() -> None:
+    manifest = Registry().get("refwg+no-clamp+batch")
+    assert manifest.argv("wg0")[-4:] == ["--mutant", "no-clamp", "--engine", "batch"]
+    assert manifest.env["REFWG_MUTANTS"] == "allowed"
+    assert Registry().get("refwg+workers+simple").env == Registry().get("refwg").env
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

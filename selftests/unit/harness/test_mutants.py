@@ -106,6 +106,19 @@ def test_killer_runs_with_engine_that_mutant_needs(root: Path) -> None:
     assert failed.reason == "test_x.py::test_y is failed with refwg+batch as it is, too: no answer"
 
 
+def test_killer_runs_with_engine_that_user_chose(root: Path) -> None:
+    rows = ROW.format(name="deaf", role="alone") + ROW.format(name="dumb", role="alone") + 'engine = "simple"'
+    (root / mutants.FOLDER / "data.toml").write_text(rows)
+    (mutant,) = choose(read_mutants(root), ["deaf", "dumb"], [], "batch")
+    assert mutant.options() == ["--lane=netns", "--impl=refwg+deaf+batch", "--impl=refwg+batch"]
+    assert [mutant.options()[1] for mutant in choose(read_mutants(root), ["deaf", "dumb"], [], "simple")] == [
+        "--impl=refwg+deaf+simple",
+        "--impl=refwg+dumb",
+    ]
+    with pytest.raises(UsageError, match="none of these mutants runs with engine batch"):
+        choose(read_mutants(root), ["dumb"], [], "batch")
+
+
 def test_mutant_is_caught_when_test_fails_with_it_only() -> None:
     results = [result(DEAF, "failed", cites=("DT-03", "RT-04")), result(WHOLE, "passed")]
     found = judge(a_mutant(), results, 1.5)
