@@ -80,6 +80,16 @@ def wait_for(event: Event[T], deadline: float, what: str) -> T:
     return value
 
 
+def readable(descriptor: int, seconds: float | None = 0.0) -> bool:
+    """Return whether a descriptor is readable, or becomes so in `seconds`; None: wait without a limit.
+
+    Unlike select(2) it takes descriptors above 1023, which a test with thousands of sockets has.
+    """
+    waiting = select.poll()
+    waiting.register(descriptor, select.POLLIN)
+    return bool(waiting.poll(None if seconds is None else seconds * _MILLISECONDS))
+
+
 def poll_until(
     look: Callable[[], T],
     accept: Callable[[T], bool],
@@ -250,7 +260,7 @@ class Exit:
         return self._descriptor
 
     def look(self) -> bool | None:
-        return True if select.select([self._descriptor], [], [], 0)[0] else None
+        return readable(self._descriptor) or None
 
     def seen(self) -> str:
         return f"it still runs; {self._log() or 'it wrote nothing'}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import DeadlineExceeded, HarnessError
 from harness.sandbox.fork_server import LARGEST, READY
-from harness.wait import scaled
+from harness.wait import readable, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -45,14 +44,14 @@ class ForkedProcess:
 
     def poll(self) -> int | None:
         """Return its exit status, negative for a signal; None while it runs."""
-        if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
+        if self.returncode is None and readable(self._pidfd):
             self.wait()
         return self.returncode
 
     def wait(self) -> int:
         """Wait for its end, without a deadline, and return the exit status."""
         if self.returncode is None:
-            select.select([self._pidfd], [], [])
+            readable(self._pidfd, None)
             self.returncode = self._server.reap(self.pid)
             os.close(self._pidfd)
         return self.returncode

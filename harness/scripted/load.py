@@ -6,7 +6,6 @@ a device answers one only by a cookie reply, and only under load.
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -19,7 +18,7 @@ from harness.net.netns import enlarge_receive_buffer
 from harness.scripted.exchange import Line
 from harness.scripted.peer import Unexpected
 from harness.scripted.received import ReceivedCookieReply, ReceivedData, ReceivedInitiation
-from harness.wait import Datagram, poll_until, wait_for
+from harness.wait import Datagram, poll_until, readable, wait_for
 from harness.wire.messages import COOKIE_REPLY, FIELDS, INITIATION, SIZES, kind_of, with_mac1
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Load:
             if not self.lasts(at):
                 self.renew(at)
             # A cookie reply that is left over ends the wait early, which does no harm.
-            select.select([self._socket(at)], [], [], min(left, _RENEWED_EACH))
+            readable(self._socket(at).fileno(), min(left, _RENEWED_EACH))
 
     # Exchanges under load
 

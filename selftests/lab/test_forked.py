@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from harness import Interface, Lab, NetNS
 
+FD_SETSIZE = 1024  # descriptors that select(2) takes
 # What a program finds when it starts: all that differs between two programs that are started in the same way is left
 # out. The first lines are the work of a module whose import is slow.
 PROGRAM = """\
@@ -147,6 +149,23 @@ def test_forked_program_is_stopped_by_signals(node: NetNS, tmp_path: Path, packa
         process.signal(signal.SIGTERM)
         process.close()
     assert ends == [-signal.SIGTERM, -signal.SIGKILL]
+
+
+def test_forked_program_is_waited_for_by_high_descriptors(node: NetNS, tmp_path: Path, package: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    many = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(FD_SETSIZE)]
+    try:
+        process = start(node, tmp_path / "log", package, preload=modules(package))
+        process.says("^ready$")
+        assert process.running
+        process.terminate()
+        assert process.status == -signal.SIGTERM
+        process.close()
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ended_forked_program_keeps_its_pid_until_waited_for(node: NetNS, tmp_path: Path, package: str) -> None:
