@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self, TextIO
 
+import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -171,6 +172,12 @@ def console(stream: TextIO) -> Console:
 def plain_console(stream: TextIO, width: int = WIDTH) -> Console:
     """A console that writes plain text and draws nothing, also on a terminal."""
     return Console(file=stream, color_system=None, force_terminal=False, width=width, markup=False)
+
+
+def complain(message: str, status: int) -> int:
+    """Print an error as one line on stderr; returns the exit status that was given."""
+    click.echo(f"wg-interop: {' '.join(message.split())}", err=True)
+    return status
 
 
 def line(out: Console, text: str = "", style: str = "") -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.cli import commands
+from harness.cli import commands, run
 from harness.install.cache import Area, locked
 from harness.lanes import EVENTS
 from harness.plugin.rundir import RunDirectory
@@ -169,7 +169,7 @@ def test_unwritable_report_error_names_results_option(checkout: Path, capsys: py
 def test_root_is_found_from_subdirectory(checkout: Path) -> None:
     below = checkout / "docs" / "deep"
     below.mkdir(parents=True)
-    assert commands.find_root((), below) == checkout
+    assert run.find_root((), below) == checkout
 
 
 @pytest.mark.parametrize(
@@ -285,5 +285,5 @@ def test_suites_choose_folders_of_this_checkout(tmp_path: Path, suites: list[str
     home = tmp_path / "selftests"
     for folder in ("netns", "lab", "conformance"):
         (home / folder).mkdir(parents=True)
-    chosen = commands._tests(tmp_path, [], suites)  # noqa: SLF001
+    chosen = run._tests(tmp_path, [], suites)  # noqa: SLF001
     assert chosen == [word if word.startswith("-") else str(home / word) for word in words]
