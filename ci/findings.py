@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from ci.setup_checkout import ROOT
 from harness.report.conformance import read_conformance
 from harness.report.expectations import SEVERITIES, load_expectations
+from harness.report.invariants import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,16 +48,26 @@ def findings(name: str) -> list[list[Expectation]]:
 def command(name: str, entry: Expectation) -> str:
     """Return the command that shows a finding: the first test that its pattern matches, in the role that fails."""
     test = first_test(entry.test)
+    if test.startswith(PREFIX):
+        # The oracle finds it in any test that lets the program send something.
+        test = "selftests/netns"
     sides = {"a": f"{name}~{_PEER}", "b": f"{_PEER}~{name}"}
     options = f"--pair {sides[entry.side]}" if entry.side else f"--impl {name}"
+    if "::" not in test:
+        return f"pytest {test} {options}"
     lane = " --lane warp" if is_marked(*test.split("::"), "waiting") else ""
     nightly = " --nightly" if is_marked(*test.split("::"), "nightly") else ""
     return f"pytest {shlex.quote(test) if '[' in test else test} {options}{lane}{nightly}"
 
 
 def first_test(pattern: str) -> str:
-    """Return the first test, without its parameters, that the pattern of an expectation matches."""
+    """Return the first test, without its parameters, that the pattern of an expectation matches.
+
+    A pattern of the oracle's results, `oracle::DT-01`, is returned as it is.
+    """
     pattern = pattern.partition("[")[0]
+    if pattern.startswith(PREFIX):
+        return pattern
     for path in sorted(ROOT.glob(pattern.partition("::")[0])):
         for test in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE):
             if fnmatchcase(found := f"{path.relative_to(ROOT)}::{test}", pattern + "*"):

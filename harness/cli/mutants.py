@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from harness.cli.terminal import COULD_NOT, FAILED, OK
 from harness.errors import Unavailable, UsageError
 from harness.lanes import GUESTS
+from harness.report.invariants import PREFIX
 from harness.report.results import read_results
 from harness.sandbox.launch import pytest_command
 from harness.tables import read_toml
@@ -267,8 +268,10 @@ def judge(mutant: Mutant, results: Sequence[Result], seconds: float, reason: str
 
     reason: why there are no results, if there are none.
     """
-    ours = [result for result in results if mutant.implementation in result.pair.split("~")]
-    others = [result for result in results if result not in ours]
+    # The oracle may notice the mutant in any test; its killer has to notice it without that.
+    of_killer = [result for result in results if not result.id.startswith(PREFIX)]
+    ours = [result for result in of_killer if mutant.implementation in result.pair.split("~")]
+    others = [result for result in of_killer if result not in ours]
     # A deviation from a should ends as `differs`; one that refwg shows as well is not the mutant's.
     detected = {"failed"} if any(result.state == "differs" for result in others) else {"failed", "differs"}
     failed = [result for result in ours if result.state in detected]

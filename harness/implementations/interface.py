@@ -10,8 +10,9 @@ import os
 import re
 import resource
 import socket
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread, get_native_id
 from typing import TYPE_CHECKING, Final
@@ -27,6 +28,7 @@ from harness.sandbox.process import Process, run
 from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, poll_until, wait_for
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Unpack
 
     from harness.control.base import Control
@@ -45,15 +47,32 @@ _POLL_INTERVAL: Final = 0.002
 _NAME_MAX: Final = 15
 _TELLING: Final = re.compile("invalid|fail|drop|error|reject|denied", re.IGNORECASE)
 _NETLINK_GENERIC: Final = 16
+# Commands of wg(8) that change the configuration.
+_WG_CHANGES: Final = frozenset({"set", "setconf", "addconf", "syncconf"})
 # Value of the sysctl addr_gen_mode: no link-local address. Its router solicitations would change exact byte counts.
 _ADDRGENMODE_NONE: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One change of an interface's configuration, whether or not the program accepted it.
+
+    began, ended: ns of wall time. config: of `set`. words: the arguments and the standard input of `wg`. Neither: a
+    connection to the control socket, on which anything may have been set.
+    """
+
+    began: int
+    ended: int
+    config: DeviceConfig | None = None
+    words: tuple[str, ...] = ()
 
 
 class Interface:
     """The common part of both kinds; call `create` to make one.
 
     key_log: the file to which the program writes its keys; None if it does not. told: the private key of the last
-    `set` that had one.
+    `set` that had one. role: "a" or "b" in a tunnel of two; else empty. changes: all changes so far. began, ended: ns
+    of wall time.
     """
 
     key_log: Path | None = None
@@ -65,6 +84,10 @@ class Interface:
         self.birth = birth
         self.place = birth
         self.control = control
+        self.role = ""
+        self.changes: list[Change] = []
+        self.began = time.time_ns()
+        self.ended: int | None = None
         self._quiet()
 
     def __repr__(self) -> str:
@@ -79,8 +102,17 @@ class Interface:
         """
         self._require_declared(config)
         config = replace(config, peers=tuple(self._with_scope_index(peer) for peer in config.peers))
-        self.control.set(config)
+        with self._changed(config=config):
+            self.control.set(config)
         self.told = config.private_key or self.told
+
+    @contextmanager
+    def _changed(self, config: DeviceConfig | None = None, words: tuple[str, ...] = ()) -> Iterator[None]:
+        began = time.time_ns()
+        try:
+            yield
+        finally:
+            self.changes.append(Change(began=began, ended=time.time_ns(), config=config, words=words))
 
     def _with_scope_index(self, peer: PeerConfig) -> PeerConfig:
         if peer.endpoint is None or isinstance(peer.endpoint.scope, int):
@@ -129,6 +161,13 @@ class Interface:
 
     def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
         """Run wg(8) in the namespaces where it finds this interface: `wg("show", "wg0", "endpoints")`."""
+        argv = ["wg", *arguments]
+        if arguments[0] not in _WG_CHANGES:
+            return self._run(argv, deadline=deadline, stdin=stdin, check=check)
+        with self._changed(words=(*arguments, stdin)):
+            return self._run(argv, deadline=deadline, stdin=stdin, check=check)
+
+    def _run(self, argv: list[str], *, deadline: float, stdin: str, check: bool) -> Completed:
         raise NotImplementedError
 
     def complaints(self) -> list[str]:
@@ -176,9 +215,9 @@ class KernelInterface(Interface):
         self._socket = genetlink(place)
         self.control = GenlControl(self._socket, node=place.name).interface(self.name)
 
-    def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
-        """Run wg(8) in the node where the link is."""
-        return self.place.run(["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+    def _run(self, argv: list[str], *, deadline: float, stdin: str, check: bool) -> Completed:
+        """Run a program in the node where the link is."""
+        return self.place.run(argv, deadline=deadline, stdin=stdin, check=check)
 
     def complaints(self) -> list[str]:
         """Return nothing: the driver's complaints are in the kernel log (harness/vm/kernel_log.py)."""
@@ -216,7 +255,7 @@ class ProgramInterface(Interface):
             if not birth.has_link(name):
                 raise HarnessError(f"{manifest.name} made its socket and no interface {name}:\n{self.process.tail()}")
             self._health = HealthCheck(self.process, manifest)
-            control = UapiControl(name, self.connect, scope_index=birth.index, node=self._thread.name)
+            control = UapiControl(name, self._connected, scope_index=birth.index, node=self._thread.name)
             super().__init__(name, manifest, birth, control)
             if manifest.mtu is not None:
                 birth.set_link(name, mtu=manifest.mtu)
@@ -241,13 +280,17 @@ class ProgramInterface(Interface):
     def _await_listening(self, manifest: Manifest) -> None:
         """Wait until the control socket accepts connections: wg(8) deletes a socket that refuses them."""
         try:
-            self.connect().close()
+            self._connected().close()
         except OSError as error:
             said = f"{manifest.name}: {self.socket_path}: {error.strerror}"
             raise HarnessError(f"{said}\n{self.process.tail()}") from error
 
     def connect(self) -> socket.socket:
         """Open a new connection to its control socket; the caller closes it. Raises OSError."""
+        with self._changed():
+            return self._connected()
+
+    def _connected(self) -> socket.socket:
         # bind(2) creates the file a moment before listen(2), which has no event.
         answer = poll_until(
             self._connect,
@@ -297,9 +340,9 @@ class ProgramInterface(Interface):
                 what=f"{self.birth.name} has UDP port {port}",
             )
 
-    def wg(self, *arguments: str, deadline: float = REQUEST_TIMEOUT, stdin: str = "", check: bool = True) -> Completed:
-        """Run wg(8) in the birth node, in the program's mount namespace."""
-        return run(self._thread, ["wg", *arguments], deadline=deadline, stdin=stdin, check=check)
+    def _run(self, argv: list[str], *, deadline: float, stdin: str, check: bool) -> Completed:
+        """Run a program in the birth node, in the program's mount namespace."""
+        return run(self._thread, argv, deadline=deadline, stdin=stdin, check=check)
 
     @property
     def pid(self) -> int | None:

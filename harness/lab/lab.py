@@ -67,6 +67,10 @@ class Lab:
         self.random = random.Random(seed)  # noqa: S311 - reproducible on purpose
         self.nodes: dict[str, NetNS] = {}
         self.interfaces: list[Interface] = []
+        self.made: list[Interface] = []
+        """Every interface of the test, also those that have ended."""
+        self.keys: list[Key] = []
+        """The private keys that `key` has returned."""
         self.wires: list[Wire] = []
         self.captures: list[Capture] = []
         self.start_under: Callable[[Manifest, Lab, tuple[str, str]], Manifest] | None = None
@@ -121,6 +125,7 @@ class Lab:
         log = self.directory / f"{(place or birth).name}-{name}-{manifest.name}.log"
         made = interface.create(name, manifest, birth, log)
         self.interfaces.append(made)
+        self.made.append(made)
         self.undo(self.end, made)
         if place is not None and place is not birth:
             made.move(place)
@@ -134,6 +139,7 @@ class Lab:
             return
         self.interfaces.remove(made)
         complaints = made.close()
+        made.ended = time.time_ns()
         if complaints:
             raise Unhealthy("; ".join(complaints))
 
@@ -145,15 +151,21 @@ class Lab:
         self.undo(made.close)
         return made
 
-    def capture(self, node: NetNS, device: str) -> Capture:
-        """Capture the frames of a device, for the evidence; what exceeds the buffer is counted only."""
-        made = Capture(node, device, buffer=EVIDENCE_BUFFER)
+    def capture(self, node: NetNS, device: str, *, far: NetNS | None = None) -> Capture:
+        """Capture the frames of a device, for evidence and oracle; what exceeds the buffer is counted only.
+
+        far: the node at the other end of its link.
+        """
+        made = Capture(node, device, buffer=EVIDENCE_BUFFER, far=far)
         self.captures.append(made)
         return made
 
     def key(self, name: str) -> Key:
         """Return the private key of this name, derived from the seed and clamped as by `wg genkey`."""
-        return Key.clamped(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
+        made = Key.clamped(hashlib.blake2s(f"{self.seed} {name}".encode()).digest())
+        if made not in self.keys:
+            self.keys.append(made)
+        return made
 
     def check_health(self) -> None:
         """Run the health check of every interface; raises Unhealthy with all findings."""

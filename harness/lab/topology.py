@@ -107,7 +107,7 @@ class Topology:
     def _connect(self, lab: Lab, nodes: dict[str, NetNS]) -> None:
         for a, b in self.links:
             add_veth(nodes[a.node], a.device, nodes[b.node], b.device)
-            lab.capture(nodes[a.node], a.device)
+            lab.capture(nodes[a.node], a.device, far=nodes[b.node])
         for a, b in self.wires:
             lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
         for end in (end for link in (*self.links, *self.wires) for end in link):

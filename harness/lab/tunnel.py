@@ -145,7 +145,9 @@ class Tunnel:
 
     def _make(self, manifest: Manifest, side: int) -> Interface:
         birth = self.nodes[self.topology.birth[side]]
-        return self.lab.interface(self.plan.name, manifest, birth, self.nodes[self.topology.place[side]])
+        made = self.lab.interface(self.plan.name, manifest, birth, self.nodes[self.topology.place[side]])
+        made.role = "ab"[side]
+        return made
 
     def _configure(self) -> None:
         for side, (interface, key) in enumerate(((self.a, self.key_a), (self.b, self.key_b))):

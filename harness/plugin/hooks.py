@@ -14,6 +14,7 @@ import pytest
 
 from harness.lanes import NIGHTLY
 from harness.plugin import sandboxed
+from harness.plugin.oracle import report_invariants
 from harness.plugin.reporter import Reporter, executes_tests
 from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
 from harness.plugin.session import INTERACTIVE, REPORTER, is_worker, state_of_run
@@ -90,8 +91,13 @@ def _guests(config: pytest.Config) -> Guests:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     state = state_of_run(session.config)
     plan = state.plan
-    if not plan.guest_lanes or sandboxed.only_looks(session.config) or is_worker(session.config):
+    if sandboxed.only_looks(session.config) or is_worker(session.config):
         return (yield)
+    if not plan.guest_lanes:
+        try:
+            return (yield)
+        finally:
+            report_invariants(session)
     collected = session.items
     with _guests(session.config).beside(session) as pool:
         # Under xdist the workers collect, and the pool gets the files from them.
@@ -104,6 +110,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
         answer = yield
         session.items = collected
         pool.finish()
+    report_invariants(session)
     return answer
 
 

@@ -42,9 +42,12 @@ class Reporter:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if not self._state.used:
             return
-        from harness.report.results import set_properties
+        from harness.report.invariants import FACT
+        from harness.report.results import facts_of, set_properties
 
         result = self._state.results.add(report)
+        if found := facts_of(report).get(FACT):
+            self._state.invariants.add(result, found)
         set_properties(report, result, self._state.seed)
         if self._whole:
             data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from harness.plugin.publish import NewReport
     from harness.plugin.rundir import RunDirectory
     from harness.report.conformance import Conformance
+    from harness.report.invariants import Invariants
     from harness.report.results import Invocation, Results
 
 # The name of the plugin that takes the reports.
@@ -91,6 +92,8 @@ class State:
         self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
         # For each implementation the reason why its smoke test failed; empty if it passed.
         self.smoke: dict[str, str] = {}
+        # The invariants whose violation has been seen in this process, each with the name of the program.
+        self.seen_by_oracle: set[tuple[str, str]] = set()
         self._given_directory = _from_controller(config, "wg_run_directory")
         self._run_directory: RunDirectory | None = None
         self._given_report = _from_controller(config, "wg_report_directory")
@@ -151,6 +154,12 @@ class State:
         from harness.report.results import Results
 
         return Results(self.seed, self._invocation())
+
+    @cached_property
+    def invariants(self) -> Invariants:
+        from harness.report.invariants import Invariants
+
+        return Invariants()
 
     def _invocation(self) -> Invocation:
         """Return the options that repeat one test of this run; a guest's kernel is added when the guest reports."""

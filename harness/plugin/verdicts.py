@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
@@ -19,6 +19,7 @@ from harness.errors import HarnessError, LoadNotReached, Unsupported
 from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
 from harness.plugin.marks import cited, why_no_difference
+from harness.plugin.oracle import FOUND, IS_WITNESS, judge_lab
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
-
-
-# For these a difference from the driver is a failure.
-_AS_THE_KERNEL: Final = frozenset({"kernel", "refwg"})
 
 
 class Differs(Skipped):
@@ -85,7 +82,9 @@ def differs(how: str, *, by: Iterable[str] = (), requirement: str = "", scenario
     difference; the test cites it. A test that cites a must has to name one, else the difference is a failure. The
     health checks still run, and the lab is still undone; what they find fails the test.
     """
-    if wrong := sorted(_AS_THE_KERNEL & {name.partition("+")[0] for name in by}):
+    from harness.report.invariants import AS_THE_KERNEL
+
+    if wrong := sorted(AS_THE_KERNEL & {name.partition("+")[0] for name in by}):
         pytest.fail(f"{' and '.join(wrong)}: {how}")
     kind = "requirement" if requirement else "scenario" if scenario else ""
     raise Differs(how, kind, requirement or scenario)
@@ -142,7 +141,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         made.check_health()
         if different is None:
             made.check_scripts()
+        judge_lab(item, made, _a_and_b(item))
     except BaseException as error:
+        _judge_failed(item, made, error)
         _snapshot(made)
         # With --pdb, --pause-on-error or --shell the lab stays up for the user; the fixture undoes it afterwards.
         if item.config.option.usepdb or state_of_run(item.config).plan.keeps_lab_up:
@@ -164,6 +165,15 @@ def _require_permission(item: pytest.Item, different: Differs) -> None:
     """Fail the test if no should and no scenario that it cites allows a difference."""
     if why := why_no_difference(item, different.kind, different.name):
         raise Failed(f"{different.msg}; {why}") from different
+
+
+def _judge_failed(item: pytest.Item, made: Lab, error: BaseException) -> None:
+    """Judge the captures of a test that did not pass, unless that is what went wrong."""
+    if FOUND not in item.stash:
+        try:
+            judge_lab(item, made, _a_and_b(item))
+        except Exception as late:  # noqa: BLE001 - the test's own error stays the verdict
+            error.add_note(f"and the oracle: {late!r}")
 
 
 def _close_after(made: Lab, error: BaseException) -> None:
@@ -190,6 +200,8 @@ def pytest_runtest_makereport(
         if special:
             _describe(report, special)
         return report
+    from harness.report.invariants import FACT
+
     put_clue_first(report)
     facts = _facts(item)
     if report.when == "call":
@@ -199,6 +211,8 @@ def pytest_runtest_makereport(
     if report.when == "call" or report.failed:
         error = call.excinfo.value if call.excinfo is not None else None
         facts["artifacts"] = _keep_evidence(item, report, error)
+    if report.when == "call" and FOUND in item.stash:
+        facts[FACT] = item.stash[FOUND]
     if report.when == "teardown" and (made := item.stash.get(LAB, None)) is not None:
         shutil.rmtree(made.directory, ignore_errors=True)
     _describe(report, facts | special)
@@ -302,7 +316,8 @@ def _keep_evidence(item: pytest.Item, report: pytest.TestReport, error: BaseExce
     # A smoke test has its own lab. The tests that its failure blocks have no evidence.
     made = error.lab if isinstance(error, SmokeFailed) else item.stash.get(LAB, None)
     keep = state_of_run(item.config).plan.keep
-    if made is None or keep == "none" or (keep == "failed" and not report.failed):
+    is_wanted = report.failed or item.stash.get(IS_WITNESS, False)
+    if made is None or keep == "none" or (keep == "failed" and not is_wanted):
         return ""
     if report.when == "setup" and isinstance(error, Blocked):
         return ""

@@ -155,7 +155,17 @@ def _parts(witness: Witness) -> list[_Part]:
 
 
 def _names(witness: Witness) -> frozenset[str]:
-    return frozenset(witness.pair.split("~")) - {""}
+    return frozenset(witness.pair.split("~")[judged_side(witness.id)]) - {""}
+
+
+# The id of a result of the oracle: it is about one side of its pair only.
+_OF_ORACLE: Final = re.compile(r"oracle::.*-([ab])\]")
+
+
+def judged_side(name: str) -> slice:
+    """Return which programs of its pair a result is about, by its id: one for a result of the oracle, else both."""
+    match = _OF_ORACLE.fullmatch(name)
+    return slice(None) if match is None else slice(0, 1) if match[1] == "a" else slice(1, 2)
 
 
 # Fingerprints of messages

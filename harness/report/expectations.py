@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.tables import read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from harness.tables import Table
@@ -75,6 +75,19 @@ class Program(Protocol):
         """The implementation of `--like`, whose expectations apply to it; empty without `--like`."""
 
     def version(self) -> str: ...
+
+
+class ReportedProgram:
+    """A program as a result names it: one side of the result, with what expectations need."""
+
+    def __init__(self, side: Mapping[str, str]) -> None:
+        self.name = side["impl"]
+        self.like_name = side.get("like", "")
+        self._version = side.get("version", "")
+
+    def version(self) -> str:
+        """Return the version that the program reported."""
+        return self._version
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ from harness.report import expectations
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import find_catalogue, read_conformance
 from harness.report.evidence import Reader, clean
+from harness.report.expectations import ReportedProgram
+from harness.report.invariants import PREFIX
 from harness.report.page import (
     BAD,
     DID_NOT_RUN,
@@ -56,6 +58,7 @@ _T = TypeVar("_T")
 _K = TypeVar("_K")
 
 _AGAIN: Final = "again"
+_ORACLE: Final = PREFIX.removesuffix("::")
 _ORDER: Final = ("kernel", "refwg", "wireguard-go", "wireguard-go-debian", "boringtun", "gotatun")
 
 
@@ -208,11 +211,12 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
 
 
 def _again(result: Result, run: Run) -> str:
-    """Return the command that runs the test again, for a shell with pytest on its PATH; empty for a guest's result.
+    """Return the command that runs the test again, for a shell with pytest on its PATH.
 
+    It is empty for the result of a guest and of the oracle, which are not tests; the oracle's names a test.
     Its report goes to a directory of its own, so that it does not replace this page.
     """
-    if result.id.partition("::")[0] == result.lane:
+    if result.id.partition("::")[0] in {result.lane, _ORACLE}:
         return ""
     asked = run.invocation
     words = ["pytest", result.id, *_where(asked)]
@@ -270,7 +274,7 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
     if root is None or result.state not in {"xfailed", "xpassed"}:
         return None
     # The name becomes part of a path, and the file of results is not trusted.
-    sides = [_Program(side) if side and _is_name(side) else None for side in (result.a, result.b)]
+    sides = [ReportedProgram(side) if side and _is_name(side) else None for side in (result.a, result.b)]
     try:
         found = expectations.applying(root / "selftests" / "expectations", result.id, sides)
     except (HarnessError, OSError):
@@ -282,18 +286,6 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
 
 def _is_name(side: Mapping[str, str]) -> bool:
     return all(re.fullmatch(r"[\w.+-]+", side[key]) for key in ("impl", "like") if key in side)
-
-
-class _Program:
-    """One side of a result, with what expectations need."""
-
-    def __init__(self, side: Mapping[str, str]) -> None:
-        self.name = side["impl"]
-        self.like_name = side.get("like", "")
-        self._version = side.get("version", "")
-
-    def version(self) -> str:
-        return self._version
 
 
 def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from harness.report.causes import judged_side
 from harness.report.results import GATING, in_words
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ class Shown:
 
     @property
     def names(self) -> list[str]:
-        """The implementations under test, each once."""
-        return list(dict.fromkeys(side["impl"] for side in (self.result.a, self.result.b) if side))
+        """The implementations that the result is about, each once."""
+        sides = [self.result.a, self.result.b][judged_side(self.result.id)]
+        return list(dict.fromkeys(side["impl"] for side in sides if side))
 
     @property
     def link(self) -> str:

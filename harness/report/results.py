@@ -32,8 +32,9 @@ PAGE: Final = "index.html"
 LOG: Final = "pytest.log"
 # Entries that a report may have beside its file of results: the page, the tests' evidence, pytest's output.
 BESIDE: Final = (PAGE, "evidence", LOG)
-# Facts of one phase; the result's state and message are made from those of all phases.
-_OF_A_PHASE: Final = frozenset({"state", "message"})
+# Facts of one phase; the result's state and message are made from those of all phases. What the oracle found in a test
+# makes results of its own (invariants.py).
+_OF_A_PHASE: Final = frozenset({"state", "message", "oracle"})
 # Classes whose name adds nothing to the message, which begins with what failed and what was expected.
 _PLAIN_CLASS: Final = re.compile(r"(?:harness\.[\w.]+|_pytest\.outcomes\.\w+|AssertionError|Failed): ")
 GATING: Final = frozenset({"failed", "error", "xpassed", "blocked", "not_reached"})

@@ -46,6 +46,7 @@ __all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "
 _ETH_P_ALL: Final = 3
 _PACKET_STATISTICS: Final = 6
 _SO_TIMESTAMPNS: Final = 35
+_SO_RXQ_OVFL: Final = 40
 # Bytes.
 _BUFFER: Final = 8 << 20
 # For evidence: enough for handshakes, pings and the beginning of a stream. The kernel drops and counts the rest.
@@ -68,6 +69,7 @@ def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     # wait for all CPUs (synchronize_net in packet_do_bind).
     sock = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
     sock.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
     sock.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 1)
     enlarge_receive_buffer(sock, buffer)
@@ -82,6 +84,7 @@ class Taken:
 
     frames: as on a cable, with checksum and VLAN tag filled in. time: ns of wall time. is_outbound: the node sent it.
     note: for the capture; what a superframe was. is_unsplit: True for a superframe whose segments are unknown.
+    follows_loss: True if the tap has lost frames before these.
     """
 
     frames: list[bytes] = field(repr=False)
@@ -89,6 +92,7 @@ class Taken:
     is_outbound: bool
     note: str = ""
     is_unsplit: bool = False
+    follows_loss: bool = False
 
     def read(self) -> Iterator[tuple[bytes, Contents, str]]:
         """Return each frame, with its contents and a note for the capture."""
@@ -115,15 +119,17 @@ def receive(tapped: socket.socket) -> Taken | None:
                 raise
         else:
             break
-    time, is_outbound = _time(ancillary), address[2] == socket.PACKET_OUTGOING
+    (time, follows_loss), is_outbound = _time_and_loss(ancillary), address[2] == socket.PACKET_OUTGOING
     if header is None:
-        return Taken([frames.finished(data, ancillary)], time, is_outbound, NO_SEGMENT_SIZE, is_unsplit=True)
+        whole = [frames.finished(data, ancillary)]
+        return Taken(whole, time, is_outbound, NO_SEGMENT_SIZE, is_unsplit=True, follows_loss=follows_loss)
     offload = frames.Offload.read(header)
     if offload is None:
-        return Taken([frames.finished(data, ancillary)], time, is_outbound)
+        return Taken([frames.finished(data, ancillary)], time, is_outbound, follows_loss=follows_loss)
     parts = frames.segments(data, offload)
     note = f"superframe of {frames.segment_count(data, offload)} segments of {offload.size} bytes"
-    return Taken([frames.finished(part, ancillary) for part in parts], time, is_outbound, note)
+    finished = [frames.finished(part, ancillary) for part in parts]
+    return Taken(finished, time, is_outbound, note, follows_loss=follows_loss)
 
 
 def take(tapped: socket.socket) -> tuple[bytes | None, _Received]:
@@ -160,6 +166,20 @@ def missed(tapped: socket.socket) -> int:
     return int(struct.unpack("II", answer)[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What a capture or a wire has recorded so far.
+
+    frames: each with the node that it left and the node that it reached, in the order in which they passed; a name is
+    empty if the frame was not there, or if the node is not known. intact: how many of the frames precede the first
+    loss; None without a loss.
+    """
+
+    name: str
+    frames: list[tuple[pcapng.Packet, str, str]] = field(repr=False)
+    intact: int | None
+
+
 class Capture:
     """Records the frames of a device from its construction to `close`; a context manager.
 
@@ -168,15 +188,23 @@ class Capture:
     outbound frames only. str() counts by kind what has left, also what is not understood.
     """
 
-    def __init__(self, node: NetNS, device: str, *, buffer: int = _BUFFER) -> None:
-        """Start to record. buffer: bytes of the socket's buffer, frames and the kernel's overhead for each."""
+    def __init__(self, node: NetNS, device: str, *, buffer: int = _BUFFER, far: NetNS | None = None) -> None:
+        """Start to record.
+
+        buffer: bytes of the socket's buffer, frames and the kernel's overhead for each. far: the node at the other end
+        of the link, None if that is not known; `recording` names it.
+        """
         self.name = f"{node.name}-{device}"
-        self._is_loopback = device == "lo"
+        self._near = node.name
+        self._far = self._near if device == "lo" else far.name if far is not None else ""
+        self.is_loopback = device == "lo"
         self._messages: list[Message] = []
         self._names: Counter[str] = Counter()
         self._unsplit = 0
         self._fragments = Fragments(KERNEL_TIMEOUT)
         self._packets: list[pcapng.Packet] = []
+        # The number of frames before the first loss; None while there is none.
+        self._intact: int | None = None
         self._missed = 0
         with steps.step(node.name, f"tcpdump -i {device} -w {self.name}.pcapng &"):
             self._socket = tap(node, device, buffer=buffer)
@@ -216,6 +244,16 @@ class Capture:
         """
         return wait_for(_Seen(self, accept), deadline, what)
 
+    def recording(self) -> Recording:
+        """Return the frames so far, with the nodes that they left and reached."""
+        self._drain()
+        self._missed += missed(self._socket)
+        if self._missed and self._intact is None:
+            self._intact = len(self._packets)
+        ways = {True: (self._near, self._far), False: (self._far, self._near)}
+        frames_so_far = [(packet, *ways[packet.is_outbound]) for packet in self._packets]
+        return Recording(self.name, frames_so_far, self._intact)
+
     def save(self, path: Path, *, keys: str = "") -> None:
         """Write the frames so far as pcapng; keys: text of `harness.implementations.keylog`, stored in the file."""
         self._drain()
@@ -230,9 +268,11 @@ class Capture:
 
     def _drain(self) -> None:
         while (taken := receive(self._socket)) is not None:
-            if not taken.is_outbound and self._is_loopback:
+            if not taken.is_outbound and self.is_loopback:
                 continue
             self._unsplit += taken.is_unsplit
+            if taken.follows_loss and self._intact is None:
+                self._intact = len(self._packets)
             for frame, contents, note in taken.read():
                 self._packets.append(pcapng.Packet(0, taken.time, frame, taken.is_outbound, note))
                 self._arrived(frame, contents, taken)
@@ -279,9 +319,13 @@ class _Seen:
         return f"{'; '.join(map(str, messages)) or 'no datagram'}; in all, {self._capture}"
 
 
-def _time(ancillary: list[tuple[int, int, bytes]]) -> int:
+def _time_and_loss(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bool]:
+    """Return the time stamp, and whether the socket has lost frames before this one (SO_RXQ_OVFL)."""
+    time, follows_loss = 0, False
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", data[:16])
-            return int(seconds * NANOSECONDS + nanoseconds)
-    return 0
+            time = int(seconds * NANOSECONDS + nanoseconds)
+        elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:
+            follows_loss = any(data)
+    return time, follows_loss

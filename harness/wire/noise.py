@@ -1,4 +1,4 @@
-"""Open handshake messages with static keys: the hashes, keys and macs of WireGuard, written apart from refwg.
+"""Open handshake messages with static keys, by code that shares nothing with refwg's.
 
 The oracle judges refwg too, so it must not compute with refwg's code. Sources: the whitepaper, sections 5.4.1 to 5.4.7;
 the Noise specification, revision 34; draft-irtf-cfrg-xchacha-03, section 2.2, for HChaCha20.

@@ -1,4 +1,4 @@
-"""Judge captured datagrams by what every WireGuard device must keep to, whatever its test is about.
+"""Judge captured datagrams by rules that every WireGuard device must keep to.
 
 The oracle gets the datagrams of a lab in the order of their time stamps, and the lab's static keys. It has its own
 handshake code (`harness.wire.noise`), because it judges refwg too. It sees what a device sent and received, not what
@@ -34,17 +34,19 @@ from harness.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# By the type of a message: the invariants that each one is judged by. Others need more than the message.
+# By the type of a message: the invariants that each one is judged by.
 _OF_ALL: Final = ("MSG-05", "MSG-15")
-INVARIANTS: Final[dict[int, tuple[str, ...]]] = {
+_BY_TYPE: Final[dict[int, tuple[str, ...]]] = {
     0: _OF_ALL,
     INITIATION: (*_OF_ALL, "MSG-01", "HS-39", "CK-01", "CK-02", "CR-16"),
     RESPONSE: (*_OF_ALL, "MSG-02", "MSG-11", "HS-39", "CK-01", "CK-02", "CR-16"),
     COOKIE_REPLY: (*_OF_ALL, "MSG-11"),
     DATA: (*_OF_ALL, "MSG-04", "MSG-12", "DT-01", "DT-02", "DT-21"),
 }
-# Defects of real programs, by the invariant that they violate.
-BUGS: Final = {"CR-11": ("IB-48",), "CR-12": ("IB-49",)}
+# The requirements that the oracle judges. The last five need more than a message of some type.
+INVARIANTS: Final = frozenset(
+    {*(name for names in _BY_TYPE.values() for name in names), "MSG-19", "CR-11", "CR-12", "HS-14", "HS-24"}
+)
 _NEVER: Final = 1 << 63
 _TAI64: Final = struct.Struct(">QI")
 # 2^62 + 10 is the protocol's base; boringtun's has the 37 s of today's leap seconds, which interoperates.
@@ -111,19 +113,18 @@ class Device:
         return self.began <= time <= self.ended
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """The first datagram of a device that violates an invariant.
 
-    device: its name. message: what it did, in the protocol's words. is_gap: the counters between two datagrams are
-    missing, which is wrong only if no send has failed.
+    device: its name. message: what it did, in the protocol's words. since: for a gap, the time when its session began.
     """
 
     requirement: str
     device: str
     message: str
     datagram: Datagram
-    is_gap: bool = False
+    since: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,6 +140,7 @@ class _Session:
     is_ambiguous: bool = False
     expected: int = 0
     missing: set[int] = field(default_factory=set)
+    has_gap: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,7 +157,8 @@ class _Sent:
 class Oracle:
     """Judges the datagrams of one lab: give each to `take`, then read `findings` and `checked`.
 
-    checked: for each device and invariant, how many datagrams were judged.
+    checked: for each device and invariant, how many datagrams were judged. gaps: the first missing counters of each
+    session, which violate DT-01 only if no send has failed and none was filtered.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class Oracle:
         set the clock.
         """
         self.checked: Counter[tuple[str, str]] = Counter()
+        self.gaps: list[Finding] = []
         self._findings: dict[tuple[str, str], Finding] = {}
         self._knows_all_keys = knows_all_keys
         self._has_steady_clock = has_steady_clock
@@ -288,18 +292,13 @@ class Oracle:
         return found[0] if len(found) == 1 else None
 
     def _count(self, device: Device, kind: int) -> None:
-        for requirement in INVARIANTS[kind]:
+        for requirement in _BY_TYPE[kind]:
             self.checked[device.name, requirement] += 1
 
-    def _violates(
-        self, requirement: str, device: Device, datagram: Datagram, message: str, *, is_gap: bool = False
-    ) -> None:
-        """Keep the first finding of each invariant and device; a certain one takes the place of a gap."""
-        old = self._findings.get((requirement, device.name))
-        if old is None or (old.is_gap and not is_gap):
-            self._findings[requirement, device.name] = Finding(
-                requirement=requirement, device=device.name, message=message, datagram=datagram, is_gap=is_gap
-            )
+    def _violates(self, requirement: str, device: Device, datagram: Datagram, message: str) -> None:
+        """Keep the first finding of each invariant and device."""
+        finding = Finding(requirement, device.name, message, datagram)
+        self._findings.setdefault((requirement, device.name), finding)
 
     def _malformed(self, datagram: Datagram, device: Device) -> None:
         payload = datagram.payload
@@ -546,8 +545,10 @@ class Oracle:
         if counter > expected:
             session.missing.update(range(expected, min(counter, expected + _MOST_MISSING)))
             session.expected = counter + 1
-            text = f"sent data with counter {counter}, where {expected} was next"
-            self._violates("DT-01", device, datagram, text, is_gap=True)
+            if not session.has_gap:
+                session.has_gap = True
+                text = f"sent data with counter {counter}, where {expected} was next"
+                self.gaps.append(Finding("DT-01", device.name, text, datagram, since=session.time))
             return
         if counter in session.missing:
             session.missing.discard(counter)

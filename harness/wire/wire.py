@@ -260,6 +260,17 @@ class Wire:
             self._count_missed()
             return sum(self._missed)
 
+    def recording(self) -> capture.Recording:
+        """Return the frames so far: one that a node sent has only left it, one that was delivered has only arrived."""
+        with self._lock:
+            self._count_missed()
+            packets = sorted(self._packets, key=lambda packet: packet.time)
+            # The first loss of a wire may have come before any frame; what was not recorded came after all of them.
+            intact = 0 if sum(self._missed) else len(packets) if sum(self._unrecorded) else None
+        nodes = self._nodes
+        ways = [(nodes[p.end], "") if p.is_outbound else ("", nodes[p.end]) for p in packets]
+        return capture.Recording(self.name, [(p, *way) for p, way in zip(packets, ways, strict=True)], intact)
+
     def save(self, path: Path, *, keys: str = "") -> None:
         """Write the frames of both ends as pcapng, with an interface per end and decisions as packet comments.
 
@@ -378,13 +389,15 @@ class Wire:
     def _deliver(self, frame: bytes, side: int, comment: str) -> None:
         """Send a frame by the other end than `side`."""
         other = 1 - side
+        # Before it is sent: the answer of a node must not have an earlier stamp.
+        now = time.time_ns()
         try:
             capture.send(self._sockets[other], frame)
         except OSError as error:
             # Not an error: the node may have set its device down or deleted it, and a cable would not report that.
             self._missed[other] += error.errno in _FULL
             comment = f"{comment}; " * bool(comment) + f"not delivered: {error.strerror}"
-        self._keep(pcapng.Packet(other, time.time_ns(), frame, is_outbound=False, comment=comment))
+        self._keep(pcapng.Packet(other, now, frame, is_outbound=False, comment=comment))
 
     def _keep(self, packet: pcapng.Packet) -> int:
         """Record a packet, and return its index; -2 if there is no room: the next number is not an index, either."""

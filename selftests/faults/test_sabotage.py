@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.implementations.registry import Registry
+from harness.report.invariants import PREFIX
 from selftests.support import host
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def results(tmp_path: Path, honest: Path, request: pytest.FixtureRequest) -> Ite
         run.process.wait(DEADLINE)
         assert path.exists(), run.output.read_text()
         entries = json.loads(path.read_text())["results"]
-        yield {entry["id"].partition("::")[2].partition("[")[0]: entry for entry in entries}
+        by_name = {entry["id"].partition("::")[2].partition("[")[0]: entry for entry in entries}
+        yield {name: entry for name, entry in by_name.items() if not entry["id"].startswith(PREFIX)}
     finally:
         run.close()
 

@@ -63,6 +63,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.hooks",
     "harness.plugin.marks",
     "harness.plugin.options",
+    "harness.plugin.oracle",
     "harness.plugin.phases",
     "harness.plugin.reporter",
     "harness.plugin.sandboxed",

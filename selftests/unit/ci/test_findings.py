@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +56,12 @@ def test_command_runs_test_in_role_and_lane(side: str, test: str, options: str) 
         test=f"{test}[[]*-v4]", versions="", requirement="", observed="", message="", link="", side=side
     )
     assert findings.command("mine", entry) == f"pytest {test} {options}"
+
+
+@pytest.mark.parametrize(("side", "options"), [("", "--impl mine"), ("b", "--pair refwg~mine")])
+def test_command_of_oracle_runs_all_tests_of_pairs(side: str, options: str) -> None:
+    entry = replace(ENTRY, test="oracle::DT-01", side=side)
+    assert findings.command("mine", entry) == f"pytest selftests/netns {options}"
 
 
 def test_command_names_first_test_of_pattern() -> None:

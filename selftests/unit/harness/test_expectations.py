@@ -13,6 +13,8 @@ import pytest
 from harness.errors import UsageError
 from harness.implementations.manifest import Manifest
 from harness.report import expectations
+from harness.report.invariants import PREFIX
+from harness.wire.oracle import INVARIANTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,6 +215,7 @@ def test_shipped_expectations_match_existing_tests(path: Path) -> None:
         for file in SHIPPED.parent.rglob("test_*.py")
         for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
     ]
+    tests += [f"{PREFIX}{requirement}" for requirement in INVARIANTS]
     gone = [
         entry.test
         for entry in expectations.load_expectations(path)

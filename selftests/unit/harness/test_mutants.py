@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -151,8 +152,13 @@ def test_bug_that_killer_cites_is_reported_as_cited() -> None:
         ),
         ([result(DEAF, "skipped"), result(WHOLE, "skipped", message="no /dev/net/tun")], False, "no /dev/net/tun"),
         ([], False, "pytest's last words"),
+        (
+            [result(DEAF, "passed"), result(WHOLE, "passed"), replace(result(DEAF, "failed"), id="oracle::DT-03[x-a]")],
+            True,
+            "test_x.py::test_y is passed",
+        ),
     ],
-    ids=["passed", "error", "control-failed", "skipped", "no-results"],
+    ids=["passed", "error", "control-failed", "skipped", "no-results", "oracle-only"],
 )
 def test_mutant_is_not_caught_when_test_shows_nothing(results: list[Result], tested: bool, reason: str) -> None:
     found = judge(a_mutant(), results, 1.0, "pytest's last words")

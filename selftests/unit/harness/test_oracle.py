@@ -262,9 +262,6 @@ WRONG = {
             *(changed(FIRST_DATA, 8, bytes([counter])) for counter in (0, 2, 1)),
         ],
     ),
-    "counter-missing": Wrong(
-        "DT-01", "A", "with counter 3, where 0 was next", lambda: [FIRST, ANSWER, changed(FIRST_DATA, 8, b"\x03")]
-    ),
     "no-padding": Wrong(
         "MSG-12", "A", "a plaintext of 1 bytes",
         lambda: [FIRST, ANSWER, FIRST_DATA._replace(payload=FIRST_DATA.payload[:33])],
@@ -408,16 +405,16 @@ def test_oracle_counts_what_it_judged_of_responder(invariant: str, count: int) -
 def test_oracle_names_first_datagram_of_violation() -> None:
     wrong = [datagram("A", b"\x07" * size, END + size, port=1)._replace(place=f"frame {size}") for size in (40, 41)]
     (finding,) = judged(more(*wrong)).findings
-    assert (finding.datagram.place, finding.is_gap) == ("frame 40", False)
+    assert finding.datagram.place == "frame 40"
 
 
-def test_certain_counter_violation_replaces_gap() -> None:
-    gap = [FIRST, ANSWER, changed(FIRST_DATA, 8, b"\x03")]
-    assert [finding.is_gap for finding in judged(gap).findings] == [True]
-    again = [*gap, changed(FIRST_DATA, 8, b"\x03")]
-    assert [finding.is_gap for finding in judged(again).findings] == [False]
-    longer = [*again, changed(FIRST_DATA, 8, b"\x09")]
-    assert [finding.is_gap for finding in judged(longer).findings] == [False]
+def test_first_gap_of_each_session_is_told_apart() -> None:
+    late = [changed(FIRST_DATA, 8, bytes([counter])) for counter in (3, 9, 1)]
+    oracle = judged([FIRST, ANSWER, *late])
+    assert [(gap.message, gap.since) for gap in oracle.gaps] == [
+        ("sent data with counter 3, where 0 was next", ANSWER.time)
+    ]
+    assert [finding.message for finding in oracle.findings] == ["sent data with counter 1 after counter 9"]
 
 
 def test_port_of_other_device_is_not_listen_port() -> None:

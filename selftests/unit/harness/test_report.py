@@ -226,6 +226,13 @@ def test_command_to_run_test_again_is_shown(tmp_path: Path, more: dict[str, Any]
     assert test.again == command
 
 
+def test_result_of_oracle_blames_sender_and_is_no_test(tmp_path: Path) -> None:
+    (test,) = page_of(tmp_path, entry(state="failed") | {"id": "oracle::DT-01[x~y-b]"}).tests
+    assert (test.sentence, test.names, test.again) == ("DT-01", ["y"], "")
+    (cause,) = page_of(tmp_path, entry(state="failed", message="y sent it") | {"id": "oracle::DT-01[x~y-b]"}).causes
+    assert cause.blame == "y"
+
+
 CHECKOUT: Final = {"root": "/my lab", "config_file": "/my lab/pyproject.toml", "results": "/my lab/report/results.json"}
 
 
