@@ -132,7 +132,8 @@ class _Known:
     def device(self, name: str, interface: Interface) -> Device:
         """Describe an interface for the oracle."""
         unseen = [change.began for change in interface.changes if _is_unseen(change)]
-        ended = [interface.ended] if interface.ended is not None else []
+        # Whoever can send from the program's port need not be the program.
+        ended = [time for time in (interface.ended, interface.birth.forged_since) if time is not None]
         return Device(
             name=name,
             node=interface.birth.name,

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import socket
+import time
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,8 @@ class NetNS:
         require_sandbox()
         self.name = name
         self.handle = HANDLES / name
+        self.forged_since: int | None = None
+        """When a socket was first opened that can send from any address and port (raw(7)); ns of wall time."""
         self._is_open = True
         self._iproutes: list[NodeIPRoute] = []
         if self.handle.exists():
@@ -123,6 +126,8 @@ class NetNS:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """Open a socket in this namespace; any thread may use it."""
+        if protocol == socket.IPPROTO_RAW and self.forged_since is None:
+            self.forged_since = time.time_ns()
         return self.thread.call(socket.socket, family, kind, protocol)
 
     def monitor(self, group: int) -> Monitor:

@@ -251,7 +251,8 @@ class Oracle:
         place = (device.node, index)
         old = self._sessions.get(place)
         if old is not None and old.own == own:
-            # A response that came again.
+            # A response that came again: the first one may have been dropped behind the capture.
+            old.time = datagram.time
             return
         session = _Session(
             device=device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 from harness import DIRECT, LOOPBACK, V4_OF_A, V4_OF_B, WIRED, Capture, DeviceConfig, Drop, Endpoint, Tunnel, ping
 from harness.implementations.registry import Registry
 from harness.lab.judged import judge
+from harness.wire.messages import RESPONSE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -201,6 +203,22 @@ def test_interface_is_not_judged_after_unreadable_change(lab: Lab) -> None:
     judgement = judge(lab)
     assert judgement.checked[made.a, "DT-01"] == before
     assert judgement.checked[made.b, "DT-01"] == 1 + PINGS
+
+
+def test_datagram_of_raw_socket_is_not_judged(lab: Lab) -> None:
+    made = tunnel(lab, LOOPBACK)
+    made.must_ping("ns1", V4_OF_B)
+    before = judge(lab).checked[made.b, "MSG-15"]
+    (response,) = lab.captures[0].messages(kind=RESPONSE)
+    forged = struct.pack(">4H", 2, 1, 8 + len(response.payload), 0) + response.payload
+    header = struct.pack(">BBHHHBBH", 0x45, 0, 0, 0, 0, 64, socket.IPPROTO_UDP, 0) + socket.inet_aton("127.0.0.1") * 2
+    with made.nodes["ns0"].socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(header + forged, ("127.0.0.1", 0))
+    made.must_ping("ns1", V4_OF_B)
+    assert len(lab.captures[0].messages(kind=RESPONSE)) == 2
+    judgement = judge(lab)
+    assert violations(judgement) == []
+    assert judgement.checked[made.b, "MSG-15"] == before
 
 
 def test_change_by_wg_is_known_to_oracle(lab: Lab) -> None:

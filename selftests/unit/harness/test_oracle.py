@@ -320,6 +320,14 @@ RIGHT = {
     "response-again": Right(
         lambda: [FIRST, ANSWER, FIRST_DATA, ANSWER._replace(left="ns3"), changed(FIRST_DATA, 8, b"\x01")]
     ),
+    "response-again-after-long-time": Right(
+        lambda: [
+            FIRST,
+            ANSWER,
+            ANSWER._replace(time=ANSWER.time + 400 * SECOND, left="ns3"),
+            FIRST_DATA._replace(time=ANSWER.time + 401 * SECOND),
+        ]
+    ),
     "initiation-again": Right(lambda: [FIRST, FIRST._replace(left="ns3"), ANSWER]),
     "unknown-peer": Right(
         lambda: [signed(FIRST, C.public)], (device("A"),), {"knows_all_keys": False}
