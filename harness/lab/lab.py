@@ -20,6 +20,7 @@ from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import Key
 from harness.errors import HarnessError
 from harness.implementations import interface, keylog
+from harness.lab.kernel_log import KernelLog
 from harness.net.netns import NetNS
 from harness.sandbox import logs
 from harness.wait import scaled
@@ -78,6 +79,7 @@ class Lab:
         self.started: Callable[[Interface], object] | None = None
         """Called with each new interface, at its place."""
         self._undo = ExitStack()
+        self._kernel_log = KernelLog()
         self._texts: list[tuple[str, Callable[[], str]]] = []
         directory.mkdir(parents=True, exist_ok=True)
         self.steps = steps.Recorder("set-up")
@@ -96,6 +98,7 @@ class Lab:
             for thread in closing:
                 thread.join()
             self.captures.clear()
+            self._kernel_log.close()
             self.steps.stop()
 
     def undo(self, function: Callable[_P, object], *arguments: _P.args, **keywords: _P.kwargs) -> None:
@@ -194,6 +197,8 @@ class Lab:
             self.steps.section = section
         for name, text in self._texts:
             (self.directory / name).write_text(text(), encoding="utf-8")
+        if log := self._kernel_log.text():
+            self.note("dmesg.txt", log)
         self.save_captures()
         self.save_steps()
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     """The lab of this test: makes nodes, links and interfaces, and undoes them afterwards."""
+    from harness.lab.kernel_log import note_test
     from harness.lab.lab import Lab
     from harness.sandbox.launch import require_sandbox
 
@@ -35,6 +36,9 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     state = state_of_run(request.config)
     made = Lab(state.scratch() / file_name(request.node.nodeid), state.seed)
     request.node.stash[LAB] = made
+    if lane := state.plan.lane_of_guest:
+        # A warning is on the console too, where it names the test even after a panic. In lane warp that takes time.
+        note_test(request.node.nodeid, level=4 if lane == "vm" else 6)
     if watching := request.config.pluginmanager.getplugin(INTERACTIVE):
         watching.watch(request.node, made)
     yield made

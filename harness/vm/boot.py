@@ -253,6 +253,8 @@ def run(
     log = read_log(console) + "\n" + received.files.get("kernel.log", b"").decode(errors="replace")
     complaints = tuple(kernel_log.complaints(log, kernel_log.load_noise(NOISE_TABLE)))
     ending, message = ending_of(received, complaints, in_time=in_time, warp=hardware.warp)
+    if complaints and (test := kernel_log.running_test(log, complaints[0])):
+        message += f"; it came while {test} ran"
     if ending in {Ending.HUNG, Ending.OVERDUE}:
         message += f" (deadline: {guest_run.deadline:g} s)"
     if ending is Ending.LOST and received.ready is None:

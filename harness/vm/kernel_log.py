@@ -28,6 +28,9 @@ FAULTS: Final = (
 )
 COMPLAINT: Final = re.compile("|".join(FAULTS))
 
+# What begins the line by which the lab notes that a test begins.
+TEST: Final = "wg-interop: begins "
+
 STAMP: Final = re.compile(r"^(?:<\d+>)?(?:\[ *\d+\.\d+\] ?(?:\[ *[TC]\d+\] ?)?)?")
 
 
@@ -55,6 +58,20 @@ def complaints(log: str, noise: Iterable[Noise]) -> Iterator[str]:
             continue
         seen.add(text)
         yield text
+
+
+def running_test(log: str, complaint: str) -> str:
+    """Return the test that had begun last when the kernel logged a complaint; empty if none had."""
+    test = ""
+    for line in log.splitlines():
+        text = STAMP.sub("", line).strip()
+        if text.startswith(TEST):
+            test = text.removeprefix(TEST)
+        elif text == complaint:
+            break
+    else:
+        return ""
+    return test
 
 
 def excerpt(log: str, complaints: Iterable[str], count: int) -> list[str]:

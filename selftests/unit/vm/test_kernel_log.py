@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from harness.vm import boot, kernel_log
-from harness.vm.kernel_log import Noise, complaints, excerpt
+from harness.vm.kernel_log import Noise, complaints, excerpt, running_test
 
 # Sources: messages of Linux 6.1 and 6.12, as printed by lib/, kernel/ and mm/.
 FAULTS = [
@@ -52,6 +52,26 @@ def test_kernel_fault_is_reported_with_any_time_stamp(line: str, stamp: str) -> 
 @pytest.mark.parametrize("line", HARMLESS)
 def test_ordinary_kernel_line_is_not_reported(line: str) -> None:
     assert not list(complaints(f"[    1.0] {line}", ()))
+
+
+@pytest.mark.parametrize(
+    ("complaint", "test"),
+    [
+        ("BUG: early", ""),
+        ("BUG: of first", "t.py::test_a[x~y]"),
+        ("BUG: of second", "t.py::test_b"),
+        ("BUG: absent", ""),
+    ],
+)
+def test_complaint_belongs_to_test_that_began_last(complaint: str, test: str) -> None:
+    log = """\
+[    0.1] BUG: early
+[    1.0] wg-interop: begins t.py::test_a[x~y]
+<4>[    1.5] BUG: of first
+[    2.0] wg-interop: begins t.py::test_b
+[    2.5] BUG: of second
+"""
+    assert running_test(log, complaint) == test
 
 
 def test_same_fault_with_different_stamps_counts_once() -> None:
