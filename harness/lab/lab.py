@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Final, ParamSpec
 from harness import steps
 from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import Key
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Unavailable
 from harness.implementations import interface, keylog
 from harness.lab.kernel_log import KernelLog
 from harness.net.netns import NetNS
 from harness.sandbox import logs
 from harness.wait import scaled
 from harness.wire.capture import EVIDENCE_BUFFER, Capture
+from harness.wire.inner import decrypt, read_keys
 from harness.wire.script import Script
 from harness.wire.wire import Wire
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
     from harness.sandbox.process import Completed
+    from harness.wire.inner import Inner
 
 
 _P = ParamSpec("_P")
@@ -215,6 +217,20 @@ class Lab:
         for path in self.directory.iterdir():
             if (text := logs.stamped(path)) is not None:
                 (target / path.name).write_bytes(text)
+
+    def inner(self, capture: Capture) -> list[Inner]:
+        """Return the data messages of a capture, decrypted, in the order in which they passed.
+
+        Unavailable if the keys of a session are not known: A or B must log its ephemeral keys, as refwg does.
+        """
+        found = decrypt(capture.messages(), read_keys(keylog.key_log(self.made)))
+        if found.unknown:
+            names = ", ".join(sorted({made.manifest.name for made in self.made}))
+            raise Unavailable(
+                f"{len(found.unknown)} data messages of {capture.name} cannot be decrypted: one end must log its keys "
+                f"(key_log in its manifest, as in that of refwg); the ends are {names}"
+            )
+        return found.inner
 
     def _note_state(self) -> None:
         end = time.monotonic() + scaled(_SNAPSHOT)

@@ -109,12 +109,12 @@ class Static:
         digest = blake2s(blake2s(_HASH + self.public).digest() + ephemeral).digest()
         (chain,) = kdf(_CHAINING_KEY, ephemeral, 1)
         chain, key = kdf(chain, self.exchange(ephemeral), 2)
-        static = _open(key, sealed, digest)
+        static = open_sealed(key, sealed, digest)
         if static is None:
             return None
         digest = blake2s(digest + sealed).digest()
         chain, key = kdf(chain, self.shared(static), 2)
-        timestamp = _open(key, message["timestamp"], digest)
+        timestamp = open_sealed(key, message["timestamp"], digest)
         return Opened(static, timestamp, chain, blake2s(digest + message["timestamp"]).digest())
 
 
@@ -125,20 +125,21 @@ def static_key(private: bytes) -> Static:
 
 
 def open_response(
-    opened: Opened, initiation: bytes, payload: bytes, ephemeral: Static, preshared_key: bytes
+    opened: Opened, payload: bytes, shared: tuple[bytes, bytes], preshared_key: bytes
 ) -> tuple[bytes, bytes] | None:
     """Open the response to an initiation (5.4.3, 5.4.5); None if its empty field does not authenticate.
 
-    opened, initiation: the initiation. ephemeral: the responder's ephemeral key, with its private half. Returns the
-    transport keys from initiator to responder, and back.
+    opened: the initiation. shared: the secrets that the responder's ephemeral key has with the initiator's ephemeral
+    and with its static key; either side can compute them. Returns the transport keys from initiator to responder, and
+    back.
     """
     message = fields(RESPONSE, payload)
     (chain,) = kdf(opened.chaining_key, message["ephemeral"], 1)
-    for public in (fields(INITIATION, initiation)["ephemeral"], opened.static):
-        (chain,) = kdf(chain, ephemeral.exchange(public), 1)
+    for secret in shared:
+        (chain,) = kdf(chain, secret, 1)
     chain, mixed, key = kdf(chain, preshared_key, 3)
     digest = blake2s(blake2s(opened.hash + message["ephemeral"]).digest() + mixed).digest()
-    if _open(key, message["nothing"], digest) is None:
+    if open_sealed(key, message["nothing"], digest) is None:
         return None
     to_responder, to_initiator = kdf(chain, b"", 2)
     return to_responder, to_initiator
@@ -151,10 +152,11 @@ def open_cookie_reply(payload: bytes, issuer: bytes, mac1: bytes) -> bytes | Non
     """
     nonce, sealed = payload[8:32], payload[32:]
     subkey = _hchacha20(blake2s(b"cookie--" + issuer).digest(), nonce[:_XNONCE])
-    return _open(subkey, sealed, mac1, bytes(4) + nonce[_XNONCE:])
+    return open_sealed(subkey, sealed, mac1, bytes(4) + nonce[_XNONCE:])
 
 
-def _open(key: bytes, sealed: bytes, data: bytes, nonce: bytes = _NONCE) -> bytes | None:
+def open_sealed(key: bytes, sealed: bytes, data: bytes, nonce: bytes = _NONCE) -> bytes | None:
+    """Decrypt by ChaCha20-Poly1305 with additional data (5.4); None if it does not authenticate."""
     try:
         return ChaCha20Poly1305(key).decrypt(nonce, sealed, data)
     except InvalidTag:

@@ -55,9 +55,10 @@ def test_oracle_opens_initiation_of_vector() -> None:
 def test_oracle_opens_response_of_vector() -> None:
     opened = RESPONDER.open_initiation(VECTOR["initiation"])
     assert opened is not None
-    keys = open_response(opened, VECTOR["initiation"], VECTOR["response"], EPHEMERAL, VECTOR["preshared_key"])
+    shared = EPHEMERAL.exchange(VECTOR["initiation"][8:40]), EPHEMERAL.exchange(INITIATOR.public)
+    keys = open_response(opened, VECTOR["response"], shared, VECTOR["preshared_key"])
     assert keys == (VECTOR["initiator_to_responder_key"], VECTOR["responder_to_initiator_key"])
-    assert open_response(opened, VECTOR["initiation"], VECTOR["response"], EPHEMERAL, bytes(32)) is None
+    assert open_response(opened, VECTOR["response"], shared, bytes(32)) is None
 
 
 @pytest.mark.requirement("CK-01")
@@ -95,7 +96,10 @@ def test_oracle_opens_handshake_of_noiseprotocol(seed: int) -> None:
     opened = recipient.open_initiation(initiation)
     assert opened is not None
     assert (opened.static, opened.timestamp) == (sender.public, STAMP)
-    keys = open_response(opened, initiation, struct.pack("<III", 2, 8, 7) + answer + MACS, static_key(second), psk)
+    response = struct.pack("<III", 2, 8, 7) + answer + MACS
+    ephemeral = static_key(second)
+    shared = ephemeral.exchange(initiation[8:40]), ephemeral.exchange(sender.public)
+    keys = open_response(opened, response, shared, psk)
     there = initiator.noise_protocol.cipher_state_encrypt.k
     assert keys == (there, initiator.noise_protocol.cipher_state_decrypt.k)
 
