@@ -13,9 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from harness.implementations import keylog
 from harness.steps import FIRST, LAST
 from harness.wire import frames
 from harness.wire.capture import NO_SEGMENT_SIZE
+from harness.wire.inner import Handshakes, read_keys
+from harness.wire.messages import kind_of
 from harness.wire.oracle import Datagram, Device, Oracle
 
 if TYPE_CHECKING:
@@ -59,14 +62,16 @@ def judge(lab: Lab) -> Judgement:
     recordings = [*(capture.recording() for capture in lab.captures), *(wire.recording() for wire in lab.wires)]
     interfaces = {str(number): interface for number, interface in enumerate(lab.made)}
     known = _Known(lab)
+    datagrams = _datagrams(recordings, {interface.birth.name for interface in lab.made})
     oracle = Oracle(
         [known.device(name, interface) for name, interface in interfaces.items()],
         privates=[key.raw for key in lab.keys[:_MOST_KEYS]],
         publics=known.publics,
+        transport_keys=_transport_keys(lab, datagrams),
         knows_all_keys=not known.is_changed_unseen,
         has_steady_clock=known.is_steady,
     )
-    for datagram in _datagrams(recordings, {interface.birth.name for interface in lab.made}):
+    for datagram in datagrams:
         oracle.take(datagram)
     found = oracle.findings
     for gap in oracle.gaps:
@@ -77,6 +82,26 @@ def judge(lab: Lab) -> Judgement:
         tuple((interfaces[finding.device], finding) for finding in found),
         {(interfaces[name], requirement): count for (name, requirement), count in oracle.checked.items()},
     )
+
+
+def _transport_keys(lab: Lab, datagrams: Iterable[Datagram]) -> dict[int, bytes]:
+    """Return the keys of the sessions whose ephemeral keys a program has logged, by the receiver index of their data.
+
+    An index that two sessions share is left out.
+    """
+    logs = [line for interface in lab.made for line in keylog.revealed(interface)]
+    if not logs:
+        return {}
+    statics = {key for interface in lab.made for change in interface.changes for key in _privates(change)}
+    lines = [f"LOCAL_STATIC_PRIVATE_KEY = {base64.b64encode(key).decode()}" for key in statics]
+    handshakes = Handshakes(read_keys("\n".join(lines + logs)))
+    found: dict[int, bytes] = {}
+    shared = set()
+    for datagram in datagrams:
+        for index, key in handshakes.take(kind_of(datagram.payload), datagram.payload).items():
+            if found.setdefault(index, key) != key:
+                shared.add(index)
+    return {index: key for index, key in found.items() if index not in shared}
 
 
 def _datagrams(recordings: Iterable[Recording], nodes: set[str]) -> list[Datagram]:

@@ -7,7 +7,6 @@ only a program can tell: `key_log` in its manifest. Sources: the whitepaper, sec
 from __future__ import annotations
 
 import base64
-import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from harness.wire.messages import Message
 
 _NO_PRESHARED_KEY: Final = bytes(32)
-_V4, _V6 = 4, 6
-_V4_LENGTH, _V6_LENGTH = 2, 4  # where the length is in the header
-_V6_HEADER: Final = 40
+# By IP version: the length of the shortest header, where the length of the packet is in it, and how much of the header
+# that length counts.
+_HEADERS: Final = {4: (20, 2, 20), 6: (40, 4, 0)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +34,17 @@ class Inner:
     @property
     def packet(self) -> bytes:
         """The inner packet without padding, by the length in its header; the plaintext if it is no IP packet."""
-        return self.plaintext[: _length(self.plaintext)]
+        return packet_of(self.plaintext)
 
 
-def _length(packet: bytes) -> int:
-    version = packet[0] >> 4 if len(packet) > _V4_LENGTH + 1 else 0
-    if version == _V4:
-        return int.from_bytes(packet[_V4_LENGTH : _V4_LENGTH + 2])
-    if version == _V6:
-        return _V6_HEADER + int.from_bytes(packet[_V6_LENGTH : _V6_LENGTH + 2])
-    return len(packet)
+def packet_of(plaintext: bytes) -> bytes:
+    """Return the inner packet without padding, by the length in its header; the whole if that makes no sense."""
+    version = plaintext[0] >> 4 if plaintext else 0
+    if version not in _HEADERS:
+        return plaintext
+    header, start, counted = _HEADERS[version]
+    length = int.from_bytes(plaintext[start : start + 2]) + header - counted
+    return plaintext[:length] if header <= length <= len(plaintext) else plaintext
 
 
 @dataclass(slots=True)
@@ -87,54 +87,63 @@ class Decryption:
 def decrypt(messages: Iterable[Message], keys: Keys) -> Decryption:
     """Decrypt data messages; messages: of both directions, in the order in which they passed."""
     found = Decryption()
-    initiations: dict[bytes, tuple[noise.Opened, bytes]] = {}
-    sessions: dict[bytes, bytes] = {}
+    handshakes = Handshakes(keys)
     for message in messages:
-        payload = message.payload
-        if message.kind == INITIATION and (opened := _open(payload, keys)):
-            initiations[noise.fields(INITIATION, payload)["sender"]] = opened, payload
-        elif message.kind == RESPONSE:
-            sessions |= _session(payload, initiations, keys)
-        elif message.kind == DATA:
-            _decrypt(message, sessions, found)
+        if message.kind != DATA:
+            handshakes.take(message.kind, message.payload)
+            continue
+        key = handshakes.transport_keys.get(noise.index(message.payload))
+        plaintext = open_data(key, message.payload) if key else None
+        if plaintext is not None:
+            found.inner.append(Inner(message, plaintext))
+        else:
+            (found.forged if key else found.unknown).append(message)
     return found
 
 
-def _open(payload: bytes, keys: Keys) -> noise.Opened | None:
-    opened = (static.open_initiation(payload) for static in keys.statics)
-    return next((one for one in opened if one is not None and one.timestamp is not None), None)
-
-
-def _session(payload: bytes, initiations: dict[bytes, tuple[noise.Opened, bytes]], keys: Keys) -> dict[bytes, bytes]:
-    """Return the keys that a response leads to, by the receiver index of the messages that they decrypt."""
-    response = noise.fields(RESPONSE, payload)
-    if response["receiver"] not in initiations:
-        return {}
-    opened, initiation = initiations[response["receiver"]]
-    ours = noise.fields(INITIATION, initiation)["ephemeral"]
-    if ephemeral := keys.ephemerals.get(response["ephemeral"]):
-        shared = ephemeral.exchange(ours), ephemeral.exchange(opened.static)
-    elif ephemeral := keys.ephemerals.get(ours):
-        static = next(static for static in keys.statics if static.public == opened.static)
-        shared = ephemeral.exchange(response["ephemeral"]), static.exchange(response["ephemeral"])
-    else:
-        return {}
-    for preshared in keys.preshared:
-        if found := noise.open_response(opened, payload, shared, preshared):
-            to_responder, to_initiator = found
-            return {response["sender"]: to_responder, response["receiver"]: to_initiator}
-    return {}
-
-
-def _decrypt(message: Message, sessions: dict[bytes, bytes], found: Decryption) -> None:
+def open_data(key: bytes, payload: bytes) -> bytes | None:
+    """Return the plaintext of a data message; None if it does not authenticate."""
     start, _ = FIELDS[DATA]["packet"]
-    fields = noise.fields(DATA, message.payload)
-    key = sessions.get(fields["receiver"])
-    if key is None:
-        found.unknown.append(message)
-        return
-    plaintext = noise.open_sealed(key, message.payload[start:], b"", struct.pack("<4xQ", message.counter))
-    if plaintext is None:
-        found.forged.append(message)
-    else:
-        found.inner.append(Inner(message, plaintext))
+    return noise.open_sealed(key, payload[start:], b"", bytes(4) + noise.fields(DATA, payload)["counter"])
+
+
+class Handshakes:
+    """Follows handshakes: `transport_keys` are the keys of their sessions, by the receiver index of the data."""
+
+    def __init__(self, keys: Keys) -> None:
+        self.transport_keys: dict[int, bytes] = {}
+        self._keys = keys
+        self._initiations: dict[int, tuple[noise.Opened, bytes]] = {}
+
+    def take(self, kind: int, payload: bytes) -> dict[int, bytes]:
+        """Take the next message, in the order in which they passed; returns the keys that it led to."""
+        if kind == INITIATION:
+            opened = (static.open_initiation(payload) for static in self._keys.statics)
+            if found := next((one for one in opened if one is not None and one.timestamp is not None), None):
+                self._initiations[noise.index(payload)] = found, payload
+            return {}
+        made = self._respond(payload) if kind == RESPONSE else {}
+        self.transport_keys |= made
+        return made
+
+    def _respond(self, payload: bytes) -> dict[int, bytes]:
+        receiver = int.from_bytes(noise.fields(RESPONSE, payload)["receiver"], "little")
+        if receiver not in self._initiations:
+            return {}
+        opened, initiation = self._initiations[receiver]
+        if (shared := self._shared(opened, initiation, payload)) is None:
+            return {}
+        for preshared in self._keys.preshared:
+            if found := noise.open_response(opened, payload, shared, preshared):
+                return dict(zip((noise.index(payload), receiver), found, strict=True))
+        return {}
+
+    def _shared(self, opened: noise.Opened, initiation: bytes, response: bytes) -> tuple[bytes, bytes] | None:
+        """Return the secrets of the responder's ephemeral key with both keys of the initiator, from either end."""
+        theirs = noise.fields(RESPONSE, response)["ephemeral"]
+        ours = noise.fields(INITIATION, initiation)["ephemeral"]
+        if ephemeral := self._keys.ephemerals.get(theirs):
+            return ephemeral.exchange(ours), ephemeral.exchange(opened.static)
+        ephemeral = self._keys.ephemerals.get(ours)
+        static = next((static for static in self._keys.statics if static.public == opened.static), None)
+        return (ephemeral.exchange(theirs), static.exchange(theirs)) if ephemeral and static else None

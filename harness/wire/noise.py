@@ -38,6 +38,11 @@ def fields(kind: int, payload: bytes) -> Mapping[str, bytes]:
     return {name: payload[start:end] for name, (start, end) in FIELDS[kind].items()}
 
 
+def index(payload: bytes) -> int:
+    """Return the first index of a message: the receiver's in data and cookie replies, else the sender's."""
+    return int.from_bytes(payload[4:8], "little")
+
+
 def mac(key: bytes, data: bytes) -> bytes:
     """MAC(key, data): keyed BLAKE2s of 16 bytes (5.4)."""
     return blake2s(data, key=key, digest_size=_MAC).digest()

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from harness.wire import noise
+from harness.wire import inner, noise
 from harness.wire.messages import (
     COOKIE_REPLY,
     DATA,
@@ -32,7 +32,7 @@ from harness.wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # By the type of a message: the invariants that each one is judged by.
 _OF_ALL: Final = ("MSG-05", "MSG-15")
@@ -43,9 +43,9 @@ _BY_TYPE: Final[dict[int, tuple[str, ...]]] = {
     COOKIE_REPLY: (*_OF_ALL, "MSG-11"),
     DATA: (*_OF_ALL, "MSG-04", "MSG-12", "DT-01", "DT-02", "DT-21"),
 }
-# The requirements that the oracle judges. The last five need more than a message of some type.
+# The requirements that the oracle judges. The last six need more than a message of some type.
 INVARIANTS: Final = frozenset(
-    {*(name for names in _BY_TYPE.values() for name in names), "MSG-19", "CR-11", "CR-12", "HS-14", "HS-24"}
+    {*(name for names in _BY_TYPE.values() for name in names), "MSG-19", "CR-11", "CR-12", "CR-14", "HS-14", "HS-24"}
 )
 _NEVER: Final = 1 << 63
 _TAI64: Final = struct.Struct(">QI")
@@ -167,17 +167,20 @@ class Oracle:
         *,
         privates: Iterable[bytes] = (),
         publics: Iterable[bytes] = (),
+        transport_keys: Mapping[int, bytes] | None = None,
         knows_all_keys: bool = True,
         has_steady_clock: bool = True,
     ) -> None:
         """devices: under test. privates, publics: other static keys of the lab, such as those of scripted peers.
 
+        transport_keys: those that are known, by the receiver index of the data that they decrypt.
         knows_all_keys: False if a program may have keys that are not given here. has_steady_clock: False if a test has
         set the clock.
         """
         self.checked: Counter[tuple[str, str]] = Counter()
         self.gaps: list[Finding] = []
         self._findings: dict[tuple[str, str], Finding] = {}
+        self._transport_keys = transport_keys or {}
         self._knows_all_keys = knows_all_keys
         self._has_steady_clock = has_steady_clock
         self._at: dict[str, list[Device]] = {}
@@ -528,6 +531,8 @@ class Oracle:
             self._violates("MSG-12", device, datagram, text)
         if session.is_ambiguous:
             return
+        if (key := self._transport_keys.get(index)) is not None:
+            self._judge_inside(datagram, device, key)
         self._judge_counter(datagram, session, counter_of(payload))
         age = datagram.time - session.time
         if age > _REJECT_AFTER_TIME + _AGE_TOLERANCE:
@@ -537,6 +542,16 @@ class Oracle:
         if not session.is_confirmed:
             text = "sent data as the responder of a session before any data of the initiator had confirmed it"
             self._violates("HS-24", device, datagram, text)
+
+    def _judge_inside(self, datagram: Datagram, device: Device, key: bytes) -> None:
+        self.checked[device.name, "CR-14"] += 1
+        plaintext = inner.open_data(key, datagram.payload)
+        if plaintext is None:
+            text = "sent data that does not authenticate with the keys of its session"
+            self._violates("CR-14", device, datagram, text)
+        elif any(padding := plaintext[len(inner.packet_of(plaintext)) :]):
+            text = f"padded a packet with {padding.lstrip(bytes(1)).hex()[:32]}, not with zeros"
+            self._violates("MSG-12", device, datagram, text)
 
     def _judge_counter(self, datagram: Datagram, session: _Session, counter: int) -> None:
         device, expected = session.device, session.expected

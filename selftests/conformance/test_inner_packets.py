@@ -119,6 +119,16 @@ def test_sent_data_is_padded_by_zeros_to_multiple_of_16(target: Target, family: 
         differs(how, by=[target.implementation.name])
 
 
+@pytest.mark.requirement("CR-14")
+def test_data_is_sealed_without_additional_data(target: Target) -> None:
+    peer = target.peer(endpoint=True)
+    session = peer.connect()
+    target.send(peer, bytes(30), family=4)
+    # A peer opens data without additional data, as the protocol demands.
+    data = peer.expect(Data, where=lambda data: bool(data.packet))
+    assert (data.session, data.counter) == (session, 0), "the device sealed its first data otherwise"
+
+
 @pytest.mark.requirement("DT-23")
 @pytest.mark.bug("IB-55")
 @pytest.mark.parametrize("length", [0, 19, 49, 2000, 65535])

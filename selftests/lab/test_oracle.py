@@ -39,6 +39,7 @@ MUTANTS = {
     "CK-02": ("mac2-is-copy-of-mac1", "ping"),
     "CR-11": ("leaves-out-tai64-epoch", "ping"),
     "CR-12": ("sends-exact-timestamps", "ping"),
+    "CR-14": ("authenticates-header-of-data", "ping"),
     "CR-16": ("responds-with-same-ephemeral", "respond_twice"),
     "DT-01": ("skips-counters", "ping"),
     "DT-02": ("sends-own-index-in-data", "ping"),

@@ -105,3 +105,9 @@ def test_changed_data_is_forged() -> None:
 @pytest.mark.parametrize("plaintext", [b"", b"\x45", bytes([0x15]) + bytes(15)], ids=["keepalive", "short", "not-ip"])
 def test_plaintext_that_is_no_ip_packet_is_kept_whole(plaintext: bytes) -> None:
     assert Inner(message(A, b""), plaintext).packet == plaintext
+
+
+@pytest.mark.parametrize("length", [19, 22], ids=["below-header", "above-plaintext"])
+def test_packet_with_impossible_length_is_kept_whole(length: int) -> None:
+    plaintext = V4[:2] + length.to_bytes(2) + V4[4:]
+    assert Inner(message(A, b""), plaintext).packet == plaintext

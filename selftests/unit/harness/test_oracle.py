@@ -14,10 +14,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from harness.scripted.intents import CookieReply, Initiation
 from harness.scripted.transcripts import Draw, write_cookie_reply, write_initiation
 from harness.wire.messages import DATA, INITIATION, RESPONSE, with_mac1
+from harness.wire.noise import index
 from harness.wire.oracle import Datagram, Device, Oracle
 from refwg.messages import SECOND
 from refwg.noise import StaticIdentity, timestamp
@@ -430,3 +432,30 @@ def test_port_of_other_device_is_not_listen_port() -> None:
     wrong = initiation()._replace(left="ns0", source=("127.0.0.1", 2))
     (finding,) = judged([wrong], *devices).findings
     assert (finding.requirement, finding.device) == ("MSG-19", "A")
+
+
+def inside(plaintext: bytes, key: bytes) -> list[Datagram]:
+    """The first data of A with this plaintext, sealed with a key."""
+    header = FIRST_DATA.payload[:16]
+    sealed = ChaCha20Poly1305(key).encrypt(bytes(4) + header[8:], plaintext, None)
+    return [FIRST, ANSWER, FIRST_DATA._replace(payload=header + sealed)]
+
+
+@pytest.mark.parametrize(
+    ("trailer", "found"),
+    [(bytes(11), []), (b"\0" * 9 + b"\x01\x02", [("MSG-12", "A", "padded a packet with 0102, not with zeros")])],
+    ids=["zeros", "other"],
+)
+def test_oracle_reads_padding_where_transport_keys_are_known(trailer: bytes, found: list[tuple[str, str, str]]) -> None:
+    key = bytes(range(32))
+    packet = bytes([0x45, 0, 0, 21]) + bytes(17)
+    oracle = judged(inside(packet + trailer, key), transport_keys={index(FIRST_DATA.payload): key})
+    assert [(finding.requirement, finding.device, finding.message) for finding in oracle.findings] == found
+    assert oracle.checked["A", "CR-14"] == 1
+
+
+def test_oracle_reports_data_that_known_transport_key_does_not_open() -> None:
+    key = {index(FIRST_DATA.payload): bytes(32)}
+    (finding,) = judged(inside(bytes(32), b"k" * 32), transport_keys=key).findings
+    assert (finding.requirement, finding.device) == ("CR-14", "A")
+    assert finding.message == "sent data that does not authenticate with the keys of its session"
