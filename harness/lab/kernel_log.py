@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,8 @@ class KernelLog:
     """The kernel's log from now on; empty where the kernel or its settings do not let us read it."""
 
     def __init__(self, path: Path = _KMSG) -> None:
+        self.lines: list[tuple[int, str]] = []
+        """What `text` has returned so far: each line with its time, ns of wall time."""
         self._descriptor = -1
         with suppress(OSError):
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -47,7 +50,8 @@ class KernelLog:
             if not record:
                 break
             size += len(record)
-            lines.append(line_of(record.decode(errors="replace")))
+            lines.append(line_of(text := record.decode(errors="replace")))
+            self.lines.append((time_of(text), lines[-1]))
         return "".join(f"{line}\n" for line in lines)
 
     def close(self) -> None:
@@ -63,6 +67,12 @@ def line_of(record: str) -> str:
     fields = head.split(",")
     seconds, rest = divmod(int(fields[2]), _MICROSECONDS)
     return f"[{seconds:5d}.{rest:06d}] {text.partition(chr(10))[0]}"
+
+
+def time_of(record: str) -> int:
+    """Return the wall time of a record in ns, as near as the kernel's clock for its log follows CLOCK_MONOTONIC."""
+    since_boot = int(record.split(",", 3)[2]) * 1000
+    return time.time_ns() - time.monotonic_ns() + since_boot
 
 
 def note_test(test: str, *, level: int) -> None:

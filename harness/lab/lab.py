@@ -21,6 +21,7 @@ from harness.control.records import Key
 from harness.errors import HarnessError, Unavailable
 from harness.implementations import interface, keylog
 from harness.lab.kernel_log import KernelLog
+from harness.lab.timeline import of_log, of_recording, of_steps, timeline
 from harness.net.netns import NetNS
 from harness.sandbox import logs
 from harness.wait import scaled
@@ -30,18 +31,23 @@ from harness.wire.script import Script
 from harness.wire.wire import Wire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
+    from harness.lab.timeline import Entry
     from harness.sandbox.process import Completed
+    from harness.wire.capture import Recording
     from harness.wire.inner import Inner
 
 
 _P = ParamSpec("_P")
 # The name of the file with the steps, in a test's evidence.
 STEPS: Final = "commands.txt"
+# The name of the file with everything by time.
+TIMELINE: Final = "timeline.txt"
+_READING: Final = "read for the evidence: state of nodes and interfaces"
 # The name of the file that counts by kind what passed each wire and capture.
 CAPTURES: Final = "captures.txt"
 # Seconds to read the state of all nodes for the evidence, and for one command of that; both scaled.
@@ -82,6 +88,7 @@ class Lab:
         """Called with each new interface, at its place."""
         self._undo = ExitStack()
         self._kernel_log = KernelLog()
+        self._recordings: list[Recording] = []
         self._texts: list[tuple[str, Callable[[], str]]] = []
         directory.mkdir(parents=True, exist_ok=True)
         self.steps = steps.Recorder("set-up")
@@ -192,7 +199,7 @@ class Lab:
 
     def snapshot(self) -> None:
         """Write state of nodes and interfaces, captures and steps to the directory; errors are written there too."""
-        section, self.steps.section = self.steps.section, "read for the evidence: state of nodes and interfaces"
+        section, self.steps.section = self.steps.section, _READING
         try:
             self._note_state()
         finally:
@@ -211,12 +218,21 @@ class Lab:
     def keep(self, target: Path) -> None:
         """Copy the evidence to `target`, replacing it; in the copy each line of a program's log has a time stamp."""
         self.save_steps()
+        (self.directory / TIMELINE).write_text(timeline(self._happened()), encoding="utf-8")
         with suppress(FileNotFoundError):
             shutil.rmtree(target)
         shutil.copytree(self.directory, target)
         for path in self.directory.iterdir():
             if (text := logs.stamped(path)) is not None:
                 (target / path.name).write_bytes(text)
+
+    def _happened(self) -> Iterator[Entry]:
+        yield from of_steps(self.steps.steps, until=_READING)
+        for recording in self._recordings:
+            yield from of_recording(recording)
+        for path in self.directory.glob("*.log"):
+            yield from of_log(path.stem, logs.timed(path))
+        yield from of_log("kernel", self._kernel_log.lines)
 
     def inner(self, capture: Capture) -> list[Inner]:
         """Return the data messages of a capture, decrypted, in the order in which they passed.
@@ -251,6 +267,7 @@ class Lab:
         """Write a pcapng file for each wire and capture, with all known keys inside, and what passed them by kind."""
         known = keylog.key_log(self.interfaces)
         recordings: list[Wire | Capture] = [*self.wires, *self.captures]
+        self._recordings = [recorded.recording() for recorded in recordings]
         lines = []
         for recorded in recordings:
             try:

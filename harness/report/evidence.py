@@ -23,6 +23,7 @@ _BUDGET: Final = 12_000_000
 # The kind of each file of the evidence, by its name, in the order of the page.
 _KINDS: Final = (
     ("failure.txt", "failure"),
+    ("timeline.txt", "timeline"),
     ("topology.txt", "topology"),
     ("commands.txt", "commands"),
     ("*.wg.txt", "wg state"),

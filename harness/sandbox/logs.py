@@ -49,21 +49,25 @@ class Growth:
             self._sizes.append(size)
             self._times.append(now)
 
-    def stamped(self) -> bytes:
-        """Return the log, with a stamp (UTC) before each line."""
+    def lines(self) -> list[tuple[int, bytes]]:
+        """Return the lines of the log, each with its time in ns of wall time; 0 for one whose time is not known."""
         self.look()
         lines, end = [], 0
         for line in self._path.read_bytes().splitlines(keepends=True):
             end += len(line)
-            lines.append(b"%s  %s" % (self._stamp(end), line))
-        return b"".join(lines)
+            index = bisect_left(self._sizes, end)
+            lines.append((self._times[index] if index < len(self._sizes) else 0, line))
+        return lines
 
-    def _stamp(self, end: int) -> bytes:
-        index = bisect_left(self._sizes, end)
-        if index == len(self._sizes):
-            return b" " * 15
-        wall = self._times[index]
-        return f"{datetime.fromtimestamp(wall // _SECOND, UTC):%H:%M:%S}.{wall % _SECOND // 1000:06}".encode()
+    def stamped(self) -> bytes:
+        """Return the log, with a stamp (UTC) before each line."""
+        return b"".join(b"%s  %s" % (_stamp(time), line) for time, line in self.lines())
+
+
+def _stamp(wall: int) -> bytes:
+    if not wall:
+        return b" " * 15
+    return f"{datetime.fromtimestamp(wall // _SECOND, UTC):%H:%M:%S}.{wall % _SECOND // 1000:06}".encode()
 
 
 class _Watcher:
@@ -115,7 +119,20 @@ def watch(path: Path) -> Growth | None:
 
 def stamped(path: Path) -> bytes | None:
     """Return a log with a stamp before each line; None if it was not watched, or was deleted."""
-    growth = _watcher.find(path.absolute()) if _watcher is not None else None
+    growth = _find(path)
     with suppress(OSError):
         return None if growth is None else growth.stamped()
     return None
+
+
+def timed(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a log with their times, as `Growth.lines`; none if it was not watched, or was deleted."""
+    growth = _find(path)
+    with suppress(OSError):
+        if growth is not None:
+            return [(time, line.decode(errors="replace").rstrip("\n")) for time, line in growth.lines()]
+    return []
+
+
+def _find(path: Path) -> Growth | None:
+    return _watcher.find(path.absolute()) if _watcher is not None else None
