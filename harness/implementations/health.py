@@ -37,6 +37,7 @@ CRASH_PATTERNS: Final = (
 )
 _ENOUGH: Final = 3  # crash reports that a message quotes
 _LONGEST: Final = 1 << 16  # bytes of one crash report and its reason
+_PIECE: Final = 1 << 24  # bytes of a log that are searched at a time: a program may write gigabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,23 @@ class CrashReports:
         """Return the first crash reports found so far, at most three; empty if there is none."""
         with self._log.open("rb") as log:
             log.seek(self._read)
-            text = log.read()
+            while len(text := log.read(_PIECE)) == _PIECE:
+                self._search(text)
+                log.seek(self._read)
+        self._search(text)
+        return [self._found[offset] for offset in sorted(self._found)[:_ENOUGH]]
+
+    def _search(self, text: bytes) -> None:
+        """Search the next piece of the log, from where the last one ended."""
         for pattern in self._patterns:
             for start, line, why in islice(_lines_with(pattern, text), _ENOUGH):
                 # Rust prints the place of a panic on one line and the reason on the next.
                 whole = line + b" " + why if line.endswith(b":") else line
                 self._found[self._read + start] = f"wrote: {whole.decode(errors='replace')}".rstrip()
         # Read the last two lines again: the last may be incomplete, and the one before may still get its reason.
-        self._read += text.rfind(b"\n", 0, max(text.rfind(b"\n"), 0)) + 1
-        return [self._found[offset] for offset in sorted(self._found)[:_ENOUGH]]
+        kept = text.rfind(b"\n", 0, max(text.rfind(b"\n"), 0)) + 1
+        # A piece without two lines is one long line: go on behind it.
+        self._read += kept or len(text) * (len(text) == _PIECE)
 
 
 def _lines_with(pattern: re.Pattern[bytes], text: bytes) -> Iterator[tuple[int, bytes, bytes]]:

@@ -23,6 +23,7 @@ from harness.control.records import DeviceConfig, PeerConfig
 from harness.control.uapi import UapiControl
 from harness.errors import DeadlineExceeded, HarnessError, Unsupported, UsageError
 from harness.implementations.health import HealthCheck
+from harness.sandbox import logs
 from harness.sandbox.namespace import NamespaceThread, cover, enter_network, enter_new_mounts
 from harness.sandbox.process import Process, run
 from harness.wait import REQUEST_TIMEOUT, EitherOf, EntryAppears, poll_until, wait_for
@@ -363,7 +364,7 @@ class ProgramInterface(Interface):
 
     def complaints_in_log(self) -> list[str]:
         """Return the last lines of its log, at most two, that report an error."""
-        lines = self.process.log.read_text(errors="replace").splitlines()
+        lines = logs.read_log(self.process.log).decode(errors="replace").splitlines()
         return [line.strip() for line in lines if _TELLING.search(line)][-2:]
 
     def close(self) -> list[str]:

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from harness import steps
@@ -32,7 +33,6 @@ from harness.wire.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
@@ -221,7 +221,7 @@ class Lab:
         (self.directory / TIMELINE).write_text(timeline(self._happened()), encoding="utf-8")
         with suppress(FileNotFoundError):
             shutil.rmtree(target)
-        shutil.copytree(self.directory, target)
+        shutil.copytree(self.directory, target, copy_function=_copy)
         for path in self.directory.iterdir():
             if (text := logs.stamped(path)) is not None:
                 (target / path.name).write_bytes(text)
@@ -284,3 +284,11 @@ class Lab:
         except (HarnessError, OSError) as error:
             text = f"{error}\n"
         self.note(name, f"$ {shlex.join(argv)}\n{text}\n")
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file of the evidence; of a log that is too long, its beginning and its end."""
+    if Path(source).suffix == ".log":
+        Path(target).write_bytes(logs.read_log(Path(source)))
+    else:
+        shutil.copy2(source, target)

@@ -7,6 +7,7 @@ is never early, and usually less than a millisecond late; it is later while this
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from bisect import bisect_left
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # Times kept of one log; at this number every second one is deleted.
 _MOST: Final = 20_000
 _SECOND: Final = 1_000_000_000
+# Bytes of the beginning and of the end of a log that are read: a program may write gigabytes.
+_MOST_BYTES: Final = 1 << 24
+
+# Bytes at the end of a log that have its last lines.
+_TAIL: Final = 1 << 16
 
 
 class Growth:
@@ -52,11 +58,15 @@ class Growth:
     def lines(self) -> list[tuple[int, bytes]]:
         """Return the lines of the log, each with its time in ns of wall time; 0 for one whose time is not known."""
         self.look()
-        lines, end = [], 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            end += len(line)
-            index = bisect_left(self._sizes, end)
-            lines.append((self._times[index] if index < len(self._sizes) else 0, line))
+        lines: list[tuple[int, bytes]] = []
+        pieces = read_pieces(self._path)
+        for end, piece in pieces:
+            if end:
+                lines.append((0, _gap(pieces[0], (end, piece))))
+            for line in piece.splitlines(keepends=True):
+                end += len(line)  # noqa: PLW2901 - the offset behind this line
+                index = bisect_left(self._sizes, end)
+                lines.append((self._times[index] if index < len(self._sizes) else 0, line))
         return lines
 
     def stamped(self) -> bytes:
@@ -107,6 +117,36 @@ _watcher: _Watcher | None = None
 _making = threading.Lock()
 
 
+def read_pieces(path: Path, begin: int = _MOST_BYTES, end: int = _MOST_BYTES) -> list[tuple[int, bytes]]:
+    """Return a log as one piece, or so many bytes of its beginning and of its end, each with its offset.
+
+    Raises OSError.
+    """
+    with path.open("rb") as log:
+        size = os.fstat(log.fileno()).st_size
+        if size <= begin + end:
+            return [(0, log.read(begin + end))]
+        pieces = [(0, log.read(begin))]
+        log.seek(size - end)
+        return [*pieces, (size - end, log.read(end))]
+
+
+def read_log(path: Path) -> bytes:
+    """Return a log; of a long one its beginning and its end, with a line between that says so. Raises OSError."""
+    first, *rest = read_pieces(path)
+    return first[1] + b"".join(_gap(first, piece) + piece[1] for piece in rest)
+
+
+def _gap(first: tuple[int, bytes], last: tuple[int, bytes]) -> bytes:
+    return b"\n[%d bytes left out]\n" % (last[0] - len(first[1]))
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """Return the last lines of a log, of its last 64 KiB at most. Raises OSError."""
+    _, last = read_pieces(path, 0, _TAIL)[-1]
+    return last.decode(errors="replace").splitlines()[-count:]
+
+
 def watch(path: Path) -> Growth | None:
     """Watch the growth of an existing log until it is deleted; None if inotify(7) refuses."""
     global _watcher  # noqa: PLW0603 - one thread for the whole process
@@ -130,7 +170,7 @@ def timed(path: Path) -> list[tuple[int, str]]:
     growth = _find(path)
     with suppress(OSError):
         if growth is not None:
-            return [(time, line.decode(errors="replace").rstrip("\n")) for time, line in growth.lines()]
+            return [(time, line.decode(errors="replace").strip("\n")) for time, line in growth.lines()]
     return []
 
 

@@ -165,7 +165,7 @@ class Process:
 
     def tail(self, lines: int = 12) -> str:
         """Return the last lines of its output."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(logs.last_lines(self.log, lines))
 
     def says(self, pattern: str, deadline: float = 5.0) -> None:
         """Wait until a line of its output matches a regular expression; deadline: seconds, scaled."""

@@ -79,9 +79,9 @@ def test_overdue_test_is_undone_with_evidence_of_its_wait(
 
 
 def test_command_that_runs_is_named_when_call_is_overdue(pytester: pytest.Pytester) -> None:
-    inner = run(pytester, call="node.run(['cat', '/dev/zero', '--number'], deadline=30)")
+    inner = run(pytester, call="node.run(['tail', '-f', '/dev/null'], deadline=30)")
     inner.assert_outcomes(failed=1, passed=1)
-    told = "waiting for: x: cat /dev/zero --number   # not finished"
+    told = "waiting for: x: tail -f /dev/null   # not finished"
     inner.stdout.re_match_lines([rf"E +Overdue: call took longer than its 1 s \(wg_call_timeout\), {told} .*"])
 
 

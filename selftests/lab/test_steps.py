@@ -151,8 +151,8 @@ def test_everything_done_to_process_is_recorded(lab: Lab, left: NetNS, tmp_path:
         lab.undo(made.close)
         return made
 
-    cat = start("sh", "-c", "echo ready; exec cat /dev/zero > /dev/null")
-    other = start("sh", "-c", "exec cat /dev/zero > /dev/null")
+    cat = start("sh", "-c", "echo ready; exec tail -f /dev/null")
+    other = start("sh", "-c", "exec tail -f /dev/null")
     check(
         lab,
         Process,
@@ -161,7 +161,7 @@ def test_everything_done_to_process_is_recorded(lab: Lab, left: NetNS, tmp_path:
             "signal": (lambda: cat.signal(signal.SIGUSR1), r"left: kill -USR1 \d+$"),
             "wait": (lambda: cat.wait(9), r"wait for sh \(pid \d+\) to end   # \d"),
             "terminate": (other.terminate, r"left: kill -TERM \d+   # killed by SIGTERM"),
-            "kill": (start("cat", "/dev/zero").kill, r"left: kill -KILL \d+   # killed by SIGKILL"),
+            "kill": (start("tail", "-f", "/dev/null").kill, r"left: kill -KILL \d+   # killed by SIGKILL"),
         },
     )
 
@@ -382,7 +382,7 @@ def test(lab):
     node = lab.node("x")
     ping(node, "127.0.0.1")
     log = lab.directory / "program.log"
-    program = node.spawn(["sh", "-c", "echo first; exec cat /dev/zero > /dev/null"], log=log)
+    program = node.spawn(["sh", "-c", "echo first; exec tail -f /dev/null"], log=log)
     program.says("first")
     ping(node, "127.0.0.1")
     capture = lab.capture(node, "lo")

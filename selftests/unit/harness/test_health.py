@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.implementations import health
 from harness.implementations.health import CRASH_PATTERNS, CrashReports
 
 if TYPE_CHECKING:
@@ -68,6 +69,15 @@ def test_crash_message_is_complete_when_log_is_read_in_parts(log: Path, cut: int
     crashes.lines()
     write(log, text[cut:])
     assert crashes.lines() == ["wrote: thread 'main' panicked at x: no peer"]
+
+
+@pytest.mark.parametrize("piece", [20, 64, 71])
+def test_crash_message_is_found_in_log_that_is_read_by_pieces(
+    log: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(health, "_PIECE", piece)
+    write(log, f"{'x' * 100}\nwell\nwell\n" + "panic: one\n" + "y" * 100 + "\nSIGSEGV\nwell\n")
+    assert CrashReports(log, CRASH_PATTERNS).lines() == ["wrote: panic: one", "wrote: SIGSEGV"]
 
 
 def test_first_three_crash_messages_are_reported(log: Path) -> None:

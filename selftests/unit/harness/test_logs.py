@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.sandbox import logs
+from harness.sandbox.logs import read_pieces
 from harness.wait import poll_until
 
 if TYPE_CHECKING:
@@ -80,3 +81,19 @@ def test_endless_log_keeps_bounded_number_of_times(tmp_path: Path, monkeypatch: 
     assert len(set(stamps)) <= 10
     assert stamps == sorted(stamps)
     assert stamps[0].decode() >= f"{datetime.fromtimestamp(begun // 10**9, UTC):%H:%M:%S}"
+
+
+def test_long_log_is_read_at_its_beginning_and_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(log, "one\ntwo\nthree\nfour\n")
+    assert logs.read_log(log) == log.read_bytes()
+    monkeypatch.setattr(logs, "read_pieces", lambda path: read_pieces(path, 4, 5))
+    assert logs.read_log(log) == b"one\n\n[10 bytes left out]\nfour\n"
+    lines = logs.timed(log)
+    assert [line for _, line in lines] == ["one", "[10 bytes left out]", "four"]
+    assert lines[0][0] == lines[2][0] > lines[1][0]
+
+
+def test_last_lines_are_those_of_end_of_log(log: Path) -> None:
+    log.write_text("x" * 70_000 + "\none\ntwo\n")
+    assert logs.last_lines(log, 2) == ["one", "two"]
+    assert len(logs.last_lines(log, 9)[0]) < 1 << 16
