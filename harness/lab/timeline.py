@@ -1,4 +1,4 @@
-"""Merge what happened in a test into one text by time: steps, messages on each link, logs of programs and kernel.
+"""Merge the steps of a test, messages and lines of logs into one text by time.
 
 All have the clock of this machine. A message has the time when the kernel saw it, a line of a log the time when the log
 grew, a step the time when it began.

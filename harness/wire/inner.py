@@ -1,4 +1,4 @@
-"""Decrypt the data messages of a capture, with the keys that the programs of a lab have logged.
+"""Decrypt the data messages of a capture with the keys that programs have logged.
 
 The static keys open the initiations. A session's keys need an ephemeral key of either side and the preshared key, which
 only a program can tell: `key_log` in its manifest. Sources: the whitepaper, section 5.4; Wireshark's key log format.

@@ -46,6 +46,7 @@ EVENTS = {
     "get",
     "join",
     "poll",
+    "readable",
     "read",
     "readline",
     "recv",

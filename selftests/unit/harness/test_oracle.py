@@ -454,7 +454,7 @@ def test_oracle_reads_padding_where_transport_keys_are_known(trailer: bytes, fou
     assert oracle.checked["A", "CR-14"] == 1
 
 
-def test_oracle_reports_data_that_known_transport_key_does_not_open() -> None:
+def test_oracle_reports_data_that_its_key_does_not_open() -> None:
     key = {index(FIRST_DATA.payload): bytes(32)}
     (finding,) = judged(inside(bytes(32), b"k" * 32), transport_keys=key).findings
     assert (finding.requirement, finding.device) == ("CR-14", "A")

@@ -80,7 +80,7 @@ def test_message_is_listed_with_its_sender_and_decision() -> None:
     ]
 
 
-def test_message_that_wire_delivers_is_listed_only_if_it_was_changed() -> None:
+def test_message_that_wire_delivers_is_listed_if_changed() -> None:
     assert words((packet(1, INITIATING), "", "ns2"), (packet(2, INITIATING, comment="injected"), "", "ns2")) == [
         (2, "to ns2: 10.0.0.1 1 > 10.0.0.2 2: initiation, 148 bytes   # injected")
     ]
