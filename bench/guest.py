@@ -8,14 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from harness import HarnessError, Unavailable
+from harness import HarnessError, Unavailable, suite
 from harness.plugin.guests import FIRST_PID_NAMESPACE
-from harness.vm import boot, image, kernels
+from harness.vm import boot, kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 RESULTS: Final = "guest.json"
+# A guest has the packages and the suite; this folder is copied to the same path.
+BENCH: Final = (Path(__file__).parent, str(Path(__file__).parent))
 BOOT: Final = 120.0  # seconds for a boot under emulation, on a busy machine
 SECONDS_EACH: Final = 120.0  # seconds for a measurement of one implementation in one round
 
@@ -53,12 +55,12 @@ def measured_inside(
         kernel,
         ["python", "-m", "bench.runner", *arguments, "--json", f"{boot.RESULTS_IN_GUEST}/{RESULTS}"],
         deadline=BOOT + steps * SECONDS_EACH,
-        files=[(Path(iperf3), "/usr/bin/iperf3")],
+        files=[(Path(iperf3), "/usr/bin/iperf3"), BENCH],
         environment={
             "WG_INTEROP_SANDBOX": FIRST_PID_NAMESPACE,
             "PYTHONDONTWRITEBYTECODE": "1",
             # refwg is started in another directory.
-            "PYTHONPATH": str(image.PROJECT),
+            "PYTHONPATH": str(suite.PACKAGES),
         },
         show=show,
     )

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from bench.guest import BENCH
 from bench.suite_inside import FIGURES
 from ci.setup_checkout import ROOT
 from harness import HarnessError
@@ -89,7 +90,11 @@ def measure(script: Path, kernel: str) -> dict[str, dict[str, float]]:
         ["python", "-m", "bench.suite_inside", boot.RESULTS_IN_GUEST, json.dumps(suites)],
         deadline=DEADLINE,
         modules=MODULES,
-        files=[(script, SCRIPT), *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir())],
+        files=[
+            (script, SCRIPT),
+            BENCH,
+            *((path, f"/{path.name}") for path in sorted(programs().iterdir()) if path.is_dir()),
+        ],
         # Of this lane: streams carry as much as in the guests of a run (harness/lab/trafficset.py).
         environment={INSIDE: FIRST_PID_NAMESPACE, LANE: "vm", "PYTHONDONTWRITEBYTECODE": "1"},
         show=lambda data: print(data.decode(errors="replace"), end="", flush=True),

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from harness.cli.run import find_root, run
+from harness import suite
+from harness.cli.run import run
 from harness.cli.terminal import COULD_NOT, FAILED, OK, USAGE, complain
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.install import installer, tools
@@ -78,6 +79,22 @@ def cli(context: click.Context) -> None:
 
 
 cli.add_command(run)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print them as JSON, for other programs.")
+def where(as_json: bool) -> int:
+    """Print where the suite, its catalogue, its expectations and the cache are, and the version.
+
+    The last line has pytest's options for the suite: with them the ids of its tests begin with `selftests/`, as in
+    `wg-interop run`, and pytest's cache goes to the current directory.
+
+    \b
+      pytest $(wg-interop where --json | jq -r '.pytest | join(" ")') --collect-only -q
+    """  # noqa: D301
+    from harness.cli.where import show  # noqa: PLC0415 - few ask for it
+
+    return show(sys.stdout, as_json=as_json)
 
 
 @cli.command()
@@ -208,7 +225,7 @@ def mutants(names: tuple[str, ...], areas: tuple[str, ...], engine: str, as_json
     from harness.cli.mutants import run_command  # noqa: PLC0415 - only this command needs it
 
     tools.exit_on_sigterm()
-    return run_command(find_root(()), names, areas, sys.stdout, engine=engine, as_json=as_json)
+    return run_command(suite.root(), names, areas, sys.stdout, engine=engine, as_json=as_json)
 
 
 @cli.command("kernel-defects")
@@ -230,7 +247,7 @@ def kernel_defects(names: tuple[str, ...], as_json: bool) -> int:
     from harness.cli.kernel_defects import run_command  # noqa: PLC0415 - only this command needs it
 
     tools.exit_on_sigterm()
-    return run_command(find_root(()), names, sys.stdout, as_json=as_json)
+    return run_command(suite.root(), names, sys.stdout, as_json=as_json)
 
 
 @cli.command()

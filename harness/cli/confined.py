@@ -7,9 +7,9 @@ import os
 import subprocess
 import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import suite
 from harness.errors import HarnessError
 from harness.install import tools
 from harness.sandbox.launch import launcher_command
@@ -25,8 +25,9 @@ def run_confined(name: str, module: str, *arguments: str, deadline: float) -> It
     are killed. Raises HarnessError after the deadline, or if the child failed.
     """
     command = [*launcher_command("--die-with", str(os.getpid()), "--or-without"), "-m", module, *arguments]
-    home = str(Path(__file__).parents[2])
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))}
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(suite.PACKAGES), os.environ.get("PYTHONPATH")]))
+    }
     with tempfile.TemporaryFile("w+") as stderr:
         child = subprocess.Popen(
             command, env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr

@@ -6,10 +6,10 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TextIO
 
+from harness import suite
 from harness.cli.terminal import OK
-from harness.errors import UsageError
 from harness.report.citations import read_citations
-from harness.report.conformance import FOLDER, find_catalogue, read_conformance
+from harness.report.conformance import read_conformance
 from harness.report.coverage import (
     RECORD,
     citations_of,
@@ -35,13 +35,11 @@ _KINDS: Final = {"must": "musts", "should": "shoulds", "bug": "bugs"}
 def show(results: Sequence[Path], out: TextIO, *, as_json: bool, everything: bool, record: bool) -> int:
     """Print the coverage by the record and these files of results; returns the exit status.
 
-    results: empty for every results.json below `report` of the checkout. everything: print what is covered, too.
-    record: first add the results to the record. Raises UsageError without a checkout, and for a malformed file.
+    results: empty for every results.json below `report` of the workplace. everything: print what is covered, too.
+    record: first add the results to the record of the suite. Raises UsageError for a malformed file.
     """
-    root = find_catalogue(results)
-    if root is None:
-        raise UsageError(f"no directory {FOLDER} above here: go to a checkout of wg-interop")
-    chosen = list(results) or sorted((root / "report").rglob("results.json"))
+    root = suite.root()
+    chosen = list(results) or sorted((suite.workplace() / "report").rglob("results.json"))
     known, cited = read_record(root / RECORD), read_citations(root)
     for path in chosen:
         run = read_results(path)

@@ -1,6 +1,6 @@
 """Run the killers of the kernel's defects in a guest: each must fail with its defect only.
 
-The table of defects is in the checkout, selftests/conformance/kernel-defects.toml. docs/kernel-defects.md explains it.
+The table of defects is in the suite, selftests/conformance/kernel-defects.toml. docs/kernel-defects.md explains it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from harness import suite
 from harness.cli.mutants import Finding
 from harness.cli.terminal import COULD_NOT, FAILED, OK
 from harness.errors import HarnessError, UsageError
@@ -136,7 +137,7 @@ def _pytest(name: str, tests: Sequence[str]) -> list[str]:
     without = [f"-pno:{plugin}" for plugin in (*UNUSED_PLUGINS, "xdist")]
     options = ["--lane=netns", "--keep=none", f"--timeout-scale={TIMEOUT_SCALE:g}", f"--impl={KERNEL}"]
     results = f"--results={boot.RESULTS_IN_GUEST}/{name}.json"
-    return ["python", "-m", "pytest", "--color=no", "-q", *without, *options, results, *tests]
+    return ["python", "-m", "pytest", "--color=no", "-q", *suite.pytest_options(), *without, *options, results, *tests]
 
 
 def judge_all(defects: Sequence[Defect], result: VmResult) -> list[Finding]:

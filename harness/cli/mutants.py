@@ -1,6 +1,6 @@
 """Run the killers of refwg's mutants: each must fail with its mutant, and pass without it.
 
-The tables of mutants are in the checkout, in refwg/mutants/. docs/mutants.md explains their keys.
+The tables of mutants are in refwg/mutants/. docs/mutants.md explains their keys.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
 
+from harness import suite
 from harness.cli.terminal import COULD_NOT, FAILED, OK
 from harness.errors import Unavailable, UsageError
 from harness.lanes import GUESTS
@@ -203,7 +204,8 @@ class _Killing:
         is_guest = mutant.lane in GUESTS
         self._deadline = self._started + (_LONG_DEADLINE if is_guest or mutant.nightly else _DEADLINE)
         directory.mkdir()
-        command = [*pytest_command(guests=is_guest), "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={root}"]
+        command = [*pytest_command(guests=is_guest), "-p", "no:cacheprovider", "-p", "no:xdist"]
+        command += suite.pytest_options()
         # A run that is started by a test must not take that test's variables for its own.
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
         with self._output.open("wb") as output:

@@ -7,7 +7,6 @@ plugin's reporter sends the finished tests on a pipe.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import select
 import signal
@@ -20,9 +19,10 @@ from typing import IO, TYPE_CHECKING, Final
 
 import click
 
+from harness import suite
 from harness.cli import terminal
 from harness.cli.terminal import OK
-from harness.errors import Unavailable, UsageError
+from harness.errors import UsageError
 from harness.install import cache
 from harness.lanes import EVENTS, GUESTS, REPORT, SUITES
 from harness.plugin import publish
@@ -117,8 +117,9 @@ def run(
 ) -> int:
     """Run the tests and show which implementations work with each other.
 
-    PATH is a test file, a directory, or the id of a test as a failure prints it. Without PATH, the tests that --suite
-    selects in the directory selftests of this checkout. Arguments after -- go to pytest.
+    PATH is a test file, a directory, or the id of a test as a failure prints it; one that is not in the current
+    directory is looked for in the suite (`wg-interop where`). Without PATH, the tests of the suite that --suite
+    selects. The report goes to the current directory. Arguments after -- go to pytest.
 
     \b
       wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
@@ -130,16 +131,17 @@ def run(
       wg-interop run --lane netns -- --random-order --maxfail=1
       wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
     """  # noqa: D301
-    root = find_root(paths)
-    report = (results or root / "report" / "results.json").absolute()
-    arguments = [*_pytest_options(options), f"--rootdir={root}", f"--results={report}", *context.obj]
-    if not os.access(root, os.W_OK):
-        # Another user's checkout: pytest warns that it cannot write its cache, and a warning fails the run (pyproject).
-        arguments.append(f"-ocache_dir={report.parent / '.pytest_cache'}")
+    tests = _tests(paths, suites)
+    workplace = suite.workplace()
+    report = (results or workplace / "report" / "results.json").absolute()
+    arguments = [*_pytest_options(options), *_place(tests), f"--results={report}", *context.obj]
+    # In another user's checkout pytest would warn that it cannot write its cache, and a warning fails the run.
+    cache_place = workplace if os.access(workplace, os.W_OK) else report.parent
+    arguments.append(f"-ocache_dir={cache_place / '.pytest_cache'}")
     for remark in _remarks(options):
         click.echo(remark)
     at_terminal = any(options[name] for name in _AT_TERMINAL)
-    return _Run(report, at_terminal=at_terminal).run([*_tests(root, paths, suites), *arguments])
+    return _Run(report, at_terminal=at_terminal).run([*tests, *arguments])
 
 
 def _remarks(options: Mapping[str, _Option]) -> list[str]:
@@ -157,38 +159,26 @@ def _remarks(options: Mapping[str, _Option]) -> list[str]:
         return []
 
 
-def _tests(root: Path, paths: Sequence[str], suites: Sequence[str]) -> list[str]:
+def _tests(paths: Sequence[str], suites: Sequence[str]) -> list[str]:
     """Return the paths of the tests to run, and --suite options if the paths contain tests of other suites too."""
     wanted = set(suites) or ({*SUITES} if paths else {"pairs", "alone"})
-    chosen = list(paths)
+    chosen = [suite.locate(text) for text in paths]
     if not paths:
-        home = root / "selftests"
+        home = suite.root() / suite.FOLDER
         # If selftests/ has other folders, all of it is run.
-        here = {"netns" if suite in {"pairs", "alone"} else suite for suite in wanted}
+        here = {"netns" if name in {"pairs", "alone"} else name for name in wanted}
         all_there = "all" not in wanted and all((home / folder).is_dir() for folder in here)
         chosen = [str(home / folder) for folder in sorted(here)] if all_there else [str(home)]
         if not suites:
             return chosen
     filtered = "all" not in wanted and wanted != {*SUITES}
-    return chosen + [f"--suite={suite}" for suite in sorted(wanted) if filtered]
+    return chosen + [f"--suite={name}" for name in sorted(wanted) if filtered]
 
 
-def find_root(paths: Sequence[str], here: Path | None = None) -> Path:
-    """Return the directory that contains `selftests`: the first path, or the current directory, or one above it.
-
-    If paths are given and none of these contains it, returns the current directory. Raises UsageError if a path does
-    not exist, or if neither paths nor such a directory exist.
-    """
-    for text in paths:
-        if not Path(text.partition("::")[0]).exists():
-            raise UsageError(f"no test file or directory {text.partition('::')[0]}")
-    start = Path(paths[0].partition("::")[0]).absolute() if paths else (here or Path.cwd())
-    for candidate in (start, *start.parents):
-        if (candidate / "selftests").is_dir():
-            return candidate
-    if paths:
-        return Path.cwd()
-    raise UsageError(f"no directory selftests in {start} or above it; go to a checkout, or wg-interop run PATH")
+def _place(tests: Sequence[str]) -> list[str]:
+    """Return pytest's options for its configuration and root: those of the suite, unless a test lies elsewhere."""
+    own = any(not suite.contains(text) for text in tests if not text.startswith("--suite="))
+    return [f"--rootdir={Path.cwd()}"] if own else suite.pytest_options()
 
 
 def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
@@ -220,9 +210,6 @@ class _Run:
 
     def run(self, arguments: list[str]) -> int:
         """Run pytest, show its progress and results, and return the exit status of the command."""
-        for module, package in (("pytest", "pytest"), ("xdist", "pytest-xdist")):
-            if importlib.util.find_spec(module) is None and (module == "pytest" or "-n" in arguments):
-                raise Unavailable(f"{package} is not installed; to install it: pip install 'wg-interop[test]'")
         with closing(publish.NewReport(self._results)) as report, (report.directory / LOG).open("w+b") as log:
             out = terminal.plain_console(sys.stdout) if self._at_terminal else self._out
             progress = terminal.Progress(out, self._tally)

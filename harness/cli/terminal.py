@@ -22,8 +22,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from harness import suite
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
-from harness.report.conformance import find_catalogue, read_conformance
+from harness.report.conformance import read_conformance
 from harness.report.results import GATING, STATES, in_words
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def _show_causes(out: Console, outcomes: Sequence[Outcome], report: Path) -> Non
     if not failed:
         return
     causes = find_causes(failed, [outcome for outcome in outcomes if outcome.state == "passed"])
-    conformance = read_conformance(find_catalogue([report / "results.json"]))
+    conformance = read_conformance(suite.root())
     line(out)
     line(out, tally_of_causes(len(failed), len(causes)), "bold red")
     for text in tally_by_program(causes) if len(causes) > 1 else ():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import pytest
 
+from harness import suite
 from harness.errors import HarnessError
 from harness.implementations.manifest import load_manifest
 from harness.install.installer import MANIFESTS
@@ -154,10 +155,11 @@ class Guests:
         """Boot a guest, run its shard of the tests that `words` select, and wait for its end."""
         files, programs = self.programs()
         lane = lane_arguments(shard.lane, self._config.option.markexpr, self._plan)
+        place = suite.pytest_options() if self._state.runs_suite else []
         arguments = [*words, *programs, *self.pairs(shard.lane), *lane, "--seed", str(self._state.seed)]
         return boot.boot(
             shard.kernel,
-            ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *arguments],
+            ["python", "-m", "pytest", "--color=no", *(f"-pno:{name}" for name in UNUSED_PLUGINS), *place, *arguments],
             warp=shard.lane == "warp",
             cpus=1 if shard.lane == "warp" or shard.count > 1 else 2,
             deadline=DEADLINES[shard.lane],

@@ -1,6 +1,6 @@
 """Check the ids that tests cite: each is in its catalogue, requirements at most three.
 
-The host checks them when it collects the tests; a guest need not. A project without catalogues may cite any ids.
+The host checks them when it collects the tests; a guest need not. Tests outside the suite may cite any ids.
 When a test ends with `differs`, the catalogue must allow that: a must may not differ.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from harness import suite
 from harness.errors import HarnessError
 from harness.plugin.session import state_of_run
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 MAX_REQUIREMENTS: Final = 3
 # The markers that cite ids of a catalogue.
 _KINDS: Final = ("scenario", "requirement", "bug")
-_FOLDER: Final = ("selftests", "conformance")
 
 
 def cited(item: pytest.Item, kind: str) -> list[str]:
@@ -42,7 +42,7 @@ def wrong_marks(root: Path, items: Iterable[pytest.Item]) -> list[str]:
         if kind == "requirement" and len(names) > MAX_REQUIREMENTS
     ]
     here = [(test, kind, names) for test, kind, names, is_here in citing if is_here]
-    if not here or not root.joinpath(*_FOLDER).is_dir():
+    if not here or not (root / suite.CATALOGUES).is_dir():
         return wrong
     from harness.report.conformance import CATALOGUES, read_conformance
 
@@ -62,8 +62,8 @@ def why_no_difference(item: pytest.Item, kind: str, name: str) -> str:
 
     kind, name: the marker and the id that the test names as its permission; both empty if it names none.
     """
-    root = item.config.rootpath
-    if not root.joinpath(*_FOLDER).is_dir() or not item.path.is_relative_to(root):
+    root = state_of_run(item.config).suite
+    if not (root / suite.CATALOGUES).is_dir() or not item.path.is_relative_to(root):
         return ""
     catalogue = state_of_run(item.config).conformance
     if not name:

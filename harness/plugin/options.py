@@ -53,7 +53,7 @@ class RunPlan:
     kernel_modules: tuple[Path, ...] = ()
     """`--kernel-module`."""
     results: Path | None = None
-    """`--results`; None: report/results.json below the root directory."""
+    """`--results`; None: report/results.json in the place that `State` chooses."""
     keep: str = "failed"
     seed: int | None = None
     timeout_scale: float = 1.0
@@ -201,7 +201,7 @@ def _add_results(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--results", metavar="FILE", type=Path, dest="wg_results",
         help="Write the results to FILE, and index.html and evidence/ beside it. Default: report/results.json in the "
-        "root directory.",
+        "root directory; for the suite of a wheel, in the current directory.",
     )  # fmt: skip
     group.addoption(
         "--keep", choices=("failed", "all", "none"), default="failed", dest="wg_keep",

@@ -157,7 +157,7 @@ def _draw(config: pytest.Config, results: Path, exitstatus: int) -> Path:
     }
     complaint = config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
     place = state_of_run(config).results_path
-    return render([results], results.parent, root=config.rootpath, complaint=complaint, place=place)
+    return render([results], results.parent, root=state_of_run(config).suite, complaint=complaint, place=place)
 
 
 def _shortcoming(state: State) -> str:

@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
     """Check the markers, keep the tests of the suites and lanes chosen, and put those marked `alone` last (hook)."""
     state = state_of_run(config)
-    if not state.plan.lane_of_guest and (wrong := wrong_marks(config.rootpath, items)):
+    if not state.plan.lane_of_guest and (wrong := wrong_marks(state.suite, items)):
         if is_worker(config):
             config.workeroutput[USAGE] = "\n".join(wrong)  # type: ignore[attr-defined]
         raise pytest.UsageError(*wrong)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness import suite
 from harness.errors import HarnessError, UsageError
 from harness.lanes import REPORT
 from harness.plugin.options import Pair, read_plan
@@ -84,12 +85,14 @@ class State:
 
     def __init__(self, config: pytest.Config) -> None:
         self.plan = read_plan(config)
+        # Found once: a test may set the environment variable for programs that it starts.
+        self.suite = _find_suite()
         given = (_from_controller(config, "wg_seed"), self.plan.seed)
         self.seed = next((int(seed) for seed in given if seed is not None), secrets.randbits(32))
         # True once a test of the run uses the lab or one of our options is given; until then the plugin prints nothing.
         self.used = self.plan.results is not None or self.plan.concerns_lab
         self._config = config
-        self.results_path: Path = (self.plan.results or config.rootpath / "report" / "results.json").absolute()
+        self.results_path: Path = (self.plan.results or self._workplace() / "report" / "results.json").absolute()
         # For each implementation the reason why its smoke test failed; empty if it passed.
         self.smoke: dict[str, str] = {}
         # The invariants whose violation has been seen in this process, each with the name of the program.
@@ -101,10 +104,10 @@ class State:
 
     @cached_property
     def conformance(self) -> Conformance:
-        """The catalogues of the checkout, read once: that takes 30 ms, and in a guest ten times as long."""
+        """The catalogues of the suite, read once: that takes 30 ms, and in a guest ten times as long."""
         from harness.report.conformance import read_conformance
 
-        return read_conformance(self._config.rootpath)
+        return read_conformance(self.suite)
 
     @property
     def report_directory(self) -> Path:
@@ -161,6 +164,14 @@ class State:
 
         return Invariants()
 
+    @property
+    def runs_suite(self) -> bool:
+        """Whether the tests of this run are those of the suite, and not of another project."""
+        return self._config.rootpath == self.suite
+
+    def _workplace(self) -> Path:
+        return suite.workplace() if self.runs_suite else self._config.rootpath
+
     def _invocation(self) -> Invocation:
         """Return the options that repeat one test of this run; a guest's kernel is added when the guest reports."""
         from harness.implementations.manifest import load_manifest
@@ -214,6 +225,13 @@ def state_of_run(config: pytest.Config) -> State:
 def _from_controller(config: pytest.Config, name: str) -> str | None:
     """Return a value that the xdist controller has passed to this worker; None elsewhere."""
     return getattr(config, "workerinput", {}).get(name)
+
+
+def _find_suite() -> Path:
+    try:
+        return suite.root()
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def is_worker(config: pytest.Config) -> bool:

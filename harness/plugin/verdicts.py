@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 from _pytest.outcomes import Failed, Skipped
 
+from harness import suite
 from harness.errors import HarnessError, LoadNotReached, Unsupported
 from harness.plugin import phases
 from harness.plugin.assertions import put_clue_first
@@ -260,7 +261,7 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
     if report.skipped:
         return {}
     a, b = _a_and_b(item)
-    found = expectations.applying(item.config.rootpath / "selftests" / "expectations", item.nodeid, (a, b))
+    found = expectations.applying(state_of_run(item.config).suite / suite.EXPECTATIONS, item.nodeid, (a, b))
     if report.failed and (expected := expectations.explains(found, message_of(report))):
         report.outcome = "skipped"
         report.wasxfail = str(expected)

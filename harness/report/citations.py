@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Final
 
+from harness import suite
 from harness.report.coverage import BLACK_BOX
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def read_citations(root: Path) -> dict[str, set[str]]:
     """Return the black-box tests, as `selftests/netns/test_x.py::test_y`, by the ids that their marks name."""
     cited: dict[str, set[str]] = {}
     for folder in BLACK_BOX:
-        for path in sorted((root / "selftests" / folder).rglob("test_*.py")):
+        for path in sorted((root / suite.FOLDER / folder).rglob("test_*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for test, name in _citations(tree):
                 cited.setdefault(name, set()).add(f"{path.relative_to(root).as_posix()}::{test}")

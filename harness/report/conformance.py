@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from harness import suite
 from harness.tables import read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from harness.tables import Table
 
-FOLDER: Final = Path("selftests", "conformance")
+FOLDER: Final = suite.CATALOGUES
 # For each marker, which is also the name of the tables in the file: the file that lists its ids.
 CATALOGUES: Final = {
     "scenario": FOLDER / "netns-scenarios.toml",
@@ -73,13 +74,6 @@ class Conformance:
                 return f"{name} is not a {kind}; use @pytest.mark.{other}({name!r})"
         near = get_close_matches(name, known[kind], n=1, cutoff=0)
         return f"{kind} {name} is not in {CATALOGUES[kind]}" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def find_catalogue(results: Sequence[Path]) -> Path | None:
-    """Find the checkout: above the results, above the current directory, or above this file."""
-    starts = [*(path.absolute().parent for path in results), Path.cwd(), Path(__file__).parent]
-    every = (directory for start in starts for directory in (start, *start.parents))
-    return next((directory for directory in every if (directory / FOLDER).is_dir()), None)
 
 
 def read_conformance(root: Path | None) -> Conformance:

@@ -18,10 +18,11 @@ from hashlib import blake2s, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from harness import suite
 from harness.errors import HarnessError
 from harness.report import expectations
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
-from harness.report.conformance import find_catalogue, read_conformance
+from harness.report.conformance import read_conformance
 from harness.report.evidence import Reader, clean
 from harness.report.expectations import ReportedProgram
 from harness.report.invariants import PREFIX
@@ -67,14 +68,14 @@ def render(
 ) -> Path:
     """Write the page of these results to `out`, an .html file or a directory for index.html; returns its path.
 
-    If two results have the same identity, the later one counts. root: the checkout with scenarios, requirements and
-    expectations; by default found from the results or from here. complaint: why a run failed, if not by its tests.
-    place: the later path of the file of results, if it is still to be moved there.
+    If two results have the same identity, the later one counts. root: the directory with the suite, which has the
+    scenarios, requirements and expectations. complaint: why a run failed, if not by its tests. place: the later path of
+    the file of results, if it is still to be moved there.
     Raises UsageError for a file that holds no results.
     """
     target = out if out.suffix == ".html" else out / "index.html"
     runs = [_read(path, place) for path in results]
-    gathered = gather(runs, target.absolute().parent, root or find_catalogue(results), complaint)
+    gathered = gather(runs, target.absolute().parent, root or suite.root(), complaint)
     write_in_one_step(target, _draw(gathered))
     return target
 
@@ -213,13 +214,16 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
 def _again(result: Result, run: Run) -> str:
     """Return the command that runs the test again, for a shell with pytest on its PATH.
 
-    It is empty for the result of a guest and of the oracle, which are not tests; the oracle's names a test.
+    It is empty for the result of a guest and of the oracle, which are not tests; the oracle's names a test. A test of
+    an installed suite is found by `wg-interop run` from any directory.
+
     Its report goes to a directory of its own, so that it does not replace this page.
     """
     if result.id.partition("::")[0] in {result.lane, _ORACLE}:
         return ""
     asked = run.invocation
-    words = ["pytest", result.id, *_where(asked)]
+    is_installed = asked.root and Path(asked.config_file) == Path(asked.root) / suite.INSTALLED
+    words = ["wg-interop", "run", result.id] if is_installed else ["pytest", result.id, *_where(asked)]
     if result.lane not in {"core", "netns"}:
         words += ["--lane", result.lane]
         words += ["--kernel", asked.kernels[result.kernel]] if result.kernel in asked.kernels else []
@@ -233,7 +237,8 @@ def _again(result: Result, run: Run) -> str:
         words += ["--keep", asked.keep]
     if not asked.root:
         return shlex.join(words)
-    return f"{shlex.join(['cd', asked.root])} && {shlex.join([*words, '--results', _beside(asked)])}"
+    words += ["--results", _beside(asked)]
+    return shlex.join(words) if is_installed else f"{shlex.join(['cd', asked.root])} && {shlex.join(words)}"
 
 
 def _where(asked: Invocation) -> list[str]:
@@ -276,7 +281,7 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
     # The name becomes part of a path, and the file of results is not trusted.
     sides = [ReportedProgram(side) if side and _is_name(side) else None for side in (result.a, result.b)]
     try:
-        found = expectations.applying(root / "selftests" / "expectations", result.id, sides)
+        found = expectations.applying(root / suite.EXPECTATIONS, result.id, sides)
     except (HarnessError, OSError):
         return None
     if result.state == "xfailed":

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness import suite
 from harness.errors import HarnessError, UsageError
-from harness.vm import image, kernels, qemu
+from harness.vm import kernels, qemu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,7 +161,7 @@ def run_command(options: argparse.Namespace) -> int:
         files=options.file,
         collect=options.collect,
         environment=dict(options.env),
-        folder=Path.cwd() if Path.cwd().is_relative_to(image.PROJECT) else image.PROJECT,
+        folder=Path.cwd() if Path.cwd().is_relative_to(suite.root()) else None,
         accelerator=options.accelerator,
         replaced=options.kernel_module,
         show=show,

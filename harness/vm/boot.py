@@ -25,6 +25,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from harness import suite
 from harness.errors import UsageError
 from harness.install.cache import cache_root
 from harness.vm import bytecode, image, kernel_log, kernels, modules, qemu
@@ -151,7 +152,7 @@ def boot(
     files: Sequence[tuple[Path, str]] = (),
     collect: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
-    folder: Path = image.PROJECT,
+    folder: Path | None = None,
     accelerator: str = "auto",
     directory: Path | None = None,
     show: Callable[[bytes], object] = lambda _: None,
@@ -164,10 +165,10 @@ def boot(
     warp: use one CPU and a clock that skips idle time; the command's output comes only when it has ended.
     deadline: seconds from the start of QEMU; the guest stops the command a little earlier, with stacks in its log.
     debug: turn on dynamic debug of the WireGuard module; read it in results/kernel.log.
-    files: (path here, path in the guest) of files and folders to copy; the project is always in the guest.
+    files: (path here, path in the guest) of files and folders to copy; packages and suite are always in the guest.
     collect: folders of the guest to bring back, as results/NAME; the files in $LAB_RESULTS always come back.
     environment: variables for the command, besides those of `guest_environment`.
-    folder: the command's working directory.
+    folder: the command's working directory; None: the directory with the suite.
     accelerator: `auto`, `kvm` or `tcg`.
     directory: an empty folder for logs and results; None: a new one in the cache.
     show: called with each part of the command's output as it comes; output.log has it too.
@@ -179,6 +180,7 @@ def boot(
     """
     begun = time.monotonic()
     guest_kernel = find(kernel, replaced)
+    folder = folder or suite.root()
     guest_run = GuestRun(
         command=tuple(command),
         folder=folder,
@@ -211,10 +213,11 @@ def find(kernel: str, replaced: Sequence[Path] = ()) -> Kernel:
 
 
 def require_in_guest(folder: Path) -> None:
-    """Raise UsageError for a folder outside the checkout, which a guest does not have."""
-    if not folder.is_relative_to(image.PROJECT):
+    """Raise UsageError for a root directory other than the suite's, which a guest does not have."""
+    if not folder.is_relative_to(suite.root()):
         raise UsageError(
-            f"lanes vm and warp run in a checkout of wg-interop, and {folder} is outside {image.PROJECT}; go there"
+            f"lanes vm and warp run tests of the suite, below {suite.root()}, and pytest's root directory is {folder}; "
+            "name tests of the suite, or choose lane netns"
         )
 
 
@@ -397,7 +400,7 @@ def guest_environment() -> dict[str, str]:
         # The cache with the programs under test is below HOME or XDG_CACHE_HOME, and PYTHONPATH may name the checkout,
         # in the guest as here.
         "HOME": str(Path.home()),
-        **{name: value for name in ("XDG_CACHE_HOME", "PYTHONPATH") if (value := os.environ.get(name))},
+        **{name: value for name in ("XDG_CACHE_HOME", "PYTHONPATH", suite.SUITE) if (value := os.environ.get(name))},
         "LANG": "C.UTF-8",
         "LAB_RESULTS": RESULTS_IN_GUEST,
     }

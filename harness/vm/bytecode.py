@@ -2,7 +2,7 @@
 
 An import leaves compiled code in `__pycache__`. pytest has its own compiled form of the modules whose assertions it
 rewrites: all tests, and all of its plugins. So we run pytest here, with a folder of the cache as PYTHONPYCACHEPREFIX,
-and copy the files from there into the guest, beside their sources. Nothing is written into the checkout.
+and copy the files from there into the guest, beside their sources. Nothing is written beside the sources.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 COLLECT_TIMEOUT: Final = 60.0  # seconds
@@ -69,11 +69,11 @@ def compile_imports(sources: Iterable[Path], prefix: Path) -> None:
             py_compile.compile(str(source), str(compiled), quiet=2)
 
 
-def rewrite_tests(sources: Iterable[Path], prefix: Path, project: Path) -> None:
-    """Let pytest rewrite those test modules that have no valid rewritten file below `prefix`."""
+def rewrite_tests(sources: Iterable[Path], prefix: Path, root: Path, options: Sequence[str] = ()) -> None:
+    """Let pytest rewrite those test modules that have no valid rewritten file below `prefix`; see `collect`."""
     stale = [source for source in sources if is_test(source) and not is_rewritten(source, prefix)]
     if stale:
-        collect(stale, prefix, project)
+        collect(stale, prefix, root, options)
 
 
 def is_test(source: Path) -> bool:
@@ -86,17 +86,20 @@ def is_rewritten(source: Path, prefix: Path) -> bool:
     return any(REWRITTEN in path.name for path in forms(source, prefix))
 
 
-def collect(paths: Iterable[Path], prefix: Path, project: Path) -> None:
+def collect(paths: Iterable[Path], prefix: Path, root: Path, options: Sequence[str] = ()) -> None:
     """Let pytest collect `paths`, and so write the modules that it rewrites below `prefix`, its plugins too.
+
+    root: the current directory of that pytest. options: of pytest.
 
     Errors of pytest are ignored: pytest in the guest rewrites what is missing, and reports the error there.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHONDONT"))}
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-qq", "-p", "no:cacheprovider", *map(str, paths)]
+    look = ["--collect-only", "-qq", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *look, *map(str, paths)]
     with suppress(subprocess.TimeoutExpired):
         subprocess.run(
             command,
-            cwd=project,
+            cwd=root,
             env=clean | {"PYTHONPYCACHEPREFIX": str(prefix)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

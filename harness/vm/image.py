@@ -1,8 +1,8 @@
-"""Build the guest's root: this Python, the project, packages and tools, at equal paths.
+"""Build the guest's root: this Python, our code, packages and tools, at equal paths.
 
 All paths in the guest are those of the host, so scripts, `.pth` files, compiled Python, arguments and reports are valid
 in both. The root consists of three archives (cpio.py): the base (built once, kept in the cache), the kernel's modules
-(modules.py), and the project with the files of one run.
+(modules.py), and our own code with the files of one run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from packaging.requirements import Requirement
 
+from harness import suite
 from harness.errors import Unavailable
 from harness.tables import read_toml
 from harness.vm import bytecode
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 HERE: Final = Path(__file__).resolve().parent
-PROJECT: Final = HERE.parents[1]
+# The packages of this distribution, below `suite.PACKAGES`.
+OWN: Final = ("harness", "refwg")
 DISTRIBUTION: Final = "wg-interop"
 EXTRAS: Final = ("", "test")
 KEPT_IMAGES: Final = 4
@@ -174,9 +176,10 @@ def base_key(tools: Iterable[Path]) -> str:
         HERE / "bytecode.py",
         HERE / "cpio.py",
         HERE / "image.toml",
-        PROJECT / "requirements.lock",
     ):
         key.update(Path(source).read_bytes())
+    for distribution in sorted(closure(DISTRIBUTION, EXTRAS)):
+        key.update(f"{distribution} {importlib.metadata.version(distribution)}\n".encode())
     packages = Path(sysconfig.get_path("purelib"))
     key.update(f"{sys.version} {sys.prefix} {sys.base_prefix} {packages.stat().st_mtime_ns}".encode())
     for path in (Path(sys.executable).resolve(), *tools):
@@ -187,14 +190,19 @@ def base_key(tools: Iterable[Path]) -> str:
 
 def base_tree(tools: Iterable[Path], prefix: Path) -> Tree:
     """Collect the files of the base; prefix: folder for compiled files (bytecode.py)."""
+    files = [*standard_library(), *packages()]
     # Some package managers (uv) do not compile on installation.
-    compileall.compile_dir(sysconfig.get_path("purelib"), quiet=2, workers=0)
+    site = sysconfig.get_path("purelib")
+    if os.access(site, os.W_OK):
+        compileall.compile_dir(site, quiet=2, workers=0)
+    else:
+        bytecode.compile_imports((path for path in files if path.suffix == ".py"), prefix)
     # HERE contains no tests: this run of pytest rewrites only its plugins.
-    bytecode.collect([HERE], prefix, PROJECT)
+    bytecode.collect([HERE], prefix, suite.root(), suite.pytest_options())
     tree = Tree()
     for path in (*tools, Path(sys.executable), *interpreter_links()):
         tree.add(path)
-    for path in (*standard_library(), *packages()):
+    for path in files:
         if path.suffix == ".py":
             tree.add_python(path, prefix)
         else:
@@ -228,24 +236,35 @@ def standard_library() -> Iterator[Path]:
 
 
 def packages() -> Iterator[Path]:
-    """Yield the installed files of the distributions that the project depends on, without those of image.toml."""
+    """Yield the installed files of the distributions that ours depends on, without those of image.toml.
+
+    Of our own only the scripts and the dist-info: `write_project` writes its code.
+    """
+    own = tuple(suite.PACKAGES / name for name in (*OWN, suite.FOLDER))
     for distribution in sorted(closure(DISTRIBUTION, EXTRAS) - {*CONTENTS.without}):
         code_only = distribution in CONTENTS.code_only
         for file in importlib.metadata.distribution(distribution).files or ():
             path = Path(os.path.normpath(str(file.locate())))
             wanted = path.suffix == ".py" or ".dist-info" in str(file) if code_only else path.suffix != ".pyc"
-            if wanted and path.is_file():
+            if wanted and path.is_file() and not any(path.is_relative_to(folder) for folder in own):
                 yield path
 
 
 def closure(name: str, extras: tuple[str, ...]) -> set[str]:
-    """Return the names of all distributions that `name` with `extras` depends on here, and `name` itself."""
+    """Return the names of all distributions that `name` with `extras` depends on here, and `name` itself.
+
+    Those that are not installed are left out: a user has no use for the packages of an extra.
+    """
     names: set[str] = set()
     todo = [(name, extras)]
     while todo:
         name, extras = todo.pop()
+        try:
+            lines = importlib.metadata.requires(name) or ()
+        except importlib.metadata.PackageNotFoundError:
+            continue
         names.add(name)
-        for line in importlib.metadata.requires(name) or ():
+        for line in lines:
             requirement = Requirement(line)
             wanted = not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in extras)
             if wanted and requirement.name not in names:
@@ -274,7 +293,7 @@ def write_skeleton(archive: Archive) -> None:
 
 
 def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Path, *, tests: bool) -> None:
-    """Write the checkout as it is now, with uncommitted and untracked files, and the files of `extra`.
+    """Write our packages and the suite as they are now, and the files of `extra`.
 
     extra: (host path, guest path) of files and folders. cache: folder for compiled files. tests: the guest runs pytest,
     so let pytest rewrite its tests here.
@@ -283,7 +302,7 @@ def write_project(archive: Archive, extra: Iterable[tuple[Path, str]], cache: Pa
     sources = [path for path in paths if path.suffix == ".py"]
     bytecode.compile_imports(sources, prefix)
     if tests:
-        bytecode.rewrite_tests(sources, prefix, PROJECT)
+        bytecode.rewrite_tests(sources, prefix, suite.root(), suite.pytest_options())
     for path in paths:
         tree.add(path)
     for path in sources:
@@ -304,15 +323,11 @@ def extra_tree(extra: Iterable[tuple[Path, str]]) -> Tree:
 
 
 def project_files() -> list[Path]:
-    """List the files of the checkout that git does not ignore; without git, all that are not hidden."""
-    listing = ["git", "-C", str(PROJECT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split("\0")
-    except (OSError, subprocess.CalledProcessError):
-        paths = walk(PROJECT, lambda name: name.startswith(".") or name == "__pycache__")
-        # The folder `report` at the top is the report of a run; harness/report is code.
-        return sorted(path for path in paths if path.relative_to(PROJECT).parts[0] != "report")
-    return [path for name in names if name and (path := PROJECT / name).is_file()]
+    """List the files of our packages and of the suite, and pytest's configuration; no hidden and no compiled ones."""
+    tops = (*(suite.PACKAGES / name for name in OWN), suite.root() / suite.FOLDER)
+    config = suite.config_file()
+    found = {path for top in tops for path in walk(top, lambda name: name.startswith(".") or name == "__pycache__")}
+    return sorted(found | ({config} if config else set()))
 
 
 def walk(top: str | Path, leave_out: Callable[[str], bool]) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from typing import Final
 # The folders of harness from the bottom to the top; those of one row do not import each other. Inside a folder
 # any order is allowed, but no cycle.
 FOLDERS: Final = [
-    ["errors", "steps", "wait", "lanes", "tables"],
+    ["errors", "steps", "wait", "lanes", "tables", "suite"],
     ["install"],
     ["vm", "sandbox"],
     ["net"],
@@ -24,14 +24,15 @@ FOLDERS: Final = [
     ["__main__", "__init__"],
 ]
 # Folders that may import less than all folders below them. `vm` downloads kernels and boots them: it needs the cache,
-# its errors and the reader of tables, and nothing of a run.
+# its errors, the reader of tables and the place of the suite, and nothing of a run.
 IMPORTS_ONLY: Final = {
     "errors": set(),
     "steps": set(),
     "wait": {"errors", "steps"},
     "lanes": {"errors"},
     "tables": {"errors"},
-    "vm": {"install", "errors", "tables"},
+    "suite": {"errors"},
+    "vm": {"install", "errors", "tables", "suite"},
 }
 
 # The one folder of harness that imports refwg, and the modules that it may import: those without I/O that compute

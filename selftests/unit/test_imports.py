@@ -73,6 +73,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.sandbox",
     "harness.sandbox.launch",
     "harness.sandbox.launcher",
+    "harness.suite",
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness import suite
 from harness.cli import commands, run
 from harness.install.cache import Area, locked
 from harness.lanes import EVENTS
@@ -41,6 +42,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(EVENTS, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(suite.SUITE, str(tmp_path))
     return tmp_path
 
 
@@ -149,7 +151,6 @@ def test_invalid_or_empty_run_prints_one_line_on_stderr(arguments: list[str], ex
         (["moon"], "wg-interop: No such command 'moon'; see wg-interop --help\n"),
         (["run", "--moon"], "wg-interop: No such option '--moon'; see wg-interop run --help\n"),
         (["run", "moon.py"], "wg-interop: no test file or directory moon.py\n"),
-        (["run"], "wg-interop: no directory selftests in / or above it; go to a checkout, or wg-interop run PATH\n"),
     ],
 )
 def test_wrong_argument_is_named_in_error(
@@ -160,16 +161,28 @@ def test_wrong_argument_is_named_in_error(
     assert capsys.readouterr().err == reason
 
 
+@pytest.mark.parametrize("command", ["run", "coverage", "mutants"])
+def test_suite_variable_without_suite_is_named_in_error(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(suite.SUITE, str(tmp_path))
+    assert status(command) == 2
+    reason = f"WG_INTEROP_SUITE: {tmp_path} has no directory selftests; correct the variable, or unset it"
+    assert capsys.readouterr().err == f"wg-interop: {reason}\n"
+
+
 def test_unwritable_report_error_names_results_option(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "report").touch()
     assert status("run") == 125
     assert capsys.readouterr().err.endswith("choose a place: --results FILE\n")
 
 
-def test_root_is_found_from_subdirectory(checkout: Path) -> None:
+def test_root_is_found_from_subdirectory(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     below = checkout / "docs" / "deep"
     below.mkdir(parents=True)
-    assert run.find_root((), below) == checkout
+    monkeypatch.chdir(below)
+    assert suite.workplace() == checkout
+    assert suite.locate("selftests/test_few.py::test_good") == f"{checkout}/selftests/test_few.py::test_good"
 
 
 @pytest.mark.parametrize(
@@ -281,9 +294,12 @@ def test_run_says_what_it_assumes_of_program_without_manifest(
         (["all"], ["."]),
     ],
 )
-def test_suites_choose_folders_of_this_checkout(tmp_path: Path, suites: list[str], words: list[str]) -> None:
+def test_suites_choose_folders_of_this_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suites: list[str], words: list[str]
+) -> None:
+    monkeypatch.setenv(suite.SUITE, str(tmp_path))
     home = tmp_path / "selftests"
     for folder in ("netns", "lab", "conformance"):
         (home / folder).mkdir(parents=True)
-    chosen = run._tests(tmp_path, [], suites)  # noqa: SLF001
+    chosen = run._tests([], suites)  # noqa: SLF001
     assert chosen == [word if word.startswith("-") else str(home / word) for word in words]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from harness import suite
 from harness.errors import UsageError
 from harness.implementations.manifest import Manifest
 from harness.report import expectations
@@ -240,11 +241,14 @@ def test_no_shipped_expectation_is_there_twice(path: Path) -> None:
     ],
     ids=["as expected", "as expected second", "otherwise", "not at all"],
 )
-def test_verdict_follows_expectations(pytester: pytest.Pytester, body: str, outcomes: dict[str, int]) -> None:
+def test_verdict_follows_expectations(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, body: str, outcomes: dict[str, int]
+) -> None:
     program = pytester.path / "program"
     program.write_text("#!/bin/sh\necho 1.2\n")
     program.chmod(0o755)
     (pytester.path / "selftests" / "expectations").mkdir(parents=True)
+    monkeypatch.setenv(suite.SUITE, str(pytester.path))
     late = {"test": "*test_it", "message": "too late", "always": False}
     write(pytester.path / "selftests" / "expectations", "mine", late, test="*test_it")
     pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
@@ -261,12 +265,13 @@ def test_verdict_follows_expectations(pytester: pytest.Pytester, body: str, outc
     ],
 )
 def test_mended_failure_of_like_program_is_reported_as_passed(
-    pytester: pytest.Pytester, body: str, state: str, message: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, body: str, state: str, message: str
 ) -> None:
     program = pytester.path / "program"
     program.write_text("#!/bin/sh\necho 9.9\n")
     program.chmod(0o755)
     (pytester.path / "selftests" / "expectations").mkdir(parents=True)
+    monkeypatch.setenv(suite.SUITE, str(pytester.path))
     write(pytester.path / "selftests" / "expectations", "wireguard-go", test="*test_it")
     pytester.makepyfile(f"def test_it(implementation):\n    {body}\n")
     words = ["--impl", f"mine={program}", "--like", "wireguard-go", "--results", "results.json"]

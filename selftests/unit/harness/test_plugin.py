@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from _pytest.outcomes import Failed
 
-from harness import poll_until
+from harness import poll_until, suite
 from harness.lanes import EVENTS, LANE
 from harness.plugin.alone import held
 from harness.plugin.selection import runs_here
@@ -195,8 +195,9 @@ topic = "handshake/spoofed-response"
 """
 
 
-def add_catalogue(pytester: pytest.Pytester) -> Path:
-    """Make a catalogue of requirements and of bugs; return its folder."""
+def add_catalogue(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a suite with a catalogue of requirements and of bugs; return its folder."""
+    monkeypatch.setenv(suite.SUITE, str(pytester.path))
     pytester.mkdir("selftests").joinpath("conformance").mkdir()
     folder = pytester.path / "selftests" / "conformance"
     (folder / "requirements.toml").write_text(CATALOGUE)
@@ -206,8 +207,10 @@ def add_catalogue(pytester: pytest.Pytester) -> Path:
 
 @pytest.mark.usefixtures("refused")
 @pytest.mark.parametrize("names", ["'HS-07', 'HS-08', 'R-0'", "'HS-07', 'HS-08', 'R-0', 'R-1'"])
-def test_more_than_three_requirements_are_refused(pytester: pytest.Pytester, names: str) -> None:
-    add_catalogue(pytester)
+def test_more_than_three_requirements_are_refused(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    add_catalogue(pytester, monkeypatch)
     pytester.makepyfile(f"import pytest\n@pytest.mark.requirement({names})\ndef test_it(): pass")
     run = pytester.runpytest_inprocess("--strict-markers")
     assert run.ret == (OK if names.count(",") == 2 else USAGE)
@@ -236,7 +239,7 @@ def test_unknown_id_is_refused_with_nearest_known_one(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, mark: str, why: str | None, workers: list[str]
 ) -> None:
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin,xdist.plugin")
-    add_catalogue(pytester)
+    add_catalogue(pytester, monkeypatch)
     pytester.makepyfile(
         f"import pytest\n@pytest.mark.{mark}\n@pytest.mark.parametrize('n', range(2))\ndef test_it(n): pass"
     )
@@ -259,8 +262,10 @@ def test_project_without_catalogue_may_cite_any_id(pytester: pytest.Pytester) ->
 
 
 @pytest.mark.usefixtures("refused")
-def test_test_outside_root_of_catalogue_may_cite_any_id(pytester: pytest.Pytester, tmp_path: Path) -> None:
-    add_catalogue(pytester)
+def test_test_outside_root_of_catalogue_may_cite_any_id(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add_catalogue(pytester, monkeypatch)
     tests = pytester.mkdir("elsewhere")
     tests.joinpath("test_it.py").write_text("import pytest\n@pytest.mark.bug('OURS-1')\ndef test_it(): pass\n")
     moved = tests.rename(tmp_path / "elsewhere")
@@ -268,8 +273,10 @@ def test_test_outside_root_of_catalogue_may_cite_any_id(pytester: pytest.Pyteste
 
 
 @pytest.mark.usefixtures("refused")
-def test_mistake_in_catalogue_is_named_at_collection(pytester: pytest.Pytester) -> None:
-    (add_catalogue(pytester) / "real-bugs.toml").write_text("[[bug]]\nid = 5\n")
+def test_mistake_in_catalogue_is_named_at_collection(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (add_catalogue(pytester, monkeypatch) / "real-bugs.toml").write_text("[[bug]]\nid = 5\n")
     pytester.makepyfile("import pytest\n@pytest.mark.bug('IB-05')\ndef test_it(): pass")
     run = pytester.runpytest_inprocess()
     assert run.ret == USAGE
@@ -504,9 +511,9 @@ NO_NAME: Final = (
 )
 @pytest.mark.parametrize("place", ["body", "parameter"])
 def test_difference_needs_should_or_scenario_that_allows_it(
-    pytester: pytest.Pytester, named: str, why: str | None, place: str
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, named: str, why: str | None, place: str
 ) -> None:
-    folder = add_catalogue(pytester)
+    folder = add_catalogue(pytester, monkeypatch)
     (folder / "requirements.toml").write_text(LEVELS)
     (folder / "netns-scenarios.toml").write_text(N12)
     marks = ["requirement('ROB-04', 'MTU-04')", "scenario('N12', 'N01')"]
@@ -529,8 +536,10 @@ def test_difference_needs_should_or_scenario_that_allows_it(
 
 
 @pytest.mark.usefixtures("refused")
-def test_difference_in_test_of_shoulds_needs_no_name(pytester: pytest.Pytester) -> None:
-    (add_catalogue(pytester) / "requirements.toml").write_text(LEVELS)
+def test_difference_in_test_of_shoulds_needs_no_name(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (add_catalogue(pytester, monkeypatch) / "requirements.toml").write_text(LEVELS)
     pytester.makepyfile("""
         import pytest
         from harness import differs
@@ -543,11 +552,14 @@ def test_difference_in_test_of_shoulds_needs_no_name(pytester: pytest.Pytester) 
 
 
 @pytest.mark.usefixtures("refused")
-def test_state_not_reached_fails_run_and_may_be_expected(pytester: pytest.Pytester) -> None:
+def test_state_not_reached_fails_run_and_may_be_expected(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = (
         'test="*test_expected*"\nversions="*"\nrequirement="DOS-04"\nobserved="no cookie"\nmessage="no load"\nlink="x"'
     )
     pytester.mkdir("selftests").joinpath("expectations").mkdir()
+    monkeypatch.setenv(suite.SUITE, str(pytester.path))
     (pytester.path / "selftests/expectations/mine.toml").write_text(f"[[expect]]\n{expected}\n")
     program = pytester.makefile("", program="#!/bin/sh\necho v1.5\n")
     program.chmod(0o755)
@@ -739,8 +751,8 @@ def test_inner_run_leaves_timeout_scale_of_outer_run(pytester: pytest.Pytester) 
     assert scaled(1.0) == before
 
 
-def test_failure_names_requirements_of_its_test(pytester: pytest.Pytester) -> None:
-    add_catalogue(pytester)
+def test_failure_names_requirements_of_its_test(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_catalogue(pytester, monkeypatch)
     pytester.makepyfile("""
         import pytest
         @pytest.mark.requirement("HS-07", "R-0")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import UsageError
-from harness.report.conformance import find_catalogue, read_conformance
+from harness.report.conformance import read_conformance
 from harness.report.evidence import _BUDGET, clean
 from harness.report.gather import _read as read
 from harness.report.gather import gather, render, sort_names
@@ -268,6 +268,15 @@ def test_command_to_run_test_again_names_its_options(
     (test,) = gather([read(path)], tmp_path, None).tests
     start, end = "cd '/my lab' && pytest 'test_it.py::test_ping[x~y-v4]' ", " --results report/again/results.json"
     assert test.again == f"{start}{options}{end}"
+
+
+def test_command_to_run_test_of_installed_suite_again(tmp_path: Path) -> None:
+    path = write(tmp_path, entry())
+    run = {"root": "/site", "config_file": "/site/selftests/pytest.toml", "results": "/home/me/report/results.json"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"run": run}))
+    (test,) = gather([read(path)], tmp_path, None).tests
+    options = "--pair 'x~y' --seed 7 --results /home/me/report/again/results.json"
+    assert test.again == f"wg-interop run 'test_it.py::test_ping[x~y-v4]' {options}"
 
 
 @pytest.mark.parametrize(
@@ -558,8 +567,7 @@ def test_reasons_of_skips_are_grouped_with_their_remedy(tmp_path: Path) -> None:
     ]
 
 
-def test_checkout_and_its_catalogue_are_found_above_results(checkout: Path) -> None:
-    assert find_catalogue([checkout / "report" / "results.json"]) == checkout
+def test_missing_catalogue_lists_nothing(checkout: Path) -> None:
     assert [*read_conformance(checkout).scenarios] == ["N01", "N02"]
     (checkout / "selftests" / "conformance" / "requirements.toml").unlink()
     assert read_conformance(checkout).requirements == {}

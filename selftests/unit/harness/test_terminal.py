@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import suite
 from harness.cli import terminal
 from harness.cli.terminal import (
     Conclusion,
@@ -38,10 +39,11 @@ def terminal_that_can_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose catalogues have one requirement and one bug."""
     conformance = tmp_path / "selftests" / "conformance"
     conformance.mkdir(parents=True)
+    monkeypatch.setenv(suite.SUITE, str(tmp_path))
     (conformance / "requirements.toml").write_text(
         '[[requirement]]\nid = "HS-07"\ntitle = "replayed initiation is dropped"\n'
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import suite
 from harness.vm import image
 from harness.vm.bytecode import compile_imports
 from harness.vm.image import Tree, closure, extra_tree
@@ -58,10 +59,19 @@ def test_guest_packages_include_test_but_not_developer_tools() -> None:
     assert not {"mypy", "ruff", "pre-commit"} & packages
 
 
-def test_project_outside_git_has_its_code_but_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("harness/report/results.py", "pyproject.toml", "report/results.json", ".venv/bin/python")
-    for name in names:
+def test_guest_has_packages_suite_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("harness/report/results.py", "pyproject.toml", "refwg/ip.py", "selftests/netns/test_it.py")
+    others = ("report/results.json", ".venv/bin/python", "ci/test", "harness/__pycache__/x.pyc", "selftests/.cache/x")
+    for name in (*names, *others):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    monkeypatch.setattr(image, "PROJECT", tmp_path)
-    assert [str(path.relative_to(tmp_path)) for path in image.project_files()] == list(names[:2])
+    monkeypatch.setattr(suite, "PACKAGES", tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in image.project_files()] == list(names)
+    (tmp_path / suite.INSTALLED).touch()
+    assert tmp_path / "pyproject.toml" not in image.project_files()
+    assert tmp_path / suite.INSTALLED in image.project_files()
+
+
+def test_extra_that_is_not_installed_is_left_out_of_guest() -> None:
+    assert "wg-interop" in closure("wg-interop", ("", "no-such-extra"))
+    assert closure("no-such-distribution", ("",)) == set()
