@@ -44,6 +44,7 @@ OTHER_FILES: Final = {
     "ci/test": "Start ci/gates.py.",
     "harness/implementations/*.toml": "Describe one implementation: a manifest, explained in docs/manifests.md.",
     "harness/report/report.html.j2": "Draw the report's page.",
+    "harness/install/packages.toml": "Name each distribution's command that installs packages, and its names for them.",
     "harness/vm/debug.config": "List the options of a kernel that checks itself: KASAN, lockdep, kmemleak.",
     "harness/vm/image.toml": "List the programs and files of the guest's root.",
     "harness/vm/kernel.config": "List the options that a kernel of your own needs.",

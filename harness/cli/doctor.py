@@ -28,6 +28,7 @@ from harness.cli.confined import run_confined
 from harness.errors import HarnessError, ProgramFailed, Unavailable
 from harness.implementations.registry import Registry
 from harness.install import go, rust, tools
+from harness.install.packages import install_command
 from harness.install.recipes import CargoProgram, GoProgram
 from harness.lab.lab import Lab
 from harness.net.veth import add_veth
@@ -73,7 +74,7 @@ class Finding:
     """The result of one probe.
 
     detail: one line of what was seen. needed: lane netns cannot run without it. disables: what does not run while it is
-    missing. remedy: the command that fixes it. package: the Debian package that contains it.
+    missing. remedy: the command that fixes it. package: Debian's name of the package that contains it.
     """
 
     name: str
@@ -116,7 +117,7 @@ class Probe:
         hidden = shutil.which(self.name, path=":".join(_SBIN))
         if hidden:
             return self._finding(f"{hidden} is not on PATH", remedy=f"export PATH=$PATH:{Path(hidden).parent}")
-        return self._finding("not installed", remedy=f"as root: apt-get install -y {self.package}", lacks=self.package)
+        return self._finding("not installed", remedy=install_command([self.package]), lacks=self.package)
 
     def _finding(self, detail: str, *, works: bool = False, remedy: str = "", lacks: str = "") -> Finding:
         lines = detail.strip().splitlines()
@@ -441,7 +442,7 @@ def print_conclusion(out: Console, found: Sequence[Finding], *, able: bool) -> N
     """Print one command that installs all missing packages, and whether lane netns can run."""
     packages = sorted({each.package for each in found if each.package})
     if len(packages) > 1:
-        terminal.line(out, f"to install all of them, as root: apt-get install -y {' '.join(packages)}")
+        terminal.line(out, f"to install all of them: {install_command(packages)}")
     usable = [each.name for each in found if each.kind == "implementation" and each.works]
     lacking = [each.name for each in found if each.needed and not each.works]
     if able:

@@ -26,6 +26,7 @@ from harness.errors import Unavailable, UsageError
 from harness.install import go, rust
 from harness.install.cache import Area, building, cache_root, locked, remove
 from harness.install.debian import apt_install, unpack
+from harness.install.packages import install_command
 from harness.install.tools import run_tool
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def _ensure_linker(on_line: OnLine) -> None:
     if shutil.which("cc") is None and os.geteuid() == 0:
         apt_install(COMPILER, on_line)
     if shutil.which("cc") is None:
-        raise Unavailable(f"no C compiler to link with: as root: apt-get install -y {' '.join(COMPILER)}")
+        raise Unavailable(f"no C compiler to link with: {install_command(COMPILER)}")
 
 
 def _text(key: str, value: object) -> str:

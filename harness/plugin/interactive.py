@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.install.packages import install_command
 from harness.plugin import phases
 from harness.plugin.session import LAB
 from harness.sandbox.launcher import OUTER_PID
@@ -78,9 +79,8 @@ def _check_tracers(plan: RunPlan) -> None:
         raise pytest.UsageError(f"--gdb {plan.gdb} --strace {plan.strace}: a program has one tracer; leave one out")
     for program, node in (("gdb", plan.gdb), ("strace", plan.strace)):
         if node and shutil.which(program) is None:
-            raise pytest.UsageError(
-                f"--{program}: {program} is not installed; to install it: apt-get install {program}"
-            )
+            remedy = install_command([program])
+            raise pytest.UsageError(f"--{program}: {program} is not installed; to install it: {remedy}")
 
 
 def give_back_input(config: pytest.Config) -> None:

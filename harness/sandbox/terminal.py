@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import Unavailable
+from harness.install.packages import install_command
 from harness.sandbox.process import program_environment
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class TerminalSession:
             )
         except FileNotFoundError as error:
             os.close(self._other)
-            raise Unavailable("setsid is not installed: apt-get install util-linux") from error
+            raise Unavailable(f"setsid is not installed: {install_command(['util-linux'])}") from error
         finally:
             os.close(inside)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from harness.errors import Unavailable, UsageError
 from harness.install.cache import building, locked
+from harness.install.packages import install_command
 from harness.vm import kernels
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def fetch(which: str, cache: Path) -> Tree:
         raise Unavailable(f"apt does not know linux-headers-{release}: apt-get update")
     tools = {**_TOOLS, compiler[0]: compiler[0]}
     if missing := sorted({package for name, package in tools.items() if not shutil.which(name)}):
-        raise Unavailable(f"to build a kernel module, apt-get install {' '.join(missing)}")
+        raise Unavailable(f"to build a kernel module, {install_command(missing)}")
     folder = cache / "kernels" / f"driver-{release}_{image.version.replace(':', '%3a')}"
     names = [headers["Package"], *parts, f"linux-source-{'.'.join(release.split('.')[:2])}"]
     with locked(folder):

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from harness import suite
 from harness.errors import Unavailable
+from harness.install.packages import install_command
 from harness.tables import read_toml
 from harness.vm import bytecode
 from harness.vm.cpio import Archive
@@ -164,7 +165,7 @@ def find_tools() -> list[Path]:
     programs = {name: shutil.which(name, path=path) for name in [*needed, *CONTENTS.wanted_tools]}
     missing = sorted({package for name, package in needed.items() if not programs[name]})
     if missing:
-        raise Unavailable(f"a guest needs programs that are not installed: apt-get install {' '.join(missing)}")
+        raise Unavailable(f"a guest needs programs that are not installed: {install_command(missing)}")
     return [Path(program) for program in programs.values() if program]
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import Unavailable, UsageError
+from harness.install.packages import install_command
 from harness.vm.cpio import Archive
 from harness.vm.kernels import CATALOGUE, module_name
 
@@ -130,7 +131,7 @@ def unzstd(content: bytes) -> bytes:
     """Decompress by zstd(1), which Python's standard library lacks; Unavailable if it is not installed."""
     program = shutil.which("zstd")
     if program is None:
-        raise Unavailable("zstd is not installed, and this kernel's modules need it: apt-get install zstd")
+        raise Unavailable(f"zstd is not installed, and this kernel's modules need it: {install_command(['zstd'])}")
     return subprocess.run([program, "-dc"], input=content, capture_output=True, check=True).stdout
 
 

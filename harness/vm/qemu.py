@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from harness.errors import HarnessError, Unavailable
+from harness.install.packages import install_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from harness.vm.init import LastRecord, ReadyRecord
 
 QEMU: Final = "qemu-system-x86_64"
-QEMU_REMEDY: Final = "apt-get install --no-install-recommends qemu-system-x86"
+QEMU_PACKAGE: Final = "qemu-system-x86"
 PORTS: Final = ("output", "results", "verdict")
 CHUNK: Final = 1 << 18  # bytes
 
@@ -73,7 +74,7 @@ def find_qemu() -> str:
     """Return the path of QEMU; Unavailable, with the remedy, if it is not installed."""
     program = shutil.which(QEMU)
     if program is None:
-        raise Unavailable(f"{QEMU} is not installed: {QEMU_REMEDY}")
+        raise Unavailable(f"{QEMU} is not installed: {install_command([QEMU_PACKAGE])}")
     return program
 
 
@@ -240,5 +241,5 @@ def bound_to_us(command: Sequence[str]) -> list[str]:
     """Return a command line by which `command` is killed when the calling thread ends; Unavailable without setpriv."""
     setpriv = shutil.which("setpriv")
     if setpriv is None:
-        raise Unavailable("setpriv is not installed: apt-get install util-linux")
+        raise Unavailable(f"setpriv is not installed: {install_command(['util-linux'])}")
     return [setpriv, "--pdeathsig", "KILL", "--", *command]

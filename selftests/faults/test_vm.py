@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.install.packages import install_command
 from harness.vm import qemu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-RUN = [sys.executable, str(ROOT / "ci/vm.py"), "run"]
+RUN = [sys.executable, "-m", "harness.vm", "run"]
 UP = b"the guest is up"
 
 pytestmark = [
-    pytest.mark.skipif(not shutil.which(qemu.QEMU), reason=f"QEMU is not installed: {qemu.QEMU_REMEDY}"),
+    pytest.mark.skipif(
+        not shutil.which(qemu.QEMU), reason=f"QEMU is not installed: {install_command([qemu.QEMU_PACKAGE])}"
+    ),
     pytest.mark.timeout(240),
 ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness import DATA, V4_OF_A, V4_OF_B, V6_OF_A, V6_OF_B, Capture, Drop, Unsupported, ping, tcp_stream
+from harness.install.packages import install_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def tshark(path: Path, display_filter: str, *fields: str) -> list[list[str]]:
 @pytest.fixture
 def wireshark() -> None:
     if shutil.which("tshark") is None:
-        pytest.skip("tshark is missing: apt-get install --no-install-recommends tshark")
+        pytest.skip(f"tshark is not installed; to install it: {install_command(['tshark'])}")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from harness import (
     tcp_streams,
     volume,
 )
+from harness.install.packages import install_command
 
 if TYPE_CHECKING:
     from harness import Tunnel
@@ -59,7 +60,7 @@ def test_parallel_tcp_streams_all_arrive_intact(loopback: Tunnel, count: int) ->
 @pytest.mark.parametrize("address", [V4_OF_B, V6_OF_B], ids=["v4", "v6"])
 def test_iperf3_sends_requested_bytes_through_tunnel(loopback: Tunnel, address: str) -> None:
     if shutil.which("iperf3") is None:
-        pytest.skip("iperf3: not installed; to install it: apt-get install -y iperf3")
+        pytest.skip(f"iperf3: not installed; to install it: {install_command(['iperf3'])}")
     size = volume()
     server = loopback.nodes["ns2"].spawn(
         ["iperf3", "-s", "-1", "--forceflush"], log=loopback.lab.directory / "iperf3.log"

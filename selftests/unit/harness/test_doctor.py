@@ -16,6 +16,7 @@ import pytest
 from harness.cli import doctor
 from harness.cli.doctor import Bench, Finding, Missing, Probe, is_able
 from harness.errors import HarnessError, ProgramFailed, Unavailable
+from harness.install.packages import install_command
 from harness.sandbox.launcher import INSIDE
 
 ROOT = Path(__file__).parents[3]
@@ -81,7 +82,7 @@ def test_remedy_of_missing_error_replaces_remedy_of_probe(tmp_path: Path) -> Non
 def test_missing_program_is_reported_with_its_package(tmp_path: Path) -> None:
     finding = probe(HarnessError("?"), kind="program", name="no-such-program", tmp_path=tmp_path)
     assert (finding.detail, finding.package) == ("not installed", "pack")
-    assert finding.remedy == "as root: apt-get install -y pack"
+    assert finding.remedy == install_command(["pack"])
 
 
 def test_program_outside_path_has_path_export_as_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_rust_program_is_refused_without_c_compiler(programs: Path, monkeypatch:
     monkeypatch.setenv("PATH", str(programs))
     write_program(programs / "rustc", RUSTC)
     write_program(programs / "cargo", WORKING_CARGO)
-    with pytest.raises(Unavailable, match="no C compiler to link with: as root: apt-get install -y gcc libc6-dev"):
+    with pytest.raises(Unavailable, match=r"no C compiler to link with: .*\bgcc\b"):
         install("peer", CARGO)
 
 

@@ -13,6 +13,7 @@ import pytest
 from _pytest.outcomes import Failed
 
 from harness import poll_until, suite
+from harness.install.packages import install_command
 from harness.lanes import EVENTS, LANE
 from harness.plugin.alone import held
 from harness.plugin.selection import runs_here
@@ -157,8 +158,8 @@ def test_wrong_usage_exits_with_status_4_and_complaint(
         ("--strace ns1 --lane vm", "--strace is for tests on this kernel, not in a guest: leave out --lane vm"),
         ("--shell /run/netns/ns1", "--shell /run/netns/ns1: want the name of a node, such as ns1, or A or B"),
         ("--gdb A --strace ns1", "--gdb A --strace ns1: a program has one tracer; leave one out"),
-        ("--strace B", "--strace: strace is not installed; to install it: apt-get install strace"),
-        ("--gdb B", "--gdb: gdb is not installed; to install it: apt-get install gdb"),
+        ("--strace B", "--strace: strace is not installed; to install it: {}"),
+        ("--gdb B", "--gdb: gdb is not installed; to install it: {}"),
     ],
 )
 def test_option_to_look_at_tests_is_refused_with_remedy(
@@ -174,7 +175,8 @@ def test_option_to_look_at_tests_is_refused_with_remedy(
     pytester.makepyfile(LAB)
     run = pytester.runpytest_subprocess(*options.split())
     assert run.ret == USAGE
-    run.stderr.fnmatch_lines(f"ERROR: {complaint}")
+    remedy = install_command([options.split(maxsplit=1)[0].removeprefix("--")])
+    run.stderr.fnmatch_lines(f"ERROR: {complaint.format(remedy)}")
 
 
 CATALOGUE: Final = """
