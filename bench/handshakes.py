@@ -18,13 +18,14 @@ from copy import copy
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final
 
-from bench.processes import cores, cpu_seconds, pinned, quiet
+from bench.processes import cores, cpu_seconds, pinned
 from bench.tunnels import ADDRESS_OF_A, ADDRESS_OF_B, connected, laboratory
 from harness import DeviceConfig, HarnessError, Key, PeerConfig, allowed_ips
 from refwg.cookie import CookieJar
 from refwg.errors import RefwgError
 from refwg.messages import CookieReply, Data, Initiation, MessageType, Response
 from refwg.noise import TAI64_EPOCH, Handshake, HandshakeState, StaticIdentity, Transcript, static_static
+from selftests.support.floods import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,8 +1,7 @@
-"""Start programs as users run them, and read their CPU time and memory."""
+"""Read the CPU time and the memory of programs, and choose their CPUs."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import time
@@ -13,22 +12,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from harness import Interface, Manifest
+    from harness import Interface
 
 MEBIBYTE: Final = 1 << 20
-_TALKATIVE: Final = frozenset({"verbose", "trace", "debug", "info"})  # values of variables such as LOG_LEVEL
 # clock_getcpuclockid(3): the CPU clock of a process has the complement of its pid above three bits; 2: nanoseconds
 # from the scheduler, of all threads, also of those that have ended. /proc/PID/stat counts in steps of 10 ms.
 _CPUCLOCK_SCHED: Final = 2
-
-
-def quiet(manifest: Manifest, **env: str) -> Manifest:
-    """Return a program as users run it: the lab lets it log each event and its keys, which costs time.
-
-    env: variables to add.
-    """
-    silenced = {name: "error" if value in _TALKATIVE else value for name, value in manifest.env.items()}
-    return dataclasses.replace(manifest, env={**silenced, **env}, key_log=())
 
 
 def cpu_seconds(side: Interface) -> float | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from bench.processes import cpu_seconds, peak_memory, quiet
+from bench.processes import cpu_seconds, peak_memory
 from bench.tunnels import laboratory
+from selftests.support.floods import quiet
 
 if TYPE_CHECKING:
     from harness import Manifest

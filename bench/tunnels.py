@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from bench.processes import quiet
 from harness import V4_OF_B, End, Lab, Topology, Tunnel, add_veth
+from selftests.support.floods import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

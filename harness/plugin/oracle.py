@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness import suite
 from harness.plugin.session import is_worker, state_of_run
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def report_invariants(session: pytest.Session) -> None:
         return
     from harness.plugin.session import REPORTER
 
-    outcomes = list(state.invariants.outcomes(session.config.rootpath / "selftests" / "expectations"))
+    outcomes = list(state.invariants.outcomes(state.suite / suite.EXPECTATIONS))
     if outcomes:
         session.config.pluginmanager.getplugin(REPORTER).expect(len(outcomes))
     for outcome in outcomes:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.floods import cpu_seconds
 from harness import (
     Initiation,
     ProgramInterface,
@@ -23,6 +22,7 @@ from harness import (
 )
 from harness.scripted.received import ReceivedCookieReply, ReceivedResponse
 from harness.wire.messages import with_mac1
+from selftests.support.floods import cpu_seconds
 from selftests.support.load import NO_MAC2, first_response, handshake_answers, open_descriptors, resident
 
 if TYPE_CHECKING:

@@ -258,6 +258,8 @@ def test_examples_in_manual_pass(pytester: pytest.Pytester) -> None:
     with NetNS("probe") as node, node.iproute() as ip, skip_without("bridge or tbf"):
         ip.link("add", ifname="br0", kind="bridge")
         ip.tc("add", "tbf", node.index("lo"), rate="1mbit", burst=2000, latency="50ms")
+    if not MANUAL.exists():
+        pytest.skip("the wheel has no docs/: run this test in a clone")
     examples = "".join(re.findall(r"^```python\n(.*?)^```$", MANUAL.read_text(), re.MULTILINE | re.DOTALL))
     pytester.makepyfile(examples)
     pytester.runpytest_inprocess().assert_outcomes(passed=2)

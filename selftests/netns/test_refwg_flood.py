@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from bench.floods import CONNECTS_WITHIN, FULL_RATE, INITIATIONS_WITH_COOKIE, MAX_GROWTH, Flood, answered_with_cookie
 from harness import V4_OF_A, ping
 from harness.lanes import GUESTS, LANE
+from selftests.support.floods import (
+    CONNECTS_WITHIN,
+    FULL_RATE,
+    INITIATIONS_WITH_COOKIE,
+    MAX_GROWTH,
+    Flood,
+    answered_with_cookie,
+)
 
 if TYPE_CHECKING:
     from harness import Lab

@@ -1,31 +1,22 @@
-"""Open an initiation as its responder does, by noiseprotocol."""
+"""Open an initiation as its responder does, by the oracle's code."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from noise.connection import Keypair, NoiseConnection
-
-from harness.wire.messages import FIELDS, INITIATION
+from harness.wire.noise import static_key
 
 if TYPE_CHECKING:
     from harness import Key
 
-_CONSTRUCTION: Final = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
-_PROLOGUE: Final = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 
-
-def opened(initiation: bytes, responder: Key, psk: Key) -> tuple[bytes, bytes]:
+def opened(initiation: bytes, responder: Key) -> tuple[bytes, bytes]:
     """Open an initiation as its responder does; returns the initiator's static key and the timestamp.
 
-    noiseprotocol does it: neither our code nor a program's.
+    harness.wire.noise does it: no program under test has this code, and selftests/vectors/test_oracle_noise.py checks
+    it against noiseprotocol.
     """
-    noise = NoiseConnection.from_name(_CONSTRUCTION)
-    noise.set_prologue(_PROLOGUE)
-    noise.set_psks(psk.raw)
-    noise.set_keypair_from_private_bytes(Keypair.STATIC, responder.raw)
-    noise.set_as_responder()
-    noise.start_handshake()
-    start, end = FIELDS[INITIATION]["ephemeral"][0], FIELDS[INITIATION]["timestamp"][1]
-    timestamp = bytes(noise.read_message(initiation[start:end]))
-    return bytes(noise.noise_protocol.handshake_state.rs.public_bytes), timestamp
+    found = static_key(responder.raw).open_initiation(initiation)
+    assert found is not None, "the initiation's static key does not authenticate"
+    assert found.timestamp is not None, "the initiation's timestamp does not authenticate"
+    return found.static, found.timestamp

@@ -15,8 +15,8 @@ from bench import runner
 from bench.catalogue import FULL, MEASUREMENTS, Measurement, chosen, measured_by
 from bench.figures import Figure
 from bench.latency import percentile, summary
-from bench.processes import quiet
 from harness import HarnessError, Registry, UsageError
+from selftests.support.floods import quiet
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,6 @@
-"""Flood a WireGuard port with datagrams: `python -m bench.attack KIND COUNT RATE PORT KEY`.
+"""Flood a WireGuard port with datagrams.
+
+    python -m selftests.support.attack KIND COUNT RATE PORT KEY
 
 KIND: `garbage` (random bytes), `initiations` (with a wrong mac1) or `forged` (initiations with a correct mac1, which
 cost the target more). COUNT: datagrams to send. RATE: datagrams per second; 0 means no limit. PORT: the target's UDP
@@ -14,6 +16,8 @@ import sys
 import time
 from hashlib import blake2s
 from typing import TYPE_CHECKING, Final
+
+from harness.wait import let_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +76,7 @@ def main() -> None:
                 continue
             ahead = number / int(rate) - (time.monotonic() - started) if int(rate) else 0
             if ahead > 0:
-                time.sleep(ahead)
+                let_pass(ahead, "the rate of the flood")
     report(sent, started)
 
 
