@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
 
 SCHEMA: Final = 1
+# The detail of what cannot be tried without a sandbox.
+UNTRIED: Final = "not tried: no sandbox"
 DEADLINE: Final = 120.0  # seconds for all probes; each probe has a shorter deadline too
 TUN: Final = Path("/dev/net/tun")
 _TUNSETIFF, _IFF_TUN_NO_PI = 0x400454CA, 0x1001
@@ -86,6 +88,11 @@ class Finding:
     remedy: str = ""
     package: str = ""
 
+    @property
+    def mark(self) -> str:
+        """The word in front: what was not tried may well be there."""
+        return "works" if self.works else "untried" if self.detail == UNTRIED else "MISSING"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
@@ -107,7 +114,7 @@ class Probe:
             return self._finding(str(missing), remedy=missing.remedy)
         except (HarnessError, OSError, ValueError, LookupError) as error:
             if str(error).startswith("no sandbox"):
-                return self._absent() or self._finding("not tried: no sandbox")
+                return self._absent() or self._finding(UNTRIED)
             return self._absent() or self._finding(str(error) or repr(error), remedy=self.remedy)
 
     def _absent(self) -> Finding | None:
@@ -253,6 +260,8 @@ def _wg(bench: Bench) -> str:
 
 
 def _wg_quick(bench: Bench) -> str:
+    # Without root's rights wg-quick starts itself again by sudo.
+    require_sandbox()
     configuration = bench.directory / "doctor.conf"
     configuration.touch(mode=0o600)
     configuration.write_text(_QUICK_CONFIGURATION)
@@ -430,9 +439,9 @@ def examine(stream: TextIO, *, as_json: bool) -> int:
 
 def print_finding(out: Console, found: Finding) -> None:
     """Print one finding, with what it disables and the command that fixes it."""
-    mark, style = ("works", "green") if found.works else ("MISSING", "bold red" if found.needed else "yellow")
-    terminal.line(out, f"{mark:<8} {found.name:<20} {found.detail}", style)
-    if found.disables:
+    style = "green" if found.works else "bold red" if found.needed else "yellow"
+    terminal.line(out, f"{found.mark:<8} {found.name:<20} {found.detail}", style)
+    if found.disables and found.mark == "MISSING":
         terminal.line(out, f"{'':<29} disables: {found.disables}")
     if found.remedy:
         terminal.line(out, f"{'':<29} to fix: {found.remedy}")
@@ -444,7 +453,9 @@ def print_conclusion(out: Console, found: Sequence[Finding], *, able: bool) -> N
     if len(packages) > 1:
         terminal.line(out, f"to install all of them: {install_command(packages)}")
     usable = [each.name for each in found if each.kind == "implementation" and each.works]
-    lacking = [each.name for each in found if each.needed and not each.works]
+    lacking = [each.name for each in found if each.needed and each.mark == "MISSING"]
+    if untried := [each.name for each in found if each.mark == "untried"]:
+        terminal.line(out, f"{UNTRIED}: {', '.join(untried)}", "yellow")
     if able:
         terminal.line(out, f"The netns lane can run, with {', '.join(usable)}.", "bold green")
     else:

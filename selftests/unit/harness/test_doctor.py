@@ -135,6 +135,15 @@ def test_findings_are_printed_with_disabled_feature_and_remedy(monkeypatch: pyte
     assert output.splitlines()[-1] == "The netns lane cannot run without y."
 
 
+def test_untried_finding_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    untried = Finding(name="z", kind="program", works=False, detail=doctor.UNTRIED, disables="all")
+    _, output = examine([LACKS, untried, PEER], monkeypatch, as_json=False)
+    lines = output.splitlines()
+    assert "untried  z                    not tried: no sandbox" in lines
+    assert sum("disables: all" in line for line in lines) == 1
+    assert lines[-2:] == ["not tried: no sandbox: z", "The netns lane cannot run without y."]
+
+
 def test_findings_are_printed_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
     status, output = examine([WORKS, PEER], monkeypatch, as_json=True)
     assert status == 0
