@@ -18,6 +18,7 @@ FOLDERS: Final = [
     ["implementations", "traffic"],
     ["scripted"],
     ["report", "lab"],
+    ["fuzz"],
     ["plugin"],
     ["cli"],
     # `python -m harness`, and the facade, which names modules of any folder.
@@ -35,10 +36,15 @@ IMPORTS_ONLY: Final = {
     "vm": {"install", "errors", "tables", "suite"},
 }
 
-# The one folder of harness that imports refwg, and the modules that it may import: those without I/O that compute
-# messages. Not `device`, which cannot misbehave.
-SCRIPTED: Final = "scripted"
+# The two folders of harness that import refwg, and the modules that they may import. `scripted`: those without I/O that
+# compute messages; not `device`, which cannot misbehave. `fuzz`: also those that it runs without I/O, as its target.
 REFWG_FOR_SCRIPTED: Final = {"errors", "messages", "crypto", "noise", "cookie"}
+REFWG_FOR: Final = {
+    "scripted": REFWG_FOR_SCRIPTED,
+    "fuzz": REFWG_FOR_SCRIPTED
+    | {"allowedips", "boundary", "device", "ip", "mutants", "peer", "queueing", "socket", "tun", "uapi"}
+    | {"engine.batch", "engine.offloads", "engine.simple", "engine.virtio"},
+}
 
 # The modules of refwg from the bottom to the top; those of one row do not import each other.
 CORE_ROWS: Final = [

@@ -15,7 +15,7 @@ import pytest
 
 import harness
 import refwg
-from selftests.support.layers import CORE_ROWS, FOLDERS, IMPORTS_ONLY, REFWG_FOR_SCRIPTED, ROWS, SCRIPTED
+from selftests.support.layers import CORE_ROWS, FOLDERS, IMPORTS_ONLY, REFWG_FOR, ROWS
 
 ROOT = Path(refwg.__file__).parents[1]
 
@@ -178,7 +178,7 @@ def test_harness_module_does_not_import_facade(module: str) -> None:
 
 @pytest.mark.parametrize("module", HARNESS)
 def test_harness_module_imports_no_refwg_ci_bench_or_tests(module: str) -> None:
-    allowed = {f"refwg.{name}" for name in REFWG_FOR_SCRIPTED} if folder(module) == SCRIPTED else set()
+    allowed = {f"refwg.{name}" for name in REFWG_FOR.get(folder(module), ())}
     others = {name for name in imported(module) if name.partition(".")[0] in {"refwg", "ci", "bench", "selftests"}}
     assert others <= allowed
 
