@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -226,6 +226,50 @@ def mutants(names: tuple[str, ...], areas: tuple[str, ...], engine: str, as_json
 
     tools.exit_on_sigterm()
     return run_command(suite.root(), names, areas, sys.stdout, engine=engine, as_json=as_json)
+
+
+@cli.command()
+@click.option("--impl", metavar="NAME[=PROGRAM]", default="", help="Fuzz this program.")
+@click.option("--impl-manifest", "manifest", metavar="FILE", default="", help="Fuzz the program of this manifest.")
+@click.option("--like", metavar="LIKE", default="", help="Start the program like the implementation LIKE.")
+@click.option("--minutes", type=float, default=1.0, metavar="N", help="Fuzz for N minutes. Default: 1.")
+@click.option("--count", type=int, default=0, metavar="N", help="End after N packets and requests, too.")
+@click.option("--seed", metavar="N", default="", help="Make the inputs of this seed. Default: a new one, printed.")
+@click.option("--surface", "surfaces", multiple=True, type=click.Choice(["packets", "uapi"]),
+              help="Send only packets, or only requests to the control socket. Default: both.")  # fmt: skip
+@click.option("--in-process", is_flag=True, help="Run refwg's device in this process: no sockets, virtual time.")
+@click.option("--engine", type=click.Choice(["simple", "batch"]), default="simple", help="Of refwg, --in-process.")
+@click.option("--guide", metavar="coverage|answers|nothing", default="",
+              help="Keep and vary inputs that reach new code of refwg (atheris), that lead to new answers and drop "
+              "reasons, or none. Default: coverage --in-process if atheris is installed and there is no --count, "
+              "else answers.")  # fmt: skip
+@click.option("--corpus", type=click.Path(file_okay=False), metavar="DIR", default="",
+              help="Keep inputs and findings here. Default: fuzz/NAME in the cache.")  # fmt: skip
+@click.option("--ignore", multiple=True, metavar="REGEX",
+              help="Count a finding whose message matches, and go on: for what is known. May be repeated.")  # fmt: skip
+@click.option("--json", "results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write figures and finding to this file.")  # fmt: skip
+@click.option("--timeout-scale", type=float, default=1.0, metavar="F", help="Multiply every deadline.")
+def fuzz(*, minutes: float, results: Path | None, **options: Any) -> int:
+    """Send a program hostile messages in every state, and requests, until one does harm.
+
+    A scripted peer makes real handshakes, and changes messages in each state of them: types, lengths, indices,
+    counters, macs, points, and the packets behind a valid tag; it repeats and reorders them. Requests to the control
+    socket are nearly right. The program must be silent or answer correctly, stay alive, keep its memory, descriptors
+    and CPU, and serve a legitimate peer. The first input that does harm is reduced to a test, with a capture.
+
+    \b
+      wg-interop fuzz --impl mine=/tmp/build/wg --minutes 10
+      wg-interop fuzz --impl wireguard-go --surface packets --seed 7 --json fuzz.json
+      wg-interop fuzz --impl refwg --in-process --engine batch --count 10000000 --minutes 600
+
+    docs/fuzzing.md explains what is sent and checked, and how to read a finding.
+
+    Exit status: 0 nothing found, 1 a finding, 2 wrong usage, 125 could not test, 130 interrupted.
+    """  # noqa: D301
+    from harness.cli.fuzz import run_command  # noqa: PLC0415 - few ask for it
+
+    return run_command(results, seconds=60 * minutes, **options)
 
 
 @cli.command("kernel-defects")

@@ -5,6 +5,7 @@ A case is fresh, or a case of the corpus with a change. Each message type is sen
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -30,14 +31,16 @@ STATES: Final = {
     "response sent": (_INITIATION,),
     "session as responder": (_INITIATION, _KEEPALIVE),
     "session as initiator": (_TRIGGER, _RESPONSE),
-    "session and next session": (_INITIATION, _KEEPALIVE, Step(inputs.WAIT, counter=50), _INITIATION),
-    "two sessions": (_INITIATION, _KEEPALIVE, Step(inputs.WAIT, counter=50), _INITIATION, _KEEPALIVE),
+    "session and next session": (_INITIATION, _KEEPALIVE, Step(inputs.WAIT, counter=25), _INITIATION),
+    "two sessions": (_INITIATION, _KEEPALIVE, Step(inputs.WAIT, counter=25), _INITIATION, _KEEPALIVE),
     "under load": (Step(inputs.LOAD),),
     "session under load": (_INITIATION, _KEEPALIVE, Step(inputs.LOAD)),
 }
 # States that a peer cannot reach by messages.
 IN_PROCESS_ONLY: Final = frozenset({"under load", "session under load"})
 CONFIGURATION: Final = "configuration"
+# What a device sends in answer to the correct steps that lead to a state.
+_ANSWERS: Final = {inputs.TRIGGER: "initiation", inputs.INITIATION: "response"}
 SURFACES: Final = ("packets", "uapi")
 # The deepest cases are of 24 hostile steps after those of the state.
 _MOST_STEPS: Final = 24
@@ -72,6 +75,12 @@ _TIMESTAMPS: Final = (
     bytes.fromhex("3fff" + "ff" * 10),
 )
 _DATA_FIELDS: Final = (4, 8, 8, 16, 16)
+
+
+def is_reached(state: str, answers: Sequence[str]) -> bool:
+    """Return whether the device has answered as it must on the way to a state. answers: by name, in any order."""
+    expected = Counter(_ANSWERS[step.kind] for step in STATES.get(state, ()) if step.kind in _ANSWERS)
+    return expected <= Counter(answers)
 
 
 class Generator:

@@ -9,6 +9,7 @@ After each datagram it must be accounted for: accepted, or dropped under a reaso
 from __future__ import annotations
 
 import errno
+import os
 import random
 import traceback
 from collections import deque
@@ -16,9 +17,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from harness.fuzz import inputs
-from harness.fuzz.generator import CONFIGURATION
+from harness.fuzz.findings import ANSWERED, CONTROL, GREW, RAISED, SILENT, UNCOUNTED, Finding
+from harness.fuzz.generator import CONFIGURATION, is_reached
 from harness.fuzz.grammar import Inner
 from harness.fuzz.inputs import Step
+from harness.fuzz.memory import resident
 from harness.fuzz.player import RESPONDED, SENT, Player, WrongAnswer
 from harness.scripted.packets import udp_packet
 from refwg import ip
@@ -63,17 +66,6 @@ _CASES_PER_DEVICE: Final = 512
 _PAUSE: Final = SECOND
 _CHECKED_EACH: Final = 16
 _BATCHED: Final = (inputs.DATA, inputs.REPLAY, inputs.BYTES)
-
-
-class Finding(Exception):
-    """The device did what a correct device does not do; the message says what, in the words of the protocol.
-
-    detail: more lines, such as a traceback.
-    """
-
-    def __init__(self, message: str, detail: str = "") -> None:
-        super().__init__(message)
-        self.detail = detail
 
 
 class _World:
@@ -202,6 +194,8 @@ class RefwgInProcess:
         self._cases = 0
         self.packets = self.requests = 0
         self.features: set[str] = set()
+        # What passed in the last case: the peer's number, whether it sent it, the datagram.
+        self.passed: list[tuple[int, bool, bytes]] = []
         self.reached: set[str] = set()
         self._renew()
 
@@ -251,6 +245,7 @@ class RefwgInProcess:
     def run(self, case: Case) -> None:
         """Play a case; raises Finding."""
         self.features.clear()
+        self.passed.clear()
         self._cases += 1
         if self._cases % _CASES_PER_DEVICE == 0:
             self._renew()
@@ -262,25 +257,29 @@ class RefwgInProcess:
                 if self._cases % _CHECKED_EACH == 0:
                     self.check_legitimate()
         except (Finding, WrongAnswer) as error:
-            self._cases = -1
-            raise Finding(str(error), getattr(error, "detail", "")) from error
+            self._renew()
+            raise error if isinstance(error, Finding) else Finding(ANSWERED, str(error)) from error
         except Exception as error:
             # The next case must not meet the device of this one.
-            self._cases = -1
+            self._renew()
             last = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{last.filename.rpartition('/')[2]}:{last.name}"
-            raise Finding(f"raised {type(error).__name__} in {place}: {error}", traceback.format_exc()) from error
+            place = f"{last.filename.rpartition('/')[2]}, {last.name}"
+            message = f"raised {type(error).__name__} in {place}: {error}"
+            raise Finding(RAISED, message, traceback.format_exc()) from error
 
     def _play(self, case: Case) -> None:
         self._add(self.hostile, 2, INNER.source4, INNER.source6)
         self._last_under_load.time = None
+        seen: list[str] = []
         for steps in self._together(case.steps):
             before = self._drops()
             answers = self._step(steps)
             reasons = [reason for reason, count in self._drops().items() if count > before.get(reason, 0)]
             self.features |= {f"{case.state}: {steps[0].kind}: {word}" for word in (*reasons, *answers)}
+            seen += answers
         self._check_bounds()
-        self.reached.add(case.state)
+        if is_reached(case.state, seen):
+            self.reached.add(case.state)
         self._pass(_PAUSE)
 
     def _drops(self) -> dict[str, int]:
@@ -314,6 +313,7 @@ class RefwgInProcess:
     def deliver(self, datagrams: Sequence[bytes], number: int) -> None:
         """Give datagrams of a peer to the engine, and check that each is accepted or dropped under a reason."""
         self.packets += len(datagrams)
+        self.passed += [(number, True, datagram) for datagram in datagrams]
         self._tun.written.clear()
         statistics = self.device.statistics
         before, rx_bytes, cookies = statistics.drops.total(), statistics.rx_bytes, self._cookies()
@@ -328,7 +328,7 @@ class RefwgInProcess:
             is_accepted = statistics.rx_bytes != rx_bytes or (is_cookie and self._cookies() != cookies)
             if dropped + is_accepted != 1:
                 what = f"accepted, and counted {dropped} drops for," if is_accepted else f"counted {dropped} drops for"
-                raise Finding(f"{what} a datagram of {len(datagrams[0])} bytes: {datagrams[0][:32].hex()}")
+                raise Finding(UNCOUNTED, f"{what} a datagram of {len(datagrams[0])} bytes: {datagrams[0][:32].hex()}")
         self._check_delivered(number)
 
     def _cookies(self) -> list[tuple[object, ...]]:
@@ -342,14 +342,17 @@ class RefwgInProcess:
         sender = self.device.peer(player.identity.public)
         for packet in self._tun.written:
             if not ip.version(packet) or ip.claimed_length(packet) != len(packet):
-                raise Finding(f"delivered {len(packet)} bytes that are not a packet: {packet[:32].hex()}")
+                raise Finding(ANSWERED, f"delivered {len(packet)} bytes that are not a packet: {packet[:32].hex()}")
             if sender is None or not self.device.is_source_allowed(sender, ip.source(packet)):
-                raise Finding(f"delivered a packet from an address that is not the peer's: {packet[:40].hex()}")
+                raise Finding(
+                    ANSWERED, f"delivered a packet from an address that is not the peer's: {packet[:40].hex()}"
+                )
 
     def _answers(self, number: int) -> list[str]:
         """Let each peer take what was sent to it; returns the names of the messages to this one."""
         names = []
         for datagram, endpoint in self._udp.sent:
+            self.passed.append((endpoint.port, False, datagram))
             name = self._players[endpoint.port].heard(datagram)
             if endpoint.port == number:
                 names.append(name)
@@ -370,9 +373,9 @@ class RefwgInProcess:
         shared = self.device._shared  # noqa: SLF001 - what no packet shows
         peers = len(shared.peers)
         if len(shared.indices) > _INDICES_PER_PEER * peers:
-            raise Finding(f"keeps {len(shared.indices)} indices of {peers} peers")
+            raise Finding(GREW, f"keeps {len(shared.indices)} indices of {peers} peers")
         if self.device.has_waiting_handshakes:
-            raise Finding("leaves handshake messages in its queue")
+            raise Finding(GREW, "leaves handshake messages in its queue")
 
     def check_legitimate(self) -> None:
         """Check that the legitimate peer connects, and that a packet passes in each direction; raises Finding."""
@@ -381,15 +384,30 @@ class RefwgInProcess:
         self.deliver(self.legitimate.datagrams(Step(inputs.INITIATION)), 3)
         answers = self._answers(3)
         if RESPONDED not in answers:
-            raise Finding(f"no longer answers a legitimate peer's initiation; it sent: {answers or 'nothing'}")
+            raise Finding(SILENT, f"no longer answers a legitimate peer's initiation; it sent: {answers or 'nothing'}")
         packet = udp_packet((_LEGITIMATE, _DISCARD), (INNER.device4, _DISCARD), b"ping")
         self.deliver(self.legitimate.datagrams(Step(inputs.DATA, packet + bytes(-len(packet) % 16))), 3)
         if packet not in self._tun.written:
-            raise Finding("no longer delivers a legitimate peer's packet")
+            raise Finding(SILENT, "no longer delivers a legitimate peer's packet")
         self._tun.waiting.append(udp_packet((INNER.device4, _DISCARD), (_LEGITIMATE, _DISCARD), b"pong"))
         self._engine.packets_waiting()
         if SENT not in self._answers(3):
-            raise Finding("no longer sends to a legitimate peer")
+            raise Finding(SILENT, "no longer sends to a legitimate peer")
+
+    def check(self) -> None:
+        """Check that it serves the legitimate peer; raises Finding."""
+        try:
+            self.check_legitimate()
+        except (Finding, WrongAnswer) as error:
+            self._renew()
+            raise error if isinstance(error, Finding) else Finding(ANSWERED, str(error)) from error
+
+    def check_idle(self) -> None:
+        """Check nothing: virtual time stands still while nothing comes."""
+
+    def memory(self) -> int:
+        """Return the resident memory of this process in bytes."""
+        return resident(os.getpid())
 
     def _configure(self, case: Case) -> None:
         """Give requests to a device of their own, then a valid one, which must be carried out."""
@@ -405,17 +423,17 @@ class RefwgInProcess:
         valid = b"set=1\nprivate_key=%b\nreplace_peers=true\npublic_key=%b\nallowed_ip=10.0.0.0/8\n\n"
         reply = Conversation(device, self.world).feed(valid % (b"41" * 32, b"42" * 32), self.world.now).reply
         if reply != b"errno=0\n\n":
-            raise Finding(f"no longer accepts a valid request: {reply!r}")
+            raise Finding(CONTROL, f"no longer accepts a valid request: {reply!r}")
         self._check_answer(b"get=1\n\n", Conversation(device, self.world).feed(b"get=1\n\n", self.world.now).reply)
         if len(list(device.peers)) != 1 or len(device._shared.indices):  # noqa: SLF001 - what no packet shows
-            raise Finding("keeps peers or indices that a request has removed")
+            raise Finding(GREW, "keeps peers or indices that a request has removed")
         self.reached.add(case.state)
 
     def _check_answer(self, request: bytes, reply: bytes) -> None:
         """Check that an answer is empty, or ends with an errno and an empty line."""
         ends = reply.endswith(b"\n\n") and reply[:-2].rpartition(b"\n")[2].startswith(b"errno=")
         if reply and not ends:
-            raise Finding(f"answered the request {request[:200]!r} by {reply[-200:]!r}")
+            raise Finding(CONTROL, f"answered the request {request[:200]!r} by {reply[-200:]!r}")
 
 
 def ip_bytes(address: str) -> bytes:

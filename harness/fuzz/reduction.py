@@ -74,6 +74,8 @@ def _forms(step: Step) -> Iterator[Step]:
     for number in range(len(step.changes)):
         yield replace(step, changes=step.changes[:number] + step.changes[number + 1 :])
     if step.argument:
+        if step.argument.endswith(b"\0"):
+            yield replace(step, argument=step.argument.rstrip(b"\0"))
         half = len(step.argument) // 2
         yield replace(step, argument=step.argument[:half])
         if half:

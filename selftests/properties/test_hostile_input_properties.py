@@ -17,8 +17,9 @@ from harness.control.genl import decode_dump, encode_set
 from harness.control.records import AllowedIP, DeviceConfig, Endpoint, Key, PeerConfig
 from harness.errors import ControlError, UsageError
 from harness.fuzz import inputs
+from harness.fuzz.findings import Finding
 from harness.fuzz.generator import CONFIGURATION, STATES, Generator
-from harness.fuzz.in_process import ENGINES, INNER, Finding, RefwgInProcess
+from harness.fuzz.in_process import ENGINES, INNER, RefwgInProcess
 from harness.fuzz.inputs import Case
 from harness.net.netlink import NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, Message, parse_messages
 from harness.wire import frames
