@@ -1,4 +1,4 @@
-"""Fuzz a program, or refwg in one process, and print progress and findings: `wg-interop fuzz`.
+"""Fuzz a program and print progress, figures and findings: `wg-interop fuzz`.
 
 The child `python -m harness.fuzz.campaign` does the work in a sandbox; docs/fuzzing.md explains it.
 """

@@ -1,4 +1,4 @@
-"""Fuzz a device: cases of hostile steps, a peer that plays them, and what a correct device may do.
+"""Fuzz a device by cases of hostile steps, and judge what it does.
 
 Beside `scripted`, the one folder of harness that imports refwg: `in_process` runs refwg's device without sockets.
 docs/fuzzing.md explains it.

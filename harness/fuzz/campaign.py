@@ -1,6 +1,7 @@
-"""Fuzz one device for some minutes, and reduce what is found: the child process of `wg-interop fuzz`.
+"""Fuzz one device for some minutes, and reduce what is found.
 
-Each event is a line of JSON on stdout: progress, finding, summary, error. SIGINT and SIGTERM end the run by a summary.
+The child process of `wg-interop fuzz`. Each event is a line of JSON on stdout: progress, finding, summary, error.
+SIGINT and SIGTERM end the run by a summary.
 """
 
 from __future__ import annotations
@@ -337,6 +338,7 @@ class Campaign:
         sent = device.packets + device.requests
         return {
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(time.process_time(), 1),
             "cases": self._cases,
             "packets": device.packets,
             "requests": device.requests,

@@ -1,4 +1,7 @@
-"""Make the choices of a generator: from a seed, or from bytes that a coverage-guided fuzzer mutates."""
+"""Make the choices of a generator, from a seed or from bytes.
+
+A coverage-guided fuzzer changes the bytes, and so the choices.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generate cases: reach a state by correct steps, then send messages that are wrong in one place or more.
+"""Generate cases: reach a state by correct steps, then send wrong messages.
 
 A case is fresh, or a case of the corpus with a change. Each message type is sent in each state.
 """

@@ -1,4 +1,4 @@
-"""Generate inner packets and requests of the UAPI text protocol that are nearly right, or wrong in one place.
+"""Generate inner packets and UAPI requests that are nearly right.
 
 Sources: RFC 791, RFC 8200 and RFC 768 for the packets; https://www.wireguard.com/xplatform/ for the requests.
 """

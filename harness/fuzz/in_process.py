@@ -1,4 +1,6 @@
-"""Run cases against refwg's device in this process, with either engine, in virtual time and without sockets.
+"""Run cases against refwg's device in this process, with either engine.
+
+Time is virtual, and there are no sockets.
 
     hostile peer (Player) --- datagrams ---> engine, device ---> packets for the interface
     legitimate peer       <-- answers ------

@@ -1,4 +1,4 @@
-"""Define the inputs of a fuzzer: cases of steps that a hostile peer takes, and changes of bytes.
+"""Define the inputs of a fuzzer: cases, steps, and changes of bytes.
 
 A case is what to do, not the bytes of it: a handshake depends on what the device answers. Played again, with other keys
 and at another time, a case brings a device into the same state. Its text form is JSON, one case per file.

@@ -1,4 +1,4 @@
-"""Read how much memory a process uses, and tell growth from the noise of a runtime that collects garbage late."""
+"""Read how much memory a process uses, and decide whether it grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Play cases against a program under test, over UDP and its control socket, and check that it stays healthy.
+"""Play cases against a program over its sockets, and check its health.
 
 hostile peer --- one datagram after the other ---> program ---> inside: packets that it delivers
 control socket --- requests -----------------------^

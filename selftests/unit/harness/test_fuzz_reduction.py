@@ -59,3 +59,15 @@ def test_all_changes_are_left_out_at_once_when_none_is_needed() -> None:
 
     assert reduce_cases([Case("a", (step,))], fails) == [Case("a", (Step(inputs.DATA),))]
     assert len(tried) == 1
+
+
+def test_zeros_at_end_of_argument_are_left_out_first() -> None:
+    tried = []
+
+    def fails(cases: list[Case]) -> bool:
+        (step,) = cases[0].steps
+        tried.append(step.argument)
+        return step.argument.startswith(b"ab")
+
+    assert reduce_cases([Case("a", (Step(inputs.DATA, b"ab" + bytes(9000)),))], fails)[0].steps[0].argument == b"ab"
+    assert tried[0] == b"ab"
