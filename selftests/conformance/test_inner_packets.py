@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 INNER4, INNER6 = "192.168.241.1", "fd00::1"
 HEADER = {4: 20, 6: 40}
 ETHERTYPE = {4: 0x0800, 6: 0x86DD}
+NO_NEXT_HEADER = 59  # RFC 8200, 4.7
 PORT = 1
 # Bytes of a data message around its plaintext; the least number of full segments in a stream of 1 MiB.
 HEADER_AND_TAG, FULL_SEGMENTS = 32, 100
@@ -261,6 +262,14 @@ def test_random_plaintexts_deliver_nothing_foreign(target: Target, peer: Scripte
         foreign = [p for p in came if (p[12:16] if p[0] >> 4 == 4 else p[8:24]) not in own]
         assert foreign == [], f"delivered a packet whose source the peer may not use: {foreign[0][:40].hex()}"
     assert target.interface.peer(peer.public_key).latest_handshake
+
+
+@pytest.mark.requirement("ROB-02")
+@pytest.mark.parametrize("family", [4, 6])
+def test_packet_without_payload_is_delivered(target: Target, peer: ScriptedPeer, session: Session, family: int) -> None:
+    source, destination = (peer.inner4, INNER4) if family == 4 else (peer.inner6, INNER6)
+    packet = ip_packet(source, destination, b"", protocol=NO_NEXT_HEADER)
+    assert delivered(target, peer, session, packet) == [packet], "a packet that is only its header was not delivered"
 
 
 # What the device's node sends
