@@ -178,23 +178,27 @@ def probe(*, impl: str, manifest: str, like: str, out: Path | None, force: bool,
 
 
 @cli.command(name="install")
-@click.argument("names", nargs=-1, metavar="[NAME|FILE.toml]...")
+@click.argument("names", nargs=-1, metavar="[NAME[@VERSION]|FILE.toml]...")
 def install_(names: tuple[str, ...]) -> int:
     """Download and build the implementations to test.
 
-    NAME is one of those that `wg-interop doctor` lists. FILE.toml is a manifest with a table [install]
+    NAME is one of those that `wg-interop doctor` lists; NAME@VERSION is another version of it, which is installed
+    beside it (docs/versions.md): wireguard-go@20230223, boringtun@0.6.0. FILE.toml is a manifest with a table [install]
     (docs/manifests.md). Without arguments, everything that comes with the lab is installed; programs in Rust take
     minutes to build. All goes into the cache. An installed implementation is not built again.
 
     Exit status: 0 all are installed, 2 wrong usage, 125 something could not be installed.
     """
     from harness.implementations.manifest import load_manifest  # noqa: PLC0415 - only this command needs it
+    from harness.implementations.registry import Registry  # noqa: PLC0415
 
     tools.exit_on_sigterm()
     for name in names:
         if installer.is_manifest(name):
             # Report a mistake in any key of the manifest now, not after a build that takes minutes.
             load_manifest(Path(name))
+        elif "@" in name:
+            Registry().get(name)
     return installer.install_each(names)
 
 

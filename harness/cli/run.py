@@ -58,9 +58,9 @@ class _WithPytestArguments(click.Command):
 
 @click.command(cls=_WithPytestArguments)
 @click.option(
-    "--impl", multiple=True, metavar="NAME[=PROGRAM]",
-    help="Test this implementation; PROGRAM is the path of the program to start for it. May be repeated. Default: all "
-    "that `wg-interop doctor` lists.",
+    "--impl", multiple=True, metavar="NAME[@VERSION][=PROGRAM]",
+    help="Test this implementation, or this version of it; PROGRAM is the path of the program to start for it. May be "
+    "repeated. Default: all that `wg-interop doctor` lists.",
 )  # fmt: skip
 @click.option(
     "--impl-manifest", multiple=True, metavar="FILE",

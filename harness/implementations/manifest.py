@@ -96,7 +96,7 @@ class Manifest:
     source: Path | None = None
     """The manifest's file; None for a program without one."""
     base: str = ""
-    """For a variant, the name before the `+`; otherwise empty."""
+    """For a variant, the name before the `+`; for a version, the name before the `@`; otherwise empty."""
     like: Manifest | None = None
     """For a program given by its path, the manifest that `--like` names for it."""
 
@@ -110,10 +110,11 @@ class Manifest:
         if self.install is None:
             where = f"set program.path in {self.source}, or " if self.source else ""
             raise Unavailable(f"{self.name} names no program; {where}--impl {self.name}=PATH")
-        # All variants are one program.
+        # All variants are one program; versions are not, and lie side by side.
         base = self.base or self.name
         found = self.install.installed(base)
         if found is None:
+            base = self.name if "@" in self.name else base
             why = installer.why_not_installed(base)
             said = f"could not be installed ({why})" if why else "is not installed"
             again = "to try again" if why else "to install it"
@@ -157,6 +158,19 @@ class Manifest:
                 preload=GENERIC.preload,
             )
         return given
+
+    def at(self, version: str) -> Manifest:
+        """Return the manifest of NAME@VERSION; raises UsageError if the lab cannot install other versions of it."""
+        asked = f"{self.name}@{version}"
+        if self.kind == "kernel":
+            raise UsageError(f"{asked}: {self.name} is not a program; for another kernel use --kernel {version}")
+        if not self.needs_program:
+            raise UsageError(
+                f"{asked}: {self.name} is a part of this project, so it has the version of this checkout alone; "
+                f"for a program of your own: --impl {asked}=PATH"
+            )
+        name, recipe = installer.at_version(self.name, self.install, version)
+        return replace(self, name=name, base=self.name, install=recipe, program=None)
 
     def has_variant(self, variant: str) -> bool:
         """Whether `varied` knows these names, with a `+` between; a manifest with `variant` takes every name."""

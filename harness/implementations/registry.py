@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from harness.errors import UsageError
 from harness.implementations.manifest import CAPABILITIES, Manifest, executable, load_manifest
 from harness.install.installer import MANIFESTS, NAME
+from harness.install.releases import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,20 +35,25 @@ class Registry:
         A program under a name without a manifest is started like wireguard-go: `PROGRAM -f INTERFACE`.
         """
         name, equals, program = text.partition("=")
-        self._derive(name)
+        if not equals:
+            name = self._derive(name)
         if not equals and name not in self.known:
             known = ", ".join(self.known)
             raise UsageError(f"unknown implementation {name!r}; there are: {known}; yours: --impl {name}=/path")
         if equals:
-            if not NAME.fullmatch(name):
+            plain, at, version = name.partition("@")
+            if not NAME.fullmatch(plain) or (at and not VERSION.fullmatch(version)):
                 raise UsageError(f"--impl {text}: a name is lower-case letters, digits and . _ + -")
             path = executable(Path(program), f"--impl {text}")
-            if name not in self.known:
+            # NAME@VERSION=PROGRAM is a version of NAME that the user has built.
+            self._vary(name)
+            base = self.known.get(name) or self.known.get(plain)
+            if base is None or plain in self._bare:
                 self._bare[name] = path
-            base = self.known.get(name) or Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
+                base = Manifest(name=name, kind="uapi", capabilities=frozenset(CAPABILITIES))
             if base.kind == "kernel":
                 raise UsageError(f"--impl {text}: {name} is not a program; for another kernel use --kernel")
-            self.known[name] = base.given_as(name, path)
+            self.known[name] = replace(base.given_as(name, path), base=plain if at else base.base)
         return self._ask(name)
 
     @classmethod
@@ -92,7 +98,7 @@ class Registry:
             self.known[name] = replace(own, variant=(), named_variants={})
 
     def _find_like(self, text: str, name: str) -> Manifest:
-        self._derive(name)
+        name = self._derive(name)
         if name not in self.known or name in self._bare:
             known = ", ".join(known for known in self.known if known not in self._bare)
             what = f"{name} has no manifest" if name in self._bare else f"unknown implementation {name!r}"
@@ -122,7 +128,20 @@ class Registry:
             self.asked.append(name)
         return self.known[name]
 
-    def _derive(self, name: str) -> None:
+    def _derive(self, name: str) -> str:
+        """Add the version or variant that a name such as `boringtun@0.6.0` or `refwg+simple` names.
+
+        Returns the name in full: `wireguard-go@20230223` names `wireguard-go@0.0.20230223`.
+        """
+        base, at, version = name.partition("@")
+        if at and name not in self.known and base in self.known:
+            manifest = self.known[base].at(version)
+            self.known.setdefault(manifest.name, manifest)
+            return manifest.name
+        self._vary(name)
+        return name
+
+    def _vary(self, name: str) -> None:
         """Add the variant that a name such as `refwg+simple` or `refwg+no-clamp` names."""
         base, plus, variant = name.partition("+")
         named = plus and name not in self.known and NAME.fullmatch(name)
@@ -130,8 +149,8 @@ class Registry:
             self.known[name] = self.known[base].varied(variant)
 
     def get(self, name: str) -> Manifest:
-        """Return a known implementation, or a variant of one, by its name; raises UsageError."""
-        self._derive(name)
+        """Return a known implementation, or a variant or version of one, by its name; raises UsageError."""
+        name = self._derive(name)
         if name not in self.known:
             raise UsageError(f"unknown implementation {name!r}; there are: {', '.join(self.known)}")
         return self.known[name]

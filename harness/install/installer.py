@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.install.cache import REMEDY, Area, cache_root
 from harness.install.progress import Step
-from harness.install.recipes import CargoProgram, parse_recipe
+from harness.install.recipes import CargoProgram, DebianProgram, parse_recipe
+from harness.install.releases import VERSION
 from harness.install.tools import ToolFailed
 from harness.tables import read_toml
 
@@ -32,11 +33,12 @@ EXIT_FAILED: Final = {UsageError: 2, Unavailable: 125}
 def install(name: str, recipe: Recipe, on_line: OnLine = lambda _: None) -> Path:
     """Install one implementation if it is not installed, and return the path of its program.
 
-    on_line: called with each line of output. Raises Unavailable with reason and remedy.
+    name: NAME, or NAME@VERSION with the recipe of this version. on_line: called with each line of output. Raises
+    Unavailable with reason and remedy.
     """
     own_program = f"or name a program of your own: --impl {name}=PATH"
     try:
-        program = recipe.install(name, on_line)
+        program = recipe.install(name.partition("@")[0], on_line)
     except Unavailable as error:
         _remember_failure(name, str(error))
         raise Unavailable(f"{name} could not be installed: {error}; {own_program}") from error
@@ -46,11 +48,24 @@ def install(name: str, recipe: Recipe, on_line: OnLine = lambda _: None) -> Path
         raise Unavailable(f"{name} could not be installed: {error}; {REMEDY}, {own_program}") from error
     except ToolFailed as error:
         _remember_failure(name, str(error))
-        raise Unavailable(
-            f"{name} could not be installed: {error}; check the network and its proxies, {own_program}"
-        ) from error
+        remedy = _other_versions(name, recipe, on_line) or "check the network and its proxies"
+        raise Unavailable(f"{name} could not be installed: {error}; {remedy}, {own_program}") from error
     _failure_file(name).unlink(missing_ok=True)
     return program
+
+
+def _other_versions(name: str, recipe: Recipe, on_line: OnLine) -> str:
+    """Return which versions exist, if one was asked for that is none of them; empty if that is not known."""
+    _, _, version = name.partition("@")
+    if not version or isinstance(recipe, DebianProgram):
+        return ""
+    try:
+        found = recipe.releases_found(on_line)
+    except HarnessError:
+        found = recipe.releases_known()
+    if not found or version in found:
+        return ""
+    return f"there is no version {version} that the lab knows; there are: {', '.join(found)}"
 
 
 def why_not_installed(name: str) -> str | None:
@@ -68,7 +83,24 @@ def _remember_failure(name: str, reason: str) -> None:
 
 
 def _failure_file(name: str) -> Path:
-    return cache_root() / Area.PEERS / name / "why-not"
+    base, at, version = name.partition("@")
+    return cache_root() / Area.PEERS / base / f"why-not{at and '-'}{version}"
+
+
+def at_version(name: str, recipe: Recipe | None, version: str) -> tuple[str, Recipe]:
+    """Return NAME@VERSION, and the recipe of this version, by the recipe of NAME; UsageError if there is none."""
+    asked = f"{name}@{version}"
+    if recipe is None or isinstance(recipe, DebianProgram):
+        why = "Debian's package has one version" if recipe else f"{name} has no table [install]"
+        raise UsageError(f"{asked}: {why}; give the program of this version: --impl {asked}=PATH")
+    if not VERSION.fullmatch(version):
+        raise UsageError(f"{asked}: a version is letters, digits and . _ + -, not {version!r}")
+    try:
+        release, other = recipe.at(version)
+    except UsageError as error:
+        known = ", ".join(recipe.releases_known())
+        raise UsageError(f"{asked}: {error}" + (f"; there are: {known}" if known else "")) from None
+    return f"{name}@{release}", other
 
 
 def recipes(manifests: Path = MANIFESTS) -> dict[str, Recipe]:
@@ -88,8 +120,8 @@ def on_request(recipe: Recipe) -> bool:
 def install_each(names: Sequence[str]) -> int:
     """Install implementations one by one, with a line of progress each; all of them if `names` is empty.
 
-    names: of implementations that come with the lab, or paths of manifests. Returns the exit status: 0 all are
-    installed, 2 unknown name or bad manifest, 125 one could not be installed. Errors are printed.
+    names: of implementations that come with the lab, NAME or NAME@VERSION, or paths of manifests. Returns the exit
+    status: 0 all are installed, 2 unknown name or bad manifest, 125 one could not be installed. Errors are printed.
     """
     known = recipes()
     statuses = [_install_one(name, known) for name in names or known]
@@ -105,7 +137,7 @@ def _install_one(name: str, known: Mapping[str, Recipe]) -> int:
     try:
         name, recipe = _find(name, known)
         with Step(name) as step:
-            step.note = str(recipe.installed(name) or install(name, recipe, step.on_line))
+            step.note = str(recipe.installed(name.partition("@")[0]) or install(name, recipe, step.on_line))
     except HarnessError as error:
         print(f"wg-interop install: {error}", file=sys.stderr)
         return EXIT_FAILED.get(type(error), 1)
@@ -116,6 +148,9 @@ def _find(name: str, known: Mapping[str, Recipe]) -> tuple[str, Recipe]:
     """Return name and recipe for an argument: the name of a known implementation, or the path of a manifest."""
     if name in known:
         return name, known[name]
+    base, at, version = name.partition("@")
+    if at and base in {path.stem for path in MANIFESTS.glob("*.toml")}:
+        return at_version(base, known.get(base), version)
     if not is_manifest(name):
         raise UsageError(f"{name}: no implementation of this name can be installed; known: {', '.join(known)}")
     manifest = read_manifest(Path(name))

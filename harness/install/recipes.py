@@ -11,6 +11,9 @@ go = "1.23.1"       # the go line of the     [install]
                                             version = "0.7.1"
                                             binary = "boringtun-cli"
                                             rust = "1.85"
+
+[install.releases]      # for kind "go": versions that `NAME@RELEASE` names, by tag, the oldest first
+"0.0.20230223" = "v0.0.0-20230223181233-21636207a675"
 """
 
 from __future__ import annotations
@@ -18,22 +21,29 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from harness.errors import Unavailable, UsageError
 from harness.install import go, rust
 from harness.install.cache import Area, building, cache_root, locked, remove
 from harness.install.debian import apt_install, unpack
 from harness.install.packages import install_command
-from harness.install.tools import run_tool
+from harness.install.releases import in_order, of_crate, of_module, pick
+from harness.install.tools import ToolFailed, run_tool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness.install.progress import OnLine
     from harness.tables import Table
 
 COMPILER: Final = ("gcc", "libc6-dev")
+# What the linker of Go 1.23 and newer prints for golang.org/x/net of 2022 and older, which uses syscall.recvmsg by
+# go:linkname; this option of the linker allows it.
+_LINK_REFUSED: Final = "invalid reference to "
+_LINK_ANYWAY: Final = "-ldflags=-checklinkname=0"
 
 
 class _Built:
@@ -68,6 +78,18 @@ class _Built:
     def _target(self, name: str) -> Path:
         return cache_root() / Area.PEERS / name / self.version
 
+    def at(self, version: str) -> tuple[str, Self]:
+        """Return the name of another version, and the recipe that builds it; UsageError for what cannot be one."""
+        raise NotImplementedError
+
+    def releases_known(self) -> list[str]:
+        """Return the versions that the manifest names, the oldest first; needs no network."""
+        return []
+
+    def releases_found(self, on_line: OnLine) -> list[str]:
+        """Return the versions that manifest and source name, the oldest first; ToolFailed if the source does not."""
+        raise NotImplementedError
+
     _place = "."
 
     @property
@@ -86,9 +108,10 @@ class GoProgram(_Built):
     version: str
     binary: str
     go: str  # the oldest Go that can build it
+    releases: tuple[tuple[str, str], ...] = ()  # names of versions, and the module's version of each
 
     def __post_init__(self) -> None:
-        _check(self.version, r"v\d[\w.+-]*", "version", "is not a fixed version such as v1.2.3")
+        _check(self.version, r"v?\d[\w.+-]*|[0-9a-f]{7,40}", "version", "is not a fixed version such as v1.2.3")
         _check(self.binary, r"\w[\w.+-]*", "binary", "is not a file name")
         _check(self.go, r"\d+(\.\d+)+", "go", "is not a Go version such as 1.23.1")
 
@@ -99,13 +122,34 @@ class GoProgram(_Built):
     def _build(self, target: Path, scratch: Path, on_line: OnLine) -> None:
         compiler = go.go(self.go, on_line)
         on_line(f"building {self.module}@{self.version} with {compiler}")
-        run_tool(
-            # -modcacherw: without it the downloaded modules are read-only.
-            [compiler, "install", "-trimpath", "-buildvcs=false", "-modcacherw", f"{self.module}@{self.version}"],
-            on_line,
-            env=go.go_environment(compiler, scratch) | {"GOBIN": str(target)},
-            cwd=target,
-        )
+        # -modcacherw: without it the downloaded modules are read-only.
+        options = ["-trimpath", "-buildvcs=false", "-modcacherw"]
+        environment = go.go_environment(compiler, scratch) | {"GOBIN": str(target)}
+
+        def build(*more: str) -> None:
+            command: list[str | Path] = [compiler, "install", *options, *more, f"{self.module}@{self.version}"]
+            run_tool(command, on_line, env=environment, cwd=target)
+
+        try:
+            build()
+        except ToolFailed as error:
+            if _LINK_REFUSED not in str(error):
+                raise
+            build(_LINK_ANYWAY)
+
+    def at(self, version: str) -> tuple[str, Self]:
+        """Return name and recipe of a release, `0.0.20230223` or its end, or of a version that Go knows."""
+        known = dict(self.releases)
+        name = pick(version, known)
+        return name, replace(self, version=known.get(name, name))
+
+    def releases_known(self) -> list[str]:
+        """Return the table [install.releases]."""
+        return [name for name, _ in self.releases]
+
+    def releases_found(self, on_line: OnLine) -> list[str]:
+        """Ask the module proxy, by `go list`, and add the table."""
+        return in_order([*self.releases_known(), *of_module(self.module, self.go, on_line)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +168,15 @@ class CargoProgram(_Built):
         _check(self.version, r"\d+\.\d+\.\d+[\w.+-]*", "version", "is not a fixed version such as 1.2.3")
         _check(self.binary, r"\w[\w.+-]*", "binary", "is not a file name")
         _check(self.rust, r"\d+(\.\d+)+", "rust", "is not a Rust version such as 1.85")
+
+    def at(self, version: str) -> tuple[str, Self]:
+        """Return name and recipe of a version of the crate."""
+        return version, replace(self, version=version)
+
+    def releases_found(self, on_line: OnLine) -> list[str]:
+        """Ask the index of crates.io."""
+        on_line(f"asking crates.io for the versions of {self.crate}")
+        return in_order(of_crate(self.crate))
 
     @property
     def _source(self) -> str:
@@ -191,15 +244,18 @@ def parse_recipe(table: Table) -> Recipe:
     kind = table.take("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise table.wrong(f"[install] kind: {kind!r} is not one of {', '.join(_KINDS)}")
+    releases = table.strings("releases", {}) if kind == "go" else {}
     values = table.take_rest()
-    expected = {field.name for field in fields(_KINDS[kind])}
+    expected = {field.name for field in fields(_KINDS[kind])} - {"releases"}
     if wrong := values.keys() ^ expected:
         problem = "missing" if wrong <= expected else "unknown key"
         raise table.wrong(f"[install] {problem}: {', '.join(sorted(wrong - expected or wrong))}")
+    make: Callable[..., Recipe] = _KINDS[kind]
     try:
-        return _KINDS[kind](**{key: _text(key, value) for key, value in values.items()})
+        recipe = make(**{key: _text(key, value) for key, value in values.items()})
     except UsageError as error:
         raise table.wrong(f"[install] {error}") from None
+    return replace(recipe, releases=tuple(releases.items())) if isinstance(recipe, GoProgram) else recipe
 
 
 def _ensure_linker(on_line: OnLine) -> None:

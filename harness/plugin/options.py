@@ -152,8 +152,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _add_programs(group: pytest.OptionGroup) -> None:
     group.addoption(
-        "--impl", action="append", default=[], metavar="NAME[=PROGRAM]", dest="wg_impl",
-        help="Test this implementation, or PROGRAM under this name. May be repeated. Default: all known ones.",
+        "--impl", action="append", default=[], metavar="NAME[@VERSION][=PROGRAM]", dest="wg_impl",
+        help="Test this implementation, this version of it, or PROGRAM under this name. May be repeated. Default: all "
+        "known ones.",
     )  # fmt: skip
     group.addoption(
         "--impl-manifest", action="append", default=[], metavar="FILE", type=Path, dest="wg_manifest",

@@ -101,7 +101,7 @@ class Known:
 
 def applying(directory: Path, nodeid: str, sides: Sequence[Program | None]) -> tuple[Known, ...]:
     """Return all expectations of both programs for this test; sides: the programs as A and B."""
-    likes = {program.name: program.like_name for program in sides if program is not None and program.like_name}
+    likes = {program.name: listed for program in sides if program and (listed := _listed(program)) != program.name}
     # Expectations contain NAME, and the test's id the name of the program.
     file, bracket, parameters = nodeid.partition("[")
     for name, like in likes.items():
@@ -110,21 +110,27 @@ def applying(directory: Path, nodeid: str, sides: Sequence[Program | None]) -> t
         Known(expectation, program.name, program.like_name): None
         for side, program in zip("ab", sides, strict=False)
         if program is not None
-        for expectation in load_expectations(directory / f"{program.like_name or program.name}.toml")
+        for expectation in load_expectations(directory / f"{_listed(program)}.toml")
         if expectation.applies(file + bracket + parameters, program, side)
     }
     return tuple(found)
+
+
+def _listed(program: Program) -> str:
+    """Return the name whose expectations a program has: that of --like, and of `NAME@VERSION` the part before the @."""
+    return (program.like_name or program.name).partition("@")[0]
 
 
 def explains(found: Sequence[Known], message: str) -> Expectation | None:
     """Return the first expectation that matches this message; None if the failure is new."""
     names: dict[str, list[str]] = {}
     for known in found:
-        if known.like:
-            names.setdefault(known.like, []).append(known.program)
+        listed = (known.like or known.program).partition("@")[0]
+        if listed != known.program:
+            names.setdefault(listed, []).append(known.program)
 
     def pattern(text: str) -> str:
-        """Let NAME in a pattern also match the programs that are given by `--like NAME`."""
+        """Let NAME in a pattern also match the programs that are given by `--like NAME`, and `NAME@VERSION`."""
         for like, programs in names.items():
             text = f"(?:{'|'.join(map(re.escape, [like, *programs]))})".join(_word(like).split(text))
         return text
@@ -149,7 +155,7 @@ def fixed(found: Sequence[Known]) -> tuple[str, ...]:
 
 def _word(name: str) -> re.Pattern[str]:
     """Return a pattern of this name that does not match inside a longer name."""
-    return re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w.+])")
+    return re.compile(rf"(?<![\w.+-]){re.escape(name)}(?![\w.+@])")
 
 
 @cache
