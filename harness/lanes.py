@@ -11,6 +11,8 @@ GUESTS: Final = ("vm", "warp")
 # Values of `--suite`: tests of two implementations, of one, of the lab itself (those in a folder `lab`), and of one
 # requirement after the other, by peers that misbehave (those in a folder `conformance`).
 SUITES: Final = ("pairs", "alone", "lab", "conformance")
+# Values of `--keep`: the tests whose evidence a report keeps.
+KEEP: Final = ("failed", "all", "none")
 # Environment variable of a guest: the lane of its results.
 LANE: Final = "WG_INTEROP_LANE"
 # Environment variable, set by `--nightly`: tests send as much as the catalogue of requirements asks.

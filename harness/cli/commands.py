@@ -193,13 +193,15 @@ def install_(names: tuple[str, ...]) -> int:
     from harness.implementations.registry import Registry  # noqa: PLC0415
 
     tools.exit_on_sigterm()
+    registry, named = Registry(), {}
     for name in names:
         if installer.is_manifest(name):
             # Report a mistake in any key of the manifest now, not after a build that takes minutes.
             load_manifest(Path(name))
-        elif "@" in name:
-            Registry().get(name)
-    return installer.install_each(names)
+        elif "@" in name or name in registry.known:
+            manifest = registry.get(name)
+            named[name] = (manifest.name, manifest.install)
+    return installer.install_each(names, named)
 
 
 @cli.command()

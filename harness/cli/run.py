@@ -21,6 +21,7 @@ import click
 
 from harness import suite
 from harness.cli import terminal
+from harness.cli.settled import settle
 from harness.cli.terminal import OK
 from harness.errors import UsageError
 from harness.install import cache
@@ -121,6 +122,9 @@ def run(
     directory is looked for in the suite (`wg-interop where`). Without PATH, the tests of the suite that --suite
     selects. The report goes to the current directory. Arguments after -- go to pytest.
 
+    Options that are not given are taken from the environment (--timeout-scale from WG_TIMEOUT_SCALE, --impl from
+    WG_IMPL="refwg kernel"), else from wg-interop.toml in this directory or above (docs/settings.md).
+
     \b
       wg-interop run --pair wireguard-go~wireguard-go-debian -n 2
       wg-interop run --impl wireguard-go=/tmp/build/wireguard -k handshake
@@ -131,6 +135,7 @@ def run(
       wg-interop run --lane netns -- --random-order --maxfail=1
       wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
     """  # noqa: D301
+    options, results, suites, settings = settle(options, results, suites)
     tests = _tests(paths, suites)
     workplace = suite.workplace()
     report = (results or workplace / "report" / "results.json").absolute()
@@ -138,7 +143,7 @@ def run(
     # In another user's checkout pytest would warn that it cannot write its cache, and a warning fails the run.
     cache_place = workplace if os.access(workplace, os.W_OK) else report.parent
     arguments.append(f"-ocache_dir={cache_place / '.pytest_cache'}")
-    for remark in _remarks(options):
+    for remark in (*settings, *_remarks(options)):
         click.echo(remark)
     at_terminal = any(options[name] for name in _AT_TERMINAL)
     return _Run(report, at_terminal=at_terminal).run([*tests, *arguments])

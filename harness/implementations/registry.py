@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
+from harness.implementations.found import known_manifests
 from harness.implementations.manifest import CAPABILITIES, Manifest, executable, load_manifest
-from harness.install.installer import MANIFESTS, NAME
+from harness.install.installer import NAME
 from harness.install.releases import VERSION
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ class Registry:
     """
 
     def __init__(self) -> None:
-        manifests = [load_manifest(path) for path in sorted(MANIFESTS.glob("*.toml"))]
-        self.known = {manifest.name: manifest for manifest in manifests}
+        self.known = known_manifests()
         self.asked: list[str] = []
         # Programs given by their paths under names that no manifest has.
         self._bare: dict[str, Path] = {}

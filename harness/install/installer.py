@@ -117,14 +117,16 @@ def on_request(recipe: Recipe) -> bool:
     return isinstance(recipe, CargoProgram)
 
 
-def install_each(names: Sequence[str]) -> int:
+def install_each(names: Sequence[str], named: Mapping[str, tuple[str, Recipe | None]] | None = None) -> int:
     """Install implementations one by one, with a line of progress each; all of them if `names` is empty.
 
-    names: of implementations that come with the lab, NAME or NAME@VERSION, or paths of manifests. Returns the exit
-    status: 0 all are installed, 2 unknown name or bad manifest, 125 one could not be installed. Errors are printed.
+    names: of implementations that come with the lab, NAME or NAME@VERSION, or paths of manifests. named: for names of
+    other manifests, the name in full and the recipe. Returns the exit status: 0 all are installed, 2 unknown name or
+    bad manifest, 125 one could not be installed. Errors are printed.
     """
     known = recipes()
-    statuses = [_install_one(name, known) for name in names or known]
+    found = {given: (name, recipe) for given, (name, recipe) in (named or {}).items() if recipe is not None}
+    statuses = [_install_one(name, known, found) for name in names or known]
     return max(statuses, default=0)
 
 
@@ -133,9 +135,9 @@ def is_manifest(name: str) -> bool:
     return name not in recipes() and (name.endswith(".toml") or Path(name).is_file())
 
 
-def _install_one(name: str, known: Mapping[str, Recipe]) -> int:
+def _install_one(name: str, known: Mapping[str, Recipe], named: Mapping[str, tuple[str, Recipe]]) -> int:
     try:
-        name, recipe = _find(name, known)
+        name, recipe = named[name] if name in named else _find(name, known)
         with Step(name) as step:
             step.note = str(recipe.installed(name.partition("@")[0]) or install(name, recipe, step.on_line))
     except HarnessError as error:

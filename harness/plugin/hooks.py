@@ -185,7 +185,8 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     state = state_of_run(config)
-    remarks = [f"wg-interop: {text}" for text in state.programs.remarks] if state.plan.concerns_lab else []
+    about = state.programs.remarks if state.plan.concerns_lab else ()
+    remarks = [f"wg-interop: {text}" for text in (*state.plan.settings_lines, *about)]
     if state.plan.guest_lanes:
         return [*remarks, f"wg-interop: lanes {', '.join(state.plan.lanes)}, seed {state.seed}"]
     if not (launch.inside() or launch.refused()):
@@ -197,7 +198,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 def _left_out(state: State) -> list[str]:
     """Return what a run without options leaves out, and the option or command that adds it."""
-    if state.plan.concerns_lab or state.plan.lanes or state.plan.lane_of_guest:
+    if state.plan.concerns_lab or state.plan.names_programs or state.plan.lanes or state.plan.lane_of_guest:
         return []
     parts = ["lanes vm and warp (--lane vm --lane warp)"]
     if launch.inside() and any(m.kind == "kernel" and m.why_unavailable() for m in state.programs.alone):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from harness.lanes import GUESTS, HERE, LANE, SHARD, SUITES
+from harness.lanes import GUESTS, HERE, KEEP, LANE, SHARD, SUITES
+from harness.settings import lines, read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pytest
 
     from harness.implementations.manifest import Manifest
+    from harness.settings import Setting
 
 
 class Pair(NamedTuple):
@@ -32,6 +36,7 @@ class Pair(NamedTuple):
 class RunPlan:
     """The options of a run, and in a guest also its environment variables.
 
+    What the command line leaves open comes from variables `WG_...` and from wg-interop.toml (harness/settings.py).
     programs, manifests, likes and pairs are the words of the command line. `session.read_programs` looks them up, and
     only if they are needed: most runs of pytest do not use the lab and need not import those modules.
     """
@@ -74,12 +79,30 @@ class RunPlan:
     shard: tuple[int, int] | None = None
     """The number of this guest, counted from 0, and n, if each guest runs every n-th test."""
 
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    """The options that do not come from the command line, by name."""
+
     @property
     def concerns_lab(self) -> bool:
-        """Whether an option was given that only the lab uses."""
-        return bool(
-            self.programs or self.manifests or self.likes or self.pairs or self.suites or set(self.lanes) - {"core"}
-        )
+        """Whether the command line has an option that only the lab uses.
+
+        wg-interop.toml may lie above tests that do not use the lab.
+        """
+        values = {
+            "impl": self.programs, "impl-manifest": self.manifests, "like": self.likes, "pair": self.pairs,
+            "suite": self.suites, "lane": set(self.lanes) - {"core"},
+        }  # fmt: skip
+        return any(value for name, value in values.items() if name not in self.settings)
+
+    @property
+    def names_programs(self) -> bool:
+        """Whether implementations were asked for, on the command line or in settings."""
+        return bool(self.programs or self.manifests or self.pairs)
+
+    @property
+    def settings_lines(self) -> list[str]:
+        """A line for each option that does not come from the command line, with its source."""
+        return lines(self.settings)
 
     @property
     def keeps_lab_up(self) -> bool:
@@ -113,23 +136,31 @@ class RunPlan:
 
 
 def read_plan(config: pytest.Config) -> RunPlan:
-    """Read the plan from pytest's parsed options and from the environment variables of a guest."""
+    """Read the plan from pytest's parsed options, settings, and the environment variables of a guest.
+
+    Raises UsageError for a mistake in the settings.
+    """
     option = config.option
+    # An option that is not given is None, an empty list or False; 0 is a value.
+    attributes = {name: getattr(option, key) for name, key in _KEYS.items()}
+    given = {name: value for name, value in attributes.items() if not (value is None or value is False or value == [])}
+    settings = read_settings().beside(given)
+    values: dict[str, Any] = {**given, **{name: setting.value for name, setting in settings.items()}}
     number, _, count = os.environ.get(SHARD, "").partition("/")
     return RunPlan(
-        lanes=tuple(option.wg_lane),
-        suites=frozenset(option.wg_suite),
-        programs=tuple(option.wg_impl),
-        manifests=tuple(option.wg_manifest),
-        likes=tuple(option.wg_like),
-        pairs=tuple(option.wg_pair),
-        kernels=tuple(option.wg_kernel),
-        kernel_modules=tuple(option.wg_kernel_module),
-        results=option.wg_results,
-        keep=option.wg_keep,
-        seed=option.wg_seed,
-        timeout_scale=option.wg_timeout_scale,
-        nightly=option.wg_nightly,
+        lanes=tuple(values.get("lane", ())),
+        suites=frozenset(values.get("suite", ())),
+        programs=tuple(values.get("impl", ())),
+        manifests=tuple(map(Path, values.get("impl-manifest", ()))),
+        likes=tuple(values.get("like", ())),
+        pairs=tuple(values.get("pair", ())),
+        kernels=tuple(values.get("kernel", ())),
+        kernel_modules=tuple(map(Path, values.get("kernel-module", ()))),
+        results=Path(values["results"]) if "results" in values else None,
+        keep=values.get("keep", KEEP[0]),
+        seed=values.get("seed"),
+        timeout_scale=values.get("timeout-scale", 1.0),
+        nightly=values.get("nightly", False),
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -137,12 +168,21 @@ def read_plan(config: pytest.Config) -> RunPlan:
         workers=getattr(option, "numprocesses", None),
         lane_of_guest=os.environ.get(LANE, ""),
         shard=(int(number), int(count)) if count else None,
+        settings=settings,
     )
+
+
+# The attributes of pytest's options that settings may give, by the names of the options.
+_KEYS: Final = {
+    "impl": "wg_impl", "impl-manifest": "wg_manifest", "like": "wg_like", "pair": "wg_pair", "suite": "wg_suite",
+    "lane": "wg_lane", "nightly": "wg_nightly", "kernel": "wg_kernel", "kernel-module": "wg_kernel_module",
+    "results": "wg_results", "keep": "wg_keep", "timeout-scale": "wg_timeout_scale", "seed": "wg_seed",
+}  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the plugin to pytest (hook)."""
-    group = parser.getgroup("wg-interop", "WireGuard interop lab")
+    group = parser.getgroup("wg-interop", "WireGuard interop lab; also by WG_IMPL, ..., and wg-interop.toml")
     _add_programs(group)
     _add_selection(group)
     _add_results(group)
@@ -205,11 +245,11 @@ def _add_results(group: pytest.OptionGroup) -> None:
         "root directory; for the suite of a wheel, in the current directory.",
     )  # fmt: skip
     group.addoption(
-        "--keep", choices=("failed", "all", "none"), default="failed", dest="wg_keep",
+        "--keep", choices=KEEP, dest="wg_keep",
         help="Keep evidence of failed tests (default), of all, or of none, in report/evidence/.",
     )  # fmt: skip
     group.addoption(
-        "--timeout-scale", metavar="F", type=float, default=1.0, dest="wg_timeout_scale",
+        "--timeout-scale", metavar="F", type=float, dest="wg_timeout_scale",
         help="Multiply every deadline by F, on a slow machine.",
     )  # fmt: skip
     group.addoption(

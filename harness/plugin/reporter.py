@@ -170,7 +170,7 @@ def _shortcoming(state: State) -> str:
     for lane in plan.lanes:
         if not any(result.lane == lane for result in ran):
             return f"lane {lane} was asked for and did not run"
-    for name in state.programs.named if plan.concerns_lab else ():
+    for name in state.programs.named if plan.names_programs else ():
         tested = {side["impl"] for result in ran for side in (result.a, result.b) if side}
         # A variant, `mine+fast`, is the implementation `mine`, too.
         if every and name not in tested | {each.partition("+")[0] for each in tested}:

@@ -84,13 +84,17 @@ class State:
     """The plugin's state in one pytest process."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self.plan = read_plan(config)
+        try:
+            self.plan = read_plan(config)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
         # Found once: a test may set the environment variable for programs that it starts.
         self.suite = _find_suite()
         given = (_from_controller(config, "wg_seed"), self.plan.seed)
         self.seed = next((int(seed) for seed in given if seed is not None), secrets.randbits(32))
         # True once a test of the run uses the lab or one of our options is given; until then the plugin prints nothing.
-        self.used = self.plan.results is not None or self.plan.concerns_lab
+        given_results = self.plan.results is not None and "results" not in self.plan.settings
+        self.used = given_results or self.plan.concerns_lab
         self._config = config
         self.results_path: Path = (self.plan.results or self._workplace() / "report" / "results.json").absolute()
         # For each implementation the reason why its smoke test failed; empty if it passed.
@@ -240,4 +244,4 @@ def is_worker(config: pytest.Config) -> bool:
 
 def file_name(nodeid: str) -> str:
     """Return a node id as the name of a file or directory."""
-    return re.sub(r"[^\w.~+-]+", "_", nodeid)
+    return re.sub(r"[^\w.~+@-]+", "_", nodeid)

@@ -256,8 +256,8 @@ def _programs(result: Result, asked: Invocation) -> list[str]:
     names = list(dict.fromkeys(side["impl"] for side in (result.a, result.b) if side))
     words: list[str] = []
     for name in names:
-        # A variant, `mine+fast`, is described by the manifest of `mine`.
-        for known in dict.fromkeys((name.partition("+")[0], name)):
+        # A variant, `mine+fast`, and a version, `mine@2`, are described by the manifest of `mine`.
+        for known in dict.fromkeys((re.split("[+@]", name)[0], name)):
             words += ["--impl-manifest", asked.manifests[known]] if known in asked.manifests else []
             words += ["--impl", f"{known}={asked.programs[known]}"] if known in asked.programs else []
     likes = {side["impl"]: side["like"] for side in (result.a, result.b) if side and "like" in side}
@@ -290,7 +290,7 @@ def _expectation(result: Result, root: Path | None) -> Expectation | None:
 
 
 def _is_name(side: Mapping[str, str]) -> bool:
-    return all(re.fullmatch(r"[\w.+-]+", side[key]) for key in ("impl", "like") if key in side)
+    return all(re.fullmatch(r"[\w.+@-]+", side[key]) for key in ("impl", "like") if key in side)
 
 
 def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:

@@ -11,6 +11,7 @@ from typing import Final
 # any order is allowed, but no cycle.
 FOLDERS: Final = [
     ["errors", "steps", "wait", "lanes", "tables", "suite"],
+    ["settings"],
     ["install"],
     ["vm", "sandbox"],
     ["net"],
@@ -33,6 +34,7 @@ IMPORTS_ONLY: Final = {
     "lanes": {"errors"},
     "tables": {"errors"},
     "suite": {"errors"},
+    "settings": {"errors", "lanes", "tables"},
     "vm": {"install", "errors", "tables", "suite"},
 }
 

@@ -70,6 +70,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.selection",
     "harness.plugin.session",
     "harness.plugin.verdicts",
+    "harness.settings",
     "harness.sandbox",
     "harness.sandbox.launch",
     "harness.sandbox.launcher",
