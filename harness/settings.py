@@ -145,6 +145,11 @@ def lines(settings: Mapping[str, Setting]) -> list[str]:
     return [f"{name} {setting}" for name, setting in settings.items()]
 
 
+def variables() -> frozenset[str]:
+    """Return the names of all variables."""
+    return frozenset(option.variable for option in _OPTIONS.values())
+
+
 def read_settings(environment: Mapping[str, str] | None = None, start: Path | None = None) -> Settings:
     """Read the environment, and the file in `start` or above; raises UsageError for a mistake in either.
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from harness import suite
+from harness.cli.bisect import bisect
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.terminal import COULD_NOT, FAILED, OK, USAGE, complain
 from harness.errors import HarnessError, Unavailable, UsageError
@@ -175,6 +177,10 @@ def probe(*, impl: str, manifest: str, like: str, out: Path | None, force: bool,
     tools.exit_on_sigterm()
     order = Order(impl=impl, manifest=manifest, like=like, timeout_scale=timeout_scale)
     return probe_program(order, out, force=force)
+
+
+cli.add_command(bisect)
+cli.add_command(report)
 
 
 @cli.command(name="install")

@@ -15,6 +15,7 @@ import pytest
 from harness.lanes import NIGHTLY
 from harness.plugin import sandboxed
 from harness.plugin.oracle import report_invariants
+from harness.plugin.past import pass_durations_on
 from harness.plugin.reporter import Reporter, executes_tests
 from harness.plugin.selection import USAGE, file_of, lane_of, runs_here, waits
 from harness.plugin.session import INTERACTIVE, REPORTER, is_worker, state_of_run
@@ -181,6 +182,7 @@ def pytest_configure_node(node: WorkerController) -> None:
         node.workerinput["wg_report_directory"] = str(state.report_directory)
     if launch.inside() or launch.refused():
         node.workerinput["wg_run_directory"] = str(state.scratch())
+        pass_durations_on(node.config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

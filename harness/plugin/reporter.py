@@ -12,6 +12,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.lanes import EVENTS
 from harness.plugin import sandboxed
+from harness.plugin.past import note_run
 from harness.plugin.selection import runs_here
 from harness.plugin.session import INTERACTIVE, is_worker, state_of_run
 
@@ -137,6 +138,7 @@ def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
         publish(state.report_directory, state.results_path)
     except (HarnessError, OSError) as error:
         return [f"report: not moved to its place: {error}"]
+    note_run(state, config.rootpath)
     return [f"results: {state.results_path}", *lines]
 
 

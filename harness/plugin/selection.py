@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.plugin.marks import wrong_marks
+from harness.plugin.past import put_longest_first
 from harness.plugin.session import is_worker, state_of_run
 from harness.sandbox import launch
 
@@ -46,6 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(*wrong)
     _choose(config, items, [item for item in items if _is_chosen(item, state.plan)])
     yield
+    put_longest_first(config, items)
     # All other plugins have selected and ordered their tests now.
     if is_worker(config) and state.plan.guest_lanes:
         _leave_to_guests(config, state, items)

@@ -64,6 +64,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.marks",
     "harness.plugin.options",
     "harness.plugin.oracle",
+    "harness.plugin.past",
     "harness.plugin.phases",
     "harness.plugin.reporter",
     "harness.plugin.sandboxed",
