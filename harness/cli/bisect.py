@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
@@ -261,8 +261,8 @@ class Search:
         clean = {
             key: text for key, text in os.environ.items() if key not in variables() and not key.startswith("PYTEST")
         }
-        place = suite.pytest_options() if suite.contains(self._order.test) else []
-        options = [*place, f"--results={results}", "--keep=all", *self._order.options(given)]
+        configuration = suite.pytest_options() if suite.contains(self._order.test) else []
+        options = [*configuration, f"--results={results}", "--keep=all", *self._order.options(given)]
         with output.open("wb") as log:
             process = subprocess.Popen(
                 [*command, *options], env=clean, stdin=subprocess.DEVNULL, stdout=log,
