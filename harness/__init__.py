@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from harness.implementations.interface import ProgramInterface as ProgramInterface
     from harness.implementations.manifest import Manifest as Manifest
     from harness.implementations.registry import Registry as Registry
+    from harness.lab.devices import Device as Device
+    from harness.lab.devices import PolicyRule as PolicyRule
+    from harness.lab.devices import Queue as Queue
     from harness.lab.lab import Lab as Lab
     from harness.lab.target import Target as Target
     from harness.lab.timer_slack import slack as slack
@@ -124,6 +127,7 @@ NAMES: Final = {
     "Datagram": "harness.wait",
     "DeadlineExceeded": "harness.errors",
     "Delay": "harness.wire.script",
+    "Device": "harness.lab.devices",
     "DeviceConfig": "harness.control.records",
     "DeviceState": "harness.control.records",
     "Drop": "harness.wire.script",
@@ -156,8 +160,10 @@ NAMES: Final = {
     "PeerState": "harness.control.records",
     "Pings": "harness.traffic.ping",
     "Plan": "harness.lab.tunnel",
+    "PolicyRule": "harness.lab.devices",
     "ProgramFailed": "harness.errors",
     "ProgramInterface": "harness.implementations.interface",
+    "Queue": "harness.lab.devices",
     "RESPONSE": "harness.wire.messages",
     "Registry": "harness.implementations.registry",
     "Replay": "harness.wire.script",

@@ -1,6 +1,7 @@
 """Define topologies as records: nodes, links, and where the interfaces under test are.
 
-LOOPBACK, NAT and DIRECT are those of the kernel's netns.sh. Your own topology is another such record, with a `drawing`.
+LOOPBACK, NAT and DIRECT are those of the kernel's netns.sh; networks.py has those of the world outside. Your own
+topology is another such record, with a `drawing`.
 """
 
 from __future__ import annotations
@@ -10,36 +11,41 @@ from typing import TYPE_CHECKING, Final
 
 from harness.control.records import Endpoint
 from harness.errors import UsageError
+from harness.lab.devices import make_device, make_queue, make_rule
 from harness.net.veth import add_veth
 
 if TYPE_CHECKING:
+    from harness.lab.devices import Device, PolicyRule, Queue
     from harness.lab.lab import Lab
     from harness.net.netns import NetNS
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One end of a link: its node, its device and its addresses (ADDRESS/LENGTH)."""
+    """One end of a link: its node, its device and its addresses (ADDRESS/LENGTH). mtu: bytes, None: the kernel's."""
 
     node: str
     device: str
     addresses: tuple[str, ...] = ()
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route of a node, as in `ip route add DESTINATION via VIA`."""
+    """A route of a node, as in `ip route add DESTINATION via VIA table TABLE`; table None: main."""
 
     node: str
     destination: str
     via: str
+    table: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
     """Nodes with links and wires between them, and the nodes of A and B.
 
-    birth: the nodes where A and B are created, which keep their sockets; place: the nodes that their links move to.
+    devices: bridges, bonds, VLANs and VRFs, in the order of creation. queues: rate limits. birth: the nodes where A and
+    B are created, which keep their sockets; place: the nodes that their links move to.
     sysctls: per node, set first. firewall: per node, a ruleset for nft(8). endpoint_of_a, endpoint_of_b: the endpoint
     that the other side gets at first; None if only this side can begin. The scope of a link-local one names a device of
     the other side's birth node.
@@ -50,7 +56,10 @@ class Topology:
     nodes: tuple[str, ...]
     links: tuple[tuple[End, End], ...] = ()
     wires: tuple[tuple[End, End], ...] = ()
+    devices: tuple[Device, ...] = ()
     routes: tuple[Route, ...] = ()
+    rules: tuple[PolicyRule, ...] = ()
+    queues: tuple[Queue, ...] = ()
     sysctls: dict[str, dict[str, int]] = field(default_factory=dict)
     firewall: dict[str, str] = field(default_factory=dict)
     birth: tuple[str, str] = ("ns1", "ns2")
@@ -59,18 +68,25 @@ class Topology:
     endpoint_of_b: str | None = None
 
     def __post_init__(self) -> None:
-        """Raise UsageError for an unknown node, two nodes of one name, or two devices of one name in a node."""
+        """Raise UsageError for an unknown node or device, and for two nodes, or devices of a node, of one name."""
         if len(set(self.nodes)) != len(self.nodes):
             raise UsageError(f"topology {self.name}: two nodes have the same name: {', '.join(self.nodes)}")
         ends = [end for link in (*self.links, *self.wires) for end in link]
-        named = [end.node for end in ends] + [route.node for route in self.routes]
+        named = [end.node for end in ends] + [made.node for made in self.devices]
+        named += [route.node for route in self.routes]
+        named += [rule.node for rule in self.rules] + [queue.node for queue in self.queues]
         for node in (*named, *self.sysctls, *self.firewall, *self.birth, *self.place):
             if node not in self.nodes:
                 raise UsageError(f"topology {self.name}: no node {node}; there are: {', '.join(self.nodes)}")
-        devices = [(end.node, end.device) for end in ends]
+        devices = [(end.node, end.device) for end in ends] + [(made.node, made.device) for made in self.devices]
         for node, device in devices:
             if devices.count((node, device)) > 1:
                 raise UsageError(f"topology {self.name}: node {node} has two devices {device}")
+        used = [(queue.node, queue.device) for queue in self.queues]
+        used += [(made.node, name) for made in self.devices for name in (*made.members, made.parent) if name]
+        for node, device in used:
+            if (node, device) not in devices:
+                raise UsageError(f"topology {self.name}: node {node} has no device {device}")
         for name, other in (("endpoint_of_a", self.birth[1]), ("endpoint_of_b", self.birth[0])):
             self._require_endpoint(name, [device for node, device in devices if node == other] + ["lo"], other)
 
@@ -90,16 +106,27 @@ class Topology:
     def __repr__(self) -> str:
         return f"topology {self.name}"
 
+    def __str__(self) -> str:
+        """The drawing."""
+        return self.drawing
+
     def build(self, lab: Lab) -> dict[str, NetNS]:
-        """Create nodes, links, wires, routes and firewalls in a lab; returns the nodes by name."""
-        lab.note("topology.txt", self.drawing)
+        """Create all of it in a lab; returns the nodes by name.
+
+        Raises Unavailable if the kernel lacks a kind of device or queue.
+        """
+        lab.note("topology.txt", str(self))
         nodes = {name: lab.node(name) for name in self.nodes}
         for name, values in self.sysctls.items():
             for key, value in values.items():
                 nodes[name].sysctl(key, value)
         self._connect(lab, nodes)
         for route in self.routes:
-            nodes[route.node].add_route(route.destination, via=route.via)
+            nodes[route.node].add_route(route.destination, via=route.via, table=route.table)
+        for rule in self.rules:
+            make_rule(nodes[rule.node], rule)
+        for queue in self.queues:
+            make_queue(nodes[queue.node], queue)
         for name, rules in self.firewall.items():
             nodes[name].nft(rules)
         return nodes
@@ -110,11 +137,16 @@ class Topology:
             lab.capture(nodes[a.node], a.device, far=nodes[b.node])
         for a, b in self.wires:
             lab.wire((nodes[a.node], a.device), (nodes[b.node], b.device))
+        # Before the addresses: a VRF removes the routes of a device that becomes its member.
+        for device in self.devices:
+            make_device(nodes[device.node], device)
         for end in (end for link in (*self.links, *self.wires) for end in link):
             # A value of `conf.all` is not copied to a device that exists already.
             for key, value in self.sysctls.get(end.node, {}).items():
                 if ".conf.all." in key:
                     nodes[end.node].sysctl(key.replace(".all.", f".{end.device}."), value)
+            if end.mtu is not None:
+                nodes[end.node].set_link(end.device, mtu=end.mtu)
             nodes[end.node].add_address(end.device, *end.addresses)
         # If the sockets of both are in one node, their traffic passes its loopback device.
         if self.birth[0] == self.birth[1]:

@@ -8,12 +8,14 @@ also leaves the event loops of other threads open.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from harness import steps
-from harness.errors import UsageError
+from harness.errors import Unavailable, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 # These methods wait for notifications or sleep. Until they returned, nothing else could run in the node's thread.
 _BLOCKING_METHODS: Final = frozenset({"bind", "ensure", "get", "poll", "recv"})
+# rtnl_newlink answers EOPNOTSUPP for an unknown type of device, and tc_modify_qdisc ENOENT for an unknown qdisc.
+_UNKNOWN_KIND: Final = frozenset({errno.EOPNOTSUPP, errno.ENOENT})
 
 
 class NodeIPRoute:
@@ -85,3 +89,19 @@ def _answer(method: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> 
     """Call a method, and read a generator to its end: it would otherwise run in the thread that reads it."""
     answer = method(*arguments, **keywords)
     return tuple(answer) if isinstance(answer, Iterator) else answer
+
+
+@contextmanager
+def needs_kind(node: str, what: str) -> Iterator[None]:
+    """Raise Unavailable if a call of pyroute2 in the block is refused because the kernel lacks a kind of thing.
+
+    what: `device of type vrf`, for the message.
+    """
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - as above
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in _UNKNOWN_KIND:
+            raise
+        raise Unavailable(f"{node}: this kernel has no {what} ({error.args[1]}); the guests of lane vm have it") from error

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.errors import HarnessError, Unsupported
+from harness.errors import HarnessError, Unavailable, Unsupported
 from harness.plugin.session import INTERACTIVE, LAB, file_name, state_of_run
 from harness.sandbox.launch import refused
 
@@ -127,6 +127,15 @@ def wired(lab: Lab, pair: Pair) -> Tunnel:
     from harness.lab.topology import WIRED
 
     return _tunnel(lab, WIRED, pair)
+
+
+@pytest.fixture
+def tunnel(lab: Lab, topology: Topology, pair: Pair) -> Tunnel:
+    """A and B in the topology of `@pytest.mark.parametrize("topology", ...)`; skipped if this kernel lacks a device."""
+    try:
+        return _tunnel(lab, topology, pair)
+    except Unavailable as error:
+        pytest.skip(f"topology {topology.name}: {error}")
 
 
 @pytest.fixture
