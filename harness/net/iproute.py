@@ -104,4 +104,6 @@ def needs_kind(node: str, what: str) -> Iterator[None]:
     except NetlinkError as error:
         if error.code not in _UNKNOWN_KIND:
             raise
-        raise Unavailable(f"{node}: this kernel has no {what} ({error.args[1]}); the guests of lane vm have it") from error
+        raise Unavailable(
+            f"{node}: this kernel has no {what} ({error.args[1]}); the guests of lane vm have it"
+        ) from error

@@ -67,7 +67,7 @@ def by_night(*topologies: Topology) -> list[object]:
     return [pytest.param(topology, marks=pytest.mark.nightly) for topology in topologies]
 
 
-@pytest.mark.requirement("RT-01", "RT-10", "MTU-14")
+@pytest.mark.requirement("RT-01", "RT-10")
 @pytest.mark.parametrize(
     "topology",
     [FULL_CONE, PORT_RESTRICTED, SYMMETRIC, ONE_TO_ONE, DOUBLE, *by_night(ADDRESS_RESTRICTED)],
