@@ -12,7 +12,6 @@ from harness import (
     V4_OF_B,
     DeviceConfig,
     Endpoint,
-    let_pass,
     must_ping,
     ping,
     poll_until,
@@ -24,10 +23,8 @@ from harness.lab.networks import (
     BOTH_SYMMETRIC,
     BOTH_UNKNOWN,
     DOUBLE,
-    FIREWALL,
     FULL_CONE,
     HAIRPIN,
-    MAPPING_LIFETIME,
     NO_HAIRPIN,
     ONE_TO_ONE,
     PORT_RESTRICTED,
@@ -58,8 +55,6 @@ pytestmark = pytest.mark.capability("roaming")
 
 # These admit a datagram from outside although no mapping exists.
 OPEN = (FULL_CONE, ONE_TO_ONE)
-# A persistent keepalive for NATs of 30 seconds (wg(8)), and how long the mapping must live by it.
-KEEPALIVE, HOLDS = 25, 120.0
 
 
 def by_night(*topologies: Topology) -> list[object]:
@@ -156,21 +151,6 @@ def test_keepalive_reopens_expired_mapping(tunnel: Tunnel, topology: Topology) -
     assert opened > before, f"A sent no keepalive in {SOON:g} s at an interval of 1 s: {tunnel.diagnosis()}"
     must_have_learned(tunnel)
     tunnel.must_ping("ns2", V4_OF_A)
-
-
-@pytest.mark.waiting
-@pytest.mark.requirement("TM-20", "RT-19")
-@pytest.mark.capability("persistent-keepalive", "update-peer")
-@pytest.mark.parametrize("topology", [PORT_RESTRICTED, FIREWALL], ids=name_of)
-def test_keepalive_of_25_seconds_holds_mapping_of_30(tunnel: Tunnel) -> None:
-    tunnel.keep_alive(KEEPALIVE)
-    tunnel.must_ping("ns1", V4_OF_B)
-    let_pass(HOLDS, "the mapping would expire four times if no keepalive renewed it")
-    tunnel.must_ping("ns2", V4_OF_A)
-    with twin("the mapping expires without keepalives"):
-        tunnel.keep_alive(0)
-        let_pass(MAPPING_LIFETIME + 1.0, "the mapping expires")
-        must_refuse_b(tunnel)
 
 
 @pytest.mark.requirement("RT-01", "RT-06")

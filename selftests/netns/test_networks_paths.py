@@ -47,7 +47,6 @@ STREAM = 1 << 18
 OVER_IPV6 = pytest.mark.capability("ipv6-underlay")
 
 
-@pytest.mark.requirement("MTU-15")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.parametrize("topology", [FIREWALL], ids=name_of)
 def test_ipv6_firewall_admits_peer_once_other_side_sends(tunnel: Tunnel) -> None:
@@ -58,7 +57,7 @@ def test_ipv6_firewall_admits_peer_once_other_side_sends(tunnel: Tunnel) -> None
     assert str(must_have_learned(tunnel)) == "[fd00:1::100]:1"
 
 
-@pytest.mark.requirement("MTU-15", "RT-06")
+@pytest.mark.requirement("RT-06")
 @pytest.mark.capability("ipv6-underlay")
 @pytest.mark.nightly
 @pytest.mark.parametrize("topology", [FIREWALL], ids=name_of)
