@@ -315,4 +315,8 @@ def test_missing_kind_of_device_is_named(lab: Lab) -> None:
 def test_examples_of_documentation_pass(pytester: pytest.Pytester) -> None:
     examples = "\n\n".join(re.findall(r"^```python\n(.*?)^```$", MANUAL.read_text(), re.MULTILINE | re.DOTALL))
     pytester.makepyfile(examples)
-    pytester.runpytest_inprocess("--pair", "refwg~refwg").assert_outcomes(passed=3)
+    run = pytester.runpytest_inprocess("--pair", "refwg~refwg")
+    run.stdout.fnmatch_lines(["collected 3 items"])
+    # The results of the oracle count as passed, too.
+    assert run.ret == 0
+    assert set(run.parseoutcomes()) == {"passed"}
