@@ -20,6 +20,7 @@ from harness import suite
 from harness.cli.bisect import bisect
 from harness.cli.report import report
 from harness.cli.run import run
+from harness.cli.site import site
 from harness.cli.terminal import COULD_NOT, FAILED, OK, USAGE, complain
 from harness.errors import HarnessError, Unavailable, UsageError
 from harness.install import installer, tools
@@ -316,3 +317,6 @@ def clean(everything: bool) -> int:
     from harness.cli.clean import clean_cache  # noqa: PLC0415 - only this command needs it
 
     return clean_cache(everything=everything)
+
+
+cli.add_command(site)

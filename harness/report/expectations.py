@@ -21,7 +21,7 @@ from harness.errors import UsageError
 from harness.tables import read_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from harness.tables import Table
@@ -59,6 +59,10 @@ class Expectation:
             and self.side in {"", side}
             and bool(program.like_name or fnmatchcase(program.version(), self.versions))
         )
+
+    def concerns(self, versions: Iterable[str]) -> bool:
+        """Return whether it is about one of these versions of the program."""
+        return any(fnmatchcase(version, self.versions) for version in versions)
 
     def __str__(self) -> str:
         return f"{self.requirement}: {self.observed} ({self.link})"

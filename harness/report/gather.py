@@ -74,24 +74,28 @@ def render(
     Raises UsageError for a file that holds no results.
     """
     target = out if out.suffix == ".html" else out / "index.html"
-    runs = [_read(path, place) for path in results]
+    runs = [read_run(path, place) for path in results]
     gathered = gather(runs, target.absolute().parent, root or suite.root(), complaint)
     write_in_one_step(target, _draw(gathered))
     return target
 
 
 def _draw(gathered: Page) -> str:
-    return _template().render(page=gathered)
+    return template("report.html.j2").render(page=gathered)
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """Return a template of this folder, which escapes all that it is given."""
     # Imported late, so that reading results does not import a template engine.
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent),
+    )  # fmt: skip
     environment.filters |= {"seconds": seconds, "sha256": _sha256, "in_words": in_words}
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
 def _sha256(text: str) -> str:
@@ -102,7 +106,7 @@ def _sha256(text: str) -> str:
 # Reading
 
 
-def _read(path: Path, place: Path | None = None) -> Run:
+def read_run(path: Path, place: Path | None = None) -> Run:
     """Read a file of results; raises UsageError. place: the path that the page shows for it."""
     contents = read_results(path)
     written = datetime.fromtimestamp(path.stat().st_mtime, UTC)

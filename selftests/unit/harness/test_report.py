@@ -12,8 +12,8 @@ import pytest
 from harness.errors import UsageError
 from harness.report.conformance import read_conformance
 from harness.report.evidence import _BUDGET, clean
-from harness.report.gather import _read as read
 from harness.report.gather import gather, render, sort_names
+from harness.report.gather import read_run as read
 from harness.report.page import seconds, tone
 from harness.report.results import GATING, STATES
 
