@@ -45,6 +45,7 @@ OTHER_FILES: Final = {
     "harness/implementations/*.toml": "Describe one implementation: a manifest, explained in docs/manifests.md.",
     "harness/report/report.html.j2": "Draw the report's page.",
     "harness/install/packages.toml": "Name each distribution's command that installs packages, and its names for them.",
+    "harness/report/results.schema.json": "Describe results.json as a JSON Schema (2020-12).",
     "harness/report/site.html.j2": "Draw a page of the site of `wg-interop site`.",
     "harness/report/states.html.j2": "Give each state its mark and meaning, for all pages.",
     "harness/report/style.css": "Set the colours, tables and texts that all pages share.",
