@@ -37,6 +37,8 @@ OTHER_FILES: Final = {
     "bench/run": "Start bench/runner.py.",
     "bench/suite": "Start bench/suite.py.",
     "ci/bootstrap.sh": "Find or install a Python for the four commands of this folder, which source it.",
+    "ci/docs": "Start ci/docs_site.py.",
+    "ci/docs.lock": "Pin the packages of ci/docs.",
     "ci/flakes": "Start ci/flakes.py.",
     "ci/interop": "Start ci/matrix.py.",
     "ci/packages.txt": "List the Debian packages that the lab needs, and what shows that each is installed.",
