@@ -1,4 +1,4 @@
-"""Write captures as pcapng files, with comments, and with the keys for Wireshark inside.
+"""Write captures as pcapng files, with comments and keys for Wireshark; read them again.
 
 Each end has an interface block; times are in nanoseconds. Source: draft-ietf-opsawg-pcapng, sections 4.1 (section
 header), 4.2 (interface), 4.3 (packet), 4.6 (statistics) and 4.7 (decryption secrets).
@@ -27,6 +27,7 @@ _FLAGS: Final = 2  # packet: epb_flags
 _MISSED: Final = 5  # statistics: isb_ifdrop
 _NANOSECONDS: Final = 9
 _INBOUND, _OUTBOUND = 1, 2
+_DIRECTION: Final = 3  # mask of epb_flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,45 @@ def save(path: Path, ends: Sequence[End], packets: Iterable[Packet], *, keys: st
             latest = max(latest, packet.time)
             file.write(_packet(packet))
         file.writelines(_statistics(number, end, latest) for number, end in enumerate(ends))
+
+
+def load(path: Path) -> tuple[int, list[Packet]]:
+    """Read a file that `save` has written; returns the number of its ends, and the packets without their comments.
+
+    Raises ValueError for a file that is cut off, or that is not such a file; OSError.
+    """
+    data = path.read_bytes()
+    ends, packets, offset = 0, [], 0
+    while offset < len(data):
+        kind, size = _read_header(data, offset)
+        if kind == _INTERFACE:
+            ends += 1
+        elif kind == _PACKET:
+            packets.append(_read_packet(data[offset + 8 : offset + size - 4]))
+        offset += size
+    return ends, packets
+
+
+def _read_header(data: bytes, offset: int) -> tuple[int, int]:
+    """Return type and length of the block at this offset."""
+    if offset + 12 > len(data):
+        raise ValueError(f"block at byte {offset} is cut off")
+    kind, size = struct.unpack_from("<II", data, offset)
+    if size < 12 or size % 4 or offset + size > len(data):  # noqa: PLR2004 - the type, and the length twice
+        raise ValueError(f"block at byte {offset} has length {size}")
+    return kind, size
+
+
+def _read_packet(body: bytes) -> Packet:
+    end, high, low, size, _ = struct.unpack_from("<IIIII", body)
+    frame = body[20 : 20 + size]
+    is_outbound, offset = False, 20 + len(_padded(frame))
+    while offset + 4 <= len(body):
+        code, length = struct.unpack_from("<HH", body, offset)
+        if code == _FLAGS:
+            is_outbound = body[offset + 4] & _DIRECTION == _OUTBOUND
+        offset += 4 + length + -length % 4
+    return Packet(end, high << 32 | low, frame, is_outbound)
 
 
 def _section(comment: str) -> bytes:

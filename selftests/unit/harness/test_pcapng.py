@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -111,3 +111,15 @@ def test_private_key_is_reported_key_or_else_configured_key(
 ) -> None:
     lines = keylog.key_log([cast("Interface", Alive(reported, told))])
     assert lines == (f"LOCAL_STATIC_PRIVATE_KEY = {known}\n" if known else "")
+
+
+def test_packets_are_read_as_they_were_written(path: Path) -> None:
+    ends, packets = pcapng.load(path)
+    assert (ends, [replace(packet, comment="") for packet in PACKETS]) == (2, packets)
+
+
+@pytest.mark.parametrize("kept", [5, -3, -60])
+def test_file_that_is_cut_off_is_refused(path: Path, kept: int) -> None:
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="block at byte"):
+        pcapng.load(path)
