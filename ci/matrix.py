@@ -96,6 +96,9 @@ def _parse_arguments() -> argparse.Namespace:
         "--kernel", action="append", default=[], metavar="VERSION|PATH",
         help="kernel of the guest: a version, a bzImage or a build tree (default: 6.1); may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-blame", action="store_true", help="do not run failed tests again to find out which program is to blame"
+    )
     parser.set_defaults(tests=CORE)
     return parser.parse_args()
 
@@ -116,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     command += [word for name in implementations for word in ("--impl", name)]
     command += [word for kernel in options.kernel for word in ("--kernel", kernel)]
     command += [word for like in options.like for word in ("--like", like)]
+    command += ["--no-blame"] if options.no_blame else []
     tests = [word for suite in options.suite or () for word in ("--suite", suite)] or options.tests
     return subprocess.run([*command, *tests], check=False, cwd=ROOT).returncode
 

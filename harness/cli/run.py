@@ -103,6 +103,12 @@ class _WithPytestArguments(click.Command):
     help="Write the results to this file, and index.html and evidence/ beside it. Default: report/results.json.",
 )  # fmt: skip
 @click.option("--keep", metavar="failed|all|none", help="Keep evidence of failed (default), all or no tests.")
+@click.option(
+    "--blame/--no-blame", default=True,
+    help="At the end run failed tests again, with refwg in the place of A, of B and of both, and name the program to "
+    "blame. Default: --blame.",
+)  # fmt: skip
+@click.option("--blame-seconds", metavar="N", help="Run failed tests again for at most N seconds. Default: 300.")
 @click.option("--seed", metavar="N", help="Seed of all random choices. A run prints its seed; pass it to repeat them.")
 @click.option("--timeout-scale", metavar="F", help="Multiply every deadline by F, on a slow machine.")
 @click.option(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from harness.report.blame import Blame
     from harness.report.causes import Cause
     from harness.report.conformance import Conformance
     from harness.report.results import Result
@@ -66,6 +67,12 @@ class Outcome:
     kernel: str = ""
     requirements: Sequence[str] = ()
     bugs: Sequence[str] = ()
+    blame: Blame | None = None
+
+    @property
+    def blamed(self) -> tuple[str, ...] | None:
+        """The programs to blame by its reruns; None if they have not decided that."""
+        return self.blame.settled if self.blame else None
 
     @property
     def identity(self) -> tuple[str, str, str]:
@@ -99,9 +106,13 @@ class Events:
 
 @dataclass(slots=True)
 class Tally:
-    """The outcomes so far, by test, lane and kernel. total: the number of tests; None before it is known."""
+    """The outcomes so far, by test, lane and kernel.
+
+    total: the number of tests; None before it is known. note: what pytest does when all tests have ended.
+    """
 
     total: int | None = None
+    note: str = ""
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
 
     def take(self, line: bytes) -> Outcome | None:
@@ -111,6 +122,9 @@ class Tally:
             kind = event.pop("event")
             if kind == "collected":
                 self.total = max(self.total or 0, int(event["count"]))
+                return None
+            if kind == "note":
+                self.note = str(event["text"])
                 return None
             outcome = Outcome(**event)
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -148,6 +162,7 @@ def _from_result(result: Result) -> Outcome:
         kernel=result.kernel,
         requirements=tuple(result.requirements),
         bugs=tuple(result.bugs),
+        blame=result.blame,
     )
 
 
@@ -233,7 +248,8 @@ class Progress:
 
     def _status(self) -> str:
         what = "collecting tests" if self._tally.total is None else str(self._tally)
-        return f"{what}, {self.seconds:.0f} s{self.note and '; '}{self.note}"
+        note = self.note or self._tally.note
+        return f"{what}, {self.seconds:.0f} s{note and '; '}{note}"
 
     def _picture(self) -> RenderableType:
         done, total = len(self._tally.outcomes), self._tally.total
@@ -317,6 +333,7 @@ def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, r
         line(out, f"    {text}")
     if len(cause.witnesses) == len(cause.programs) == 1 and cause.blame != shown.pair:
         line(out, f"    program: {cause.blame}", "dim")
+    _show_blame(out, cause)
     for name in cause.requirements:
         line(out, f"    requirement: {conformance.entry(name)}", "dim")
     for name in cause.bugs:
@@ -329,6 +346,15 @@ def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, r
         line(out, f"    test: {other.id}", "dim")
     if len(others) >= WITNESSES:
         line(out, f"    ... and {len(others) - WITNESSES + 1} more; all are in the page", "dim")
+
+
+def _show_blame(out: Console, cause: Cause[Outcome]) -> None:
+    """Print what the reruns of a cause show, or why its tests were not run again."""
+    blames = [witness.blame for witness in (cause.proof, *cause.witnesses) if witness is not None and witness.blame]
+    if blames:
+        line(out, f"    blame: {blames[0].text}", "bold")
+        if blames[0].wire:
+            line(out, f"    on the wire: {blames[0].wire}")
 
 
 def _header(cause: Cause[Outcome]) -> str:

@@ -12,5 +12,6 @@ pytest_plugins = [
     "harness.plugin.assertions",
     "harness.plugin.reporter",
     "harness.plugin.alone",
+    "harness.plugin.reruns",
     "harness.plugin.phases",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,10 @@ class RunPlan:
     """`--nightly`."""
     workers: int | str | None = None
     """`-n`: the number of xdist workers for the tests here, and of guests at a time."""
+    blame: bool = False
+    """`--blame`."""
+    blame_seconds: float = 300.0
+    """`--blame-seconds`."""
     pause: bool = False
     """`--pause-on-error`."""
     shell: str = ""
@@ -161,6 +166,8 @@ def read_plan(config: pytest.Config) -> RunPlan:
         seed=values.get("seed"),
         timeout_scale=values.get("timeout-scale", 1.0),
         nightly=values.get("nightly", False),
+        blame=option.wg_blame,
+        blame_seconds=option.wg_blame_seconds,
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -186,6 +193,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     _add_programs(group)
     _add_selection(group)
     _add_results(group)
+    _add_blame(group)
     _add_debugging(group)
     parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")
 
@@ -255,6 +263,19 @@ def _add_results(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--seed", metavar="N", type=int, dest="wg_seed",
         help="Seed of all random choices. A run prints its seed; pass it to repeat them.",
+    )  # fmt: skip
+
+
+def _add_blame(group: pytest.OptionGroup) -> None:
+    """Add the options that name the program to blame for a failed test."""
+    group.addoption(
+        "--blame", action=argparse.BooleanOptionalAction, default=False, dest="wg_blame",
+        help="At the end run failed tests again, with refwg in the place of A, of B and of both, and name the program "
+        "to blame. A test that then passes is flaky. Default: no; `wg-interop run` does.",
+    )  # fmt: skip
+    group.addoption(
+        "--blame-seconds", metavar="N", type=float, default=300.0, dest="wg_blame_seconds",
+        help="Run failed tests again for at most N seconds, those of the most frequent failures first. Default: 300.",
     )  # fmt: skip
 
 

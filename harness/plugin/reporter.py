@@ -69,6 +69,10 @@ class Reporter:
         self._expected += count
         self._tell({"event": "collected", "count": self._expected})
 
+    def note(self, text: str) -> None:
+        """Report what the run does when all tests have ended, for the progress."""
+        self._tell({"event": "note", "text": text})
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         # Every worker collects the same tests.

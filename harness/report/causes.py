@@ -2,6 +2,8 @@
 
 Failures have the same cause if the first lines of their messages differ only in numbers, keys, addresses and names, and
 if the same programs are to blame. If that line is too general, such as a bare assertion, the test must be the same too.
+The program to blame is the one that reruns name (blame.py); without reruns it is the one that the failures have in
+common.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ class Witness(Protocol):
     def requirements(self) -> Sequence[str]: ...
     @property
     def bugs(self) -> Sequence[str]: ...
+    @property
+    def blamed(self) -> tuple[str, ...] | None: ...
 
 
 _W = TypeVar("_W", bound=Witness)
@@ -69,8 +73,15 @@ class Cause(Generic[_W]):
 
     @property
     def blame(self) -> str:
-        """The programs as text: `mine`, or `mine or wireguard-go`."""
+        """The programs as text: `mine`, or `mine or wireguard-go`; empty for tests without an implementation."""
+        if not self.programs and self.proof is not None:
+            return "the test or the machine"
         return " or ".join(self.programs)
+
+    @property
+    def proof(self) -> _W | None:
+        """The first witness whose reruns name the programs to blame; None if those of no witness do."""
+        return next((witness for witness in self.witnesses if witness.blamed is not None), None)
 
 
 def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Cause[_W]]:
@@ -109,9 +120,10 @@ def tally_by_program(causes: Iterable[Cause[_W]]) -> list[str]:
 
 
 def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tuple[tuple[str, ...], list[_W]]]:
-    """Split equal failures by the program to blame: each time the program that is in most of those left."""
-    found: list[tuple[tuple[str, ...], list[_W]]] = []
-    left = list(witnesses)
+    """Split equal failures by the program to blame: whom their reruns name, then whoever is in most of those left."""
+    found = _by_reruns(witnesses)
+    taken_already = {id(witness) for _, taken in found for witness in taken}
+    left = [witness for witness in witnesses if id(witness) not in taken_already]
     while left:
         counts = Counter(name for witness in left for name in _names(witness))
         # If two programs are in as many failures, blame the one that also fails with itself.
@@ -121,6 +133,22 @@ def _by_program(witnesses: Sequence[_W], passes: Collection[_Part]) -> list[tupl
         left = [witness for witness in left if chosen and chosen not in _names(witness)]
         found.append((_suspects(taken, passes) if chosen else (), taken))
     return found
+
+
+def _by_reruns(witnesses: Sequence[_W]) -> list[tuple[tuple[str, ...], list[_W]]]:
+    """Return the failures whose reruns name a program, by program; with each, equal ones that were not run again."""
+    named: dict[tuple[str, ...], list[_W]] = {}
+    for witness in witnesses:
+        if witness.blamed is not None:
+            named.setdefault(tuple(sorted(witness.blamed)), []).append(witness)
+    # One program explains more than two that fail only together.
+    order = sorted((names for names in named if names), key=lambda names: (len(names), -len(named[names]), names))
+    for witness in witnesses:
+        if witness.blamed is None and witness.state != "flaky":
+            names = next((names for names in order if _names(witness).issuperset(names)), None)
+            if names is not None:
+                named[names].append(witness)
+    return [(names, sorted(found, key=lambda witness: witness.id)) for names, found in named.items()]
 
 
 def _suspects(taken: Sequence[_W], passes: Collection[_Part]) -> tuple[str, ...]:

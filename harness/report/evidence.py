@@ -75,6 +75,13 @@ class Reader:
         kinds = [kind for _, kind in _KINDS]
         return sorted(texts, key=lambda text: kinds.index(text.kind))
 
+    def link(self, base: Path, artifacts: str) -> str:
+        """Return the link from the page to a folder of evidence; empty if it is not below that of the results."""
+        folder = base / artifacts
+        if not artifacts or "\0" in artifacts or not folder.resolve().is_relative_to(base.resolve()):
+            return ""
+        return quote(os.fsencode(os.path.relpath(folder, self._place))) if folder.is_dir() else ""
+
     def _text(self, path: Path) -> Text:
         size = path.stat().st_size
         name = os.fsencode(path.name).decode(errors="replace")

@@ -27,7 +27,6 @@ from harness.report.evidence import Reader, clean
 from harness.report.expectations import ReportedProgram
 from harness.report.invariants import PREFIX
 from harness.report.page import (
-    BAD,
     DID_NOT_RUN,
     Coverage,
     Group,
@@ -39,6 +38,7 @@ from harness.report.page import (
     Shown,
     ShownCause,
     Skip,
+    is_only_shared,
     rank,
     rank_of,
     seconds,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
+    from harness.report.blame import Blame
     from harness.report.causes import Cause
     from harness.report.conformance import Conformance, Entry
     from harness.report.expectations import Expectation
@@ -133,6 +134,24 @@ def _clean(result: Result) -> Result:
         state=clean(result.state),
         message=clean(result.message),
         artifacts=clean(result.artifacts),
+        blame=_clean_blame(result.blame),
+    )
+
+
+def _clean_blame(blame: Blame | None) -> Blame | None:
+    if blame is None:
+        return None
+    return replace(
+        blame,
+        verdict=clean(blame.verdict),
+        programs=tuple(map(clean, blame.programs)),
+        first=clean(blame.first),
+        text=clean(blame.text),
+        wire=clean(blame.wire),
+        reruns=tuple(
+            replace(rerun, pair=clean(rerun.pair), state=clean(rerun.state), message=clean(rerun.message))
+            for rerun in blame.reruns
+        ),
     )
 
 
@@ -181,6 +200,7 @@ def _causes(causes: Sequence[Cause[Result]], tests: Sequence[Shown]) -> list[Sho
             anchor=_anchor("c", f"{cause.blame} {cause.fingerprint}"),
             blame=cause.blame,
             typical=shown[id(cause.typical)],
+            proof=shown[id(cause.proof)] if cause.proof else None,
             tests=[shown[id(result)] for result in cause.witnesses],
             requirements=cause.requirements,
             bugs=cause.bugs,
@@ -212,6 +232,9 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         again=clean(_again(result, run)),
         texts=reader.read(run.folder, result.artifacts),
         expectation=_expectation(result, root),
+        reruns=[
+            (rerun, reader.link(run.folder, rerun.artifacts)) for rerun in (result.blame.reruns if result.blame else ())
+        ],
     )
 
 
@@ -401,11 +424,14 @@ def _configuration(names: Sequence[str], alone: Mapping[str, Panel]) -> list[Row
 
 
 def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
-    """Collect the tests of each scenario, requirement and bug by implementation; its name is empty without one."""
+    """Collect the tests of each scenario, requirement and bug by implementation; its name is empty without one.
+
+    A failure counts against the program to blame, and against all programs of its test until that is known.
+    """
     cited: dict[str, dict[str, list[Shown]]] = {}
     for test in tests:
         for entry in dict.fromkeys([*test.result.scenarios, *test.result.requirements, *test.result.bugs]):
-            for name in test.names or [""]:
+            for name in test.against:
                 cited.setdefault(entry, {}).setdefault(name, []).append(test)
     every = {name for found in cited.values() for name in found} | {name for test in tests for name in test.names}
     names = sort_names(every - {""}) + sorted(every & {""})
@@ -417,6 +443,7 @@ def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
                 title=entry.title,
                 level=entry.level,
                 cells=[cited.get(entry.id, {}).get(name, []) for name in names],
+                by_program=True,
             )
             for entry in catalogue.values()
         ]
@@ -439,11 +466,14 @@ def cover(tests: Sequence[Shown], conformance: Conformance) -> Coverage:
 
 
 def _share(rows: Sequence[Row], column: int) -> Share:
-    states = [{test.state for test in row.cells[column]} for row in rows]
+    cells = [row.cells[column] for row in rows]
+    bad = [cell for cell in cells if any(test.bad for test in cell)]
+    shared = sum(map(is_only_shared, bad))
     return Share(
-        covered=sum(bool(found - DID_NOT_RUN) for found in states),
+        covered=sum(any(test.state not in DID_NOT_RUN for test in cell) for cell in cells),
         of=len(rows),
-        bad=sum(bool(found & BAD) for found in states),
+        bad=len(bad) - shared,
+        shared=shared,
     )
 
 

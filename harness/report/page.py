@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from harness.report.blame import Rerun
     from harness.report.conformance import Conformance
     from harness.report.evidence import Text
     from harness.report.expectations import Expectation
@@ -27,7 +28,7 @@ _RANK: Final = (
     "failed", "error", "xpassed", "flaky", "blocked", "not_reached", "differs", "xfailed", "passed", "unsupported",
     "skipped",
 )  # fmt: skip
-BAD: Final = GATING | {"flaky"}
+BAD: Final = GATING
 _KNOWN: Final = frozenset({"differs", "xfailed"})
 # Tests in these states show nothing about the program.
 DID_NOT_RUN: Final = frozenset({"unsupported", "skipped", "blocked", "not_reached"})
@@ -51,7 +52,7 @@ class Shown:
     """One result as the page shows it.
 
     sentence: the test's name in words. rest: its parameters without the implementations. again: the command that runs
-    it again. texts: its evidence.
+    it again. texts: its evidence. reruns: what `--blame` has run again, each with the link to its evidence.
     """
 
     result: Result
@@ -63,6 +64,7 @@ class Shown:
     again: str
     texts: Sequence[Text]
     expectation: Expectation | None
+    reruns: Sequence[tuple[Rerun, str]] = ()
 
     @property
     def state(self) -> str:
@@ -96,6 +98,17 @@ class Shown:
         return list(dict.fromkeys(side["impl"] for side in sides if side))
 
     @property
+    def against(self) -> list[str]:
+        """The programs that it counts for or against: if it failed, those to blame; an empty name for none."""
+        blamed = self.result.blamed if self.bad else None
+        return list(self.names if blamed is None else blamed) or [""]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it failed, and any of several programs may be to blame."""
+        return self.bad and len(self.against) > 1
+
+    @property
     def link(self) -> str:
         """The link of its expectation if that is a web address; else empty."""
         link = self.expectation.link if self.expectation else ""
@@ -104,11 +117,15 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownCause:
-    """Tests that failed by one cause: the program to blame, the test whose message is shown, and all of them."""
+    """Tests that failed by one cause: the program to blame, the test whose message is shown, and all of them.
+
+    proof: the test whose reruns name the program; None if those of no test do.
+    """
 
     anchor: str
     blame: str
     typical: Shown
+    proof: Shown | None
     tests: Sequence[Shown]
     requirements: Sequence[str]
     bugs: Sequence[str]
@@ -146,20 +163,28 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of a table: a configuration test, a scenario, requirement or bug. cells: its results per column."""
+    """One row of a table: a configuration test, a scenario, requirement or bug. cells: its results per column.
+
+    by_program: each column is one program, so a failure of a pair may be that of the other program.
+    """
 
     id: str
     title: str
     level: str = ""
     cells: Sequence[Sequence[Shown]]
+    by_program: bool = False
 
     @property
     def marks(self) -> list[tuple[str, list[tuple[str, int]], Shown | None]]:
         """The colour, the counts and the worst test of each cell."""
         return [
-            (tone(test.state for test in cell), count(test.state for test in cell), min(cell, key=rank, default=None))
+            (self._tone(cell), count(test.state for test in cell), min(cell, key=rank, default=None))
             for cell in self.cells
         ]
+
+    def _tone(self, cell: Sequence[Shown]) -> str:
+        shared = self.by_program and is_only_shared(cell)
+        return "shared" if shared else tone(test.state for test in cell)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,17 +229,23 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """The share of a catalogue that an implementation's tests cover; tests that did not run cover nothing."""
+    """The share of a catalogue that an implementation's tests cover; tests that did not run cover nothing.
+
+    bad: entries with a failure that counts against this implementation. shared: the other ones with a failure that
+    counts against it or another.
+    """
 
     covered: int
     of: int
     bad: int
+    shared: int = 0
 
     @property
-    def percents(self) -> tuple[float, float]:
-        """The percentages that are covered without a failure, and with one."""
-        well, bad = (100 * part / max(self.of, 1) for part in (self.covered - self.bad, self.bad))
-        return round(well, 1), round(bad, 1)
+    def percents(self) -> tuple[float, float, float]:
+        """The percentages that are covered without a failure, with one, and with one that is shared."""
+        parts = (self.covered - self.bad - self.shared, self.bad, self.shared)
+        well, bad, shared = (round(100 * part / max(self.of, 1), 1) for part in parts)
+        return well, bad, shared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +311,12 @@ class Page:
     def seconds(self) -> float:
         """The seconds that all tests took."""
         return sum(test.result.seconds for test in self.tests)
+
+
+def is_only_shared(tests: Sequence[Shown]) -> bool:
+    """Whether some of these tests failed, and each of those may be the fault of several programs."""
+    bad = [test for test in tests if test.bad]
+    return bool(bad) and all(test.is_shared for test in bad)
 
 
 def rank(test: Shown) -> int:

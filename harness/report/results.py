@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from harness.report.blame import read_blame
 from harness.report.causes import find_causes
 from harness.tables import read_json
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from harness.report.blame import Blame
     from harness.report.causes import Cause
     from harness.tables import Table
 
@@ -37,7 +39,7 @@ BESIDE: Final = (PAGE, "evidence", LOG)
 _OF_A_PHASE: Final = frozenset({"state", "message", "oracle"})
 # Classes whose name adds nothing to the message, which begins with what failed and what was expected.
 _PLAIN_CLASS: Final = re.compile(r"(?:harness\.[\w.]+|_pytest\.outcomes\.\w+|AssertionError|Failed): ")
-GATING: Final = frozenset({"failed", "error", "xpassed", "blocked", "not_reached"})
+GATING: Final = frozenset({"failed", "error", "xpassed", "blocked", "not_reached", "flaky"})
 STATES: Final = (
     "passed", "failed", "error", "xfailed", "xpassed", "differs", "unsupported", "blocked", "not_reached", "flaky",
     "skipped",
@@ -61,6 +63,13 @@ class Result:
     bugs: list[str] = field(default_factory=list)
     message: str = ""
     artifacts: str = ""
+    blame: Blame | None = None
+    """What its reruns showed (`--blame`); None if it did not fail, or was not to be run again."""
+
+    @property
+    def blamed(self) -> tuple[str, ...] | None:
+        """The programs to blame for its failure; None if reruns have not decided that."""
+        return self.blame.settled if self.blame else None
 
     @property
     def pair(self) -> str:
@@ -221,6 +230,7 @@ def _read_result(entry: Table) -> Result:
         bugs=[*entry.words("bugs", ())],
         message=entry.text("message", ""),
         artifacts=entry.text("artifacts", ""),
+        blame=read_blame(entry.table("blame")),
     )
 
 

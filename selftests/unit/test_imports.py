@@ -67,6 +67,7 @@ LOADED_WITH_THE_PLUGIN = {
     "harness.plugin.past",
     "harness.plugin.phases",
     "harness.plugin.reporter",
+    "harness.plugin.reruns",
     "harness.plugin.sandboxed",
     "harness.plugin.selection",
     "harness.plugin.session",

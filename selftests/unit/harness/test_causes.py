@@ -6,10 +6,12 @@ The messages are those of real runs: refwg's mutants and other programs against 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness.report.blame import Blame
 from harness.report.causes import find_causes, fingerprint, tally_of_causes
 from harness.report.results import Result
 
@@ -143,6 +145,50 @@ def test_passing_in_other_role_clears_nothing() -> None:
 def test_program_that_fails_with_itself_is_blamed_first() -> None:
     pairs = ["go~mine", "mine~mine", "go~rust"]
     assert shape(find_causes(result("test_x", pair, MAC) for pair in pairs)) == [("mine", 2), ("go or rust", 1)]
+
+
+def with_blame(witness: Result, verdict: str, *programs: str) -> Result:
+    return replace(witness, blame=Blame(verdict=verdict, programs=programs))
+
+
+def test_program_that_reruns_name_is_blamed() -> None:
+    passed = [result("test_x", pair, "", "passed") for pair in ("rust~mine", "rust~go")]
+    seen = [result("test_x", pair, MAC) for pair in ("go~mine", "mine~go", "mine~rust")]
+    seen[1] = with_blame(seen[1], "b_does_not_tolerate", "go")
+    # go~mine was not run again, and has the same message and the same program. mine~rust has not.
+    causes = find_causes(seen, passed)
+    assert shape(causes) == [("go", 2), ("mine or rust", 1)]
+    assert [cause.proof for cause in causes] == [seen[1], None]
+    assert [witness.pair for witness in causes[0].witnesses] == ["go~mine", "mine~go"]
+
+
+def test_pair_that_fails_only_together_blames_both_in_any_order() -> None:
+    seen = [
+        with_blame(result("test_x", pair, MAC), "only_together", *pair.split("~")) for pair in ("go~mine", "mine~go")
+    ]
+    assert shape(find_causes(seen)) == [("go or mine", 2)]
+
+
+def test_one_program_explains_more_than_two_together() -> None:
+    seen = [
+        with_blame(result("test_x", "go~mine", MAC), "only_together", "go", "mine"),
+        with_blame(result("test_x", "mine~rust", MAC), "a_deviates", "mine"),
+        result("test_x", "mine~go", MAC),
+    ]
+    assert shape(find_causes(seen)) == [("mine", 2), ("go or mine", 1)]
+
+
+def test_failure_that_no_program_caused_blames_test_or_machine() -> None:
+    seen = [with_blame(result("test_x", "go~mine", MAC), "test_or_machine"), result("test_x", "go~rust", MAC)]
+    assert shape(find_causes(seen)) == [("the test or the machine", 1), ("go or rust", 1)]
+
+
+def test_flaky_failure_is_not_blamed_like_constant_one() -> None:
+    seen = [
+        with_blame(result("test_x", "go~mine", MAC), "a_deviates", "go"),
+        with_blame(result("test_y", "mine~go", MAC, "flaky"), "flaky"),
+    ]
+    assert shape(find_causes(seen)) == [("go", 1), ("go or mine", 1)]
 
 
 def test_failures_without_implementation_blame_none() -> None:

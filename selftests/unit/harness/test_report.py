@@ -459,6 +459,63 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
+def blamed(verdict: str, *programs: str, **more: Any) -> dict[str, Any]:
+    """The blame of a result, as results.json has it."""
+    rerun = {"pair": "x~refwg", "state": "failed", "seconds": 1.0, "message": "no handshake", "artifacts": ""}
+    text = {"text": "the reason", "wire": "message 2: in refwg~refwg B sends a response"}
+    return {"blame": {"verdict": verdict, "programs": programs, "first": "failed", **text, "reruns": [rerun]} | more}
+
+
+@pytest.mark.parametrize(
+    ("blame", "bad", "shared"),
+    [
+        ({}, [], ["x", "y"]),
+        (blamed("undecided"), [], ["x", "y"]),
+        (blamed("flaky"), [], ["x", "y"]),
+        (blamed("only_together", "x", "y"), [], ["x", "y"]),
+        (blamed("a_deviates", "x"), ["x"], []),
+        (blamed("b_does_not_tolerate", "y"), ["y"], []),
+        (blamed("test_or_machine"), [""], []),
+    ],
+)
+def test_failure_counts_against_program_to_blame(
+    tmp_path: Path, checkout: Path, blame: dict[str, Any], bad: list[str], shared: list[str]
+) -> None:
+    path = write(tmp_path, entry(state="failed", scenarios=["N01"], **blame), entry(state="failed", a="w", b=""))
+    coverage = gather([read(path)], tmp_path, checkout).coverage
+    shares = {name: parts["scenarios"] for name, parts in coverage.shares.items()}
+    assert [name for name, share in shares.items() if share.bad] == bad
+    assert [name for name, share in shares.items() if share.shared] == shared
+    row = next(row for row in coverage.scenarios if row.id == "N01")
+    tones = {name: mark[0] for name, mark in zip(coverage.names, row.marks, strict=True) if mark[0] != "none"}
+    assert tones == dict.fromkeys(bad, "bad") | dict.fromkeys(shared, "shared")
+
+
+def test_own_failure_outweighs_shared_one(tmp_path: Path, checkout: Path) -> None:
+    entries = (
+        entry("test_it.py::test_ping", state="failed", scenarios=["N01"]),
+        entry("test_it.py::test_pong", state="failed", scenarios=["N01"], **blamed("a_deviates", "x")),
+    )
+    coverage = gather([read(write(tmp_path, *entries))], tmp_path, checkout).coverage
+    share = coverage.shares["x"]["scenarios"]
+    assert (share.bad, share.shared, share.percents) == (1, 0, (0.0, 50.0, 0.0))
+    assert coverage.shares["y"]["scenarios"].percents == (0.0, 0.0, 50.0)
+
+
+def test_page_names_program_to_blame_and_links_reruns(tmp_path: Path) -> None:
+    (tmp_path / "evidence" / "again").mkdir(parents=True)
+    rerun = {"pair": f"x~{EVIL}", "state": "failed", "message": EVIL, "artifacts": "evidence/again"}
+    blame = blamed("a_deviates", "x", text=EVIL, wire=EVIL, reruns=[rerun, rerun | {"artifacts": "../.."}])
+    path = write(tmp_path, entry(state="failed", message="no answer", artifacts="evidence/one", **blame))
+    page = gather([read(path)], tmp_path, None)
+    assert [(cause.blame, cause.proof) for cause in page.causes] == [("x", page.tests[0])]
+    assert [href for _, href in page.tests[0].reruns] == ["evidence/again", ""]
+    drawn = tags(render([path], tmp_path))
+    assert "evidence/again/" in drawn.links
+    assert "On the wire: " + EVIL in drawn.text
+    assert (drawn.tags.count("script"), drawn.events) == (1, [])
+
+
 def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, checkout: Path) -> None:
     path = write(
         tmp_path,
@@ -468,7 +525,7 @@ def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, che
     )
     coverage = gather([read(path)], tmp_path, checkout).coverage
     shares = {
-        name: [(share.covered, share.of, share.bad) for share in shares.values()]
+        name: [(share.covered, share.of, share.shared) for share in shares.values()]
         for name, shares in coverage.shares.items()
     }
     assert shares == {
@@ -477,6 +534,7 @@ def test_scenario_is_covered_for_both_sides_of_test_that_ran(tmp_path: Path, che
         "y": [(1, 2, 0), (1, 1, 0), (0, 1, 0), (0, 1, 0)],
         "z": [(2, 2, 2), (0, 1, 0), (0, 1, 0), (1, 1, 1)],
     }
+    assert not any(share.bad for shares in coverage.shares.values() for share in shares.values())
     assert coverage.unknown == ["XX-99"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from harness.cli.terminal import (
     uncollected,
     usage_error,
 )
+from harness.report.blame import Blame, undecided
 from harness.report.results import Result
 
 GOOD = Outcome(id="selftests/netns/test_a.py::test_x[a~b]", pair="a~b")
@@ -149,6 +151,28 @@ def test_long_message_keeps_its_start_and_its_end() -> None:
     lines = summary(Outcome(id="t", state="error", message="\n".join(map(str, range(99)))))
     texts = [line.strip() for line in lines[5:-1]]
     assert texts == [*map(str, range(50)), "... 39 more lines; all are in the page", *map(str, range(89, 99))]
+
+
+def test_program_to_blame_is_printed_with_difference_on_wire() -> None:
+    blame = Blame(verdict="a_deviates", programs=("b",), text="b deviates: refwg~a passes", wire="message 2: nothing")
+    lines = summary(BAD, replace(BAD, id="selftests/t.py::test_y[b~a]", blame=blame))
+    assert "2 failed: b" in lines
+    at = lines.index("    blame: b deviates: refwg~a passes")
+    assert lines[at + 1] == "    on the wire: message 2: nothing"
+
+
+def test_failure_that_was_not_run_again_is_printed_with_reason() -> None:
+    lines = summary(replace(BAD, blame=undecided("failed", "the 300 s were over")))
+    assert "    blame: not run again: the 300 s were over" in lines
+    assert not any(line.startswith("    on the wire") for line in lines)
+
+
+def test_progress_shows_that_tests_are_run_again() -> None:
+    counted, clock, stream = tally(GOOD), iter(range(9)), io.StringIO()
+    assert counted.take(b'{"event": "note", "text": "3 of 10 tests run again"}') is None
+    progress = Progress(terminal.console(stream), counted, lambda: float(next(clock) * 4))
+    progress.tick()
+    assert "3 of 10 tests run again" in stream.getvalue()
 
 
 def test_failures_are_printed_by_cause_with_their_requirements(checkout: Path) -> None:
