@@ -1,4 +1,4 @@
-"""Read TOML and JSON files, and check the type of each value.
+"""Read TOML and JSON files, and check the type of each value; write strings of TOML.
 
 A mistake in a file raises UsageError, one line that names the file and the key.
 """
@@ -25,6 +25,12 @@ _TOML_NAMES: Final[Mapping[type, str]] = {
 def read_toml(path: Path, name: str) -> Table:
     """Read a TOML file. name: begins each error, `manifest mine.toml`."""
     return _read(path, name, tomllib.loads, "TOML")
+
+
+def toml_string(text: str) -> str:
+    """Format a text as a string of TOML, in one line."""
+    # TOML's basic strings have the escapes of JSON, and take no DEL.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_json(path: Path, name: str) -> Table:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Final
 import click
 
 from harness import suite
-from harness.cli import terminal
+from harness.cli import continuous, terminal
 from harness.cli.settled import settle
 from harness.cli.terminal import OK
 from harness.errors import UsageError
@@ -32,6 +32,8 @@ from harness.sandbox.launch import pytest_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from harness.report.baseline import Comparison
 
 # The lowest descriptor for events. It is high: a program that inherits the variable without the pipe must not have
 # another file at this number.
@@ -102,6 +104,7 @@ class _WithPytestArguments(click.Command):
     "--results", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
     help="Write the results to this file, and index.html and evidence/ beside it. Default: report/results.json.",
 )  # fmt: skip
+@continuous.options
 @click.option("--keep", metavar="failed|all|none", help="Keep evidence of failed (default), all or no tests.")
 @click.option(
     "--blame/--no-blame", default=True,
@@ -218,6 +221,7 @@ class _Run:
         self._stopped_by: signal.Signals | None = None
         self._deadline: float | None = None
         self._child: subprocess.Popen[bytes] | None = None
+        self._comparison: Comparison | None = None
 
     def run(self, arguments: list[str]) -> int:
         """Run pytest, show its progress and results, and return the exit status of the command."""
@@ -230,7 +234,9 @@ class _Run:
             said = log.read().decode(errors="replace").splitlines()
             place = self._place_of(log)
             if place is not None:
-                self._tally.replace(read_results(place / self._results.name).results)
+                contents = read_results(place / self._results.name)
+                self._tally.replace(contents.results)
+                self._comparison = contents.comparison
             return self._conclude(child.returncode, said, place, progress.seconds)
 
     def _place_of(self, log: IO[bytes]) -> Path | None:
@@ -322,6 +328,8 @@ class _Run:
 
     def _show_end(self, conclusion: terminal.Conclusion, said: Sequence[str], place: Path) -> None:
         terminal.summary(self._out, self._tally, place)
+        for line in self._comparison.lines() if self._comparison else ():
+            terminal.line(self._out, line)
         for name, error in terminal.uncollected(said).items():
             terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")
         for line in said[-_LOG_TAIL:] if conclusion.see_log else ():

@@ -423,6 +423,8 @@ def conclude(status: int, states: set[str], output: Sequence[str]) -> Conclusion
     # The plugin's last lines name what is wrong with a run without a failure.
     complaints = [text.removeprefix("wg-interop: ") for text in output if re.match("wg-interop: (?!.*, seed )", text)]
     reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"}
+    if complaints and complaints[-1].startswith("--must-include"):
+        return Conclusion(FAILED, complaints[-1])
     if complaints:
         reasons[FAILED] = complaints[-1]
     if status in reasons:

@@ -7,6 +7,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.implementations.manifest import CAPABILITIES
+from harness.tables import toml_string
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -77,8 +78,7 @@ def _value(value: object) -> str:
         case list() | tuple():
             return f"[{', '.join(map(_value, value))}]"
         case str():
-            # TOML's basic strings have the escapes of JSON, and take no DEL.
-            return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            return toml_string(value)
         case _:
             return json.dumps(value)
 

@@ -59,7 +59,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     plan = state.plan
     if plan.concerns_lab:
         # Mistakes in the options are reported before anything is started.
-        _ = state.programs
+        _ = state.programs, state.gate
     if state.used and executes_tests(config) and not plan.lane_of_guest:
         state.check_report_place()
     if plan.is_watched and executes_tests(config):

@@ -65,6 +65,12 @@ class RunPlan:
     timeout_scale: float = 1.0
     nightly: bool = False
     """`--nightly`."""
+    baseline: Path | None = None
+    """`--baseline`, an absolute path."""
+    update_baseline: bool = False
+    """`--update-baseline`."""
+    must_include: tuple[str, ...] = ()
+    """`--must-include`."""
     workers: int | str | None = None
     """`-n`: the number of xdist workers for the tests here, and of guests at a time."""
     blame: bool = False
@@ -97,7 +103,8 @@ class RunPlan:
             "impl": self.programs, "impl-manifest": self.manifests, "like": self.likes, "pair": self.pairs,
             "suite": self.suites, "lane": set(self.lanes) - {"core"},
         }  # fmt: skip
-        return any(value for name, value in values.items() if name not in self.settings)
+        gated = self.baseline or self.update_baseline or self.must_include
+        return bool(gated) or any(value for name, value in values.items() if name not in self.settings)
 
     @property
     def names_programs(self) -> bool:
@@ -168,6 +175,9 @@ def read_plan(config: pytest.Config) -> RunPlan:
         nightly=values.get("nightly", False),
         blame=option.wg_blame,
         blame_seconds=option.wg_blame_seconds,
+        baseline=option.wg_baseline.absolute() if option.wg_baseline else None,
+        update_baseline=option.wg_update_baseline,
+        must_include=tuple(option.wg_must_include),
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -194,6 +204,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     _add_selection(group)
     _add_results(group)
     _add_blame(group)
+    _add_gating(group)
     _add_debugging(group)
     parser.addini("wg_sandbox", "When to enter the sandbox: auto (a test uses the lab) or always.", default="auto")
 
@@ -276,6 +287,23 @@ def _add_blame(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--blame-seconds", metavar="N", type=float, default=300.0, dest="wg_blame_seconds",
         help="Run failed tests again for at most N seconds, those of the most frequent failures first. Default: 300.",
+    )  # fmt: skip
+
+
+def _add_gating(group: pytest.OptionGroup) -> None:
+    group.addoption(
+        "--baseline", metavar="FILE", type=Path, dest="wg_baseline",
+        help="Failures that FILE lists do not fail the run; they are `xfailed`. New ones do, and the summary names "
+        "those that no longer fail. Write the file with --update-baseline (docs/ci.md).",
+    )  # fmt: skip
+    group.addoption(
+        "--update-baseline", action="store_true", dest="wg_update_baseline",
+        help="Write this run's failures to the FILE of --baseline: add new ones, and remove those that no longer fail. "
+        "Then no failure fails the run.",
+    )  # fmt: skip
+    group.addoption(
+        "--must-include", action="append", default=[], metavar="NAME", dest="wg_must_include",
+        help="Fail, with status 1, unless a test of this implementation has passed. May be repeated.",
     )  # fmt: skip
 
 

@@ -46,9 +46,14 @@ class Reporter:
         from harness.report.invariants import FACT
         from harness.report.results import facts_of, set_properties
 
+        gate = self._state.gate
+        if gate is not None:
+            gate.judge(report)
         result = self._state.results.add(report)
         if found := facts_of(report).get(FACT):
             self._state.invariants.add(result, found)
+        if gate is not None and report.when == "teardown":
+            gate.end(result)
         set_properties(report, result, self._state.seed)
         if self._whole:
             data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
@@ -104,10 +109,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if state.plan.lane_of_guest:
             state.results.write(state.results_path)
         else:
-            shortcoming = _shortcoming(state) if exitstatus == pytest.ExitCode.OK else ""
+            from harness.plugin.gating import why_not_included
+
+            shortcoming = why_not_included(state.plan.must_include, state.results) if exitstatus in _ENDED else ""
+            shortcoming = shortcoming or (_shortcoming(state) if exitstatus == pytest.ExitCode.OK else "")
             if shortcoming := shortcoming or _untraced(config):
-                session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
+                failed = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED or not exitstatus
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else exitstatus
                 config.stash[_SHORTCOMING] = shortcoming
+            if state.gate is not None:
+                state.gate.close(complete=exitstatus in _SHOWS and not shortcoming)
             config.stash[_REPORT] = _write_report(config, exitstatus)
 
 
@@ -117,6 +128,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         state_of_run(config).close()
 
 
+# pytest's statuses of a run that was not cut short; in the first two, tests ran.
+_SHOWS: Final = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+_ENDED: Final = (*_SHOWS, pytest.ExitCode.NO_TESTS_COLLECTED)
 _SHORTCOMING: Final = pytest.StashKey[str]()
 # The lines that name the results and the page.
 _REPORT: Final = pytest.StashKey[list[str]]()
@@ -130,6 +144,8 @@ def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
     if not state.results.any:
         return [] if exitstatus == pytest.ExitCode.USAGE_ERROR else ["report: none, because no test ran"]
     results = state.report_directory / state.results_path.name
+    if state.gate is not None:
+        state.results.comparison = state.gate.compare()
     state.results.write(results, files=_beside(state.report_directory))
     try:
         page = state.results_path.with_name(_draw(config, results, exitstatus).name)
@@ -195,6 +211,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     if _SHORTCOMING in config.stash:
         terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
+    if state.gate is not None:
+        for line in filter(None, [*state.gate.compare().lines(), state.gate.remark]):
+            terminalreporter.write_line(line)
     for line in config.stash.get(_REPORT, ()):
         terminalreporter.write_line(line)
     plan = state.plan

@@ -20,6 +20,7 @@ from harness.plugin.options import Pair, read_plan
 if TYPE_CHECKING:
     from harness.implementations.manifest import Manifest
     from harness.lab.lab import Lab
+    from harness.plugin.gating import Gate
     from harness.plugin.options import RunPlan
     from harness.plugin.publish import NewReport
     from harness.plugin.rundir import RunDirectory
@@ -60,6 +61,8 @@ def read_programs(plan: RunPlan) -> Programs:
         if plan.pairs:
             pairs = [Pair(*map(registry.get, _names(text))) for text in plan.pairs]
             chosen = list(dict.fromkeys(manifest for pair in pairs for manifest in pair))
+        for name in plan.must_include:
+            registry.get(name)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     # Alone, a program does the same in lane vm as in lane netns; only the kernel differs there.
@@ -155,6 +158,13 @@ class State:
     @cached_property
     def programs(self) -> Programs:
         return read_programs(self.plan)
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """The baseline of the run; raises pytest.UsageError for a mistake in it. Only the controller has one."""
+        from harness.plugin.gating import open_gate
+
+        return open_gate(self.plan.baseline, update=self.plan.update_baseline)
 
     @cached_property
     def results(self) -> Results:

@@ -200,8 +200,8 @@ def judged_side(name: str) -> slice:
 
 # First lines that fit many defects: the test's name becomes part of the fingerprint.
 _SAYS_LITTLE: Final = re.compile(r"$|assert |Timeout \(?>|DID NOT RAISE|[\w.]+(Error|Exception|Exit)\b")
-# Left out: what was seen while waiting differs from run to run.
-_SEEN: Final = re.compile(r"; seen: .*")
+# Left out, because it differs from run to run: what was seen while waiting, and the tests in which the oracle saw it.
+_SEEN: Final = re.compile(r"; (?:seen: |in (?:\d+ tests, first in )?[\w./-]+\.py::).*")
 # The attribute that an assertion compared, in pytest's line `where 0 = PeerState(...).rx_bytes`.
 _COMPARED: Final = re.compile(r"(?:where|and) +\S.* = .*[\w)\]]\.(\w+)(?:\(.*\))?$", re.MULTILINE)
 _LIST: Final = re.compile(r"\[#(?:, (?:and )?#(?: more)?)*\]")
@@ -223,10 +223,19 @@ _GENERAL: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str
 def fingerprint(witness: Witness) -> str:
     """Return a text that is equal for all messages of one deviation: without numbers, keys, addresses, sides, peers."""
     first, _, rest = witness.message.strip().partition("\n")
-    clue = _generalise(_SEEN.sub("", first), _names(witness))
+    first = _SEEN.sub("", first)
+    clue = _generalise(first, _names(witness))
     if not _SAYS_LITTLE.match(first):
         return clue
     return " | ".join([clue, *sorted(set(_COMPARED.findall(rest))), witness.id.partition("[")[0]])
+
+
+def essence(message: str) -> str:
+    """Return the lines of a message that its fingerprint is made of; they have the same fingerprint."""
+    first, _, rest = message.strip().partition("\n")
+    first = _SEEN.sub("", first)
+    compared = [found[0] for found in _COMPARED.finditer(rest)] if _SAYS_LITTLE.match(first) else []
+    return "\n".join([first, *compared])
 
 
 def _generalise(text: str, programs: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from harness.report.baseline import read_comparison
 from harness.report.blame import read_blame
 from harness.report.causes import find_causes
 from harness.tables import read_json
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from harness.report.baseline import Comparison
     from harness.report.blame import Blame
     from harness.report.causes import Cause
     from harness.tables import Table
@@ -65,6 +67,8 @@ class Result:
     artifacts: str = ""
     blame: Blame | None = None
     """What its reruns showed (`--blame`); None if it did not fail, or was not to be run again."""
+    baseline: str = ""
+    """The state before the baseline made it `xfailed`; empty if the baseline does not list it."""
 
     @property
     def blamed(self) -> tuple[str, ...] | None:
@@ -106,6 +110,7 @@ class Results:
     def __init__(self, seed: int, invocation: Invocation | None = None) -> None:
         self.seed = seed
         self.invocation = invocation or Invocation()
+        self.comparison: Comparison | None = None
         self.by_id: dict[tuple[str, str, str], Result] = {}
         """Every result by node id, lane and kernel, in the order in which the tests began."""
 
@@ -145,6 +150,7 @@ class Results:
             },
             "run": asdict(self.invocation),
             "files": list(files),
+            **({"baseline": asdict(self.comparison)} if self.comparison else {}),
             "results": [asdict(result) for result in self.by_id.values() if result.state],
             "causes": [
                 {
@@ -177,6 +183,8 @@ class RunResults:
     invocation: Invocation
     date: str = ""
     """When the file was written, in UTC: `2026-11-30T21:04:05+00:00`; empty in a file of an older version."""
+    comparison: Comparison | None = None
+    """The result beside the baseline of `--baseline`; None without it."""
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
@@ -198,6 +206,7 @@ def read_results(path: Path) -> RunResults:
         results=[_read_result(entry) for entry in document.tables("results", "result")],
         invocation=_read_invocation(document.table("run")),
         date=document.text("date", ""),
+        comparison=read_comparison(document.table("baseline")),
     )
 
 
@@ -231,6 +240,7 @@ def _read_result(entry: Table) -> Result:
         message=entry.text("message", ""),
         artifacts=entry.text("artifacts", ""),
         blame=read_blame(entry.table("blame")),
+        baseline=entry.text("baseline", ""),
     )
 
 

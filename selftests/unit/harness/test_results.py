@@ -235,7 +235,7 @@ def test_results_file_has_keys_of_schema_1(tmp_path: Path) -> None:
     assert datetime.now(UTC) - datetime.fromisoformat(document["date"]) < timedelta(minutes=1)
     assert read_results(tmp_path / "report" / "results.json").date == document["date"]
     assert {"kernel", "python"} <= document["host"].keys()
-    keys = "id a b lane kernel state seconds scenarios requirements bugs message artifacts blame"
+    keys = "id a b lane kernel state seconds scenarios requirements bugs message artifacts blame baseline"
     assert list(document["results"][0]) == keys.split()
 
 
