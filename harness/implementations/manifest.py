@@ -99,6 +99,8 @@ class Manifest:
     """For a variant, the name before the `+`; for a version, the name before the `@`; otherwise empty."""
     like: Manifest | None = None
     """For a program given by its path, the manifest that `--like` names for it."""
+    expectations: Path | None = None
+    """The file of its known failures; None for those in selftests/expectations/."""
 
     def __repr__(self) -> str:
         return f"Manifest({self.name})"
@@ -263,6 +265,7 @@ def load_manifest(path: Path) -> Manifest:
         threads=watch.number("threads", GENERIC.threads),
         stop_after=_take_stop_after(watch),
         source=path,
+        expectations=_take_expectations(top, path),
     )
     for table in (top, program, watch, variant):
         table.refuse_rest()
@@ -401,6 +404,15 @@ def _take_program(program: Table, manifest: Path) -> Path | None:
     except RuntimeError as error:
         raise program.wrong(f"program.path: {text}: {error}") from error
     return executable(manifest.parent / path, program.name)
+
+
+def _take_expectations(top: Table, manifest: Path) -> Path | None:
+    if not (text := top.text("expectations", "")):
+        return None
+    path = (manifest.parent / text).absolute()
+    if not path.is_file():
+        raise top.wrong(f"expectations: no file {path}")
+    return path
 
 
 def _take_complaints(watch: Table) -> tuple[str, ...]:

@@ -33,9 +33,11 @@ def manifest_values(manifest: Manifest) -> dict[str, Any]:
         program.pop("key_log", None)
     if not manifest.preload:
         program.pop("preload", None)
+    # Where the manifest is written to, a relative path may mean another file.
     if manifest.program is not None:
-        # Where the manifest is written to, a relative path may mean another file.
         program["path"] = str(manifest.program)
+    if manifest.expectations is not None:
+        values["expectations"] = str(manifest.expectations)
     return values
 
 

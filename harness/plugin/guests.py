@@ -217,12 +217,12 @@ class Guests:
 
 
 def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]]) -> list[str]:
-    """Add a user's manifest, and the program that it names, to the files; both keep their paths in the guest."""
+    """Add a user's manifest, and the files that it names, to the files; all keep their paths in the guest."""
     if manifest.source is None or manifest.source.parent == MANIFESTS:
         return []
     source = manifest.source.absolute()
-    program = load_manifest(source).program
-    files += [(path, str(path)) for path in (source, program) if path is not None]
+    there = load_manifest(source)
+    files += [(path, str(path)) for path in (source, there.program, there.expectations) if path is not None]
     return ["--impl-manifest", str(source)]
 
 

@@ -6,6 +6,7 @@ guests; the controller adds them up and reports the sums when all tests have run
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -97,7 +98,11 @@ def report_invariants(session: pytest.Session) -> None:
         return
     from harness.plugin.session import REPORTER
 
-    outcomes = list(state.invariants.outcomes(state.suite / suite.EXPECTATIONS))
+    every = state.programs.alone if state.plan.concerns_lab else ()
+    # Those of `--like` are the expectations of the other program.
+    files = {manifest.name: manifest.expectations for manifest in every if manifest.expectations is not None}
+    directory = state.suite / suite.EXPECTATIONS
+    outcomes = list(state.invariants.outcomes(directory, files, datetime.now(UTC).date()))
     if outcomes:
         session.config.pluginmanager.getplugin(REPORTER).expect(len(outcomes))
     for outcome in outcomes:

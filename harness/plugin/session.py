@@ -53,6 +53,7 @@ class Programs:
 def read_programs(plan: RunPlan) -> Programs:
     """Find the manifests of the programs that the plan names; raises pytest.UsageError for a mistake in it."""
     from harness.implementations.registry import Registry
+    from harness.report.expectations import load_expectations
 
     try:
         registry = Registry.of_options(plan.programs, plan.manifests, plan.likes)
@@ -63,6 +64,10 @@ def read_programs(plan: RunPlan) -> Programs:
             chosen = list(dict.fromkeys(manifest for pair in pairs for manifest in pair))
         for name in plan.must_include:
             registry.get(name)
+        for manifest in chosen:
+            if manifest.expectations is not None:
+                # A mistake is reported now, not after the first failure.
+                load_expectations(manifest.expectations, shipped=False)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     # Alone, a program does the same in lane vm as in lane netns; only the kernel differs there.

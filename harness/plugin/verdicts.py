@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -206,7 +207,8 @@ def pytest_runtest_makereport(
     put_clue_first(report)
     facts = _facts(item)
     if report.when == "call":
-        special = _apply_expectations(item, report) or special
+        applied = _apply_expectations(item, report, special.get("message", ""))
+        special = applied if "state" in applied else special | applied
     if report.failed:
         _add_cited(item, report)
     if report.when == "call" or report.failed:
@@ -250,10 +252,11 @@ def _special_state(item: pytest.Item, report: pytest.TestReport, call: pytest.Ca
     return {"state": "xpassed"} if report.failed and error is None else {}
 
 
-def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[str, str]:
+def _apply_expectations(item: pytest.Item, report: pytest.TestReport, message: str) -> dict[str, str]:
     """Turn an expected failure into an xfail, and a success where a failure was expected into a failure.
 
-    Returns the new state, or a message for a known failure that the user's build has fixed; empty if nothing changes.
+    Returns the new state, or a message for a known failure that the user's build has fixed, or that is expected no
+    longer; empty if nothing changes. message: that of a state for which pytest has no outcome.
     """
     from harness.report import expectations
     from harness.report.results import message_of
@@ -262,7 +265,11 @@ def _apply_expectations(item: pytest.Item, report: pytest.TestReport) -> dict[st
         return {}
     a, b = _a_and_b(item)
     found = expectations.applying(state_of_run(item.config).suite / suite.EXPECTATIONS, item.nodeid, (a, b))
-    if report.failed and (expected := expectations.explains(found, message_of(report))):
+    today = datetime.now(UTC).date()
+    if report.failed and (expected := expectations.explains(found, message_of(report), today)):
+        if expected.has_expired(today):
+            report.sections.append(("expired expectation", expected.expiry))
+            return {"message": f"{message or message_of(report)}\n{expected.expiry}"}
         report.outcome = "skipped"
         report.wasxfail = str(expected)
         return {"state": "xfailed"}

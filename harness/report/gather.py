@@ -8,11 +8,12 @@ there or to the web.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from base64 import b64encode
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import cache
 from hashlib import blake2s, sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from harness import suite
 from harness.errors import HarnessError
+from harness.implementations.manifest import load_manifest
 from harness.report import expectations
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
@@ -231,7 +233,7 @@ def _shown(run: Run, result: Result, reader: Reader, root: Path | None) -> Shown
         message=result.message,
         again=clean(_again(result, run)),
         texts=reader.read(run.folder, result.artifacts),
-        expectation=_expectation(result, root),
+        expectation=_expectation(result, root, run.invocation),
         reruns=[
             (rerun, reader.link(run.folder, rerun.artifacts)) for rerun in (result.blame.reruns if result.blame else ())
         ],
@@ -301,23 +303,31 @@ def _beside(asked: Invocation) -> str:
     return str(place.relative_to(asked.root) if place.is_relative_to(asked.root) else place)
 
 
-def _expectation(result: Result, root: Path | None) -> Expectation | None:
+def _expectation(result: Result, root: Path | None, asked: Invocation) -> Expectation | None:
     """Return the expectation that made a result an xfail or an xpass."""
-    if root is None or result.state not in {"xfailed", "xpassed"}:
+    if result.state not in {"xfailed", "xpassed"}:
         return None
-    # The name becomes part of a path, and the file of results is not trusted.
-    sides = [ReportedProgram(side) if side and _is_name(side) else None for side in (result.a, result.b)]
     try:
-        found = expectations.applying(root / suite.EXPECTATIONS, result.id, sides)
+        # The name becomes part of a path, and the file of results is not trusted.
+        sides = [_program(side, asked) if side and _is_name(side) else None for side in (result.a, result.b)]
+        found = expectations.applying((root or Path(os.devnull)) / suite.EXPECTATIONS, result.id, sides)
     except (HarnessError, OSError):
         return None
     if result.state == "xfailed":
-        return expectations.explains(found, result.message)
+        # It explained the failure when the test ran, whatever the date is now.
+        return expectations.explains(found, result.message, date.min)
     return next(iter(expectations.refuted(found)), None)
 
 
 def _is_name(side: Mapping[str, str]) -> bool:
     return all(re.fullmatch(r"[\w.+@-]+", side[key]) for key in ("impl", "like") if key in side)
+
+
+def _program(side: Mapping[str, str], asked: Invocation) -> ReportedProgram:
+    # A variant, `mine+fast`, and a version, `mine@1.2`, are described by the manifest of `mine`.
+    name = re.split("[+@]", side.get("like", side["impl"]))[0]
+    known = asked.manifests.get(name)
+    return ReportedProgram(side, load_manifest(Path(known)).expectations if known else None)
 
 
 def _groups(tests: Sequence[Shown], scenarios: Mapping[str, Entry]) -> list[Group]:

@@ -8,6 +8,8 @@ must fails, a should differs, and an expectation that names `oracle::REQUIREMENT
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from harness.report import expectations
@@ -95,13 +97,19 @@ class Invariants:
                 of_it.artifacts = of_it.artifacts or result.artifacts
                 of_it.first = of_it.first or (violation, result.id)
 
-    def outcomes(self, directory: Path) -> Iterator[Outcome]:
-        """Return the results, sorted by id. directory: of the expectations."""
+    def outcomes(
+        self, directory: Path, files: Mapping[str, Path] = MappingProxyType({}), today: date = date.min
+    ) -> Iterator[Outcome]:
+        """Return the results, sorted by id.
+
+        directory: of the expectations. files: by name of the program, those that its manifest names.
+        today: expectations that end before it have expired.
+        """
         for one in sorted(self._sums.values(), key=lambda each: (each.facts["lane"], each.facts["kernel"], each.id)):
-            yield _decide(one, directory)
+            yield _decide(one, directory, files.get(one.side["impl"]), today)
 
 
-def _decide(one: _Sum, directory: Path) -> Outcome:
+def _decide(one: _Sum, directory: Path, known: Path | None, today: date) -> Outcome:
     if one.first is None:
         return Outcome(id=one.id, facts=one.facts, state="passed")
     violation, test = one.first
@@ -109,10 +117,12 @@ def _decide(one: _Sum, directory: Path) -> Outcome:
     times = f"; in {one.violations} tests, first in {test}" if one.violations > 1 else f"; in {test}"
     message = f"{name} {violation['message']} ({violation['packet']}){times}"
     facts = one.facts | {"artifacts": one.artifacts}
-    program = ReportedProgram(one.side)
+    program = ReportedProgram(one.side, known)
     sides = (None, program) if one.role == "b" else (program, None)
-    explained = expectations.explains(expectations.applying(directory, one.id, sides), message)
-    if explained is not None:
+    explained = expectations.explains(expectations.applying(directory, one.id, sides), message, today)
+    if explained is not None and explained.has_expired(today):
+        message += f"\n{explained.expiry}"
+    elif explained is not None:
         return Outcome(id=one.id, facts=facts, state="xfailed", message=message, explanation=str(explained))
     may_differ = one.requirement in SHOULDS and name.partition("+")[0] not in AS_THE_KERNEL
     return Outcome(id=one.id, facts=facts, state="differs" if may_differ else "failed", message=message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, date, datetime, timedelta
 from fnmatch import filter as filter_names
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ ENTRY = {
     "message": "from elsewhere",
     "link": "https://example.org/1",
 }
+
+
+TODAY = date(2027, 1, 31)
 
 
 class Fixed(Manifest):
@@ -118,7 +122,7 @@ def test_expectation_applies_to_any_version_of_like_program(
 def test_name_in_message_may_be_that_of_program_like_it(tmp_path: Path, message: str, known: bool) -> None:
     write(tmp_path, message="^(mine|other)(-old)? padded to a block")
     found = expectations.applying(tmp_path, "test_x.py::test_it[a]", (LIKE, None))
-    assert bool(expectations.explains(found, message)) is known
+    assert bool(expectations.explains(found, message, TODAY)) is known
 
 
 def test_success_mends_failure_of_program_like_its_own(tmp_path: Path) -> None:
@@ -144,6 +148,7 @@ def test_success_mends_failure_of_program_like_its_own(tmp_path: Path) -> None:
         ({"side": 1}, "expectation 1: side must be a string, not 1"),
         ({"always": "never"}, "expectation 1: always must be a boolean, not 'never'"),
         ({"message": "("}, "message: missing"),
+        ({"until": "2027-01-31"}, "until is a day such as 2027-01-31, without quotes, not '2027-01-31'"),
     ],
 )
 def test_incomplete_or_malformed_expectation_is_refused(
@@ -157,6 +162,46 @@ def test_expectations_that_are_not_tables_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("expect = 1")
     with pytest.raises(UsageError, match=r"mine\.toml: expect must be a list, not 1"):
         expectations.load_expectations(tmp_path / "mine.toml")
+
+
+def test_misspelt_table_of_expectations_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[[expects]]\ntest = 'x'")
+    with pytest.raises(UsageError, match="unknown key expects"):
+        expectations.load_expectations(tmp_path / "mine.toml")
+
+
+@pytest.mark.parametrize(("day", "expired"), [(-1, False), (0, False), (1, True)])
+def test_expectation_expires_after_its_last_day(tmp_path: Path, day: int, expired: bool) -> None:
+    late = {"until": None, "observed": "it is late", "message": "later"}
+    path = write(tmp_path, "mine", late)
+    path.write_text(path.read_text().replace("[[expect]]\n", "[[expect]]\nuntil = 2027-01-31\n", 1))
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine]", (PROGRAM, None))
+    today = TODAY + timedelta(days=day)
+    explained = expectations.explains(found, "from elsewhere", today)
+    assert explained is not None
+    assert explained.has_expired(today) is expired
+    # One that still holds comes before one that has expired.
+    explained = expectations.explains(found, "from elsewhere, and later", today)
+    assert explained is not None
+    assert (explained.observed == "it is late") is expired
+
+
+def test_entry_beside_manifest_needs_test_and_message_only(tmp_path: Path) -> None:
+    path = tmp_path / "known.toml"
+    path.write_text('[[expect]]\ntest = "test_x.py::test_it"\nmessage = "late"\n')
+    with pytest.raises(UsageError, match="no versions, no requirement, no observed, no link"):
+        expectations.load_expectations(path)
+    theirs = Fixed(name="mine", kind="uapi", expectations=path)
+    (known,) = expectations.applying(tmp_path, "test_x.py::test_it[mine]", (theirs, None))
+    assert str(known.expectation) == "a failure with a message like 'late'"
+    # The file of the manifest replaces that of the checkout, and must be there.
+    write(tmp_path, message="from elsewhere")
+    found = expectations.applying(tmp_path, "test_x.py::test_it[mine]", (theirs, None))
+    assert expectations.explains(found, "from elsewhere", TODAY) is None
+    path.unlink()
+    expectations.load_expectations.cache_clear()
+    with pytest.raises(UsageError, match="No such file"):
+        expectations.applying(tmp_path, "test_x.py::test_it[mine]", (theirs, None))
 
 
 def test_expectation_is_printed_as_requirement_fact_and_link(tmp_path: Path) -> None:
@@ -184,7 +229,7 @@ def test_failure_is_explained_by_any_matching_expectation(tmp_path: Path, messag
     write(tmp_path, "mine", {"message": "too late", "observed": "it is late"})
     write(tmp_path, "other", message="never came", observed="other loses it", side="b")
     applying = expectations.applying(tmp_path, "test_x.py::test_it[mine~other]", (PROGRAM, OTHER))
-    expected = expectations.explains(applying, message)
+    expected = expectations.explains(applying, message, TODAY)
     assert (expected and expected.observed) == observed
 
 
@@ -285,3 +330,52 @@ def test_mended_failure_of_like_program_is_reported_as_passed(
     if state == "passed":
         run.stdout.fnmatch_lines(f"FIXED *::test_it[[]mine[]] - {message}*")
         assert "mine does not have a known failure of wireguard-go" in page
+
+
+def run_with_manifest(pytester: pytest.Pytester, known: str, body: str) -> tuple[pytest.RunResult, dict[str, Any]]:
+    """Run one test with a manifest whose expectations are `known`; returns the run and the result."""
+    program = pytester.path / "program"
+    program.write_text("#!/bin/sh\necho 1.2\n")
+    program.chmod(0o755)
+    (pytester.path / "their").mkdir()
+    (pytester.path / "their" / "known.toml").write_text(known)
+    (pytester.path / "their" / "mine.toml").write_text(
+        'name = "mine"\nkind = "uapi"\nexpectations = "known.toml"\n[program]\npath = "../program"\n'
+    )
+    pytester.makepyfile(f"def test_it(implementation):\n    {body}\ndef test_good(): pass\n")
+    run = pytester.runpytest_subprocess("--impl-manifest", "their/mine.toml", "--results", "results.json")
+    path = pytester.path / "results.json"
+    return run, json.loads(path.read_text())["results"][0] if path.exists() else {}
+
+
+LATE = "raise AssertionError('it came too late')"
+
+
+def test_expectations_beside_manifest_are_used(pytester: pytest.Pytester) -> None:
+    tomorrow = datetime.now(UTC).date() + timedelta(days=1)
+    known = f'[[expect]]\ntest = "*test_it"\nmessage = "too late"\nuntil = {tomorrow}\n'
+    run, result = run_with_manifest(pytester, known, LATE)
+    run.assert_outcomes(passed=1, xfailed=1)
+    assert result["state"] == "xfailed"
+    assert "a failure with a message like &#39;too late&#39;" in (pytester.path / "index.html").read_text()
+
+
+def test_expired_expectation_counts_again_and_is_named(pytester: pytest.Pytester) -> None:
+    known = '[[expect]]\ntest = "*test_it"\nmessage = "too late"\nuntil = 2026-01-31\n'
+    run, result = run_with_manifest(pytester, known, LATE)
+    run.assert_outcomes(passed=1, failed=1)
+    again = "this failure was expected until 2026-01-31, so it counts again: a failure with a message like 'too late'"
+    assert (result["state"], result["message"]) == ("failed", f"it came too late\n{again}")
+    run.stdout.fnmatch_lines(["*expired expectation*", again])
+
+
+def test_expired_expectation_leaves_special_state(pytester: pytest.Pytester) -> None:
+    known = '[[expect]]\ntest = "*test_it"\nmessage = "no load"\nuntil = 2026-01-31\n'
+    _, result = run_with_manifest(pytester, known, "import harness; harness.not_reached('no load')")
+    assert (result["state"], result["message"].partition("\n")[0]) == ("not_reached", "no load")
+
+
+def test_mistake_in_expectations_of_manifest_is_usage_error(pytester: pytest.Pytester) -> None:
+    run, _ = run_with_manifest(pytester, '[[expect]]\ntest = "*test_it"\n', LATE)
+    assert run.ret == pytest.ExitCode.USAGE_ERROR
+    run.stderr.fnmatch_lines("ERROR: *their/known.toml: expectation 1: no message")

@@ -241,6 +241,14 @@ def test_guest_receives_what_program_is_like(pytester: pytest.Pytester, words: l
     assert manifests == (["theirs.toml"] if "--impl-manifest" in words else [])
 
 
+def test_guest_receives_expectations_of_manifest(pytester: pytest.Pytester) -> None:
+    known = pytester.makefile(".toml", known="")
+    pytester.makefile(".toml", theirs='name = "theirs"\nkind = "uapi"\nexpectations = "known.toml"\n')
+    config = pytester.parseconfig("--impl-manifest", "theirs.toml")
+    files, _ = Guests(config, state_of_run(config)).programs()
+    assert (known, str(known)) in files
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with a test for each lane, and guests that are processes."""

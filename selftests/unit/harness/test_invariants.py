@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,19 @@ def test_expectation_explains_result_of_its_side_only(tmp_path: Path, pair: str,
     assert outcome.state == state
     explanation = "DT-01: two datagrams of counter 7 (https://example.org/1)"
     assert outcome.explanation == (explanation if state == "xfailed" else "")
+
+
+@pytest.mark.parametrize(("day", "state"), [(31, "xfailed"), (32, "failed")])
+def test_expectation_of_manifest_explains_until_its_day(tmp_path: Path, day: int, state: str) -> None:
+    path = tmp_path / "known.toml"
+    path.write_text('[[expect]]\ntest = "oracle::DT-01*"\nmessage = "counter 7"\nuntil = 2027-01-31\n')
+    gathered = Invariants()
+    gathered.add(result(), found("DT-01", message="sent data with counter 7"))
+    today = date(2027, 1, 1) + timedelta(days=day - 1)
+    (outcome,) = gathered.outcomes(tmp_path, {"mine": path}, today)
+    assert outcome.state == state
+    again = "this failure was expected until 2027-01-31, so it counts again: "
+    assert (again in outcome.message) is (state == "failed")
 
 
 @pytest.mark.parametrize(

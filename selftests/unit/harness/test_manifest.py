@@ -99,6 +99,7 @@ def manifest(tmp_path: Path) -> Path:
         (GOOD + "[program]\nmtu = 67", "program.mtu must be from 68 to 65535, not 67"),
         (GOOD + '[program]\nmtu = "1420"', "program.mtu must be an integer, not '1420'"),
         (GOOD + '[program]\npath = "nowhere"', "no program /"),
+        (GOOD + 'expectations = "nowhere.toml"', "expectations: no file /"),
         (GOOD + '[install]\nkind = "snap"', "[install] kind: 'snap' is not one of go, cargo, debian"),
         (GOOD + '[capabilities_since]\nroaming = "6.1"', 'capabilities_since is for kind "kernel": '),
         (KERNEL + "[capabilities_since]\nroaming = 6.1", f"{SINCE} 6.1"),
