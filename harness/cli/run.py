@@ -11,7 +11,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ from harness.sandbox.launch import pytest_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from harness.report.baseline import Comparison
+    from harness.report.results import RunResults
 
 # The lowest descriptor for events. It is high: a program that inherits the variable without the pipe must not have
 # another file at this number.
@@ -143,7 +142,17 @@ def run(
       wg-interop run --suite conformance --impl mine=/tmp/build/wireguard -n 4
       wg-interop run --lane netns -- --random-order --maxfail=1
       wg-interop run --lane vm --kernel 6.12 --pair kernel~mine --impl mine=/tmp/build/wg
+
+    In CI, red only for news (docs/ci.md):
+
+    \b
+      wg-interop run --impl mine=./wg --baseline known.toml --must-include mine
+      wg-interop run --lane vm --kernel . --pair kernel~kernel --ktap -
+
+    Exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test (`git bisect run` skips such a
+    commit), 130 interrupted.
     """  # noqa: D301
+    outlet = continuous.take_outlet(options)
     options, results, suites, settings = settle(options, results, suites)
     tests = _tests(paths, suites)
     workplace = suite.workplace()
@@ -153,9 +162,9 @@ def run(
     cache_place = workplace if os.access(workplace, os.W_OK) else report.parent
     arguments.append(f"-ocache_dir={cache_place / '.pytest_cache'}")
     for remark in (*settings, *_remarks(options)):
-        click.echo(remark)
+        click.echo(remark, file=outlet.stream)
     at_terminal = any(options[name] for name in _AT_TERMINAL)
-    return _Run(report, at_terminal=at_terminal).run([*tests, *arguments])
+    return _Run(report, outlet, at_terminal=at_terminal).run([*tests, *arguments])
 
 
 def _remarks(options: Mapping[str, _Option]) -> list[str]:
@@ -212,31 +221,35 @@ def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
 class _Run:
     """One run of pytest: starts it, shows its progress, prints the conclusion."""
 
-    def __init__(self, results: Path, *, at_terminal: bool = False) -> None:
+    def __init__(self, results: Path, outlet: continuous.Outlet, *, at_terminal: bool = False) -> None:
         """at_terminal: pytest uses the terminal, so no progress is drawn on it."""
         self._results = results
+        self._outlet = outlet
         self._at_terminal = at_terminal
         self._tally = terminal.Tally()
-        self._out = terminal.console(sys.stdout)
+        self._out = terminal.console(outlet.stream)
         self._stopped_by: signal.Signals | None = None
         self._deadline: float | None = None
         self._child: subprocess.Popen[bytes] | None = None
-        self._comparison: Comparison | None = None
+        self._contents: RunResults | None = None
 
     def run(self, arguments: list[str]) -> int:
         """Run pytest, show its progress and results, and return the exit status of the command."""
         with closing(publish.NewReport(self._results)) as report, (report.directory / LOG).open("w+b") as log:
-            out = terminal.plain_console(sys.stdout) if self._at_terminal else self._out
+            out = terminal.plain_console(self._outlet.stream) if self._at_terminal else self._out
             progress = terminal.Progress(out, self._tally)
-            with self._started(arguments, report.directory, log) as (child, events), progress:
+            with (
+                self._outlet.folded("wg-interop run"),
+                self._started(arguments, report.directory, log) as (child, events),
+                progress,
+            ):
                 self._follow(child, events, progress)
             log.seek(0)
             said = log.read().decode(errors="replace").splitlines()
             place = self._place_of(log)
             if place is not None:
-                contents = read_results(place / self._results.name)
-                self._tally.replace(contents.results)
-                self._comparison = contents.comparison
+                self._contents = read_results(place / self._results.name)
+                self._tally.replace(self._contents.results)
             return self._conclude(child.returncode, said, place, progress.seconds)
 
     def _place_of(self, log: IO[bytes]) -> Path | None:
@@ -318,17 +331,19 @@ class _Run:
         if self._stopped_by:
             conclusion = terminal.Conclusion(128 + self._stopped_by, "interrupted")
         log = place / LOG if place else _keep_log(said)
-        self._show_end(conclusion, said, place or self._results.parent)
+        with self._outlet.quoted():
+            self._show_end(conclusion, said, place or self._results.parent)
         style = "bold green" if conclusion.status == OK else "bold red"
         terminal.line(self._out, f"{self._tally} in {seconds:.1f} s", style)
         if place:
             terminal.line(self._out, f"results: {terminal.short(place / self._results.name)}")
         terminal.line(self._out, f"pytest's output: {terminal.short(log)}")
+        self._outlet.finish(self._contents, conclusion.reason)
         return terminal.complain(conclusion.reason, conclusion.status) if conclusion.reason else conclusion.status
 
     def _show_end(self, conclusion: terminal.Conclusion, said: Sequence[str], place: Path) -> None:
         terminal.summary(self._out, self._tally, place)
-        for line in self._comparison.lines() if self._comparison else ():
+        for line in self._contents.comparison.lines() if self._contents and self._contents.comparison else ():
             terminal.line(self._out, line)
         for name, error in terminal.uncollected(said).items():
             terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")

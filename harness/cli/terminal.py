@@ -414,17 +414,16 @@ class Conclusion(NamedTuple):
 
 def conclude(status: int, states: set[str], output: Sequence[str]) -> Conclusion:
     """Derive the end of a run from pytest's exit status, the states of its tests, and its output."""
-    if states & GATING:
-        return Conclusion(FAILED)
+    # The plugin's last lines name what is wrong with a run without a failure.
+    complaints = [text.removeprefix("wg-interop: ") for text in output if re.match("wg-interop: (?!.*, seed )", text)]
+    missing = complaints[-1] if complaints and complaints[-1].startswith("--must-include") else ""
+    if states & GATING or missing:
+        return Conclusion(FAILED, missing)
     if status == OK and "passed" in states:
         return Conclusion(OK)
     if uncollected(output):
         return Conclusion(COULD_NOT, "could not test: tests could not be collected")
-    # The plugin's last lines name what is wrong with a run without a failure.
-    complaints = [text.removeprefix("wg-interop: ") for text in output if re.match("wg-interop: (?!.*, seed )", text)]
     reasons = {OK: "no test passed", PYTEST_NO_TESTS: "no test was selected"}
-    if complaints and complaints[-1].startswith("--must-include"):
-        return Conclusion(FAILED, complaints[-1])
     if complaints:
         reasons[FAILED] = complaints[-1]
     if status in reasons:

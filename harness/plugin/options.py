@@ -71,6 +71,8 @@ class RunPlan:
     """`--update-baseline`."""
     must_include: tuple[str, ...] = ()
     """`--must-include`."""
+    ktap: str = ""
+    """`--ktap`: an absolute path, or `-`."""
     workers: int | str | None = None
     """`-n`: the number of xdist workers for the tests here, and of guests at a time."""
     blame: bool = False
@@ -103,7 +105,7 @@ class RunPlan:
             "impl": self.programs, "impl-manifest": self.manifests, "like": self.likes, "pair": self.pairs,
             "suite": self.suites, "lane": set(self.lanes) - {"core"},
         }  # fmt: skip
-        gated = self.baseline or self.update_baseline or self.must_include
+        gated = self.baseline or self.update_baseline or self.must_include or self.ktap
         return bool(gated) or any(value for name, value in values.items() if name not in self.settings)
 
     @property
@@ -178,6 +180,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
         baseline=option.wg_baseline.absolute() if option.wg_baseline else None,
         update_baseline=option.wg_update_baseline,
         must_include=tuple(option.wg_must_include),
+        ktap=option.wg_ktap if option.wg_ktap in {"", "-"} else str(Path(option.wg_ktap).absolute()),
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -304,6 +307,11 @@ def _add_gating(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--must-include", action="append", default=[], metavar="NAME", dest="wg_must_include",
         help="Fail, with status 1, unless a test of this implementation has passed. May be repeated.",
+    )  # fmt: skip
+    group.addoption(
+        "--ktap", metavar="FILE|-", default="", dest="wg_ktap",
+        help="Write the results to FILE as KTAP version 1, the kernel's format, nested by file and pair; - writes them "
+        "into pytest's summary.",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,8 +18,6 @@ from harness.plugin.selection import runs_here
 from harness.plugin.session import INTERACTIVE, is_worker, state_of_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from harness.plugin.session import State
 
 
@@ -200,6 +199,19 @@ def _shortcoming(state: State) -> str:
     return ""
 
 
+def _write_ktap(terminalreporter: pytest.TerminalReporter, state: State, failure: str) -> None:
+    from harness.report.ktap import ktap_text
+    from harness.report.results import write_in_one_step
+
+    text = ktap_text((result for result in state.results.by_id.values() if result.state), failure)
+    if state.plan.ktap == "-":
+        terminalreporter.ensure_newline()
+        terminalreporter.write(text)
+    else:
+        write_in_one_step(Path(state.plan.ktap), text)
+        terminalreporter.write_line(f"KTAP: {state.plan.ktap}")
+
+
 def _untraced(config: pytest.Config) -> str:
     watching = config.pluginmanager.getplugin(INTERACTIVE)
     return watching.untraced() if watching else ""
@@ -211,6 +223,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     if _SHORTCOMING in config.stash:
         terminalreporter.write_line(f"wg-interop: {config.stash[_SHORTCOMING]}", red=True)
+    if state.plan.ktap:
+        _write_ktap(terminalreporter, state, config.stash.get(_SHORTCOMING, ""))
     if state.gate is not None:
         for line in filter(None, [*state.gate.compare().lines(), state.gate.remark]):
             terminalreporter.write_line(line)

@@ -41,6 +41,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "selftests" / "test_few.py").write_text(TESTS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(EVENTS, raising=False)
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(suite.SUITE, str(tmp_path))
     return tmp_path
