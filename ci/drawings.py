@@ -36,6 +36,7 @@ OTHER_FILES: Final = {
     "bench/page.html.j2": "Draw the page of bench/run.",
     "bench/run": "Start bench/runner.py.",
     "bench/suite": "Start bench/suite.py.",
+    "ci/Containerfile": "Make an image with the lab and all that it needs, for any CI.",
     "ci/bootstrap.sh": "Find or install a Python for the four commands of this folder, which source it.",
     "ci/docs": "Start ci/docs_site.py.",
     "ci/docs.lock": "Pin the packages of ci/docs.",

@@ -1,11 +1,14 @@
-"""Check files that no test runs: workflows by actionlint, Vagrantfile by ruby and vagrant."""
+"""Check workflows, action and examples by actionlint, and the Vagrantfile by its tools."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Final
 
 from ci.setup_checkout import EXIT_COULD_NOT, ROOT
@@ -19,6 +22,7 @@ ACTIONLINT: Final = GoProgram(
 )
 WORKFLOWS: Final = ROOT / ".github" / "workflows"
 VAGRANTFILE: Final = ROOT / "Vagrantfile"
+_BLOCK: Final = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def main() -> int:
@@ -32,8 +36,33 @@ def main() -> int:
         return EXIT_COULD_NOT
     workflows = sorted(map(str, WORKFLOWS.glob("*.yml")))
     # Without shellcheck and pyflakes: they are installed on some machines only, and results should not differ.
-    passed = _passes([str(program), "-shellcheck=", "-pyflakes=", *workflows])
-    return 0 if _vagrantfile_passes() and passed else 1
+    options = ["-shellcheck=", "-pyflakes="]
+    passed = [_passes([str(program), *options, *workflows]), _calls_pass(str(program), options), _vagrantfile_passes()]
+    return 0 if all(passed) else 1
+
+
+def _calls_pass(program: str, options: list[str]) -> bool:
+    """Check the calls in docs/ci.md against the action and the workflow that they call, which this checks too.
+
+    actionlint knows the inputs of an action or workflow only if it is in the same repository.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        place = root / ".github" / "workflows"
+        place.mkdir(parents=True)
+        shutil.copy(ROOT / "action.yml", root)
+        shutil.copy(WORKFLOWS / "interop.yml", place)
+        for number, call in enumerate(calls((ROOT / "docs" / "ci.md").read_text())):
+            (place / f"call{number}.yml").write_text(call)
+        subprocess.run(["git", "init", "-q", root], check=True)
+        return _passes([program, *options], root)
+
+
+def calls(text: str) -> list[str]:
+    """Return the workflows in this text that call the lab, as calls inside the lab's own repository."""
+    found = [block for block in _BLOCK.findall(text) if "OWNER/wg-interop" in block]
+    return [re.sub(r"uses: OWNER/wg-interop(.*)@main", r"uses: .\1", block).replace("uses: .\n", "uses: ./\n")
+            for block in found]  # fmt: skip
 
 
 def _vagrantfile_passes() -> bool:
@@ -48,8 +77,8 @@ def _vagrantfile_passes() -> bool:
     return passed
 
 
-def _passes(command: list[str]) -> bool:
-    status = subprocess.run(command, cwd=ROOT, env=os.environ, check=False).returncode
+def _passes(command: list[str], place: Path = ROOT) -> bool:
+    status = subprocess.run(command, cwd=place, env=os.environ, check=False).returncode
     print(f"{'ok' if status == 0 else 'FAILED'}: {' '.join(command)}", flush=True)
     return status == 0
 
