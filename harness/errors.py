@@ -27,6 +27,8 @@ class HarnessError(Exception):
     |- Unexpected          the device did not send a scripted peer what was expected, or sent what it must not
     |- NotDelivered        a packet that had to come out of the interface has not come in time
     |- LoadNotReached      the device could not be brought or kept under load; the test's result is `not_reached`
+    |- Finding             the fuzzer saw a device do what a correct device does not do
+    |- WrongAnswer         a device has sent the fuzzer what a correct device does not send
     |- Unhealthy           a health check found something wrong with a process under test
     `- Stopped             a guest was stopped because its result is not needed any more
     """

@@ -1,4 +1,4 @@
-"""Read a run's options from the environment and from wg-interop.toml, for what the command line leaves open.
+"""Read a run's options from the environment and from wg-interop.toml.
 
 Each option of the lab has a variable, `WG_` and its name: WG_IMPL, WG_TIMEOUT_SCALE. The file is the first
 `wg-interop.toml` in the current directory or above it (docs/settings.md):

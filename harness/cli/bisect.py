@@ -1,4 +1,4 @@
-"""Find the first version, or the first commit, with which a test fails: `wg-interop bisect`."""
+"""Find the first version or commit with which a test fails: `wg-interop bisect`."""
 
 from __future__ import annotations
 

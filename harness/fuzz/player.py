@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from harness.errors import HarnessError
 from harness.fuzz import inputs
 from harness.fuzz.inputs import apply
 from harness.scripted.intents import CookieReply, Initiation, Response
@@ -54,7 +55,7 @@ _MAC: Final = 16
 INITIATED, RESPONDED, COOKIED, KEPT_ALIVE, SENT = "initiation", "response", "cookie reply", "keepalive", "data"
 
 
-class WrongAnswer(Exception):
+class WrongAnswer(HarnessError):
     """The device has sent what a correct device does not send."""
 
 

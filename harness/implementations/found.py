@@ -1,4 +1,7 @@
-"""Find the manifests of all known implementations: the lab's, those of packages, those of wg-interop.toml.
+"""Find the manifests of all known implementations.
+
+They are the lab's, those that packages register, and those that wg-interop.toml names.
+
 
 A package registers manifests by an entry point of the group `wg_interop.implementations` (docs/manifests.md). It names
 a module, whose folder has the manifests, or a path in a module: `pathlib.Path` or str, of a manifest or a folder.

@@ -1,4 +1,4 @@
-"""Use the history of runs: add each run to it, and begin with the longest tests under xdist."""
+"""Add each run to the history of runs, and begin with the longest tests under xdist."""
 
 from __future__ import annotations
 

@@ -59,6 +59,11 @@ class Failure:
     bugs = requirements
 
     @property
+    def blamed(self) -> None:
+        """Nobody: an entry knows nothing of reruns."""
+        return None
+
+    @property
     def test(self) -> tuple[str, str, str, str]:
         """The test with its implementations and lane; the kernel is left out, because CI updates its own often."""
         return self.id, self.a, self.b, self.lane

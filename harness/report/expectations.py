@@ -86,7 +86,6 @@ class Expectation:
         """What was seen, in words."""
         return self.observed or f"a failure with a message like {self.message!r}"
 
-
     def __str__(self) -> str:
         return f"{self.requirement and f'{self.requirement}: '}{self.fact}{self.link and f' ({self.link})'}"
 

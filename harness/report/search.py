@@ -1,4 +1,4 @@
-"""Find the first bad one of an ordered list by halving it; step around those that cannot be judged."""
+"""Find the first bad one of an ordered list by halving it."""
 
 from __future__ import annotations
 

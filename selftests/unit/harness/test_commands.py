@@ -94,14 +94,18 @@ def test_passing_run_exits_with_0_and_writes_results() -> None:
     assert "2 deselected" in Path("report/pytest.log").read_text()
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.usefixtures("checkout")
 def test_run_without_selected_test_leaves_last_report() -> None:
     call("run", "-k", "good")
-    before = {path: path.read_bytes() for path in Path("report").rglob("*")}
-    assert {path.name for path in before} == {"results.json", "index.html", "pytest.log"}
+    before = contents(Path("report"))
+    assert {path.name for path in before} == {"results.json", "index.html", "pytest.log", "runs.jsonl"}
     code, stdout, _ = call("run", "-k", "moon")
     assert code == 125
-    assert {path: path.read_bytes() for path in Path("report").rglob("*")} == before
+    assert contents(Path("report")) == before
     log = Path(stdout.rpartition("pytest's output: ")[2].strip())
     assert "4 deselected" in log.read_text()
     assert log.absolute().parent == Path("wg-interop").absolute()

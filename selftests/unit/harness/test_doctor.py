@@ -168,5 +168,5 @@ def test_interrupted_doctor_leaves_no_running_timer() -> None:
 
 def test_probes_that_exceed_deadline_raise_harness_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DEADLINE", 0.02)
-    with pytest.raises(HarnessError, match=r"^doctor: the probes took longer than 0\.02 s$"):
+    with pytest.raises(HarnessError, match=r"^doctor: it took longer than 0\.02 s$"):
         list(doctor.findings())

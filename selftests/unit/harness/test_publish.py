@@ -298,7 +298,7 @@ def test_run_that_executes_no_test_leaves_report_as_it_was(project: pytest.Pytes
     before = tree(project.path / "report")
     project.runpytest_subprocess("-p", "cacheprovider", *options.split())
     assert tree(project.path / "report") == before
-    assert sorted(path.name for path in (project.path / "report").iterdir()) == ["index.html", NAME]
+    assert sorted(path.name for path in (project.path / "report").iterdir()) == ["history", "index.html", NAME]
 
 
 @pytest.mark.parametrize("option", ["--fixtures", "--setup-plan", "--collect-only"])
