@@ -2,7 +2,6 @@
 
 They are the lab's, those that packages register, and those that wg-interop.toml names.
 
-
 A package registers manifests by an entry point of the group `wg_interop.implementations` (docs/manifests.md). It names
 a module, whose folder has the manifests, or a path in a module: `pathlib.Path` or str, of a manifest or a folder.
 """
