@@ -150,7 +150,7 @@ class Results:
             },
             "run": asdict(self.invocation),
             "files": list(files),
-            **({"baseline": asdict(self.comparison)} if self.comparison else {}),
+            "baseline": asdict(self.comparison) if self.comparison else None,
             "results": [asdict(result) for result in self.by_id.values() if result.state],
             "causes": [
                 {

@@ -108,7 +108,7 @@ def leaves(tests: Sequence[Test]) -> list[Test]:
         ("xfailed", "ok 1 test_it[a~b] # XFAIL why"),
         ("xpassed", "not ok 1 test_it[a~b] # xpassed: why"),
         ("differs", "ok 1 test_it[a~b] # differs: why"),
-        ("flaky", "ok 1 test_it[a~b] # flaky: why"),
+        ("flaky", "not ok 1 test_it[a~b] # flaky: why"),
         ("skipped", "ok 1 test_it[a~b] # SKIP why"),
         ("unsupported", "ok 1 test_it[a~b] # SKIP why"),
         ("error", "not ok 1 test_it[a~b] # ERROR why"),
