@@ -25,9 +25,15 @@ from harness.vm.image import closure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Folders of the suite in the wheel, and the test that stays in the checkout, because it tests bench/.
+# Folders of the suite in the wheel, and the tests that stay in the checkout: of bench/, of documents, of the action, and
+# with packages that only the checkout's environment has.
 FOLDERS: Final = ("netns", "conformance", "lab", "faults", "mutants")
-NOT_IN_WHEEL: Final = "selftests/lab/test_bench.py"
+NOT_IN_WHEEL: Final = (
+    "selftests/lab/test_bench.py",
+    "selftests/lab/test_docs.py",
+    "selftests/lab/test_results_schema.py",
+    "selftests/faults/test_action.py",
+)
 ONE_TEST: Final = "selftests/netns/test_ping_and_counters.py::test_transfer_counters_are_exact_after_ten_pings"
 # A mount namespace in which the first argument is read-only.
 READ_ONLY: Final = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
@@ -109,7 +115,7 @@ def test_wheel_has_ids_of_checkout_without_extra_packages(installed: Installed) 
     places = installed.places()
     options = [word for word in places["pytest"] if "cache_dir" not in word]
     with ThreadPoolExecutor() as pool:
-        command = [sys.executable, *look, f"--ignore={NOT_IN_WHEEL}", *folders]
+        command = [sys.executable, *look, *(f"--ignore={name}" for name in NOT_IN_WHEEL), *folders]
         collecting = pool.submit(output, command, ROOT)
         theirs = installed.run(*look, *options, *(f"{places['root']}/{name}" for name in folders))
         here = collecting.result()

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -319,8 +320,10 @@ def test_run_killed_in_test_leaves_report_as_it_was(project: pytest.Pytester) ->
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "xdist"])
 def test_interrupted_run_leaves_its_results_as_report(project: pytest.Pytester, workers: list[str]) -> None:
-    project.runpytest_subprocess(RESULTS, "-k", "good or interrupted", *workers)
     report = project.path / "report"
+    # Without it the tests run in the order of the file, under xdist, too.
+    shutil.rmtree(report / "history")
+    project.runpytest_subprocess(RESULTS, "-k", "good or interrupted", *workers)
     assert states(report / "previous") == {"good": "passed", "bad": "failed"}
     assert states(report)["good"] == "passed"
     if not workers:
