@@ -25,8 +25,8 @@ from harness.vm.image import closure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Folders of the suite in the wheel, and the tests that stay in the checkout: of bench/, of documents, of the action, and
-# with packages that only the checkout's environment has.
+# Folders of the suite in the wheel, and the tests that stay in the checkout: of bench/, of documents, of the action,
+# and with packages that only the environment of the checkout has.
 FOLDERS: Final = ("netns", "conformance", "lab", "faults", "mutants")
 NOT_IN_WHEEL: Final = (
     "selftests/lab/test_bench.py",
