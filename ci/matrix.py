@@ -14,6 +14,8 @@ from harness.install.tools import exit_on_sigterm
 from harness.lanes import SUITES
 
 IMPLEMENTATIONS: Final = ("kernel", "refwg", "wireguard-go")
+# To build these two takes minutes, the first time.
+RUST: Final = ("boringtun", "gotatun")
 SCENARIOS: Final = ROOT / "selftests" / "netns"
 # All tests of two implementations. ci/test also runs those of one implementation, and of the lab.
 FULL: Final = ("--suite", "pairs")
@@ -33,7 +35,7 @@ examples:
   ci/interop                                   kernel, refwg and wireguard-go
   ci/interop --impl mine=/tmp/build/wg         also your program, with each of them and with itself
   ci/interop --impl mine=/tmp/build/wg --like wireguard-go   a build of wireguard-go: its known failures are expected
-  ci/interop --impl boringtun --impl gotatun   also these two; to build them takes minutes the first time
+  ci/interop --all                             also boringtun and gotatun; to build them takes minutes the first time
   ci/interop --quick                           handshakes and pings only
   ci/interop --full                            all scenarios of two implementations: more than twice as long
   ci/interop --suite pairs --suite alone       also the tests of one implementation
@@ -85,6 +87,10 @@ def _parse_arguments() -> argparse.Namespace:
         "(conformance), or all; may be repeated",
     )  # fmt: skip
     parser.add_argument(
+        "--all", action="store_true",
+        help=f"also test {' and '.join(RUST)}: all 25 pairs; they are built first, which takes minutes the first time",
+    )  # fmt: skip
+    parser.add_argument(
         "--impl", action="append", default=[], metavar="NAME[=PATH]",
         help="also test this implementation; PATH: its program, which is started like wireguard-go; may be repeated",
     )  # fmt: skip
@@ -100,7 +106,11 @@ def _parse_arguments() -> argparse.Namespace:
         "--no-blame", action="store_true", help="do not run failed tests again to find out which program is to blame"
     )
     parser.set_defaults(tests=CORE)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.all:
+        given = {text.partition("=")[0] for text in options.impl}
+        options.impl += [name for name in RUST if name not in given]
+    return options
 
 
 def _step(name: str, *command: str) -> None:

@@ -305,7 +305,7 @@ def compared(good: Tested, bad: Tested) -> list[str]:
         if ours is None:
             continue
         for capture in sorted(theirs.glob("*.pcapng")):
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 found = differences(read_messages(ours / capture.name), read_messages(capture))
                 lines += [f"{capture.stem}:", *(f"  {line}" for line in found)] if found else []
         if lines:

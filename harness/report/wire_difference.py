@@ -10,11 +10,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from harness.wire import frames, pcapng
+from harness.wire.compare import read_messages
 from harness.wire.messages import (
     COOKIE_REPLY,
     DATA,
-    DATAGRAM,
     INITIATION,
     NANOSECONDS,
     RESPONSE,
@@ -89,7 +88,7 @@ def difference(reference: Path, failing: Path, *, named: str, b: str = B) -> str
     compared = []
     for path in both:
         try:
-            expected, seen = look(sent(reference / path.name)), look(sent(path))
+            expected, seen = look(read_messages(reference / path.name)), look(read_messages(path))
         except (OSError, ValueError):
             continue
         if found := compare(expected, seen, named=named):
@@ -98,19 +97,6 @@ def difference(reference: Path, failing: Path, *, named: str, b: str = B) -> str
             compared.append(len(expected))
     count = max(compared, default=0)
     return f"no difference that shows without keys in {count} message{'s' * (count != 1)}" if count else ""
-
-
-def sent(path: Path) -> list[Message]:
-    """Read the UDP datagrams of a capture, each once, as they left their senders."""
-    ends, packets = pcapng.load(path)
-    messages = []
-    for packet in packets:
-        # A wire has both ends, so what arrives at one has left the other.
-        if ends > 1 and not packet.is_outbound:
-            continue
-        contents = frames.read(packet.frame)
-        messages.append(frames.message(packet.frame, contents, packet.time))
-    return [message for message in messages if message.sort == DATAGRAM]
 
 
 def look(messages: Iterable[Message]) -> list[Sight]:

@@ -6,65 +6,41 @@ counter, and whether mac2 is set.
 
 from __future__ import annotations
 
-import struct
 from collections import Counter
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Final
 
-from harness.wire import frames
+from harness.wire import frames, pcapng
 from harness.wire.frames import Fragment
 from harness.wire.messages import DATAGRAM, FIELDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from harness.wire.messages import Message
 
 _End = tuple[str, int]
 
-_PACKET_BLOCK: Final = 6
-_PACKET: Final = struct.Struct("<IIIII")  # interface, time (upper and lower half), captured and original length
-_OUTBOUND: Final = 2
-_FLAGS: Final = 2
 _AT_MOST: Final = 6  # messages shown of each capture after the first difference
 
 
 def read_messages(path: Path) -> list[Message]:
-    """Return the UDP datagrams of a pcapng file that `pcapng.save` has written, each once; raises OSError."""
+    """Read the UDP datagrams of a capture that the lab has written, each once, as they left their senders.
+
+    Raises OSError, and ValueError for a file that is cut off.
+    """
+    ends, packets = pcapng.load(path)
     found = []
-    for time, frame, is_outbound in _packets(path.read_bytes()):
-        contents = frames.read(frame)
-        # On a wire each end is an interface of its own, and each message leaves one of them.
-        if is_outbound and not isinstance(contents, Fragment):
-            message = frames.message(frame, contents, time)
-            if message.sort == DATAGRAM:
-                found.append(message)
+    for packet in packets:
+        contents = frames.read(packet.frame)
+        # A wire has both ends, so what arrives at one has left the other.
+        if (ends > 1 and not packet.is_outbound) or isinstance(contents, Fragment):
+            continue
+        message = frames.message(packet.frame, contents, packet.time)
+        if message.sort == DATAGRAM:
+            found.append(message)
     return found
-
-
-def _packets(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield time in ns, frame and direction of each packet block."""
-    place = 0
-    while place + 12 <= len(data):
-        kind, size = struct.unpack_from("<II", data, place)
-        if kind == _PACKET_BLOCK:
-            body = data[place + 8 : place + size - 4]
-            _, upper, lower, captured, _ = _PACKET.unpack_from(body)
-            frame = body[_PACKET.size : _PACKET.size + captured]
-            options = body[_PACKET.size + captured + -captured % 4 :]
-            yield upper << 32 | lower, frame, _direction(options) == _OUTBOUND
-        place += max(size, 12)
-
-
-def _direction(options: bytes) -> int:
-    place = 0
-    while place + 4 <= len(options):
-        code, size = struct.unpack_from("<HH", options, place)
-        if code == _FLAGS:
-            return int(struct.unpack_from("<I", options, place + 4)[0]) & 3
-        place += 4 + size + -size % 4
-    return 0
 
 
 def differences(good: Sequence[Message], bad: Sequence[Message]) -> list[str]:

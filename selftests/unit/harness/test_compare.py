@@ -121,10 +121,19 @@ def test_saved_capture_is_read_with_each_message_once(tmp_path: Path) -> None:
     ]
 
 
-def test_packet_without_direction_is_left_out(tmp_path: Path) -> None:
+def test_capture_of_one_end_has_messages_of_both_directions(tmp_path: Path) -> None:
     path = tmp_path / "a.pcapng"
-    body = struct.pack("<IIIII", 0, 0, 0, 4, 4) + b"abcd"
-    size = struct.pack("<I", len(body) + 12)
-    # The block of size 0 is malformed; it does not keep the reader for ever.
-    path.write_bytes(struct.pack("<I", 6) + size + body + size + bytes(12))
-    assert read_messages(path) == []
+    there, back = (
+        pcapng.Packet(0, 1, frame(b"1" * 40), is_outbound=True),
+        pcapng.Packet(0, 2, frame(b"2" * 40), is_outbound=False),
+    )
+    pcapng.save(path, [pcapng.End("a")], [there, back])
+    assert [message.payload[:1] for message in read_messages(path)] == [b"1", b"2"]
+
+
+def test_capture_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pcapng"
+    pcapng.save(path, [pcapng.End("a")], [pcapng.Packet(0, 1, frame(b"1" * 40), is_outbound=True)])
+    path.write_bytes(path.read_bytes()[:-6])
+    with pytest.raises(ValueError, match="block at byte "):
+        read_messages(path)
