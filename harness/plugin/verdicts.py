@@ -358,6 +358,7 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """List every difference and every fixed failure with its reason, whatever `-r` selects (hook)."""
     _show_fixed(terminalreporter)
+    _show_disagreements(terminalreporter)
     different = terminalreporter.stats.get("differs", ())
     if different:
         from harness.report.results import message_of
@@ -365,6 +366,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("allowed differences from the kernel")
         for report in different:
             terminalreporter.write_line(f"DIFFERS {report.nodeid} - {message_of(report)}")
+
+
+def _show_disagreements(terminalreporter: pytest.TerminalReporter) -> None:
+    state = state_of_run(terminalreporter.config)
+    # Only in several lanes or on several kernels can a test have several results.
+    if not state.used or len({(result.lane, result.kernel) for result in state.results.by_id.values()}) < 2:  # noqa: PLR2004
+        return
+    from harness.report.agreement import disagreements
+
+    if found := disagreements(state.results.by_id.values()):
+        terminalreporter.section("where lanes and kernels disagree")
+        for each in found:
+            terminalreporter.write_line(f"DISAGREE {each}")
 
 
 def _show_fixed(terminalreporter: pytest.TerminalReporter) -> None:

@@ -23,6 +23,7 @@ from harness import suite
 from harness.errors import HarnessError
 from harness.implementations.manifest import load_manifest
 from harness.report import expectations
+from harness.report.agreement import disagreements
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
 from harness.report.evidence import Reader, clean
@@ -191,6 +192,7 @@ def gather(runs: Sequence[Run], place: Path, root: Path | None, complaint: str =
         slowest=sorted(tests, key=lambda test: -test.result.seconds)[:10],
         complaint=complaint,
         conformance=conformance,
+        disagreements=disagreements(test.result for test in tests),
     )
 
 

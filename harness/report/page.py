@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from harness.report.agreement import Disagreement
     from harness.report.blame import Rerun
     from harness.report.conformance import Conformance
     from harness.report.evidence import Text
@@ -276,7 +277,7 @@ class Page:
     """All that the page shows.
 
     tally: the numbers of failures and causes in words, then the same for each program to blame. complaint: why the run
-    failed, if not by its tests.
+    failed, if not by its tests. disagreements: tests that pass in one lane or on one kernel, and fail in another.
     """
 
     runs: Sequence[Run]
@@ -290,6 +291,7 @@ class Page:
     slowest: Sequence[Shown]
     complaint: str
     conformance: Conformance
+    disagreements: Sequence[Disagreement]
 
     @property
     def counts(self) -> list[tuple[str, int]]:

@@ -171,6 +171,14 @@ def test_every_pair_has_cell_in_matrix_of_its_lane_and_kernel(tmp_path: Path) ->
     assert [cell.tone for cell in page.groups[0].matrix.values()] == ["good", "bad"]
 
 
+def test_page_names_test_on_which_lanes_disagree(tmp_path: Path) -> None:
+    here, there = entry(lane="netns", kernel="6.18"), entry(lane="vm", kernel="6.1", state="failed")
+    out = render([write(tmp_path, here, there)], tmp_path)
+    assert "passes in netns, Linux 6.18, and fails in vm, Linux 6.1" in tags(out).text
+    out = render([write(tmp_path, here)], tmp_path)
+    assert "Where lanes and kernels disagree" not in tags(out).text
+
+
 def test_cell_counts_its_tests_by_state(tmp_path: Path) -> None:
     states = ["passed", "failed", "passed", "skipped"]
     page = page_of(tmp_path, *(entry(f"test_it.py::test_{n}", state=state) for n, state in enumerate(states)))
