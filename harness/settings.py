@@ -81,6 +81,10 @@ _OPTIONS: Final = {
         _Option(name="keep", kind=str, choices=KEEP),
         _Option(name="timeout-scale", kind=float),
         _Option(name="seed", kind=int),
+        _Option(name="baseline", kind=str, is_path=True),
+        _Option(name="must-include", kind=tuple),
+        _Option(name="ktap", kind=str),
+        _Option(name="blame-seconds", kind=float),
     )
 }
 
@@ -234,6 +238,8 @@ def _located(value: Value, option: _Option, file: Path) -> Value:
             if isinstance(value, tuple)
             else str(_path(str(value), file))
         )
+    if option.name == "ktap" and value != "-":
+        return str(_path(str(value), file))
     if option.name == "impl" and isinstance(value, tuple):
         parts = (text.partition("=") for text in value)
         return tuple(f"{name}={_path(program, file)}" if equals else name for name, equals, program in parts)

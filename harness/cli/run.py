@@ -152,8 +152,8 @@ def run(
     Exit status: 0 all passed, 1 something failed, 2 wrong usage, 125 could not test (`git bisect run` skips such a
     commit), 130 interrupted.
     """  # noqa: D301
-    outlet = continuous.take_outlet(options)
     options, results, suites, settings = settle(options, results, suites)
+    outlet = continuous.take_outlet(options)
     tests = _tests(paths, suites)
     workplace = suite.workplace()
     report = (results or workplace / "report" / "results.json").absolute()

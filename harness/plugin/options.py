@@ -155,9 +155,9 @@ def read_plan(config: pytest.Config) -> RunPlan:
     Raises UsageError for a mistake in the settings.
     """
     option = config.option
-    # An option that is not given is None, an empty list or False; 0 is a value.
+    # An option that is not given is None, an empty list or text, or False; 0 is a value.
     attributes = {name: getattr(option, key) for name, key in _KEYS.items()}
-    given = {name: value for name, value in attributes.items() if not (value is None or value is False or value == [])}
+    given = {name: value for name, value in attributes.items() if value not in (None, [], "") and value is not False}
     settings = read_settings().beside(given)
     values: dict[str, Any] = {**given, **{name: setting.value for name, setting in settings.items()}}
     number, _, count = os.environ.get(SHARD, "").partition("/")
@@ -176,11 +176,11 @@ def read_plan(config: pytest.Config) -> RunPlan:
         timeout_scale=values.get("timeout-scale", 1.0),
         nightly=values.get("nightly", False),
         blame=option.wg_blame,
-        blame_seconds=option.wg_blame_seconds,
-        baseline=option.wg_baseline.absolute() if option.wg_baseline else None,
+        blame_seconds=values.get("blame-seconds", 300.0),
+        baseline=Path(values["baseline"]).absolute() if "baseline" in values else None,
         update_baseline=option.wg_update_baseline,
-        must_include=tuple(option.wg_must_include),
-        ktap=option.wg_ktap if option.wg_ktap in {"", "-"} else str(Path(option.wg_ktap).absolute()),
+        must_include=tuple(values.get("must-include", ())),
+        ktap=ktap if (ktap := values.get("ktap", "")) in {"", "-"} else str(Path(ktap).absolute()),
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
@@ -197,6 +197,8 @@ _KEYS: Final = {
     "impl": "wg_impl", "impl-manifest": "wg_manifest", "like": "wg_like", "pair": "wg_pair", "suite": "wg_suite",
     "lane": "wg_lane", "nightly": "wg_nightly", "kernel": "wg_kernel", "kernel-module": "wg_kernel_module",
     "results": "wg_results", "keep": "wg_keep", "timeout-scale": "wg_timeout_scale", "seed": "wg_seed",
+    "baseline": "wg_baseline", "must-include": "wg_must_include", "ktap": "wg_ktap",
+    "blame-seconds": "wg_blame_seconds",
 }  # fmt: skip
 
 
@@ -288,7 +290,7 @@ def _add_blame(group: pytest.OptionGroup) -> None:
         "to blame. A test that then passes is flaky. Default: no; `wg-interop run` does.",
     )  # fmt: skip
     group.addoption(
-        "--blame-seconds", metavar="N", type=float, default=300.0, dest="wg_blame_seconds",
+        "--blame-seconds", metavar="N", type=float, dest="wg_blame_seconds",
         help="Run failed tests again for at most N seconds, those of the most frequent failures first. Default: 300.",
     )  # fmt: skip
 

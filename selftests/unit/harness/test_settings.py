@@ -56,6 +56,11 @@ def test_variable_precedes_file_and_replaces_its_list() -> None:
     [
         ({"WG_PAIR": "a~b\nb~a"}, {"pair": "a~b b~a (WG_PAIR)"}),
         ({"WG_NIGHTLY": "1", "WG_SEED": "0"}, {"nightly": "true (WG_NIGHTLY)", "seed": "0 (WG_SEED)"}),
+        (
+            {"WG_MUST_INCLUDE": "a,b", "WG_BASELINE": "b.toml"},
+            {"must-include": "a b (WG_MUST_INCLUDE)", "baseline": "b.toml (WG_BASELINE)"},
+        ),
+        ({"WG_KTAP": "-"}, {"ktap": "- (WG_KTAP)"}),
         ({"WG_NIGHTLY": "off"}, {"nightly": "false (WG_NIGHTLY)"}),
         ({"WG_TIMEOUT_SCALE": "1.5"}, {"timeout-scale": "1.5 (WG_TIMEOUT_SCALE)"}),
         ({"WG_KERNEL_MODULE": "a.ko"}, {"kernel-module": "a.ko (WG_KERNEL_MODULE)"}),
@@ -87,7 +92,11 @@ def test_paths_in_file_are_relative_to_its_folder(home: Path) -> None:
     ("text", "variables", "complaint"),
     [
         ("option = 1", {}, f"*/{FILE}: unknown key option; there are: manifests, options"),
-        (options("pairs = []"), {}, f"*/{FILE}: unknown key options.pairs; there are: impl, impl-manifest, *, seed"),
+        (
+            options("pairs = []"),
+            {},
+            f"*/{FILE}: unknown key options.pairs; there are: impl, impl-manifest, *, blame-seconds",
+        ),
         (options("impl = 'refwg'"), {}, f"*/{FILE}: options.impl must be a list, not 'refwg'"),
         (options("lane = ['fast']"), {}, f"*/{FILE}: options.lane: 'fast' is not one of core, netns, vm, warp"),
         (options("seed = 1.5"), {}, f"*/{FILE}: options.seed must be an integer, not 1.5"),
