@@ -148,7 +148,7 @@ def test_failure_takes_its_facts_from_report() -> None:
     facts: dict[str, object] = {"a": {"impl": "mine"}, "b": None, "lane": "warp"}
     made = failure_of(facts, nodeid="t", state="error", message="no \ud800; seen: 12 packets\nmore")
     assert made == Failure(id="t", a="mine", lane="warp", state="error", message="no ?")
-    assert (made.pair, made.bugs) == ("mine", ())
+    assert (made.pair, made.bugs, made.blamed) == ("mine", (), None)
 
 
 @pytest.mark.parametrize(

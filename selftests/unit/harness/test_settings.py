@@ -13,6 +13,7 @@ from harness.cli.settled import settle
 from harness.errors import UsageError
 from harness.implementations.registry import Registry
 from harness.lanes import LANE
+from harness.sandbox.launcher import REFUSED
 from harness.settings import FILE, find_file, lines, read_settings
 
 if TYPE_CHECKING:
@@ -147,7 +148,11 @@ def test_command_line_precedes_settings_in_pytest(pytester: pytest.Pytester, mon
         assert [line for line in ids if "::" in line] == [f"test_it.py::test[{name}]"]
 
 
-def test_file_above_ordinary_tests_leaves_them_alone(pytester: pytest.Pytester) -> None:
+def test_file_above_ordinary_tests_leaves_them_alone(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A run in this process may have been refused a sandbox, and its child would say so.
+    monkeypatch.delenv(REFUSED, raising=False)
     pytester.makepyfile("def test_core(): pass")
     (pytester.path / FILE).write_text(options("impl = ['refwg']\nresults = 'r/results.json'"))
     run = pytester.runpytest_subprocess()
