@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from harness.plugin.verdicts import differs as differs
     from harness.plugin.verdicts import not_reached as not_reached
     from harness.plugin.verdicts import twin as twin
+    from harness.sandbox.process import stopped as stopped
     from harness.scripted.inside import NotDelivered as NotDelivered
     from harness.scripted.intents import LOW_ORDER_POINTS as LOW_ORDER_POINTS
     from harness.scripted.intents import CookieReply as CookieReply
@@ -208,6 +209,7 @@ NAMES: Final = {
     "scaled": "harness.wait",
     "set_offloads": "harness.net.veth",
     "slack": "harness.lab.timer_slack",
+    "stopped": "harness.sandbox.process",
     "tcp_stream": "harness.traffic.tcp",
     "tcp_streams": "harness.traffic.tcp",
     "not_reached": "harness.plugin.verdicts",

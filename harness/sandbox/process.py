@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Final
 from harness import steps
 from harness.errors import DeadlineExceeded, ProgramFailed, Unavailable
 from harness.sandbox import forked, logs
-from harness.wait import Exit, FileSays, scaled, wait_for
+from harness.wait import Exit, FileSays, poll_until, scaled, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from harness.sandbox.namespace import NamespaceThread
 
 _TERMINATION: Final = 2.0
 _KERNEL: Final = 10.0
+_STOPS: Final = 2.0
 _COMMAND_SHOWN: Final = 150  # characters of a command in a repr
 
 
@@ -233,14 +234,37 @@ class Process:
 
     def thread_states(self) -> str:
         """Return one letter per thread: R running, S sleeping, D uninterruptible (proc(5)); "" if it has ended."""
-        states = ""
-        with suppress(FileNotFoundError):
-            for task in Path("/proc", str(self.pid), "task").iterdir():
-                # The file of a thread that ends now disappears, or cannot be read.
-                with suppress(FileNotFoundError, ProcessLookupError):
-                    states += (task / "stat").read_text().rpartition(")")[2].split()[0]
-        return states
+        return _thread_states(self.pid)
 
     def close(self) -> None:
         """Close the pidfd of the event `exited`."""
         self.exited.close()
+
+
+@contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """Stop a process during the block, so that it finds all at once what comes in the meantime.
+
+    The block begins when all its threads have stopped: a running one may otherwise go on for a moment after SIGSTOP.
+    pid: None for the driver, which has no process.
+    """
+    if pid is None:
+        yield
+        return
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        poll_until(lambda: _thread_states(pid), lambda states: set(states) <= {"T"}, _STOPS)
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def _thread_states(pid: int) -> str:
+    states = ""
+    with suppress(FileNotFoundError):
+        for task in Path("/proc", str(pid), "task").iterdir():
+            # The file of a thread that ends now disappears, or cannot be read.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                states += (task / "stat").read_text().rpartition(")")[2].split()[0]
+    return states

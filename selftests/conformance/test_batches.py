@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Target, differs, poll_until, twin
+from harness import Data, Target, differs, poll_until, stopped, twin
 from harness.lab.target import DISCARD, INNER4
 from harness.net.checksum import checksum
 from selftests.support.packets import ip_packet
-from selftests.support.superframe_traffic import Trace, has_batch_engine, must_have_used, stopped, traced
+from selftests.support.superframe_traffic import Trace, has_batch_engine, must_have_used, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

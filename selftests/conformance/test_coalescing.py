@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import Target, twin
+from harness import Target, stopped, twin
 from harness.net.checksum import checksum
-from selftests.support.superframe_traffic import Trace, has_batch_engine, must_have_used, stopped, traced
+from selftests.support.superframe_traffic import Trace, has_batch_engine, must_have_used, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable

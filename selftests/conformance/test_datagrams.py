@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Initiation, Response, twin
+from harness import Initiation, Response, stopped, twin
 
 if TYPE_CHECKING:
     from harness import Target
@@ -65,12 +63,7 @@ def test_short_datagram_does_not_lose_message_behind_it(target: Target, size: in
     with twin("an initiation is answered"):
         peer.handshake()
     peer.keep_spacing()
-    pid = target.interface.pid
-    # A program that is stopped finds all that came in its socket, and reads it at once.
-    if pid:
-        os.kill(pid, signal.SIGSTOP)
-    peer.send(bytes(size))
-    peer.send(Initiation())
-    if pid:
-        os.kill(pid, signal.SIGCONT)
+    with stopped(target.interface.pid):
+        peer.send(bytes(size))
+        peer.send(Initiation())
     peer.expect(Response)

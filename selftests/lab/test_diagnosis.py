@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import LOOPBACK, V4_OF_A, DeviceConfig, ProgramInterface, Registry, Tunnel
+from harness import LOOPBACK, V4_OF_A, DeviceConfig, ProgramInterface, Registry, Tunnel, stopped
 
 if TYPE_CHECKING:
     from harness import Lab
@@ -42,11 +41,8 @@ def test_diagnosis_begins_with_endpoint_that_is_out_of_date(tunnel: Tunnel) -> N
 
 def test_diagnosis_survives_program_that_does_not_answer(tunnel: Tunnel) -> None:
     assert isinstance(tunnel.b, ProgramInterface)
-    tunnel.b.process.signal(signal.SIGSTOP)
-    try:
+    with stopped(tunnel.b.pid):
         clue, a, b, *_ = tunnel.diagnosis().split("\n")
-    finally:
-        tunnel.b.process.signal(signal.SIGCONT)
     assert clue == "B does not report its state"
     assert a.startswith(f"A ({NAME}) has no handshake")
     assert re.match(rf"B \({NAME}\) does not report its state: wg0 \(uapi\): ", b)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import resource
-import signal
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +21,7 @@ from harness import (
     UsageError,
     allowed_ips,
     scaled,
+    stopped,
 )
 from harness.implementations import interface, keylog
 from harness.lab import lab as harness_lab
@@ -155,9 +155,8 @@ def test_evidence_snapshot_times_out_on_hanging_program(lab: Lab, monkeypatch: p
     assert isinstance(wg0, interface.ProgramInterface)
     for module in (harness_lab, keylog):
         monkeypatch.setattr(module, "EVIDENCE_TIMEOUT", 0.1)
-    wg0.process.signal(signal.SIGSTOP)
-    lab.snapshot()
-    wg0.process.signal(signal.SIGCONT)
+    with stopped(wg0.pid):
+        lab.snapshot()
     shown = (lab.directory / "birth-wg0.wg.txt").read_text()
     assert shown == f"$ wg show\nwg0@birth: wg show wg0: still ran after {scaled(0.1):g} s: \n\n"
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, add_veth, ping
+from harness import DATA, V4_OF_A, V4_OF_B, Capture, Endpoint, add_veth, ping, stopped
 
 if TYPE_CHECKING:
     from harness import Tunnel
@@ -211,16 +209,11 @@ def test_better_route_is_used_after_storm_of_routes(direct: Tunnel) -> None:
     count = STORM_FOR_DRIVER if pid is None else STORM
     prefixes = [f"10.{100 + number // 256}.{number % 256}.0/24" for number in range(count)]
     # A program that does not run receives no event, and the kernel drops those that its buffer cannot take.
-    if pid is not None:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(pid):
         for action in ("add", "del"):
             batch = "".join(f"route {action} {prefix} dev veth1 table 7\n" for prefix in prefixes)
             ns1.run(["ip", "-batch", "-"], stdin=batch, deadline=30.0)
         ns1.add_route("10.0.0.0/24", dev="veth3", src="10.0.0.3", metric=1)
-    finally:
-        if pid is not None:
-            os.kill(pid, signal.SIGCONT)
     direct.must_ping("ns1", V4_OF_B)
     must_be_seen_at(direct, "10.0.0.3")
 

@@ -12,10 +12,9 @@ import json
 import os
 import random
 import select
-import signal
 import socket
 import struct
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +24,7 @@ from harness.traffic.udp import family_of
 from refwg.mutants import load_mutants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from harness import Interface, Manifest, NetNS
@@ -263,18 +262,6 @@ def has_batch_engine(manifest: Manifest) -> bool:
     mutant = load_mutants().get(variant)
     engine = mutant.engine if mutant is not None else variant
     return manifest.base == "refwg" and engine in {"batch", "workers"}
-
-
-@contextmanager
-def stopped(pid: int | None) -> Iterator[None]:
-    """Stop a program, so that it finds all at once what comes in the meantime; the driver has no process."""
-    if pid is not None:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        if pid is not None:
-            os.kill(pid, signal.SIGCONT)
 
 
 def of_kernel(node: NetNS) -> frozenset[str]:
