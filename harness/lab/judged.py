@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from harness.implementations import keylog
 from harness.steps import FIRST, LAST
-from harness.wire import frames
+from harness.wire import frames, noise
 from harness.wire.capture import NO_SEGMENT_SIZE
 from harness.wire.inner import Handshakes, read_keys
-from harness.wire.messages import kind_of
+from harness.wire.messages import INITIATION, RESPONSE, kind_of
 from harness.wire.oracle import Datagram, Device, Oracle
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def judge(lab: Lab) -> Judgement:
 def _transport_keys(lab: Lab, datagrams: Iterable[Datagram]) -> dict[int, bytes]:
     """Return the keys of the sessions whose ephemeral keys a program has logged, by the receiver index of their data.
 
-    An index that two sessions share is left out.
+    An index that two handshake messages have as their sender's is left out: data to it may be of either session, also
+    where the keys of one are not known.
     """
     logs = [line for interface in lab.made for line in keylog.revealed(interface)]
     if not logs:
@@ -96,11 +97,15 @@ def _transport_keys(lab: Lab, datagrams: Iterable[Datagram]) -> dict[int, bytes]
     lines = [f"LOCAL_STATIC_PRIVATE_KEY = {base64.b64encode(key).decode()}" for key in statics]
     handshakes = Handshakes(read_keys("\n".join(lines + logs)))
     found: dict[int, bytes] = {}
+    senders: dict[int, bytes] = {}
     shared = set()
     for datagram in datagrams:
-        for index, key in handshakes.take(kind_of(datagram.payload), datagram.payload).items():
-            if found.setdefault(index, key) != key:
-                shared.add(index)
+        kind = kind_of(datagram.payload)
+        if kind in {INITIATION, RESPONSE}:
+            sender = noise.index(datagram.payload)
+            if senders.setdefault(sender, datagram.payload) != datagram.payload:
+                shared.add(sender)
+        found |= handshakes.take(kind, datagram.payload)
     return {index: key for index, key in found.items() if index not in shared}
 
 
