@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import suite
-from harness.report.causes import find_causes, tally_by_program, tally_of_causes
+from harness.report.causes import find_causes, fingerprint, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
 from harness.report.results import GATING, STATES, in_words
 
@@ -369,8 +369,18 @@ def _header(cause: Cause[Outcome]) -> str:
 def _show_reasons(out: Console, outcomes: list[Outcome]) -> None:
     if outcomes:
         line(out)
-    for (state, reason), count in Counter((outcome.state, outcome.message) for outcome in outcomes).most_common():
-        line(out, f"{count} {state}: {reason}", _style(state))
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for outcome in outcomes:
+        reasons[outcome.state, _reason(outcome)].append(outcome.message)
+    for (state, _), messages in sorted(reasons.items(), key=lambda each: -len(each[1])):
+        line(out, f"{len(messages)} {state}: {messages[0]}", _style(state))
+
+
+def _reason(outcome: Outcome) -> str:
+    """Return what is equal for all results with one reason: differences of one program have other numbers each time."""
+    if outcome.state != "differs":
+        return outcome.message
+    return f"{outcome.message.partition(' ')[0]} {fingerprint(outcome)}"
 
 
 def short(path: Path) -> str:

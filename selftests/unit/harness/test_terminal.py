@@ -74,6 +74,21 @@ def test_events_are_counted_in_tally() -> None:
     assert str(counts) == "1 of 2 tests, 1 passed"
 
 
+def test_differences_of_one_kind_are_counted_by_program() -> None:
+    lines = summary(
+        *(
+            Outcome(
+                id=f"oracle::CR-12[{name}~c-{number}]",
+                pair=f"{name}~c",
+                state="differs",
+                message=f"{name} sent a timestamp with {number} ns",
+            )
+            for name, number in (("a", 5), ("a", 77), ("b", 6))
+        )
+    )
+    assert {"2 differs: a sent a timestamp with 5 ns", "1 differs: b sent a timestamp with 6 ns"} <= set(lines)
+
+
 def test_difference_is_printed_and_blocked_test_fails_run() -> None:
     different = Outcome(id="t.py::test_mtu[a~b]", pair="a~b", state="differs", message="1360 bytes, not 1359")
     blocked = Outcome(id="t.py::test_drop[a~b]", pair="a~b", state="blocked", message="positive control failed")
