@@ -167,7 +167,9 @@ def _options(config: pytest.Config, state: State, lane: str, kernel: str, pairs:
     words += [f"--pair={pair}" for pair in pairs]
     words += ["--nightly"] if plan.nightly else []
     words += [f"-p{name}" for name in config.option.plugins or ()]
-    words += [f"-o{setting}" for setting in config.option.override_ini or ()]
+    # The other pytest has no cache, and would refuse its directory.
+    settings = [text for text in config.option.override_ini or () if not text.startswith("cache_dir=")]
+    words += [f"-o{setting}" for setting in settings]
     # The tests run one after the other, so that they do not disturb each other.
     words += ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
     return [*words, "-pno:cacheprovider", "--color=no"]

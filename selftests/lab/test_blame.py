@@ -67,7 +67,9 @@ def shape(blame: Mapping[str, Any]) -> list[tuple[str, str]]:
 def test_program_that_deviates_as_b_is_to_blame(pytester: pytest.Pytester) -> None:
     if reason := Registry().get(PEER).why_unavailable():
         pytest.skip(reason)
-    outcome = run(pytester, ROAMS, f"--pair={PEER}~{NO_ROAMING}", "--blame", "--seed=7")
+    # `wg-interop run` gives pytest the directory of its cache.
+    cache = f"-ocache_dir={pytester.path / 'cache'}"
+    outcome = run(pytester, ROAMS, f"--pair={PEER}~{NO_ROAMING}", "--blame", "--seed=7", cache)
     assert outcome.ret == pytest.ExitCode.TESTS_FAILED
     (result,) = results(pytester)
     blame = result["blame"]
