@@ -1,4 +1,4 @@
-"""Find tests that pass in one lane or on one kernel, and fail in another with the same programs."""
+"""Find tests that pass in one lane or on one kernel, and fail in another."""
 
 from __future__ import annotations
 
