@@ -7,7 +7,6 @@ is written by hand.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import harness
+from ci import written
 from ci.setup_checkout import ROOT
 from harness.cli.commands import cli
 from harness.implementations.manifest import CAPABILITIES
@@ -218,18 +218,14 @@ def rewritten(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
     """Write the tables, or with --check only report which are out of date; return 1 if --check finds one, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m ci.reference", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; report tables that are out of date and exit with 1"
+    return written.run(
+        "ci.reference",
+        (__doc__ or "").partition("\n")[0],
+        document,
+        outdated=outdated,
+        rewritten=rewritten,
+        arguments=arguments,
     )
-    check = parser.parse_args(arguments).check
-    text = document.read_text()
-    wrong = outdated(text)
-    for name in wrong:
-        print(f"{document.name}: {name}: {'out of date; run python -m ci.reference' if check else 'written again'}")
-    if not check:
-        document.write_text(rewritten(text))
-    return 1 if check and wrong else 0
 
 
 if __name__ == "__main__":
