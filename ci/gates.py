@@ -349,14 +349,14 @@ def _on_other_kernel(name: str, command: Sequence[str], least: int) -> Gate:
 
 
 def _unit_gates(covered: Sequence[str]) -> tuple[Gate, ...]:
-    command = ("pytest", *_UNIT)
+    command = ("pytest", *_UNIT, "-n", "3")
     if not covered:
         return (Gate(name="unit tests", command=command, lane="core", least=_UNIT_TESTS, least_quick=_UNIT_TESTS),)
     report = ("coverage", "report", f"--include={','.join(covered)}", "--fail-under=100")
     return (
         Gate(
             name="unit tests",
-            command=("coverage", "run", "-m", *command),
+            command=("python", "-m", "ci.measured", *command),
             lane="core",
             least=_UNIT_TESTS,
             least_quick=_UNIT_TESTS,

@@ -100,7 +100,7 @@ def test_tests_marked_nightly_have_gates_in_each_lane() -> None:
 
 def test_files_that_need_full_coverage_get_coverage_gate() -> None:
     unit, coverage = gates._unit_gates(["refwg/messages.py", "refwg/noise.py"])  # noqa: SLF001
-    assert unit.command[:4] == ("coverage", "run", "-m", "pytest")
+    assert unit.command[:4] == ("python", "-m", "ci.measured", "pytest")
     assert {"--include=refwg/messages.py,refwg/noise.py", "--fail-under=100"} <= set(coverage.command)
 
 
