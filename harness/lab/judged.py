@@ -63,11 +63,13 @@ def judge(lab: Lab) -> Judgement:
     interfaces = {str(number): interface for number, interface in enumerate(lab.made)}
     known = _Known(lab)
     datagrams = _datagrams(recordings, {interface.birth.name for interface in lab.made})
+    transport_keys, responses = _opened(lab, datagrams)
     oracle = Oracle(
         [known.device(name, interface) for name, interface in interfaces.items()],
         privates=[key.raw for key in lab.keys[:_MOST_KEYS]],
         publics=known.publics,
-        transport_keys=_transport_keys(lab, datagrams),
+        transport_keys=transport_keys,
+        responses=responses,
         knows_all_keys=not known.is_changed_unseen,
         has_steady_clock=known.is_steady,
     )
@@ -84,15 +86,16 @@ def judge(lab: Lab) -> Judgement:
     )
 
 
-def _transport_keys(lab: Lab, datagrams: Iterable[Datagram]) -> dict[int, bytes]:
-    """Return the keys of the sessions whose ephemeral keys a program has logged, by the receiver index of their data.
+def _opened(lab: Lab, datagrams: Iterable[Datagram]) -> tuple[dict[int, bytes], dict[bytes, bool]]:
+    """Open the handshakes whose ephemeral keys a program has logged.
 
+    Returns the keys of their sessions, by the receiver index of their data, and whether their responses authenticate.
     An index that two handshake messages have as their sender's is left out: data to it may be of either session, also
-    where the keys of one are not known.
+    where the keys of one are not known; so may a response.
     """
     logs = [line for interface in lab.made for line in keylog.revealed(interface)]
     if not logs:
-        return {}
+        return {}, {}
     statics = {key for interface in lab.made for change in interface.changes for key in _privates(change)}
     lines = [f"LOCAL_STATIC_PRIVATE_KEY = {base64.b64encode(key).decode()}" for key in statics]
     handshakes = Handshakes(read_keys("\n".join(lines + logs)))
@@ -106,7 +109,10 @@ def _transport_keys(lab: Lab, datagrams: Iterable[Datagram]) -> dict[int, bytes]
             if senders.setdefault(sender, datagram.payload) != datagram.payload:
                 shared.add(sender)
         found |= handshakes.take(kind, datagram.payload)
-    return {index: key for index, key in found.items() if index not in shared}
+    return (
+        {index: key for index, key in found.items() if index not in shared},
+        {payload: ok for payload, ok in handshakes.responses.items() if noise.receiver(payload) not in shared},
+    )
 
 
 def _datagrams(recordings: Iterable[Recording], nodes: set[str]) -> list[Datagram]:

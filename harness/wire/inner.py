@@ -49,16 +49,22 @@ def packet_of(plaintext: bytes) -> bytes:
 
 @dataclass(slots=True)
 class Keys:
-    """The keys of a key log: private ones, and preshared keys. ephemerals: by their public keys."""
+    """The keys of a key log: private ones, and preshared keys.
+
+    ephemerals: by their public keys. logged_with: the preshared key that the program logged after an ephemeral key, by
+    the public key of the latter.
+    """
 
     statics: list[noise.Static] = field(default_factory=list)
     ephemerals: dict[bytes, noise.Static] = field(default_factory=dict)
+    logged_with: dict[bytes, bytes] = field(default_factory=dict)
     preshared: list[bytes] = field(default_factory=lambda: [_NO_PRESHARED_KEY])
 
 
 def read_keys(log: str) -> Keys:
     """Read a key log: the text of `harness.implementations.keylog.key_log`."""
     keys = Keys()
+    last = b""
     for line in log.splitlines():
         name, _, value = line.partition(" = ")
         key = base64.b64decode(value)
@@ -66,9 +72,12 @@ def read_keys(log: str) -> Keys:
             keys.statics.append(noise.static_key(key))
         elif name == "LOCAL_EPHEMERAL_PRIVATE_KEY":
             ephemeral = noise.Static(key)
-            keys.ephemerals[ephemeral.public] = ephemeral
-        elif name == "PRESHARED_KEY" and key not in keys.preshared:
-            keys.preshared.append(key)
+            last = ephemeral.public
+            keys.ephemerals[last] = ephemeral
+        elif name == "PRESHARED_KEY":
+            keys.logged_with[last] = key
+            if key not in keys.preshared:
+                keys.preshared.append(key)
     return keys
 
 
@@ -108,10 +117,15 @@ def open_data(key: bytes, payload: bytes) -> bytes | None:
 
 
 class Handshakes:
-    """Follows handshakes: `transport_keys` are the keys of their sessions, by the receiver index of the data."""
+    """Follows handshakes.
+
+    transport_keys: the keys of their sessions, by the receiver index of the data. responses: those whose sender has
+    logged the ephemeral key with a preshared key, and whether they authenticate with these two.
+    """
 
     def __init__(self, keys: Keys) -> None:
         self.transport_keys: dict[int, bytes] = {}
+        self.responses: dict[bytes, bool] = {}
         self._keys = keys
         self._initiations: dict[int, tuple[noise.Opened, bytes]] = {}
 
@@ -127,15 +141,19 @@ class Handshakes:
         return made
 
     def _respond(self, payload: bytes) -> dict[int, bytes]:
-        receiver = int.from_bytes(noise.fields(RESPONSE, payload)["receiver"], "little")
+        receiver = noise.receiver(payload)
         if receiver not in self._initiations:
             return {}
         opened, initiation = self._initiations[receiver]
         if (shared := self._shared(opened, initiation, payload)) is None:
             return {}
-        for preshared in self._keys.preshared:
+        logged = self._keys.logged_with.get(noise.fields(RESPONSE, payload)["ephemeral"])
+        for preshared in self._keys.preshared if logged is None else (logged,):
             if found := noise.open_response(opened, payload, shared, preshared):
+                self.responses |= {} if logged is None else {payload: True}
                 return dict(zip((noise.index(payload), receiver), found, strict=True))
+        if logged is not None:
+            self.responses[payload] = False
         return {}
 
     def _shared(self, opened: noise.Opened, initiation: bytes, response: bytes) -> tuple[bytes, bytes] | None:

@@ -43,6 +43,11 @@ def index(payload: bytes) -> int:
     return int.from_bytes(payload[4:8], "little")
 
 
+def receiver(response: bytes) -> int:
+    """Return the index of a response that the initiator has chosen."""
+    return int.from_bytes(response[8:12], "little")
+
+
 def mac(key: bytes, data: bytes) -> bytes:
     """MAC(key, data): keyed BLAKE2s of 16 bytes (5.4)."""
     return blake2s(data, key=key, digest_size=_MAC).digest()

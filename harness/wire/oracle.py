@@ -43,9 +43,9 @@ _BY_TYPE: Final[dict[int, tuple[str, ...]]] = {
     COOKIE_REPLY: (*_OF_ALL, "MSG-11"),
     DATA: (*_OF_ALL, "MSG-04", "MSG-12", "DT-01", "DT-02", "DT-21"),
 }
-# The requirements that the oracle judges. The last six need more than a message of some type.
-INVARIANTS: Final = frozenset(
-    {*(name for names in _BY_TYPE.values() for name in names), "MSG-19", "CR-11", "CR-12", "CR-14", "HS-14", "HS-24"}
+# The requirements that the oracle judges. Those of the second line need more than a message of some type.
+INVARIANTS: Final = frozenset(name for names in _BY_TYPE.values() for name in names) | frozenset(
+    ("MSG-19", "CR-11", "CR-12", "CR-14", "HS-14", "HS-20", "HS-24")
 )
 _NEVER: Final = 1 << 63
 _TAI64: Final = struct.Struct(">QI")
@@ -168,12 +168,14 @@ class Oracle:
         privates: Iterable[bytes] = (),
         publics: Iterable[bytes] = (),
         transport_keys: Mapping[int, bytes] | None = None,
+        responses: Mapping[bytes, bool] | None = None,
         knows_all_keys: bool = True,
         has_steady_clock: bool = True,
     ) -> None:
         """devices: under test. privates, publics: other static keys of the lab, such as those of scripted peers.
 
         transport_keys: those that are known, by the receiver index of the data that they decrypt.
+        responses: those whose keys are known, and whether they authenticate with them (`harness.wire.inner`).
         knows_all_keys: False if a program may have keys that are not given here. has_steady_clock: False if a test has
         set the clock.
         """
@@ -181,6 +183,7 @@ class Oracle:
         self.gaps: list[Finding] = []
         self._findings: dict[tuple[str, str], Finding] = {}
         self._transport_keys = transport_keys or {}
+        self._responses = responses or {}
         self._knows_all_keys = knows_all_keys
         self._has_steady_clock = has_steady_clock
         self._at: dict[str, list[Device]] = {}
@@ -491,6 +494,11 @@ class Oracle:
         recipient = self._recipient(datagram)
         if recipient is None:
             self._wrong_mac1(datagram, device)
+        if (is_authentic := self._responses.get(payload)) is not None:
+            self.checked[device.name, "HS-20"] += 1
+            if not is_authentic:
+                text = "sent a response that does not authenticate with the ephemeral and preshared key it has logged"
+                self._violates("HS-20", device, datagram, text)
         sent = _Sent(device=device, payload=payload, time=datagram.time, recipient=recipient)
         self._judge_handshake(sent, datagram, RESPONSE)
         self._begin(device, datagram, index=index, own=own, is_initiator=False)

@@ -44,6 +44,7 @@ MUTANTS = {
     "DT-01": ("skips-counters", "ping"),
     "DT-02": ("sends-own-index-in-data", "ping"),
     "HS-14": ("initiates-at-any-time", "ping_in_vain"),
+    "HS-20": ("ignores-preshared-key", "respond_twice"),
     "HS-24": ("responder-sends-before-confirmation", "lose_confirmation"),
     "HS-39": ("initiates-with-static-as-ephemeral", "ping"),
     "MSG-01": ("initiations-end-in-extra-byte", "ping"),

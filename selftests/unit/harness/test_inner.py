@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from harness.wire.inner import Inner, decrypt, read_keys
+from harness.wire.inner import Handshakes, Inner, decrypt, read_keys
 from harness.wire.messages import Message
 from harness.wire.noise import static_key
 from selftests.vectors.test_oracle_noise import MACS, STAMP, noise
@@ -100,6 +100,17 @@ def test_changed_data_is_forged() -> None:
     messages[2] = message(A, bytes(changed))
     found = decrypt(messages, read_keys(keys["statics"] + keys["responder"]))
     assert (len(found.inner), found.unknown, found.forged) == (1, [], [messages[2]])
+
+
+@pytest.mark.parametrize("end", ["responder", "initiator"])
+@pytest.mark.parametrize("psk", [b"p" * 32, b"q" * 32], ids=["same", "other"])
+def test_response_is_opened_with_preshared_key_of_its_sender(end: str, psk: bytes) -> None:
+    messages, keys = conversation(b"p" * 32)
+    handshakes = Handshakes(read_keys(keys["statics"] + keys[end] + line("PRESHARED_KEY", psk)))
+    for one in messages[:2]:
+        handshakes.take(one.kind, one.payload)
+    # What the initiator has logged says nothing about the preshared key of the responder.
+    assert handshakes.responses == ({messages[1].payload: psk == b"p" * 32} if end == "responder" else {})
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"\x45", bytes([0x15]) + bytes(15)], ids=["keepalive", "short", "not-ip"])

@@ -459,3 +459,13 @@ def test_oracle_reports_data_that_its_key_does_not_open() -> None:
     (finding,) = judged(inside(bytes(32), b"k" * 32), transport_keys=key).findings
     assert (finding.requirement, finding.device) == ("CR-14", "A")
     assert finding.message == "sent data that does not authenticate with the keys of its session"
+
+
+@pytest.mark.parametrize("is_authentic", [True, False])
+def test_oracle_reports_response_that_logged_keys_do_not_open(is_authentic: bool) -> None:
+    oracle = judged([FIRST, ANSWER], responses={ANSWER.payload: is_authentic})
+    text = "sent a response that does not authenticate with the ephemeral and preshared key it has logged"
+    assert [(finding.requirement, finding.device, finding.message) for finding in oracle.findings] == (
+        [] if is_authentic else [("HS-20", "B", text)]
+    )
+    assert oracle.checked["B", "HS-20"] == 1
