@@ -75,10 +75,10 @@ if TYPE_CHECKING:
     from harness.scripted.intents import Response as Response
     from harness.scripted.packets import ip_packet as ip_packet
     from harness.scripted.packets import udp_packet as udp_packet
-    from harness.scripted.peer import PeerSocket as PeerSocket
     from harness.scripted.peer import ScriptedPeer as ScriptedPeer
     from harness.scripted.peer import Unexpected as Unexpected
     from harness.scripted.peer import later as later
+    from harness.scripted.peer_socket import PeerSocket as PeerSocket
     from harness.scripted.session import Session as Session
     from harness.traffic.icmp_errors import error_for as error_for
     from harness.traffic.ping import Pings as Pings
@@ -157,7 +157,7 @@ NAMES: Final = {
     "OUTER": "harness.lab.tunnel",
     "Pair": "harness.plugin.options",
     "PeerConfig": "harness.control.records",
-    "PeerSocket": "harness.scripted.peer",
+    "PeerSocket": "harness.scripted.peer_socket",
     "PeerState": "harness.control.records",
     "Pings": "harness.traffic.ping",
     "Plan": "harness.lab.tunnel",

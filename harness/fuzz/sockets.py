@@ -25,7 +25,7 @@ from harness.fuzz.player import COOKIED, Player, WrongAnswer
 from harness.implementations.interface import ProgramInterface
 from harness.lab.target import DISCARD, INNER4, INNER6
 from harness.scripted.intents import Data
-from harness.scripted.peer import PeerSocket
+from harness.scripted.peer_socket import PeerSocket
 from harness.wait import Deadline, let_pass, poll_until, scaled
 
 if TYPE_CHECKING:

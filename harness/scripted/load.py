@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from harness.net.netns import NetNS
     from harness.scripted.exchange import Exchange
     from harness.scripted.intents import Outgoing
-    from harness.scripted.peer import PeerSocket, ScriptedPeer
+    from harness.scripted.peer import ScriptedPeer
+    from harness.scripted.peer_socket import PeerSocket
     from harness.scripted.received import Received
 
 # udp(7). Messages that one system call sends: with a call for each, a driver would keep up.
