@@ -156,6 +156,7 @@ def test_copies_of_one_initiation_get_one_response(target: Target) -> None:
 
 
 @pytest.mark.requirement("HS-19")
+@pytest.mark.bug("IB-85")
 def test_copies_of_one_response_begin_one_session(target: Target) -> None:
     peer = target.peer(endpoint=True)
     sockets = [peer.socket() for _ in range(SOCKETS)]
