@@ -7,7 +7,6 @@ It replaces the text between its markers, `<!-- drawing: NAME -->` and `<!-- end
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 import sys
@@ -16,6 +15,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
 from ci.setup_checkout import ROOT
+from ci.written import Written
 from refwg.messages import SECOND
 from refwg.noise import HandshakeState
 from refwg.timers import Timer
@@ -288,43 +288,8 @@ DRAWINGS: Final[dict[str, Callable[[], str]]] = {
     "folders of selftests": folders_of_tests,
     "files of selftests/support": lambda: files("selftests/support"),
 }
-_BLOCK: Final = re.compile(r"(<!-- drawing: (?P<name>[^>]+) -->\n)(?P<body>.*?)(?=<!-- end -->)", re.DOTALL)
-
-
-def drawn_in(text: str) -> dict[str, str]:
-    """Return the drawings of a document, name -> text; ValueError if one is missing or unknown."""
-    drawings = {match["name"]: match["body"] for match in _BLOCK.finditer(text)}
-    if wrong := sorted(drawings.keys() ^ DRAWINGS.keys()):
-        raise ValueError(f"{DOCUMENT.name} and DRAWINGS of ci/drawings.py disagree about: {', '.join(wrong)}")
-    return drawings
-
-
-def outdated(text: str) -> list[str]:
-    """Return the names of the drawings that differ from the code."""
-    return [name for name, body in drawn_in(text).items() if body != f"{DRAWINGS[name]()}\n"]
-
-
-def redrawn(text: str) -> str:
-    """Return the document with all drawings made from the current tables; ValueError as for `drawn_in`."""
-    drawn_in(text)
-    return _BLOCK.sub(lambda match: f"{match[1]}{DRAWINGS[match['name']]()}\n", text)
-
-
-def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
-    """Draw, or with --check only report what is out of date; return 1 if --check finds something, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m ci.drawings", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--check", action="store_true", help="change nothing; report drawings that are out of date and exit with 1"
-    )
-    check = parser.parse_args(arguments).check
-    text = document.read_text()
-    wrong = outdated(text)
-    for name in wrong:
-        print(f"{document.name}: {name}: {'out of date; run python -m ci.drawings' if check else 'drawn again'}")
-    if not check:
-        document.write_text(redrawn(text))
-    return 1 if check and wrong else 0
+WRITTEN: Final = Written("ci.drawings", __doc__.partition("\n")[0], DOCUMENT, "drawing", DRAWINGS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(WRITTEN.main())

@@ -11,25 +11,21 @@ import re
 import shlex
 import sys
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from ci import written
 from ci.setup_checkout import ROOT
+from ci.written import Written
 from harness.report.conformance import read_conformance
 from harness.report.expectations import SEVERITIES, load_expectations
 from harness.report.invariants import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from harness.report.expectations import Expectation
 
 DOCUMENT: Final = ROOT / "docs" / "findings.md"
 EXPECTATIONS: Final = ROOT / "selftests" / "expectations"
-_BLOCK: Final = re.compile(r"(<!-- findings: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 _HEAD: Final = "| severity | id | what it does | shown by | source |\n|---|---|---|---|---|"
 # The other end of a test of two programs.
 _PEER: Final = "refwg"
@@ -113,33 +109,19 @@ def escaped(text: str) -> str:
     return re.sub(r"([|<>*_`\[\]])", r"\\\1", text)
 
 
-def outdated(text: str) -> list[str]:
-    """Return the programs whose table is out of date, and those that have expectations and no table."""
-    blocks = {name: body for _, name, body, _ in _BLOCK.findall(text)}
-    return [name for name in programs() if blocks.get(name) != f"{table(name)}\n"]
-
-
 def programs() -> list[str]:
     """Return the programs that have expectations."""
     return sorted(path.stem for path in EXPECTATIONS.glob("*.toml"))
 
 
-def rewritten(text: str) -> str:
-    """Return the document with current tables."""
-    return _BLOCK.sub(lambda block: f"{block[1]}{table(block[2])}\n{block[4]}", text)
-
-
-def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
-    """Write the tables, or with --check only report which are out of date; return 1 if --check finds one, else 0."""
-    return written.run(
-        "ci.findings",
-        (__doc__ or "").partition("\n")[0],
-        document,
-        outdated=outdated,
-        rewritten=rewritten,
-        arguments=arguments,
-    )
+WRITTEN: Final = Written(
+    "ci.findings",
+    __doc__.partition("\n")[0],
+    DOCUMENT,
+    "findings",
+    {name: partial(table, name) for name in programs()},
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(WRITTEN.main())

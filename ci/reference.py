@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 import harness
-from ci import written
 from ci.setup_checkout import ROOT
+from ci.written import Written
 from harness.cli.commands import cli
 from harness.implementations.manifest import CAPABILITIES
 from harness.lanes import GUESTS, HERE, SUITES
@@ -27,10 +27,8 @@ from harness.plugin.hooks import MARKERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
 
 DOCUMENT: Final = ROOT / "docs" / "reference.md"
-_BLOCK: Final = re.compile(r"(<!-- reference: (?P<name>[^>]+) -->\n)(?P<body>.*?)(?=<!-- end -->)", re.DOTALL)
 _STATUS: Final = re.compile(r"Exit status: (.+?)\.(?:\n\n|\Z)", re.DOTALL)
 
 
@@ -197,36 +195,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 }
 
 
-def written_in(text: str) -> dict[str, str]:
-    """Return the tables of a document, name -> text; ValueError if one is missing or unknown."""
-    found = {match["name"]: match["body"] for match in _BLOCK.finditer(text)}
-    if wrong := sorted(found.keys() ^ TABLES.keys()):
-        raise ValueError(f"{DOCUMENT.name} and TABLES of ci/reference.py disagree about: {', '.join(wrong)}")
-    return found
-
-
-def outdated(text: str) -> list[str]:
-    """Return the names of the tables that differ from the registrations; ValueError as for `written_in`."""
-    return [name for name, body in written_in(text).items() if body != f"{TABLES[name]()}\n"]
-
-
-def rewritten(text: str) -> str:
-    """Return the document with current tables; ValueError as for `written_in`."""
-    written_in(text)
-    return _BLOCK.sub(lambda match: f"{match[1]}{TABLES[match['name']]()}\n", text)
-
-
-def main(arguments: Sequence[str] | None = None, document: Path = DOCUMENT) -> int:
-    """Write the tables, or with --check only report which are out of date; return 1 if --check finds one, else 0."""
-    return written.run(
-        "ci.reference",
-        (__doc__ or "").partition("\n")[0],
-        document,
-        outdated=outdated,
-        rewritten=rewritten,
-        arguments=arguments,
-    )
+WRITTEN: Final = Written("ci.reference", __doc__.partition("\n")[0], DOCUMENT, "reference", TABLES)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(WRITTEN.main())

@@ -26,7 +26,7 @@ MODULES: Final = sorted(str(path.relative_to(ROOT)) for folder in CODE for path 
 
 @pytest.mark.parametrize("name", drawings.DRAWINGS)
 def test_drawing_is_up_to_date(name: str) -> None:
-    assert drawings.drawn_in(TEXT)[name] == f"{drawings.DRAWINGS[name]()}\n", "run python -m ci.drawings"
+    assert drawings.WRITTEN.found(TEXT)[name] == f"{drawings.DRAWINGS[name]()}\n", "run python -m ci.drawings"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -104,24 +104,24 @@ def test_handshake_has_arrow_for_each_row() -> None:
 def test_outdated_drawing_is_reported(
     options: Sequence[str], status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    current = drawings.redrawn(TEXT)
+    current = drawings.WRITTEN.rewritten(TEXT)
     document = tmp_path / "ARCHITECTURE.md"
     document.write_text(current.replace("initiation sent -", "initiation lost -", 1))
-    assert drawings.main(options, document) == status
+    assert drawings.WRITTEN.main(options, document) == status
     assert capsys.readouterr().out.startswith("ARCHITECTURE.md: timers: ")
     assert (document.read_text() == current) is (options == [])
 
 
 def test_check_of_current_drawings_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = tmp_path / "ARCHITECTURE.md"
-    document.write_text(drawings.redrawn(TEXT))
-    assert drawings.main(["--check"], document) == 0
+    document.write_text(drawings.WRITTEN.rewritten(TEXT))
+    assert drawings.WRITTEN.main(["--check"], document) == 0
     assert capsys.readouterr().out == ""
 
 
 def test_drawing_without_place_is_refused() -> None:
     with pytest.raises(ValueError, match="disagree about: timers"):
-        drawings.drawn_in(TEXT.replace("<!-- drawing: timers -->", ""))
+        drawings.WRITTEN.found(TEXT.replace("<!-- drawing: timers -->", ""))
 
 
 def test_file_without_line_is_refused() -> None:

@@ -27,7 +27,7 @@ ENTRY = Expectation(
 
 @pytest.mark.parametrize("name", findings.programs())
 def test_table_of_program_is_up_to_date(name: str) -> None:
-    assert name not in findings.outdated(TEXT), "run python -m ci.findings"
+    assert name not in findings.WRITTEN.outdated(TEXT), "run python -m ci.findings"
 
 
 @pytest.mark.parametrize("name", findings.programs())
@@ -97,10 +97,11 @@ def test_outdated_table_is_reported_or_written(
     old = re.sub(r"\| security \| DT-33 .*\n", "", TEXT)
     assert old != TEXT
     document.write_text(old)
-    assert findings.main(options, document) == status
+    assert findings.WRITTEN.main(options, document) == status
     assert "findings.md: boringtun: " in capsys.readouterr().out
     assert document.read_text() == (old if options else TEXT)
 
 
-def test_document_without_table_of_program_is_outdated() -> None:
-    assert findings.outdated("") == findings.programs()
+def test_document_without_table_of_program_is_refused() -> None:
+    with pytest.raises(ValueError, match="disagree about: boringtun"):
+        findings.WRITTEN.found(TEXT.replace("<!-- findings: boringtun -->", ""))

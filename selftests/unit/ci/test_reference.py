@@ -22,7 +22,7 @@ TEXT: Final = reference.DOCUMENT.read_text()
 
 @pytest.mark.parametrize("name", reference.TABLES)
 def test_table_is_up_to_date(name: str) -> None:
-    assert reference.written_in(TEXT)[name] == f"{reference.TABLES[name]()}\n", "run python -m ci.reference"
+    assert reference.WRITTEN.found(TEXT)[name] == f"{reference.TABLES[name]()}\n", "run python -m ci.reference"
 
 
 def test_options_are_those_of_pytest(pytestconfig: pytest.Config) -> None:
@@ -72,11 +72,11 @@ def test_outdated_table_is_reported(
 ) -> None:
     document = tmp_path / "reference.md"
     document.write_text(TEXT.replace("| `--seed N` |", "| `--sed N` |"))
-    assert reference.main(options, document) == status
+    assert reference.WRITTEN.main(options, document) == status
     assert capsys.readouterr().out.startswith("reference.md: options: ")
     assert (document.read_text() == TEXT) is (options == [])
 
 
 def test_table_without_place_is_refused() -> None:
     with pytest.raises(ValueError, match="disagree about: fixtures"):
-        reference.written_in(TEXT.replace("<!-- reference: fixtures -->", ""))
+        reference.WRITTEN.found(TEXT.replace("<!-- reference: fixtures -->", ""))
