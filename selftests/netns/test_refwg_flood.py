@@ -24,6 +24,8 @@ from selftests.support.floods import (
 if TYPE_CHECKING:
     from harness import Lab
 
+pytestmark = pytest.mark.long_in_guest
+
 # Datagrams, and datagrams per second: slow enough for a busy machine, enough of them for memory to grow.
 COUNT, RATE = 20_000, 4_000
 # Seconds for three initiations: the first may get only a cookie reply, and any may be lost.

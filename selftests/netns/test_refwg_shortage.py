@@ -28,6 +28,8 @@ from harness.implementations import interface
 if TYPE_CHECKING:
     from harness import Lab, NetNS
 
+pytestmark = pytest.mark.long_in_guest
+
 DEADLINE: Final = 10.0
 # So few that refwg can open no further descriptor.
 NONE_FREE: Final = 3
