@@ -9,6 +9,7 @@ import pytest
 from harness import Data, Initiation, Response, differs, twin
 from harness.scripted.received import ReceivedCookieReply, ReceivedInitiation, ReceivedResponse
 from selftests.support.load import (
+    NO_MAC2,
     assert_accepted,
     assert_refused,
     cookie_reply,
@@ -50,6 +51,18 @@ def test_cookie_reply_has_fields_of_rejected_initiation(target: Target, family: 
     # The code for load has not harmed the device.
     assert_accepted(first_response(other), "an initiation after the load")
     assert target.interface.get().peers, "after load the device lists no peer"
+
+
+@pytest.mark.requirement("CK-16", "CK-04")
+def test_cookie_reply_is_sealed_with_new_identity(target: Target) -> None:
+    peer = target.peer()
+    with twin("the device answers with the key that it had first"):
+        peer.handshake()
+    target.set_private_key(target.lab.key("another identity"))
+    with target.load() as load:
+        answer = load.answer(peer, Initiation(mac2=NO_MAC2))
+        assert isinstance(answer, ReceivedCookieReply), f"under load an initiation was answered by a {answer}"
+        assert not answer.wrong, f"after a change of the private key a cookie reply does not open: {answer.wrong}"
 
 
 @pytest.mark.requirement("CK-04", "CK-13", "DOS-03")

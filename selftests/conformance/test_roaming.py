@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Capture, Data, Initiation, Response, add_veth, differs, let_pass, poll_until, twin
+from harness import Capture, Data, DeviceConfig, Initiation, Response, add_veth, differs, let_pass, poll_until, twin
 from harness.wire.messages import with_mac1
 from selftests.support.target import PORT, begin, established, is_delivered, next_data
 
 if TYPE_CHECKING:
-    from harness import PeerSocket, ScriptedPeer, Target
+    from harness import PeerSocket, ScriptedPeer, Session, Target
 
 pytestmark = pytest.mark.capability("roaming")
 
@@ -22,7 +23,10 @@ MOVED_WITHIN = 2.0
 FIRST_ADDRESS, SECOND_ADDRESS = "192.168.1.1", "192.168.1.200"
 SECOND_IPV6 = "fd00:aa::58"
 # Seconds, and with the jitter and a timer's lateness.
-REKEY_TIMEOUT, RETRY_WITHIN = 5.1, 7.0
+REKEY_TIMEOUT, RETRY_WITHIN, SILENT_WITHIN = 5.1, 7.0, 17.0
+# Enough that the device has a first one, a last one, and one between.
+PEERS = 3
+OTHER_PORT = 9998
 
 
 def elsewhere(target: Target, peer: ScriptedPeer, family: int = 4) -> PeerSocket:
@@ -197,6 +201,55 @@ def test_retry_forgets_remembered_source_address(target: Target) -> None:
     retry = peer.expect(Initiation, within=RETRY_WITHIN)
     if retry.source[0] != FIRST_ADDRESS:
         differs(f"a retry comes from {retry.source[0]} still", by=[target.implementation.name])
+
+
+@pytest.mark.requirement("RT-15")
+@pytest.mark.waiting
+@pytest.mark.capability("sticky-source")
+def test_initiation_to_silent_peer_forgets_source_address(target: Target) -> None:
+    target.node.add_address("veth1", f"{SECOND_ADDRESS}/24")
+    peer = target.peer()
+    peer.main.target = (SECOND_ADDRESS, 1)
+    peer.connect()
+    with twin("the device's data comes from the address that the peer has sent to"):
+        source = next_data(target, peer).source[0]
+        assert source == SECOND_ADDRESS, f"it comes from {source}"
+    # 15 s after data that nothing has answered, with jitter.
+    initiation = peer.expect(Initiation, within=SILENT_WITHIN)
+    if initiation.source[0] != FIRST_ADDRESS:
+        differs(
+            f"its initiation to a silent peer comes from {initiation.source[0]} still", by=[target.implementation.name]
+        )
+
+
+@pytest.mark.requirement("RT-16")
+@pytest.mark.capability("sticky-source")
+@pytest.mark.parametrize("change", ["listen-port", pytest.param("fwmark", marks=pytest.mark.capability("fwmark"))])
+def test_change_forgets_source_address_of_every_peer(target: Target, change: str) -> None:
+    target.node.add_address("veth1", f"{SECOND_ADDRESS}/24")
+    peers = [target.peer() for _ in range(PEERS)]
+    for peer in peers:
+        peer.main.target = (SECOND_ADDRESS, 1)
+        session = peer.connect()
+        with twin("the device's data comes from the address that the peer has sent to"):
+            source = poll_until(partial(source_of_answer, target, peer, session), SECOND_ADDRESS.__eq__, MOVED_WITHIN)
+            assert source == SECOND_ADDRESS, f"it comes from {source}"
+    target.interface.set(DeviceConfig(fwmark=7) if change == "fwmark" else DeviceConfig(listen_port=OTHER_PORT))
+    kept = [number for number, peer in enumerate(peers, 1) if next_data(target, peer).source[0] != FIRST_ADDRESS]
+    if kept:
+        differs(
+            f"after a change of the {change} it keeps the source address for the peers {kept} of {PEERS}",
+            by=[target.implementation.name],
+        )
+
+
+def source_of_answer(target: Target, peer: ScriptedPeer, session: Session) -> str:
+    """Return where the device's data comes from once it has received some.
+
+    A program may hear late of a route that an address has brought, and then forget all source addresses again.
+    """
+    assert is_delivered(target, peer, session)
+    return next_data(target, peer).source[0]
 
 
 @pytest.mark.requirement("RT-14")
