@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import Data, Initiation, Response, differs, let_pass, twin
+from harness import Data, DeviceConfig, Initiation, Keepalive, PeerConfig, Response, differs, let_pass, twin
 from harness.scripted.received import ReceivedData
-from selftests.support.target import begin, set_down, set_up
+from selftests.support.target import begin, next_data, set_down, set_up
 
 if TYPE_CHECKING:
     from harness import ScriptedPeer, Target
@@ -142,3 +143,25 @@ def test_keepalive_is_not_queued_behind_staged_data(target: Target) -> None:
     target.round_trip()
     more = [one for one in peer.drain() if isinstance(one, ReceivedData) and one.time - first.time < SECOND // 2]
     assert not more, f"the device sent {len(more)} keepalives behind the data that had waited for the session"
+
+
+@pytest.mark.requirement("TM-22")
+@pytest.mark.bug("IB-86")
+@pytest.mark.capability("persistent-keepalive", "update-peer")
+def test_interval_of_one_peer_sends_nothing_to_others(target: Target) -> None:
+    peers = [target.peer() for _ in range(3)]
+    for peer in peers:
+        peer.connect()
+    before, one, after = peers
+    configs = [PeerConfig(public_key=peer.public_key) for peer in peers]
+    configs[1] = replace(configs[1], persistent_keepalive=600)
+    target.interface.set(DeviceConfig(peers=tuple(configs)))
+    with twin("the peer whose interval was set gets a keepalive at once"):
+        one.expect(Keepalive, within=2.0)
+    for peer, place in ((before, "before"), (after, "after")):
+        # A session keeps order: a keepalive for the change would leave before this packet.
+        next_data(target, peer)
+        early = [str(message) for message in peer.drain() if message.name == "keepalive"]
+        assert not early, (
+            f"the device sent a keepalive to the peer that was configured {place} the one with an interval"
+        )
