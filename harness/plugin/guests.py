@@ -6,24 +6,20 @@ had run here; xdist does so with its workers. A guest that crashes or hangs is a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 
 import pytest
 
 from harness import suite
 from harness.errors import HarnessError
-from harness.implementations.manifest import load_manifest
-from harness.install.installer import MANIFESTS
 from harness.lanes import EVENTS, LANE, SHARD
+from harness.plugin.remote import EventParser, RemotePool, RemoteReporter, carry_programs
 from harness.plugin.selection import files_left_to_guests
 from harness.plugin.session import REPORTER, file_name, state_of_run
 from harness.report.results import facts_of, set_facts
@@ -33,22 +29,12 @@ from harness.vm.objects import leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
 
-    from harness.implementations.manifest import (
-        Manifest,
-    )
     from harness.plugin.options import RunPlan
     from harness.plugin.session import State
     from harness.vm.boot import VmResult
 
-T = TypeVar("T")
-
 KERNEL: Final = "kernel"
-# Directory of the guest with the programs under test, each in a directory of its own.
-PEERS: Final = "/peers"
-# First byte of an event in the guest's output (RFC 7464); other lines are pytest's.
-RECORD: Final = b"\x1e"
 # The inode that Linux gives to its first PID namespace (include/linux/proc_ns.h).
 FIRST_PID_NAMESPACE: Final = str(0xEFFFFFFC)
 # Plugins that no test in a guest uses, and whose import takes seconds under emulation.
@@ -56,27 +42,6 @@ UNUSED_PLUGINS: Final = ("cacheprovider", "hypothesispytest", "random_order")
 # Factor of all deadlines in a guest, because emulation is slow.
 TIMEOUT_SCALE: Final = 4.0
 DEADLINES: Final = {"vm": 1800.0, "warp": 1800.0}
-
-
-class EventParser:
-    """Splits a guest's output into events and other lines. text: the other lines, so far."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self.text: list[str] = []
-
-    def feed(self, data: bytes) -> Iterator[dict[str, object]]:
-        """Take a piece of the output; yields the events that it completes, and adds other lines to `text`."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            before, mark, event = line.partition(RECORD)
-            if not mark:
-                self.text.append(line.decode(errors="replace").rstrip("\r"))
-                continue
-            try:
-                yield json.loads(event)
-            except ValueError:
-                self.text.append(f"unreadable event: {event[:200]!r} after {before!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +77,7 @@ class Guests:
         return self._plan.kernels or (kernels.CATALOGUE.default,)
 
     @contextmanager
-    def beside(self, session: pytest.Session) -> Iterator[GuestPool]:
+    def beside(self, session: pytest.Session) -> Iterator[RemotePool]:
         """Run the guests of the plan beside the session's own tests, at most `-n` at a time.
 
         They start when it is known which files hold tests for them. Guests that still run at the end are stopped.
@@ -131,7 +96,7 @@ class Guests:
                 for shard, leaks in shards:
                     self._start(shard, leaks, words, pool)
 
-        pool = GuestPool(session, at_once, start, lambda: files_left_to_guests(self._state.scratch()))
+        pool = RemotePool(session, at_once, start, lambda: files_left_to_guests(self._state.scratch()))
         self._config.pluginmanager.register(pool)
         try:
             yield pool
@@ -139,7 +104,7 @@ class Guests:
             pool.close()
             self._config.pluginmanager.unregister(pool)
 
-    def _start(self, shard: Shard, leaks: LeakCheck, words: list[str], pool: GuestPool) -> None:
+    def _start(self, shard: Shard, leaks: LeakCheck, words: list[str], pool: RemotePool) -> None:
         reporter = GuestReporter(self._config, shard, self._state.report_directory / "evidence", leaks)
         parser = EventParser()
 
@@ -192,120 +157,7 @@ class Guests:
 
     def programs(self) -> tuple[list[tuple[Path, str]], list[str]]:
         """Return the files to copy into the guest, with their paths there, and the options that name them."""
-        files: list[tuple[Path, str]] = []
-        options: list[str] = []
-        for manifest in self._state.programs.alone:
-            options += _take_manifest(manifest, files)
-            options += ["--impl", manifest.name + self._take(manifest, files)]
-            if like := manifest.like:
-                if like not in self._state.programs.alone:
-                    options += _take_manifest(like, files)
-                options += ["--like", f"{manifest.name}={like.name}"]
-        return files, options
-
-    @staticmethod
-    def _take(manifest: Manifest, files: list[tuple[Path, str]]) -> str:
-        if manifest.kind == "kernel" or not manifest.needs_program:
-            return ""
-        try:
-            program = manifest.find_program()
-        except HarnessError:
-            return ""
-        there = f"{PEERS}/{manifest.name}/{program.name}"
-        files.append((program, there))
-        return f"={there}"
-
-
-def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]]) -> list[str]:
-    """Add a user's manifest, and the files that it names, to the files; all keep their paths in the guest."""
-    if manifest.source is None or manifest.source.parent == MANIFESTS:
-        return []
-    source = manifest.source.absolute()
-    there = load_manifest(source)
-    files += [(path, str(path)) for path in (source, there.program, there.expectations) if path is not None]
-    return ["--impl-manifest", str(source)]
-
-
-class GuestPool:
-    """Runs guests in threads and queues their events for pytest's own thread.
-
-    pytest's hooks may be called in the session's thread only. So an event waits until a test here has ended, or until
-    `finish` is called.
-    """
-
-    def __init__(
-        self,
-        session: pytest.Session,
-        at_once: int,
-        start: Callable[[Iterable[str]], None],
-        left_by_workers: Callable[[], Iterable[str]] = lambda: (),
-    ) -> None:
-        """Make a pool of `at_once` threads.
-
-        start: called once, with the files that hold tests for guests; starts them. left_by_workers: returns the files
-        whose tests the xdist workers have left to guests.
-        """
-        self._session = session
-        self._start = start
-        self._left_by_workers = left_by_workers
-        self._begun = False
-        self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="guest")
-        self._left = 0
-        self._events: SimpleQueue[Callable[[], object]] = SimpleQueue()
-        self.stop, self._stopper = os.pipe()
-
-    def begin(self, files: Iterable[str]) -> None:
-        """Start the guests; calls after the first do nothing."""
-        if not self._begun:
-            self._begun = True
-            self._start(files)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
-        """Start the guests when the first xdist worker has collected: all workers collect the same (hook)."""
-        self.begin([*(name.partition("::")[0] for name in ids), *self._left_by_workers()])
-
-    def start(
-        self, work: Callable[[], T], ended: Callable[[T], object], failed: Callable[[HarnessError], object]
-    ) -> None:
-        """Run `work` in a thread; then pytest's own thread calls `ended` with its result or `failed` with its error."""
-
-        def take(future: Future[T]) -> None:
-            self._left -= 1
-            try:
-                result = future.result()
-            except HarnessError as error:
-                failed(error)
-            else:
-                ended(result)
-
-        self._left += 1
-        self._pool.submit(work).add_done_callback(lambda future: self.put(partial(take, future)))
-
-    def put(self, event: Callable[[], object]) -> None:
-        """Queue a call for pytest's own thread; calls are made in the order in which they were queued."""
-        self._events.put(event)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logfinish(self) -> None:
-        """Process the queued events between two tests here (hook)."""
-        while not self._events.empty():
-            self._events.get()()
-
-    def finish(self) -> None:
-        """Process events until all guests have ended; raises pytest's own exceptions if -x or --maxfail ends it."""
-        while self._left:
-            self._events.get()()
-            if self._session.shouldfail:
-                raise self._session.Failed(self._session.shouldfail)
-            if self._session.shouldstop:
-                raise self._session.Interrupted(self._session.shouldstop)
-
-    def close(self) -> None:
-        """Stop the guests that still run."""
-        os.close(self._stopper)
-        self._pool.shutdown(cancel_futures=True)
-        os.close(self.stop)
+        return carry_programs(self._state.programs.alone, installed=True)
 
 
 @dataclass(slots=True)
@@ -325,17 +177,16 @@ class LeakCheck:
         self.wrong += leaks(log) if used else []
 
 
-class GuestReporter:
+class GuestReporter(RemoteReporter):
     """Passes a guest's reports to this session's hooks."""
 
     def __init__(self, config: pytest.Config, shard: Shard, evidence: Path, leaks: LeakCheck) -> None:
         """evidence: the directory for evidence; a guest's goes to a subdirectory for its lane and kernel."""
-        self._config = config
+        super().__init__(config)
         self._shard = shard
         self._place = file_name(f"{shard.lane}-{shard.kernel}")
         self._evidence = evidence / self._place
         self._leaks = leaks
-        self._begun: list[pytest.TestReport] = []
         self._failed = 0
         self._any = False
         self._used_kernel = False
@@ -351,21 +202,15 @@ class GuestReporter:
             self._config.pluginmanager.getplugin(REPORTER).expect(event["count"])
         if event.get("event") != "report":
             return
-        report = revive(self._config, event["data"])
-        self._rename_artifacts(report)
-        self._note_kernel(report)
+        report = self.take_report(event["data"])
         self._used_kernel |= used_driver(report)
         self._any = True
         self._failed += report.failed
-        self._begun.append(report)
-        # Pass on all phases of a test together: the same test may run here at the same time.
-        if report.when == "teardown":
-            self._tell_begun()
 
-    def _tell_begun(self) -> None:
-        begun, self._begun = self._begun, []
-        for report in begun:
-            self._config.hook.pytest_runtest_logreport(report=report)
+    def adapt(self, report: pytest.TestReport) -> None:
+        """Set the path of the evidence, and note the kernel."""
+        self._rename_artifacts(report)
+        self._note_kernel(report)
 
     def _rename_artifacts(self, report: pytest.TestReport) -> None:
         """Set the path of the evidence to its copy here, in a directory per lane and kernel."""
@@ -382,7 +227,7 @@ class GuestReporter:
 
     def ended(self, result: VmResult, text: list[str]) -> None:
         """Copy the evidence of a guest that has ended, and report what went wrong; text: what pytest printed there."""
-        self._tell_begun()
+        self.tell_begun()
         found = result.results / "report" / "evidence"
         if found.is_dir():
             shutil.copytree(found, self._evidence, dirs_exist_ok=True)
@@ -395,11 +240,11 @@ class GuestReporter:
                 self._failure(result.kernel, f"pytest in the guest ended with status {result.status}:\n{said}")
         self._leaks.left -= 1
         if not self._leaks.left and self._leaks.used:
-            self._tell("objects", result.kernel, "; ".join(self._leaks.wrong), scenarios=["N41"])
+            self._tell_own("objects", result.kernel, "; ".join(self._leaks.wrong), scenarios=["N41"])
 
     def failed(self, error: HarnessError) -> None:
         """Report that the guest could not be started, or not be watched to its end."""
-        self._tell_begun()
+        self.tell_begun()
         self._leaks.left -= 1
         self._failure(self._shard.kernel, str(error))
 
@@ -411,9 +256,9 @@ class GuestReporter:
 
     def _failure(self, kernel: str, text: str) -> None:
         """Report a failed result of the guest itself."""
-        self._tell("guest", kernel, text)
+        self._tell_own("guest", kernel, text)
 
-    def _tell(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
+    def _tell_own(self, name: str, kernel: str, wrong: str, **facts: object) -> None:
         self._config.pluginmanager.getplugin(REPORTER).expect(1)
         for when in ("call", "teardown"):
             report = self._report(name, kernel, wrong if when == "call" else "", when)
@@ -437,16 +282,6 @@ def used_driver(report: pytest.TestReport) -> bool:
     facts = facts_of(report)
     names = [side.get("impl") for side in (facts.get("a"), facts.get("b")) if isinstance(side, dict)]
     return report.when == "call" and report.passed and KERNEL in names
-
-
-def revive(config: pytest.Config, data: object) -> pytest.TestReport:
-    """Rebuild a report from the JSON that a guest has sent."""
-    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=data)
-    match report.longrepr:
-        case [str(path), int(line), str(reason)]:
-            # The reason of a skip is a tuple, which JSON turns into a list.
-            report.longrepr = (path, line, reason)
-    return report
 
 
 def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:

@@ -13,7 +13,6 @@ import pytest
 from harness.errors import HarnessError
 from harness.lanes import EVENTS, SHARD
 from harness.plugin.guests import (
-    GuestPool,
     GuestReporter,
     Guests,
     LeakCheck,
@@ -23,6 +22,7 @@ from harness.plugin.guests import (
     used_driver,
 )
 from harness.plugin.options import RunPlan
+from harness.plugin.remote import RemotePool
 from harness.plugin.reporter import Reporter
 from harness.plugin.session import REPORTER, state_of_run
 from harness.report.results import set_facts
@@ -63,20 +63,20 @@ DESTROYED = "wireguard: wg0: Interface destroyed\n"
 
 @pytest.fixture
 def session() -> Any:
-    """The attributes of a session that GuestPool uses."""
+    """The attributes of a session that RemotePool uses."""
     return SimpleNamespace(
         shouldfail=False, shouldstop=False, Failed=pytest.Session.Failed, Interrupted=pytest.Session.Interrupted
     )
 
 
 @pytest.fixture
-def running(session: Any) -> Iterator[GuestPool]:
-    pool = GuestPool(session, 2, lambda _: None)
+def running(session: Any) -> Iterator[RemotePool]:
+    pool = RemotePool(session, 2, lambda _: None)
     yield pool
     pool.close()
 
 
-def test_guest_events_run_in_session_thread_and_in_order(running: GuestPool) -> None:
+def test_guest_events_run_in_session_thread_and_in_order(running: RemotePool) -> None:
     events: list[tuple[str, int]] = []
 
     def handle(word: str) -> None:
@@ -92,7 +92,7 @@ def test_guest_events_run_in_session_thread_and_in_order(running: GuestPool) -> 
     assert events == [(word, threading.get_ident()) for word in ("first", "second", "the end")]
 
 
-def test_failed_guest_and_finished_guest_are_both_reported(running: GuestPool) -> None:
+def test_failed_guest_and_finished_guest_are_both_reported(running: RemotePool) -> None:
     events: list[str] = []
 
     def work() -> str:
@@ -104,7 +104,7 @@ def test_failed_guest_and_finished_guest_are_both_reported(running: GuestPool) -
     assert sorted(events) == ["failed: no such kernel", "fine"]
 
 
-def test_guest_event_waits_until_local_test_has_ended(running: GuestPool) -> None:
+def test_guest_event_waits_until_local_test_has_ended(running: RemotePool) -> None:
     events: list[str] = []
     running.put(lambda: events.append("a guest's test"))
     assert not events
@@ -114,7 +114,7 @@ def test_guest_event_waits_until_local_test_has_ended(running: GuestPool) -> Non
 
 @pytest.mark.parametrize(("attribute", "error"), [("shouldfail", "Failed"), ("shouldstop", "Interrupted")])
 def test_session_that_should_end_does_not_wait_for_guests(
-    running: GuestPool, session: Any, attribute: str, error: str
+    running: RemotePool, session: Any, attribute: str, error: str
 ) -> None:
     def work() -> None:
         running.put(lambda: setattr(session, attribute, "stopping after 1 failures"))
@@ -127,7 +127,7 @@ def test_session_that_should_end_does_not_wait_for_guests(
 
 def test_guests_are_started_once(session: Any) -> None:
     started: list[list[str]] = []
-    running = GuestPool(session, 1, lambda files: started.append(list(files)))
+    running = RemotePool(session, 1, lambda files: started.append(list(files)))
     running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
     running.pytest_xdist_node_collection_finished(["a.py::test_one[x]", "b.py::test_two"])
     running.close()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from harness.errors import UsageError
-from harness.plugin.guests import revive
+from harness.plugin.remote import revive
 from harness.report.results import STATES, Result, Results, read_results
 from harness.sandbox.launcher import REFUSED
 
