@@ -74,6 +74,7 @@ _OPTIONS: Final = {
         _Option(name="pair", kind=tuple),
         _Option(name="suite", kind=tuple, choices=SUITES),
         _Option(name="lane", kind=tuple, choices=(*HERE, *GUESTS)),
+        _Option(name="on", kind=tuple),
         _Option(name="nightly", kind=bool),
         _Option(name="kernel", kind=tuple),
         _Option(name="kernel-module", kind=tuple, is_path=True),

@@ -18,6 +18,7 @@ import click
 
 from harness import suite
 from harness.cli.bisect import bisect
+from harness.cli.hosted import hosted
 from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.site import site
@@ -320,3 +321,4 @@ def clean(everything: bool) -> int:
 
 
 cli.add_command(site)
+cli.add_command(hosted)

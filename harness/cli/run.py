@@ -20,6 +20,7 @@ import click
 
 from harness import suite
 from harness.cli import continuous, terminal
+from harness.cli.on import connected
 from harness.cli.settled import settle
 from harness.cli.terminal import OK
 from harness.errors import UsageError
@@ -32,6 +33,7 @@ from harness.sandbox.launch import pytest_command
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from harness.cli.on import Team
     from harness.report.results import RunResults
 
 # The lowest descriptor for events. It is high: a program that inherits the variable without the pipe must not have
@@ -96,7 +98,12 @@ class _WithPytestArguments(click.Command):
 @click.option(
     "--nightly", is_flag=True, help="Run long tests too, and send as much as the requirements ask; it takes hours."
 )
-@click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`.")
+@click.option(
+    "--on", multiple=True, metavar="ssh:HOST|vm:N|warp:N",
+    help="Run the tests on this machine, by ssh, instead of here; or share those of lane vm or warp among N guests. "
+    "May be repeated: machines share the tests, too (docs/hosts.md).",
+)  # fmt: skip
+@click.option("-n", "workers", metavar="N", help="Number of parallel workers, or `auto`; with --on, on each machine.")
 @click.option("-k", "expression", metavar="EXPR", help="Run only tests that match, as in pytest: `roaming and not v6`.")
 @click.option("-m", "markers", metavar="EXPR", help="Run only tests with these markers, as in pytest: `core`.")
 @click.option(
@@ -164,7 +171,9 @@ def run(
     for remark in (*settings, *_remarks(options)):
         click.echo(remark, file=outlet.stream)
     at_terminal = any(options[name] for name in _AT_TERMINAL)
-    return _Run(report, outlet, at_terminal=at_terminal).run([*tests, *arguments])
+    places = options["on"] if isinstance(options["on"], tuple) else ()
+    with connected(places, lambda text: click.echo(text, file=outlet.stream)) as team:
+        return _Run(report, outlet, team, at_terminal=at_terminal).run([*tests, *arguments])
 
 
 def _remarks(options: Mapping[str, _Option]) -> list[str]:
@@ -221,10 +230,11 @@ def _pytest_options(options: Mapping[str, _Option]) -> list[str]:
 class _Run:
     """One run of pytest: starts it, shows its progress, prints the conclusion."""
 
-    def __init__(self, results: Path, outlet: continuous.Outlet, *, at_terminal: bool = False) -> None:
-        """at_terminal: pytest uses the terminal, so no progress is drawn on it."""
+    def __init__(self, results: Path, outlet: continuous.Outlet, team: Team, *, at_terminal: bool = False) -> None:
+        """team: the hosts of `--on`. at_terminal: pytest uses the terminal, so no progress is drawn on it."""
         self._results = results
         self._outlet = outlet
+        self._team = team
         self._at_terminal = at_terminal
         self._tally = terminal.Tally()
         self._out = terminal.console(outlet.stream)
@@ -272,16 +282,19 @@ class _Run:
         read_end, write_end = os.pipe()
         events = fcntl.fcntl(write_end, fcntl.F_DUPFD_CLOEXEC, _EVENTS_FROM)
         os.close(write_end)
-        command = pytest_command(guests=any(word in {f"--lane={lane}" for lane in GUESTS} for word in arguments))
+        in_guests = tuple(word for lane in GUESTS for word in (f"--lane={lane}", f"--on={lane}:"))
+        command = pytest_command(guests=any(word.startswith(in_guests) for word in arguments))
         with _signals_to(self._stop):
             # In its own session the child gets no SIGINT from the terminal at Ctrl-C, only the one that _stop sends.
             self._child = subprocess.Popen(
                 [*command, "--color=no", *arguments],
                 stdin=None if self._at_terminal else subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {EVENTS: str(events), REPORT: str(directory)}, pass_fds=[events],
+                env=os.environ | self._team.environment | {EVENTS: str(events), REPORT: str(directory)},
+                pass_fds=[events, *self._team.descriptors],
             )  # fmt: skip
             os.close(events)
+            self._team.handed_over()
             try:
                 yield self._child, terminal.Events(read_end)
             finally:
@@ -345,6 +358,8 @@ class _Run:
         terminal.summary(self._out, self._tally, place)
         for line in self._contents.comparison.lines() if self._contents and self._contents.comparison else ():
             terminal.line(self._out, line)
+        for remark in self._tally.remarks:
+            terminal.line(self._out, remark, "yellow")
         for name, error in terminal.uncollected(said).items():
             terminal.line(self._out, f"could not be collected: {name}: {error}", "bold red")
         for line in said[-_LOG_TAIL:] if conclusion.see_log else ():

@@ -108,11 +108,13 @@ class Events:
 class Tally:
     """The outcomes so far, by test, lane and kernel.
 
-    total: the number of tests; None before it is known. note: what pytest does when all tests have ended.
+    total: the number of tests; None before it is known. note: what pytest does when all tests have ended. remarks: what
+    to print below the results.
     """
 
     total: int | None = None
     note: str = ""
+    remarks: list[str] = field(default_factory=list)
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)
 
     def take(self, line: bytes) -> Outcome | None:
@@ -125,6 +127,9 @@ class Tally:
                 return None
             if kind == "note":
                 self.note = str(event["text"])
+                return None
+            if kind == "remark":
+                self.remarks.append(str(event["text"]))
                 return None
             outcome = Outcome(**event)
         except (ValueError, TypeError, KeyError, AttributeError):

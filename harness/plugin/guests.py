@@ -78,17 +78,18 @@ class Guests:
 
     @contextmanager
     def beside(self, session: pytest.Session) -> Iterator[RemotePool]:
-        """Run the guests of the plan beside the session's own tests, at most `-n` at a time.
+        """Run the guests of the plan beside the session's own tests, at most `-n`, or the N of `--on`, at a time.
 
         They start when it is known which files hold tests for them. Guests that still run at the end are stopped.
         """
-        at_once = _at_once(self._plan.workers)
+        counts = {lane: self._plan.guests_at_once(lane) for lane in self._plan.guest_lanes}
+        at_once = max(counts.values(), default=1)
         shards = [
-            (Shard(lane, kernel, number, at_once), leaks)
-            for lane in self._plan.guest_lanes
+            (Shard(lane, kernel, number, count), leaks)
+            for lane, count in counts.items()
             for kernel in self.kernels
-            for leaks in [LeakCheck(at_once)]
-            for number in range(at_once)
+            for leaks in [LeakCheck(count)]
+            for number in range(count)
         ]
 
         def start(files: Iterable[str]) -> None:
@@ -292,14 +293,6 @@ def lane_arguments(lane: str, markers: str, plan: RunPlan) -> list[str]:
     scale = TIMEOUT_SCALE * plan.timeout_scale
     words = ["--lane", "netns", "-m", expression, "--timeout-scale", f"{scale:g}", "--keep", plan.keep]
     return [*words, "--nightly"] if plan.nightly else words
-
-
-def _at_once(workers: int | str | None) -> int:
-    """Return the number of guests at a time for `-n WORKERS`."""
-    if isinstance(workers, str):
-        # `auto` or `logical`, which xdist resolves only if it starts workers.
-        return len(os.sched_getaffinity(0))
-    return workers or 1
 
 
 def selection(config: pytest.Config, plan: RunPlan, files: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ it imports next to nothing and prints nothing.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,9 +23,12 @@ from harness.plugin.session import INTERACTIVE, REPORTER, is_worker, state_of_ru
 from harness.sandbox import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
     from harness.plugin.guests import Guests
+    from harness.plugin.hosts import Hosts
+    from harness.plugin.options import RunPlan
+    from harness.plugin.remote import RemotePool
     from harness.plugin.session import State
 
 
@@ -69,17 +73,25 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if (plan.kernels or plan.kernel_modules) and not plan.guest_lanes:
         option = "--kernel" if plan.kernels else "--kernel-module"
         raise pytest.UsageError(f"{option} is for the lanes vm and warp: add --lane vm")
-    if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
-        # Kernels are downloaded, and a sandbox has no network.
-        _guests(config).prepare()
-    if plan.guests_have_more:
-        # Turn xdist off: its workers would collect tests that only guests may run. `-n` still counts the guests.
-        undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
-        for name, value in undistributed.items():
-            setattr(config.option, name, value)
+    _prepare_elsewhere(config, plan)
     if plan.only_guests:
         return
     sandboxed.enter_if_needed(config, plan)
+
+
+def _prepare_elsewhere(config: pytest.Config, plan: RunPlan) -> None:
+    """Make ready what guests and hosts need."""
+    if plan.guest_lanes and not (sandboxed.only_looks(config) or launch.inside()):
+        # Kernels are downloaded, and a sandbox has no network.
+        _guests(config).prepare()
+    if plan.places.hosts and not sandboxed.only_looks(config):
+        _hosts(config).check()
+    if plan.guests_have_more or plan.places.hosts:
+        # Turn xdist off: its workers would collect tests that only guests or hosts run. `-n` still counts the guests,
+        # and the workers on each host.
+        undistributed: dict[str, object] = {"numprocesses": None, "tx": [], "dist": "no"}
+        for name, value in undistributed.items():
+            setattr(config.option, name, value)
 
 
 def _guests(config: pytest.Config) -> Guests:
@@ -88,29 +100,50 @@ def _guests(config: pytest.Config) -> Guests:
     return Guests(config, state_of_run(config))
 
 
+def _hosts(config: pytest.Config) -> Hosts:
+    from harness.plugin.hosts import Hosts
+
+    return Hosts(config, state_of_run(config))
+
+
+@contextmanager
+def _elsewhere(session: pytest.Session) -> Iterator[tuple[RemotePool, Hosts | None]]:
+    """Run guests and hosts beside the session's own tests."""
+    with _guests(session.config).beside(session) as pool:
+        if state_of_run(session.config).plan.places.hosts:
+            with _hosts(session.config).beside(session, pool) as hosts:
+                yield pool, hosts
+        else:
+            yield pool, None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     state = state_of_run(session.config)
     plan = state.plan
     if sandboxed.only_looks(session.config) or is_worker(session.config):
         return (yield)
-    if not plan.guest_lanes:
+    if not (plan.guest_lanes or plan.places.hosts):
         try:
             return (yield)
         finally:
             report_invariants(session)
     collected = session.items
-    with _guests(session.config).beside(session) as pool:
+    with _elsewhere(session) as (pool, hosts):
         # Under xdist the workers collect, and the pool gets the files from them.
-        if collected:
+        if collected and plan.guest_lanes:
             for_guests = (
                 item for item in collected if lane_of(item) == "netns" and (waits(item) or "vm" in plan.lanes)
             )
             pool.begin(file_of(item) for item in for_guests)
         session.items = [item for item in collected if runs_here(item, plan)]
+        if hosts:
+            session.items = hosts.deal(session.items)
         answer = yield
         session.items = collected
         pool.finish()
+        if hosts:
+            hosts.run_rest_here()
     report_invariants(session)
     return answer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from harness.lanes import GUESTS, HERE, KEEP, LANE, SHARD, SUITES
+from harness.lanes import GUESTS, HERE, KEEP, LANE, SHARD, SUITES, Places, read_places
 from harness.settings import lines, read_settings
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class RunPlan:
 
     lanes: tuple[str, ...] = ()
     """`--lane`, in the order given; empty: core and netns, as far as they can run here."""
+    places: Places = field(default_factory=Places)
+    """`--on`: hosts, and the number of guests of a lane."""
     suites: frozenset[str] = frozenset()
     """`--suite`; empty: all tests."""
     programs: tuple[str, ...] = ()
@@ -88,7 +90,7 @@ class RunPlan:
     gdb: str = ""
     """`--gdb`."""
     lane_of_guest: str = ""
-    """The lane of this guest; empty outside a guest."""
+    """The lane of this guest, or of a host of `--on`; empty where a run was started."""
     shard: tuple[int, int] | None = None
     """The number of this guest, counted from 0, and n, if each guest runs every n-th test."""
 
@@ -103,7 +105,8 @@ class RunPlan:
         """
         values = {
             "impl": self.programs, "impl-manifest": self.manifests, "like": self.likes, "pair": self.pairs,
-            "suite": self.suites, "lane": set(self.lanes) - {"core"},
+            "suite": self.suites, "lane": set(self.lanes) - {"core"} - set(self.places.lanes(())),
+            "on": (*self.places.hosts, *self.places.guests),
         }  # fmt: skip
         gated = self.baseline or self.update_baseline or self.must_include or self.ktap
         return bool(gated) or any(value for name, value in values.items() if name not in self.settings)
@@ -143,6 +146,13 @@ class RunPlan:
         """Whether all lanes of `--lane` need a guest, so that nothing runs on this kernel."""
         return bool(self.guest_lanes) and not set(self.lanes) & set(HERE)
 
+    def guests_at_once(self, lane: str) -> int:
+        """Return how many guests of a lane run at a time: the N of `--on LANE:N`, or else that of `-n`."""
+        if isinstance(self.workers, str):
+            # `auto` or `logical`, which xdist resolves only if it starts workers.
+            return self.places.guests.get(lane) or len(os.sched_getaffinity(0))
+        return self.places.guests.get(lane) or self.workers or 1
+
     @property
     def guests_have_more(self) -> bool:
         """Whether guests run tests that xdist workers on this kernel do not run."""
@@ -161,8 +171,10 @@ def read_plan(config: pytest.Config) -> RunPlan:
     settings = read_settings().beside(given)
     values: dict[str, Any] = {**given, **{name: setting.value for name, setting in settings.items()}}
     number, _, count = os.environ.get(SHARD, "").partition("/")
+    places = read_places(values.get("on", ()))
     return RunPlan(
-        lanes=tuple(values.get("lane", ())),
+        lanes=places.lanes(tuple(values.get("lane", ()))),
+        places=places,
         suites=frozenset(values.get("suite", ())),
         programs=tuple(values.get("impl", ())),
         manifests=tuple(map(Path, values.get("impl-manifest", ()))),
@@ -195,7 +207,8 @@ def read_plan(config: pytest.Config) -> RunPlan:
 # The attributes of pytest's options that settings may give, by the names of the options.
 _KEYS: Final = {
     "impl": "wg_impl", "impl-manifest": "wg_manifest", "like": "wg_like", "pair": "wg_pair", "suite": "wg_suite",
-    "lane": "wg_lane", "nightly": "wg_nightly", "kernel": "wg_kernel", "kernel-module": "wg_kernel_module",
+    "on": "wg_on", "lane": "wg_lane", "nightly": "wg_nightly",
+    "kernel": "wg_kernel", "kernel-module": "wg_kernel_module",
     "results": "wg_results", "keep": "wg_keep", "timeout-scale": "wg_timeout_scale", "seed": "wg_seed",
     "baseline": "wg_baseline", "must-include": "wg_must_include", "ktap": "wg_ktap",
     "blame-seconds": "wg_blame_seconds",
@@ -245,6 +258,11 @@ def _add_selection(group: pytest.OptionGroup) -> None:
         "--lane", action="append", default=[], choices=(*HERE, *GUESTS), dest="wg_lane",
         help="Run only this lane: core (no namespaces), netns (namespaces of this kernel), vm (a guest with a kernel "
         "of your choice), warp (a guest whose clock skips idle time). May be repeated. Default: core and netns.",
+    )  # fmt: skip
+    group.addoption(
+        "--on", action="append", default=[], metavar="ssh:HOST|vm:N|warp:N", dest="wg_on",
+        help="Run the tests on this machine, by ssh and with `wg-interop run` only; or share those of lane vm or warp "
+        "among N guests. May be repeated: machines share the tests, too (docs/hosts.md).",
     )  # fmt: skip
     group.addoption(
         "--nightly", action="store_true", dest="wg_nightly",

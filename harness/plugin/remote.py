@@ -1,4 +1,4 @@
-"""Take the reports of a pytest that runs elsewhere, in a guest or on another machine, into this session.
+"""Take the reports of a pytest in a guest or on another machine into this session.
 
 Each end is a process that writes one line of JSON per report among pytest's other output. What carries the lines is the
 business of `guests.py` (a port of the guest) and `hosts.py` (ssh). The reports go to this session's hooks, as if the
@@ -7,23 +7,26 @@ tests had run here; xdist does so with its workers.
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UsageError
 from harness.implementations.manifest import load_manifest
 from harness.install.installer import MANIFESTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
-    from pathlib import Path
 
     from harness.implementations.manifest import Manifest
 
@@ -238,3 +241,31 @@ def _take_manifest(manifest: Manifest, files: list[tuple[Path, str]], root: str)
     there = load_manifest(source)
     files += [(path, f"{root}{path}") for path in (source, there.program, there.expectations) if path is not None]
     return ["--impl-manifest", f"{root}{source}"]
+
+
+def pack(files: Iterable[tuple[Path, str]]) -> str:
+    """Return files and folders as an archive in base64; each comes with its path in the archive."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for path, name in files:
+            try:
+                archive.add(path.resolve(), name.lstrip("/"))
+            except OSError as error:
+                raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def unpack(text: str, folder: Path) -> None:
+    """Unpack the files of such an archive below a folder; raises HarnessError for one that `pack` cannot have made."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(base64.b64decode(text))) as archive:
+            for member in archive:
+                target = Path(os.path.normpath(folder / member.name))
+                if not target.is_relative_to(folder):
+                    raise HarnessError(f"an archive has the path {member.name!r}")
+                if file := archive.extractfile(member) if member.isreg() else None:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(file.read())
+                    target.chmod(member.mode & 0o777)
+    except (tarfile.TarError, ValueError) as error:
+        raise HarnessError(f"an archive is damaged: {error}") from error

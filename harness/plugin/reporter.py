@@ -77,6 +77,10 @@ class Reporter:
         """Report what the run does when all tests have ended, for the progress."""
         self._tell({"event": "note", "text": text})
 
+    def remark(self, text: str) -> None:
+        """Report what the user should see below the results."""
+        self._tell({"event": "remark", "text": text})
+
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
         # Every worker collects the same tests.

@@ -265,6 +265,12 @@ def facts_of(report: pytest.TestReport) -> dict[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
+def artifacts_in(data: Mapping[str, object]) -> str:
+    """Return the path of the evidence that a report in JSON names, below the directory of the results; else nothing."""
+    facts = data.get(_FACTS)
+    return str(facts.get("artifacts") or "") if isinstance(facts, dict) else ""
+
+
 def set_facts(report: pytest.TestReport, facts: Mapping[str, object]) -> None:
     """Add facts to the report; their values must be valid in JSON."""
     setattr(report, _FACTS, dict(facts))

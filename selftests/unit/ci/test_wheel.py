@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from packaging.requirements import Requirement
 
 from ci.build_hook import LEFT_OUT, configuration
 from ci.setup_checkout import ROOT
-from harness.vm.image import closure
+from selftests.support.dependencies import link_dependencies
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +32,7 @@ NOT_IN_WHEEL: Final = (
     "selftests/lab/test_docs.py",
     "selftests/lab/test_results_schema.py",
     "selftests/faults/test_action.py",
+    "selftests/faults/test_hosts.py",
 )
 ONE_TEST: Final = "selftests/netns/test_ping_and_counters.py::test_transfer_counters_are_exact_after_ten_pings"
 # A mount namespace in which the first argument is read-only.
@@ -63,7 +63,8 @@ class Installed:
         output([*pip, "--no-input", "--no-deps", "--no-index", str(self.wheel)], folder)
         [self.site] = (self._venv / "lib").glob("python*/site-packages")
         links = folder / "dependencies"
-        link_dependencies(self.site, links)
+        [info] = self.site.glob("wg_interop-*.dist-info")
+        link_dependencies(importlib.metadata.Distribution.at(info).requires or [], links)
         (self.site / "dependencies.pth").write_text(f"{links}\n")
 
     def run(self, *words: str) -> str:
@@ -74,23 +75,6 @@ class Installed:
     def places(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.run("-m", "harness", "where", "--json"))
         return found
-
-
-def link_dependencies(site: Path, links: Path) -> None:
-    """Link what the wheel's run-time dependencies have installed here, and nothing else, into a new directory."""
-    links.mkdir()
-    [info] = site.glob("wg_interop-*.dist-info")
-    lines = importlib.metadata.Distribution.at(info).requires or []
-    wanted = [Requirement(line) for line in lines]
-    for name in {
-        name
-        for requirement in wanted
-        if not requirement.marker or requirement.marker.evaluate({"extra": ""})
-        for name in closure(requirement.name, ("", *requirement.extras))
-    }:
-        distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            (links / top).symlink_to(str(distribution.locate_file(top)))
 
 
 @pytest.fixture(scope="module")

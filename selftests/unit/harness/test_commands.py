@@ -154,7 +154,7 @@ def test_invalid_or_empty_run_prints_one_line_on_stderr(arguments: list[str], ex
     ("arguments", "reason"),
     [
         (["moon"], "wg-interop: No such command 'moon'; see wg-interop --help\n"),
-        (["run", "--moon"], "wg-interop: No such option '--moon'; see wg-interop run --help\n"),
+        (["run", "--zebra"], "wg-interop: No such option '--zebra'; see wg-interop run --help\n"),
         (["run", "moon.py"], "wg-interop: no test file or directory moon.py\n"),
     ],
 )
