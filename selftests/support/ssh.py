@@ -3,8 +3,8 @@
     python ssh.py OPTIONS -- HOST COMMAND
 
 STANDIN_HOME: a directory for the home directories of the hosts. STANDIN_LINKS: a directory with Python packages.
-STANDIN_HIDDEN: a directory that is empty for the host. STANDIN_LIMITS, `b=2 c=3`: host b is cut off after it has
-reported the end of two tests. Some hosts have a defect by their name: `unreachable`, `old`, `confined`.
+STANDIN_HIDDEN: a directory that is empty for the host. STANDIN_LIMITS, `b=2 c=3`: host b is cut off in its
+third test, after the report of its call. Some hosts have a defect by their name: `unreachable`, `old`, `confined`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> int:
         sys.stdout.buffer.write(line)
         sys.stdout.buffer.flush()
         left -= b'"when": "teardown"' in line
-        if left == 0:
+        # Cut off between two reports of one test.
+        if left == 0 and b'"when": "call"' in line:
             os.killpg(process.pid, signal.SIGKILL)
             sys.stderr.write(f"Connection to {host} closed by remote host.\n")
             return 255

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -139,6 +140,19 @@ for path in (*image.project_files(), *image.packages()):
     assert {"refwg/ip.py", "selftests/pytest.toml", "selftests/netns/test_mtu.py"} <= {
         str(path.relative_to(installed.site)) for path in names if path.is_relative_to(installed.site)
     }
+
+
+def test_installed_wheel_is_packed_again_for_hosts(installed: Installed) -> None:
+    code = "import pathlib, harness.cli.wheel as w; print(w.make_wheel(pathlib.Path.cwd()).path)"
+    first, second = (Path(installed.run("-c", code).strip()) for _ in range(2))
+    packed, built = (
+        {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+        for archive in map(zipfile.ZipFile, (first, installed.wheel))
+    )
+    assert packed == built
+    assert first.name == installed.wheel.name
+    assert first.read_bytes() == second.read_bytes()
+    first.unlink()
 
 
 def test_configuration_of_wheel_is_that_of_checkout() -> None:

@@ -269,6 +269,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
     [
         ("--lane=warp", "warp::test_minutes", {"warp": "test_minutes.py"}),
         ("--lane=netns --lane=vm -n 2", "netns::test_link vm::test_link", {"vm": "test_link.py"}),
+        ("--lane=netns --on=vm:3", "netns::test_link vm::test_link", {"vm": "test_link.py"}),
         ("--lane=core --lane=vm", "core::test_core vm::test_link", {"vm": "test_link.py"}),
         ("--lane=core --lane=vm -n 2", "core::test_core vm::test_link", {"vm": "test_link.py"}),
         ("--lane=netns --lane=warp", "netns::test_link warp::test_minutes", {"warp": "test_minutes.py"}),
