@@ -122,6 +122,11 @@ def test_every_test_is_reported_once_when_hosts_die(lab_of_hosts: Lab, limits: s
     assert states(place) == states(lab_of_hosts.here[2])
     cases = [(case.get("classname"), case.get("name")) for case in ET.parse(junit).iter("testcase")]  # noqa: S314 - ours
     assert len(cases) == len(set(cases)) == len(states(place))
+    # pytest's own count: a second report of a call would be counted, too.
+    [(failed, passed)] = re.findall(
+        r"^=+ (\d+) failed, (\d+) passed in", (place / "pytest.log").read_text(), re.MULTILINE
+    )
+    assert int(failed) + int(passed) == len(cases)
     for name in lost:
         pattern = rf"ssh:{name} was lost, and gave back [1-9] tests: .*Connection to {name} closed by remote host"
         assert re.search(pattern, text), text
@@ -159,10 +164,14 @@ def test_unusable_host_is_named_with_remedy(lab_of_hosts: Lab, name: str, reason
 
 
 def test_interrupted_run_stops_its_hosts(lab_of_hosts: Lab) -> None:
-    run, place = lab_of_hosts.start(*pairs(*PAIRS), "--on=ssh:a", "--on=ssh:b")
+    reported = re.compile(r"^[1-9]\d* of \d+ tests", re.MULTILINE)
+    # These tests take minutes: a host that does not stop is still there when this test looks.
+    run, place = lab_of_hosts.start("selftests/netns", *pairs(PAIRS[0]), "--on=ssh:a", "--on=ssh:b")
     try:
         begun = poll_until(
-            lambda: run.process.poll() is not None or " tests, " in run.output.read_text(), bool, DEADLINE
+            lambda: run.process.poll() is not None or reported.search(run.output.read_text()) is not None,
+            bool,
+            DEADLINE,
         )
         assert begun, run.output.read_text()
         namespaces = host.namespaces_of(run.pids())

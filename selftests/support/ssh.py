@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+# By this variable the test finds the processes of a host (host.Run).
+MARK = "WG_INTEROP_FAULT_TEST"
 # In the namespaces: hide a directory, for the host named so allow no further namespaces, and run the command.
 SCRIPT = """
 mount -t tmpfs none "$STANDIN_HIDDEN" || exit 1
@@ -64,7 +66,8 @@ def environment(host: str) -> dict[str, str]:
             (home / name).unlink(missing_ok=True)
             (home / name).symlink_to(next(p for p in (Path("/bin", name), Path("/usr/bin", name)) if p.exists()))
     ours = ("WG_", "PYTEST", "STANDIN_LIMITS", "PYTHON")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | {
+    kept = {name: value for name, value in os.environ.items() if name == MARK or not name.startswith(ours)}
+    return kept | {
         "PATH": path,
         "HOME": str(home),
         # Shared, so that the wheel is installed once.
