@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -329,11 +330,19 @@ class Loop:
                 self._selector.unregister(sock)
         self._udp = self._sockets.sockets
         for sock in self._udp:
-            self._selector.register(
-                sock, selectors.EVENT_READ, lambda _, sock=sock: self._engine.datagrams_waiting(sock)
-            )
+            self._selector.register(sock, selectors.EVENT_READ, partial(self._datagrams_waiting, sock))
         # Last, so that a shortage in the selector is made good at the next turn.
         self._udp_generation = self._sockets.generation
+
+    def _datagrams_waiting(self, sock: socket.socket, _: int) -> None:
+        """Process a datagram, then packets of the interface, then the other datagrams.
+
+        This host has often answered already: the kernel answers a ping while it takes the packet. It would take longer
+        to learn that from the selector than to encrypt the answer.
+        """
+        self._engine.datagrams_waiting(sock, 1)
+        self._engine.packets_waiting()
+        self._engine.datagrams_waiting(sock)
 
     def _link_changed(self, _: int) -> None:
         self._refresh_link()

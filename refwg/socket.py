@@ -193,7 +193,7 @@ class UdpSockets:
         segment = length
         if ancillary and ancillary[0][:2] == (_SOL_UDP, _UDP_GRO):
             segment = _INT.unpack(ancillary.pop(0)[2])[0]
-        key = (sender, *(data for _, _, data in ancillary))
+        key = (sender, *ancillary)
         origin = self._origins.get(key) or self._remember(key, sock.family, sender, ancillary)
         return ReceivedBatch(length, segment, *origin)
 

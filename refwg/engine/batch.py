@@ -99,6 +99,8 @@ class BatchEngine(SimpleEngine):
         )
         self._fitted_mtu = 0
         self._worthwhile = worthwhile
+        # The last turn with packets of the interface had one: probably the next will have one as well.
+        self._was_alone = False
         self._room = HEADER_LENGTH if self._tun.has_headers else 0
 
     def close(self) -> None:
@@ -120,18 +122,22 @@ class BatchEngine(SimpleEngine):
             self._fit_superframes()
         frame, room = self._frame_view, self._room
         singles: list[_Single] = []
-        superframes = 0
+        count = superframes = 0
         while len(singles) < _PACKETS_IN_TURN and superframes < _SUPERFRAMES_IN_TURN:
             length = self._tun.read_into(frame)
             if not length:
                 break
             if not self._device.is_up:
                 continue
+            count += 1
             # The first two bytes of the header say whether there is anything to do.
             header = parse(frame) if room and (frame[0] or frame[1]) else None
             if header is None or not header.gso_type:
                 is_partial = header is not None and header.flags & NEEDS_CHECKSUM
                 singles.append(_Single(bytes(frame[room:length]), header if is_partial else None))
+                if self._was_alone and count == 1:
+                    # It is sent before the next read: a system call that finds nothing would delay it.
+                    self._send_single(singles.pop())
                 continue
             self._send_singles(singles)
             singles.clear()
@@ -140,6 +146,8 @@ class BatchEngine(SimpleEngine):
             # Workers may still need the last one.
             frame = self._frame_view
         self._send_singles(singles)
+        if count:
+            self._was_alone = count == 1
 
     def _send_superframe(self, header: VirtioHeader, length: int) -> None:
         try:
@@ -263,9 +271,9 @@ class BatchEngine(SimpleEngine):
 
     # From the network.
 
-    def datagrams_waiting(self, sock: socket.socket) -> None:
-        """Read, decrypt and deliver datagrams of a socket, up to eight batches; call it when the socket is readable."""
-        for _ in range(_BATCHES_IN_TURN):
+    def datagrams_waiting(self, sock: socket.socket, most: int = _BATCHES_IN_TURN) -> None:
+        """Read, decrypt and deliver batches of a socket, at most so many; call it when the socket is readable."""
+        for _ in range(most):
             batch = self._sockets.receive_into(sock, self._inbox_view)
             if batch is None:
                 return

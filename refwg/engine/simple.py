@@ -66,9 +66,9 @@ class SimpleEngine:
                 self.carry_out(self._device.send_packet(packet, mtu, self._clock()))
         self.is_busy = True
 
-    def datagrams_waiting(self, sock: socket.socket) -> None:
-        """Read and process datagrams of a socket, up to 256; call it when the socket is readable."""
-        for _ in range(_DATAGRAMS_IN_TURN):
+    def datagrams_waiting(self, sock: socket.socket, most: int = _DATAGRAMS_IN_TURN) -> None:
+        """Read and process datagrams of a socket, at most so many; call it when the socket is readable."""
+        for _ in range(most):
             received = self._sockets.receive(sock)
             if received is None:
                 return

@@ -63,6 +63,28 @@ def test_equal_packets_are_sent_as_one_batch() -> None:
     assert batch.udp.calls == 3
 
 
+def test_packet_is_sent_before_next_read_if_last_one_was_alone() -> None:
+    sent_at_read: list[int] = []
+
+    def script(side: Driven) -> None:
+        read = side.tun.read_into
+
+        def counting_read(buffer: memoryview) -> int:
+            sent_at_read.append(len(side.udp.sent))
+            return read(buffer)
+
+        side.send([single(OUT.packet(b"alone"))])
+        side.tun.read_into = counting_read  # type: ignore[method-assign]
+        for frames in (3, 2):
+            side.tun.waiting += [single(OUT.packet(b"same"))] * frames
+            side.engine.packets_waiting()
+
+    batch = both(script)
+    assert len(batch.udp.sent) == 1 + 3 + 2
+    # The first of three leaves before the second is read; then two are sent together, because three came before them.
+    assert (sent_at_read, batch.udp.calls) == ([1, 2, 2, 2, 4, 4, 4], 1 + 2 + 1)
+
+
 def test_large_packets_that_fit_no_batch_are_sent_alone() -> None:
     packet = single(ip_packet("192.168.241.1", "192.168.241.2", bytes(8000)))
     batch = both(lambda side: side.send([packet] * 20))

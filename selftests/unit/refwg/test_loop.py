@@ -102,6 +102,30 @@ def test_keys_are_forgotten_before_pending_events_are_handled() -> None:
     assert run_in_sandbox("", code) == order
 
 
+def test_interface_is_read_between_first_datagram_and_others() -> None:
+    code = """
+        import socket
+        from refwg.loop import Loop
+        from refwg.uapi_socket import listen
+        from refwg.tun import Tun
+        running = Loop(Tun.create("wg0"), listen("wg0"), watcher=None, log_error=print)
+        running._device.up(0); running._watch_udp()
+        ours = next(sock for sock in running._udp if sock.family == socket.AF_INET)
+        engine, receive = running._engine, running._sockets.receive
+        def received(sock):
+            datagram = receive(sock)
+            print("datagram", datagram and datagram[0])
+            return datagram
+        running._sockets.receive = received
+        engine.packets_waiting = lambda: print("interface")
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        for data in (b"one", b"two"):
+            client.sendto(data, ("127.0.0.1", ours.getsockname()[1]))
+        running._turn()
+    """
+    assert run_in_sandbox("", code) == "datagram b'one'\ninterface\ndatagram b'two'\ndatagram None\n"
+
+
 def test_work_of_workers_is_finished_before_device_may_change() -> None:
     code = """
         import selectors, socket
