@@ -48,7 +48,9 @@ class ReplayWindow:
         # counter_validate: the words between the old and the new highest counter are cleared (RFC 6479)
         word, bit = divmod(counter, COUNTER_BITS_PER_WORD)
         if counter >= self._next:
-            self._clear_up_to(word)
+            # The next counter within a word moves over none.
+            if counter != self._next or not bit:
+                self._clear_up_to(word)
             self._next = counter + 1
         self._seen[word % _WORDS] |= 1 << bit
 

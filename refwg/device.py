@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from refwg import ip, receive, send
 from refwg.boundary import Deliver, Endpoint, Transmit, Unreachable
@@ -22,13 +22,13 @@ from refwg.cookie import CookieChecker, MacState
 from refwg.crypto import is_zero
 from refwg.errors import ConfigError, DropReason, MalformedMessage, Refused
 from refwg.messages import (
+    DATA_TYPE,
     MAX_PEERS_PER_DEVICE,
     MINIMUM_DATA_LENGTH,
     REJECT_AFTER_TIME,
     CookieReply,
     Data,
     has_macs,
-    parse,
     parse_with_macs,
 )
 from refwg.noise import StaticIdentity
@@ -147,9 +147,9 @@ class Device:
             return self._refuse(now, DropReason.NO_PEER, packet)
         if peer.endpoint is None:
             return self._refuse(now, DropReason.NO_ENDPOINT, packet, peer)
-        if send.is_own_datagram(packet, peer, self.listen_port):
+        if peer.endpoint.address == destination and send.is_own_datagram(packet, peer, self.listen_port):
             return self._refuse(now, DropReason.ROUTING_LOOP, None, peer)
-        pushed_out = peer.staged.stage([StagedPacket(packet, mtu)])
+        pushed_out = peer.staged.stage((StagedPacket(packet, mtu),))
         if pushed_out:
             self._shared.drop(now, DropReason.QUEUE_OVERFLOW, peer, pushed_out)
         effects = send.staged_packets(peer, now)
@@ -164,19 +164,17 @@ class Device:
         if not self.is_up:
             self._shared.drop(now, DropReason.INTERFACE_DOWN)
             return []
-        if has_macs(datagram):
-            self._admit(datagram, endpoint, now)
-            return []
         # 5.1: no reply to anything that is not a message
         try:
-            message = parse(datagram)
+            if datagram.startswith(DATA_TYPE):
+                message = Data.parse(datagram)
+                return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
+            if has_macs(datagram):
+                self._admit(datagram, endpoint, now)
+            else:
+                self._admit_cookie_reply(CookieReply.parse(datagram), endpoint, now)
         except MalformedMessage:
             self._shared.drop(now, DropReason.MALFORMED)
-            return []
-        if isinstance(message, Data):
-            return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
-        # Initiations and responses have macs.
-        self._admit_cookie_reply(cast("CookieReply", message), endpoint, now)
         return []
 
     def _admit(self, datagram: bytes, endpoint: Endpoint, now: int) -> None:
@@ -347,14 +345,15 @@ class Device:
         if isinstance(outcome, Dropped):
             self._shared.drop(now, outcome.reason, outcome.peer)
             return []
+        peer, follow_up, packet, dropped = outcome
         effects: list[Effect] = []
-        if outcome.follow_up is not None:
-            effects += _FOLLOW_UPS[outcome.follow_up](outcome.peer, now)
-        if outcome.dropped is not None:
-            self._shared.drop(now, outcome.dropped, outcome.peer)
-        if outcome.packet is not None:
-            effects.append(Deliver(outcome.packet, outcome.peer))
-        self._schedule(outcome.peer)
+        if follow_up is not None:
+            effects += _FOLLOW_UPS[follow_up](peer, now)
+        if dropped is not None:
+            self._shared.drop(now, dropped, peer)
+        if packet is not None:
+            effects.append(Deliver(packet, peer))
+        self._schedule(peer)
         return effects
 
     def _refuse(

@@ -63,17 +63,23 @@ def source(packet: bytes) -> bytes:
 
 def destination(packet: bytes) -> bytes:
     """Return the destination address, 4 or 16 bytes; empty if the packet has no whole header of either version."""
-    kind = version(packet)
-    if kind == _IPV4:
+    first = packet[0] >> 4 if len(packet) >= IPV4_HEADER_LENGTH else 0
+    if first == _IPV4:
         return packet[16:20]
-    return packet[24:40] if kind else b""
+    return packet[24:40] if first == _IPV6 and len(packet) >= IPV6_HEADER_LENGTH else b""
 
 
-def claimed_length(packet: bytes) -> int:
-    """Return the length of the packet in bytes as its header states it; IPv6: payload length plus 40, up to 65575."""
-    if packet[0] >> 4 == _IPV4:
-        return int.from_bytes(packet[2:4])
-    return int.from_bytes(packet[4:6]) + IPV6_HEADER_LENGTH
+def length_and_source(packet: bytes) -> tuple[int, bytes]:
+    """Return the length of the packet in bytes as its header states it, and its source address.
+
+    IPv6: payload length plus 40, up to 65575. The address is empty if there is no whole header of either version.
+    """
+    first = packet[0] >> 4 if len(packet) >= IPV4_HEADER_LENGTH else 0
+    if first == _IPV4:
+        return int.from_bytes(packet[2:4]), packet[12:16]
+    if first == _IPV6 and len(packet) >= IPV6_HEADER_LENGTH:
+        return int.from_bytes(packet[4:6]) + IPV6_HEADER_LENGTH, packet[8:24]
+    return 0, b""
 
 
 def ecn(packet: bytes) -> int:

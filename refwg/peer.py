@@ -216,9 +216,11 @@ class Peer:
 
     def received_with(self, keypair: Keypair) -> bool:
         """Rotate the sessions after an authenticated packet; returns True if it was the first packet on `next`."""
-        is_confirmed, destroyed = self.keypairs.received_with(keypair)
+        if keypair is not self.keypairs.next:
+            return False
+        _, destroyed = self.keypairs.received_with(keypair)
         self._destroy(destroyed)
-        return is_confirmed
+        return True
 
     def clear_keys(self) -> None:
         """Erase all sessions and the handshake; the greatest timestamp stays, against replays."""

@@ -198,14 +198,14 @@ def inner_packet(shared: Shared, peer: Peer, plaintext: bytes, outer_ecn: int) -
     outer_ecn: the two ECN bits of the outer IP header, which are combined with the inner ones (RFC 6040).
     """
     # 3: a plaintext that is not an IP packet is dropped
-    if not ip.version(plaintext):
+    length, source = ip.length_and_source(plaintext)
+    if not source:
         raise Refused(DropReason.INNER_PROTOCOL)
     # 5.4.6: the inner header holds the length, padding follows; wg_packet_consume_data_done checks it
-    length = ip.claimed_length(plaintext)
     if length < ip.IPV4_HEADER_LENGTH or length > len(plaintext):
         raise Refused(DropReason.INNER_LENGTH)
     # 3: the inner source address must belong to this peer (cryptokey routing)
-    if not is_source_allowed(shared, peer, ip.source(plaintext)):
+    if not is_source_allowed(shared, peer, source):
         raise Refused(DropReason.SOURCE_NOT_ALLOWED)
     return ip.decapsulate_ecn(plaintext[:length], outer_ecn)
 

@@ -343,7 +343,7 @@ class RefwgInProcess:
         player = self._players[number]
         sender = self.device.peer(player.identity.public)
         for packet in self._tun.written:
-            if not ip.version(packet) or ip.claimed_length(packet) != len(packet):
+            if not ip.version(packet) or ip.length_and_source(packet)[0] != len(packet):
                 raise Finding(ANSWERED, f"delivered {len(packet)} bytes that are not a packet: {packet[:32].hex()}")
             if sender is None or not self.device.is_source_allowed(sender, ip.source(packet)):
                 raise Finding(
