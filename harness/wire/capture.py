@@ -52,6 +52,8 @@ _BUFFER: Final = 8 << 20
 # For evidence: enough for handshakes, pings and the beginning of a stream. The kernel drops and counts the rest.
 EVIDENCE_BUFFER: Final = 1 << 20
 _ANCILLARY: Final = 128
+# A frame without a stamp is read within so many ns. More is a clock that was set.
+_READ_LATE: Final = 60 * NANOSECONDS
 _FRAME: Final = 1 << 17
 _Received = tuple[bytes, list[tuple[int, int, bytes]], int, Any]
 _NO_OFFLOAD: Final = bytes(frames.VNET_HEADER.size)
@@ -271,11 +273,28 @@ class Capture:
             if not taken.is_outbound and self.is_loopback:
                 continue
             self._unsplit += taken.is_unsplit
+            if self._packets and 0 < self._packets[-1].time - taken.time < _READ_LATE:
+                self._correct_times(taken.time)
             if taken.follows_loss and self._intact is None:
                 self._intact = len(self._packets)
             for frame, contents, note in taken.read():
                 self._packets.append(pcapng.Packet(0, taken.time, frame, taken.is_outbound, note))
                 self._arrived(frame, contents, taken)
+
+    def _correct_times(self, time: int) -> None:
+        """Let no frame so far be later than the next one.
+
+        The kernel begins to stamp frames a moment after the first socket has asked for it (net_enable_timestamp), and
+        gives those before the time when they are read.
+        """
+        for index in range(len(self._packets) - 1, -1, -1):
+            if self._packets[index].time <= time:
+                break
+            self._packets[index] = replace(self._packets[index], time=time)
+        for index in range(len(self._messages) - 1, -1, -1):
+            if self._messages[index].time <= time:
+                break
+            self._messages[index] = replace(self._messages[index], time=time)
 
     def _arrived(self, frame: bytes, contents: Contents, taken: Taken) -> None:
         """Count a frame, and keep its message if one has left."""

@@ -13,7 +13,8 @@ import pytest
 from harness import DIRECT, LOOPBACK, V4_OF_A, V4_OF_B, WIRED, Capture, DeviceConfig, Drop, Endpoint, Tunnel, ping
 from harness.implementations.registry import Registry
 from harness.lab.judged import judge
-from harness.wire.messages import RESPONSE
+from harness.wire import capture as capture_module
+from harness.wire.messages import NANOSECONDS, RESPONSE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -246,6 +247,23 @@ def test_capture_marks_first_frame_after_loss(lab: Lab) -> None:
     is_late = [b"late" in packet.frame for packet, *_ in recording.frames]
     assert is_late == [False] * recording.intact + [True] * (len(is_late) - recording.intact)
     assert any(is_late)
+
+
+def test_frame_that_was_stamped_when_read_precedes_next_one(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    node, told, late = lab.node("here"), capture_module._time_and_loss, iter([5 * NANOSECONDS // 2] * 3)  # noqa: SLF001
+
+    def told_late(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bool]:
+        stamp, follows_loss = told(ancillary)
+        return stamp + next(late, 0), follows_loss
+
+    # What the kernel does to frames that come before its stamps are on; which those are is its own affair.
+    monkeypatch.setattr(capture_module, "_time_and_loss", told_late)
+    with Capture(node, "lo") as capture:
+        flood(node, 5)
+        messages = [message.time for message in capture.messages()]
+        frames = [packet.time for packet, *_ in capture.recording().frames]
+    assert next(late, None) is None
+    assert (messages, frames) == (sorted(messages), sorted(frames))
 
 
 def test_nothing_is_judged_after_first_lost_frame(lab: Lab) -> None:
