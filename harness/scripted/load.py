@@ -136,6 +136,13 @@ class Load:
         """
         return self._reply_within(_CANARY, at, {self._send_canary(at)})
 
+    def settles(self, at: str = "") -> bool:
+        """Send canaries until the answers to all messages before have left; return True if there is still load.
+
+        Another worker of the device may still be at a message when the first canary is answered.
+        """
+        return all(self.lasts(at) for _ in range(_SETTLED))
+
     def hold(self, seconds: float, at: str = "") -> None:
         """Keep the device under load for so many seconds, with short gaps."""
         end = time.monotonic() + seconds
@@ -188,9 +195,7 @@ class Load:
             for peer in peers:
                 peer.drain()
                 peer.inbox.clear()
-            lasted = self.during(action, at)
-            # Another worker of the device may still be at the message when the first canary is answered.
-            lasted = lasted and all(self.lasts(at) for _ in range(_SETTLED))
+            lasted = self.during(action, at) and self.settles(at)
             came = [str(one) for peer in peers for one in peer.drain() if not isinstance(one, _OWN)]
             if came and lasted:
                 raise Unexpected(f"under load the device answered {after}: {', '.join(came)}; {self._exchange.last()}")

@@ -145,11 +145,15 @@ def test_datagram_elicits_at_most_one_smaller_one(target: Target) -> None:
 
 def answers_to(load: Load, peer: ScriptedPeer, datagram: bytes) -> list[bytes]:
     """Send a datagram under load; return what came back."""
+    at = peer.main.address
     for _ in range(TRIES):
+        load.renew(at)
+        # The answer to what was sent before may still be on its way.
+        if not load.settles(at):
+            continue
         peer.drain()
         peer.inbox.clear()
-        at = peer.main.address
-        if load.during(lambda: peer.send(datagram), at) and load.lasts(at):
+        if load.during(lambda: peer.send(datagram), at) and load.settles(at):
             return [one.datagram for one in peer.drain()]
     return not_reached(f"the load ended {TRIES} times before the device had processed a datagram")
 
