@@ -280,13 +280,14 @@ def test_batch_leaves_as_one_message_for_each_packet(batched: Batched, family: i
         batched.must_have_used("out", offload)
 
 
-@pytest.mark.requirement("MSG-12")
+@pytest.mark.requirement("MSG-12", "MTU-03")
 @pytest.mark.parametrize("family", [4, 6])
 def test_packets_of_batch_are_padded_with_zeros(batched: Batched, family: int) -> None:
     target, peer = batched.target, batched.target.peer()
     peer.connect()
     header = 28 if family == 4 else 48
     wrong = {}
+    longest: dict[int, int] = {}
     for lengths in BATCHES:
         # What is in a buffer before must not be left behind a shorter packet.
         send(target, peer, family, [b"\xff" * (MTU - header)] * 20)
@@ -294,14 +295,23 @@ def test_packets_of_batch_are_padded_with_zeros(batched: Batched, family: int) -
         send(target, peer, family, [b"\xaa" * length for length in lengths])
         for length, one in zip(lengths, received(peer, len(lengths)), strict=True):
             padding = one.plaintext[length + header :]
+            if len(one.plaintext) > MTU:
+                longest[length] = len(one.plaintext)
             wanted = min(-(length + header) % 16, MTU - length - header)
             if padding != bytes(wanted):
                 wrong[length, len(lengths)] = padding.hex()
     for offload in (f"uso{family}", "udp-segment"):
         batched.must_have_used("out", offload)
+    if longest:
+        differs(
+            f"packets of a batch are padded beyond the MTU of {MTU}; by payload, to these bytes: {longest}",
+            requirement="MTU-03",
+            by=[target.implementation.name],
+        )
     if wrong:
         differs(
             f"the padding of packets in a batch is not zeros to 16 bytes, by payload and number: {wrong}",
+            requirement="MSG-12",
             by=[target.implementation.name],
         )
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 PORT: Final = 1111
 PORT_OF_A, PORT_OF_B = 1, 2
 NOBODY: Final = "65534"
+PEER_KEYS: Final = ("endpoint", "persistent_keepalive", "allowed_ips", "preshared_key")
 # An address of B that is not among its allowed ips.
 FOREIGN: Final = "192.168.241.9"
 # Seconds: counters are read a moment after the packet.
@@ -79,6 +81,34 @@ def must_be_empty(wg0: Interface) -> None:
     found = {"private key": state.private_key, "public key": state.public_key, "peers": state.peers}
     kept = {name: value for name, value in {**found, "fwmark": state.fwmark}.items() if value}
     assert not kept, f"a new interface has {kept}"
+
+
+@pytest.mark.requirement("CFG-44")
+@pytest.mark.capability("update-peer")
+@pytest.mark.parametrize("key", [*PEER_KEYS, "nothing"])
+def test_set_of_one_peer_key_keeps_all_others(lab: Lab, wg0: Interface, alice: Key, key: str) -> None:
+    first, other = (
+        PeerConfig(
+            public_key=alice,
+            endpoint=Endpoint(f"192.0.2.{number}", number),
+            persistent_keepalive=70 + number,
+            allowed_ips=allowed_ips(f"198.51.100.{number}/32"),
+            preshared_key=lab.key(f"shared {number}"),
+        )
+        for number in (1, 2)
+    )
+    wg0.set(DeviceConfig(private_key=lab.key("own"), listen_port=PORT, peers=(first,)))
+    before = wg0.get()
+    change = PeerConfig(public_key=alice)
+    if key != "nothing":
+        change = replace(change, **{key: getattr(other, key)})
+    wg0.set(DeviceConfig(peers=(change,)))
+    now = wg0.get()
+    ((old,), (peer,)) = before.peers, now.peers
+    lost = [name for name in PEER_KEYS if name != key and getattr(peer, name) != getattr(old, name)]
+    assert not lost, f"a set of the peer's {key} changed its {', '.join(lost)}"
+    assert key == "nothing" or getattr(peer, key) != getattr(old, key), f"the peer's {key} was not set"
+    assert replace(now, peers=()) == replace(before, peers=()), f"a set of the peer's {key} changed the interface"
 
 
 @pytest.mark.requirement("CFG-15")

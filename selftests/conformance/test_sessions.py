@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,10 @@ LIMIT_OF_DRIVER = 2**64 - 8130
 LIMIT_OF_PAPER = 2**64 - 2**13 - 1
 # Seconds: KEEPALIVE_TIMEOUT + REKEY_TIMEOUT after the first unanswered data, with the jitter and a timer's lateness.
 DEAD_PEER_WITHIN = 18.0
+# Bits of the longest replay window (COUNTER_BITS_TOTAL of the driver), and of the blocks by which it moves.
+LARGEST_WINDOW, BLOCK = 8192, 64
+# Messages between which a device may take its time, and seconds for it.
+AT_ONCE, EFFECT_WAIT = 32, 2.0
 # Seconds in which both sides have a session after they began at the same moment (ROB-14).
 CONVERGED_WITHIN = 15.0
 
@@ -43,6 +49,36 @@ def test_data_with_counter_at_reject_limit_is_refused(target: Target, counter: i
         last = target.packet(peer, b"the last one")
         peer.send(session.data(last, counter=LIMIT_OF_PAPER - 1))
         target.inside.expect(last)
+
+
+@pytest.mark.requirement("DT-06", "DT-03")
+def test_window_that_has_gone_round_still_takes_each_counter_once(target: Target) -> None:
+    peer = target.peer()
+    session = established(target, peer)
+    counters = range(BLOCK, 3 * LARGEST_WINDOW, BLOCK)
+    packets = {counter: target.packet(peer, b"%d" % counter) for counter in counters}
+    for counter, packet in packets.items():
+        peer.send(session.data(packet, counter=counter))
+        # So that no buffer of the device is full. After a mistake it may deliver no more of them.
+        if counter % (AT_ONCE * BLOCK) == 0 or counter == counters[-1]:
+            poll_until(partial(is_inside, target, packet), bool, EFFECT_WAIT)
+    delivered = Counter(target.inside.packets())
+    missing = [counter for counter, packet in packets.items() if not delivered[packet]]
+    assert not missing, (
+        f"counters in steps of {BLOCK}: the device refused {len(missing)} of {len(packets)}, the first is {missing[0]}"
+    )
+    session.counter = counters[-1] + 1
+    for counter in counters[-AT_ONCE:]:
+        peer.send(session.data(packets[counter], counter=counter))
+    with twin("data with the next counter is delivered"):
+        assert is_delivered(target, peer, session)
+    delivered = Counter(target.inside.packets())
+    twice = [counter for counter, packet in packets.items() if delivered[packet] > 1]
+    assert not twice, f"the device accepted counter {twice[0]} twice"
+
+
+def is_inside(target: Target, packet: bytes) -> bool:
+    return packet in target.inside.packets()
 
 
 @pytest.mark.requirement("DT-09")
@@ -213,6 +249,8 @@ def test_initiator_sends_on_new_session_at_once(target: Target) -> None:
         "the device left its current session after it had sent an initiation"
     )
     assert is_delivered(target, peer, current), "the device refused data on its current session after its initiation"
+    early = [one for one in peer.drain() if one.name == "keepalive"]
+    assert not early, f"the device sent a keepalive, although it had sent data after all that it received: {early[0]}"
     new = peer.send(Response(to=initiation)).made()
     first = peer.expect(Data)
     assert (first.session, first.counter) == (new, 0), "the device did not send at once on the session that it began"
