@@ -194,6 +194,10 @@ class Watches:
             number = ctypes.get_errno()
             raise OSError(number, f"inotify: {os.strerror(number)}")
 
+    def fileno(self) -> int:
+        """Return the inotify descriptor."""
+        return self._descriptor
+
     def add_growth(self, path: Path) -> int:
         """Watch a file for growth; returns its watch descriptor, the same for the same file."""
         number: int = _libc.inotify_add_watch(self._descriptor, os.fsencode(path), _IN_MODIFY)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.errors import HarnessError, Unavailable, Unsupported
-from harness.plugin.session import INTERACTIVE, LAB, file_name, state_of_run
+from harness.plugin.session import INTERACTIVE, LAB, UNDONE, file_name, state_of_run
 from harness.sandbox.launch import refused
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     """The lab of this test: makes nodes, links and interfaces, and undoes them afterwards."""
     from harness.lab.kernel_log import note_test
     from harness.lab.lab import Lab
+    from harness.lab.leaks import check_leaks, take_inventory
     from harness.sandbox.launch import require_sandbox
 
     try:
@@ -34,8 +35,9 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     except HarnessError as error:
         pytest.skip(str(error))
     state = state_of_run(request.config)
+    before = take_inventory()
     made = Lab(state.scratch() / file_name(request.node.nodeid), state.seed)
-    request.node.stash[LAB] = made
+    request.node.stash[LAB], request.node.stash[UNDONE] = made, False
     if lane := state.plan.lane_of_guest:
         # A warning is on the console too, where it names the test even after a panic. In lane warp that takes time.
         note_test(request.node.nodeid, level=4 if lane == "vm" else 6)
@@ -44,6 +46,9 @@ def lab(request: pytest.FixtureRequest) -> Generator[Lab]:
     yield made
     # Its directory stays until the report of the tear-down (verdicts.py), which may need it as evidence.
     made.close()
+    # Now all fixtures that use the lab have ended. A failed test is not checked: its traceback keeps objects alive.
+    if request.node.stash[UNDONE]:
+        check_leaks(before, made.steps)
 
 
 @pytest.fixture

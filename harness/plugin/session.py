@@ -231,6 +231,8 @@ class State:
 
 
 LAB: Final[pytest.StashKey[Lab]] = pytest.StashKey()
+# Whether the test did not fail, and its lab was undone.
+UNDONE: Final[pytest.StashKey[bool]] = pytest.StashKey()
 _STATE: Final = pytest.StashKey[State]()
 
 

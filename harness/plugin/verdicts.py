@@ -25,6 +25,7 @@ from harness.plugin.oracle import FOUND, IS_WITNESS, judge_lab
 from harness.plugin.selection import label_of, lane_of, sides
 from harness.plugin.session import (
     LAB,
+    UNDONE,
     file_name,
     state_of_run,
 )
@@ -158,6 +159,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     if state_of_run(item.config).plan.keep == "all":
         made.snapshot()
     made.close()
+    item.stash[UNDONE] = True
     if different is not None:
         raise different
     return answer

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from harness.errors import DeadlineExceeded, HarnessError
 from harness.sandbox.fork_server import LARGEST, READY
+from harness.sandbox.kept import keep_descriptor, keep_process
 from harness.wait import readable, scaled
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class ForkServer:
         except BaseException:
             self.close()
             raise
+        keep_descriptor(self._socket.fileno(), self._name)
+        keep_process(self._child.pid, self._name)
 
     @property
     def running(self) -> bool:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from harness.sandbox.kept import keep_descriptor, keep_thread
 from harness.wait import Watches
 
 if TYPE_CHECKING:
@@ -88,7 +89,10 @@ class _Watcher:
         self._growths: dict[int, Growth] = {}
         self._by_path: dict[Path, Growth] = {}
         self._lock = threading.Lock()
-        threading.Thread(target=self._run, name="log stamps", daemon=True).start()
+        thread = threading.Thread(target=self._run, name="log stamps", daemon=True)
+        thread.start()
+        keep_thread(thread.native_id or 0, thread.name)
+        keep_descriptor(self._watches.fileno(), thread.name)
 
     def add(self, path: Path) -> Growth:
         with self._lock:

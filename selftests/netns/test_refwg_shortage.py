@@ -15,13 +15,11 @@ from harness import (
     LOOPBACK,
     V4_OF_B,
     Capture,
-    FileSays,
     ProgramInterface,
     Registry,
     Tunnel,
     must_ping,
     poll_until,
-    wait_for,
 )
 from harness.implementations import interface
 
@@ -58,7 +56,7 @@ def limit(side: ProgramInterface, kind: int, value: int) -> None:
 
 
 def must_log(side: ProgramInterface, pattern: str) -> None:
-    wait_for(FileSays(side.process.log, pattern), DEADLINE, f"the log line {pattern!r}")
+    side.process.says(pattern, DEADLINE)
 
 
 @pytest.mark.bug("IB-77")
