@@ -125,6 +125,7 @@ class _WithPytestArguments(click.Command):
 )
 @click.option("--shell", metavar="NODE", help="After a failed test, open a shell in this node: ns1, ns2, A, B.")
 @click.option("--strace", metavar="NODE", help="Run the program of this node under strace; evidence strace.NODE.txt.")
+@click.option("--valgrind", metavar="NODE", help="Run the program of this node under memcheck; errors fail the test.")
 @click.option("--gdb", metavar="NODE", help="Attach gdb to the program of this node when it has started.")
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 @click.pass_context

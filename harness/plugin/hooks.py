@@ -171,7 +171,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _watch(config: pytest.Config) -> float:
-    """Register the plugin of --pause-on-error, --shell, --gdb and --strace; returns the factor for deadlines."""
+    """Register the plugin of the options that debug tests (interactive.py); returns the factor for deadlines."""
     plan = state_of_run(config).plan
     if not plan.is_watched or sandboxed.only_looks(config):
         return 1.0

@@ -1,6 +1,6 @@
 """Keep a failed test's lab up, print how to enter it, open a shell in it; trace programs.
 
-The options are --pause-on-error, --shell, --gdb and --strace (docs/debugging.md).
+The options are --pause-on-error, --shell, --gdb, --strace and --valgrind (docs/debugging.md).
 
 nsenter(1) enters the lab. From another terminal it enters the sandbox first, because /run/netns is private to that.
 """
@@ -13,6 +13,7 @@ import shlex
 import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -39,15 +40,31 @@ _SIDES: Final = {"A": "ns1", "B": "ns2"}
 _NODE: Final = re.compile(r"[A-Za-z0-9][\w.-]*")
 # A system call of a traced program takes many times as long.
 STRACE_SCALE: Final = 4.0
+# Memcheck makes a program 10 to 50 times slower (its manual, 4.1), and starts in a second.
+VALGRIND_SCALE: Final = 20.0
 # A test waits for a program in a debugger as long as the user needs.
 GDB_SCALE: Final = 1000.0
 _ATTACHED: Final = 20.0
+# Only memory that is lost for sure is an error: a program may leave the rest to its end. --error-exitcode is for users
+# who read the status in the steps; the health check reads the log.
+_VALGRIND: Final = (
+    "valgrind", "--tool=memcheck", "--leak-check=full", "--show-leak-kinds=definite",
+    "--errors-for-leak-kinds=definite", "--error-exitcode=99", "--",
+)  # fmt: skip
+# Errors as memcheck prints them (its manual, 4.2): the first line of each, then the number of all.
+_MEMCHECK: Final = (
+    r"^==\d+== (?:Invalid |Conditional jump |Use of uninit|Syscall param |Mismatched |Jump to the invalid )",
+    r"^==\d+== (?:Source and destination overlap |Argument .* has a fishy )",
+    r"^==\d+== [\d,]+ (?:\(.*\) )?bytes in [\d,]+ blocks are definitely lost",
+    r"^==\d+== ERROR SUMMARY: [1-9]",
+)
 _MESSAGE_LINES: Final = 10
 
 
 def timeout_factor(plan: RunPlan) -> float:
-    """Return the factor for all deadlines: programs are slower under strace or gdb."""
-    return GDB_SCALE if plan.gdb else STRACE_SCALE if plan.strace else 1.0
+    """Return the factor for all deadlines: programs are slower under strace, valgrind or gdb."""
+    factors = ((plan.gdb, GDB_SCALE), (plan.valgrind, VALGRIND_SCALE), (plan.strace, STRACE_SCALE))
+    return next((factor for node, factor in factors if node), 1.0)
 
 
 def check_options(config: pytest.Config, plan: RunPlan) -> None:
@@ -55,7 +72,7 @@ def check_options(config: pytest.Config, plan: RunPlan) -> None:
     if plan.guest_lanes:
         lane = plan.guest_lanes[0]
         raise pytest.UsageError(f"{_named(plan)} is for tests on this kernel, not in a guest: leave out --lane {lane}")
-    for option, node in (("--shell", plan.shell), ("--gdb", plan.gdb), ("--strace", plan.strace)):
+    for option, node in (("--shell", plan.shell), *_tracers(plan)):
         if node and not _NODE.fullmatch(node):
             raise pytest.UsageError(f"{option} {node}: want the name of a node, such as ns1, or A or B")
     _check_tracers(plan)
@@ -70,17 +87,25 @@ def check_options(config: pytest.Config, plan: RunPlan) -> None:
 
 def _named(plan: RunPlan) -> str:
     """Return the first of these options that was given."""
-    given = {"--pause-on-error": plan.pause, "--shell": plan.shell, "--gdb": plan.gdb, "--strace": plan.strace}
-    return next(name for name, value in given.items() if value)
+    given = (("--pause-on-error", plan.pause), ("--shell", plan.shell), *_tracers(plan))
+    return next(name for name, value in given if value)
+
+
+def _tracers(plan: RunPlan) -> tuple[tuple[str, str], ...]:
+    """Return the options that trace a program, which are called like the tracer, each with its node."""
+    return ("--gdb", plan.gdb), ("--strace", plan.strace), ("--valgrind", plan.valgrind)
 
 
 def _check_tracers(plan: RunPlan) -> None:
-    if plan.gdb and place_of(plan.gdb) == place_of(plan.strace):
-        raise pytest.UsageError(f"--gdb {plan.gdb} --strace {plan.strace}: a program has one tracer; leave one out")
-    for program, node in (("gdb", plan.gdb), ("strace", plan.strace)):
-        if node and shutil.which(program) is None:
+    asked = [(option, node) for option, node in _tracers(plan) if node]
+    for (one, node), (other, same) in combinations(asked, 2):
+        if place_of(node) == place_of(same):
+            raise pytest.UsageError(f"{one} {node} {other} {same}: a program has one tracer; leave one out")
+    for option, _ in asked:
+        program = option.removeprefix("--")
+        if shutil.which(program) is None:
             remedy = install_command([program])
-            raise pytest.UsageError(f"--{program}: {program} is not installed; to install it: {remedy}")
+            raise pytest.UsageError(f"{option}: {program} is not installed; to install it: {remedy}")
 
 
 def give_back_input(config: pytest.Config) -> None:
@@ -133,14 +158,25 @@ class Interactive:
     # Programs
 
     def watch(self, item: pytest.Item, made: Lab) -> None:
-        """Let the lab start programs under strace, and call back for each."""
+        """Let the lab start programs under strace or valgrind, and call back for each."""
         made.start_under = self._under
         made.started = lambda interface: self._started(item, interface)
 
     def _under(self, manifest: Manifest, made: Lab, nodes: tuple[str, str]) -> Manifest:
-        """Return the manifest to start; under strace if the option names one of its nodes, birth or place."""
+        """Return the manifest to start; under a tracer if its option names one of the nodes, birth or place."""
         self._nodes.update(nodes)
-        if place_of(self._plan.strace) not in nodes or manifest.kind == "kernel":
+        if manifest.kind == "kernel":
+            return manifest
+        if place_of(self._plan.valgrind) in nodes:
+            self._traced.add(self._plan.valgrind)
+            # Python's own allocator would hide from memcheck what a Python program allocates.
+            return replace(
+                manifest,
+                command=(*_VALGRIND, *manifest.command),
+                complaints=(*manifest.complaints, *_MEMCHECK),
+                env={"PYTHONMALLOC": "malloc", **manifest.env},
+            )
+        if place_of(self._plan.strace) not in nodes:
             return manifest
         self._traced.add(self._plan.strace)
         file = str(made.directory / f"strace.{nodes[1]}.txt").replace("{", "{{").replace("}", "}}")
@@ -232,7 +268,7 @@ class Interactive:
 
     def untraced(self) -> str:
         """Return a complaint if no test started a program in the node of an option; else empty."""
-        for option, node in (("--strace", self._plan.strace), ("--gdb", self._plan.gdb)):
+        for option, node in _tracers(self._plan):
             if node and self._nodes and node not in self._traced:
                 there = ", ".join(sorted(self._nodes))
                 return f"{option} {node}: no program was started in a node of this name; programs were in: {there}"

@@ -87,6 +87,8 @@ class RunPlan:
     """`--shell`: a node of the lab, as in `strace` and `gdb`."""
     strace: str = ""
     """`--strace`."""
+    valgrind: str = ""
+    """`--valgrind`."""
     gdb: str = ""
     """`--gdb`."""
     lane_of_guest: str = ""
@@ -134,7 +136,7 @@ class RunPlan:
     @property
     def is_watched(self) -> bool:
         """Whether one of the options of interactive.py was given."""
-        return self.asks_at_terminal or bool(self.strace)
+        return self.asks_at_terminal or bool(self.strace or self.valgrind)
 
     @property
     def guest_lanes(self) -> list[str]:
@@ -196,6 +198,7 @@ def read_plan(config: pytest.Config) -> RunPlan:
         pause=option.wg_pause,
         shell=option.wg_shell,
         strace=option.wg_strace,
+        valgrind=option.wg_valgrind,
         gdb=option.wg_gdb,
         workers=getattr(option, "numprocesses", None),
         lane_of_guest=os.environ.get(LANE, ""),
@@ -348,6 +351,11 @@ def _add_debugging(group: pytest.OptionGroup) -> None:
     group.addoption(
         "--strace", metavar="NODE", default="", dest="wg_strace",
         help="Run the program of this node, or of A or B, under strace. The trace is evidence: strace.NODE.txt.",
+    )  # fmt: skip
+    group.addoption(
+        "--valgrind", metavar="NODE", default="", dest="wg_valgrind",
+        help="Run the program of this node, or of A or B, under valgrind's memcheck. Its errors, and memory that is "
+        "lost, fail the test. Deadlines become 20 times as long.",
     )  # fmt: skip
     group.addoption(
         "--gdb", metavar="NODE", default="", dest="wg_gdb",

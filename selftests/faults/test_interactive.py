@@ -1,4 +1,4 @@
-"""Check the options to debug a failed test: pause, shell, strace, gdb."""
+"""Check the options to debug a failed test: pause, shell, strace, valgrind, gdb."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from harness import Registry
 from selftests.support import host
 
 if TYPE_CHECKING:
@@ -229,6 +230,58 @@ def test_strace_of_node_without_program_fails_run(tmp_path: Path) -> None:
     assert done.returncode == 1
     complaint = "--strace left: no program was started in a node of this name; programs were in: ns0, ns1, ns2"
     assert f"wg-interop: {complaint}\n" in done.stdout
+
+
+needs_valgrind = pytest.mark.skipif(
+    not (shutil.which("valgrind") and shutil.which("gcc")), reason="no valgrind or gcc; apt-get install valgrind gcc"
+)
+# A library that is loaded into a program. The byte behind the block is padding: without memcheck nothing happens.
+FAULT: Final = """
+#include <stdlib.h>
+static void *volatile kept;
+__attribute__((constructor)) static void fault(void) { char *volatile block = kept = malloc(8); block[8] = 1; }
+"""
+MANIFEST: Final = """
+name = "faulty"
+kind = "uapi"
+[program]
+path = "{program}"
+command = ["{{program}}", "-f", "--disable-drop-privileges", "--disable-multi-queue", "{{interface}}"]
+mtu = 1420
+[watch]
+descriptors = 256
+[program.env]
+{env}
+"""
+
+
+@needs_valgrind
+@pytest.mark.parametrize("is_faulty", [False, True], ids=["sound", "faulty"])
+def test_memcheck_error_fails_test_of_sound_tunnel(tmp_path: Path, *, is_faulty: bool) -> None:
+    boringtun = Registry().get("boringtun")
+    if reason := boringtun.why_unavailable():
+        pytest.skip(reason)
+    (tmp_path / "fault.c").write_text(FAULT)
+    library = tmp_path / "fault.so"
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-O0", "-g", "-o", library, tmp_path / "fault.c"], check=True, timeout=60
+    )
+    env = f'LD_PRELOAD = "{library}"' if is_faulty else ""
+    (tmp_path / "faulty.toml").write_text(MANIFEST.format(program=boringtun.argv("")[0], env=env))
+    (tmp_path / "test_it.py").write_text(TESTS)
+    options = ["--impl-manifest=faulty.toml", "--pair=faulty~refwg", "--valgrind=A"]
+    command = host.pytest_command("-k", "good", *options)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("WG_INTEROP", "PYTEST"))}
+    inherited["AT_TERMINAL"] = "/dev/null"
+    done = subprocess.run(
+        command, cwd=tmp_path, env=inherited, check=False, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == is_faulty, done.stdout
+    assert ("Invalid write of size 1" in done.stdout) == is_faulty
+    if is_faulty:
+        assert re.search(r"faulty \(pid \d+\) wrote: ==\d+== Invalid write of size 1", done.stdout)
+        (log,) = evidence(tmp_path, "good").glob("ns1-wg0-faulty.log")
+        assert "fault.c:4" in log.read_text()
 
 
 @needs_gdb

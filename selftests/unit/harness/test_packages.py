@@ -75,8 +75,10 @@ def test_unknown_distribution_gets_names_of_debian(
 def test_family_names_each_package_that_lab_asks_for(family: packages.Family) -> None:
     asked = {probe.package for probe in doctor._PROBES if probe.package}  # noqa: SLF001
     asked |= set(image.CONTENTS.needed_tools.values()) | {"gcc", "libc6-dev", "util-linux", "zstd", "strace", "gdb"}
+    asked |= {"valgrind"}
     # The same everywhere, as the head of the table says.
     same = {"bash", "coreutils", "gcc", "gdb", "iperf3", "nftables", "strace", "util-linux", "wireguard-tools", "zstd"}
+    same |= {"valgrind"}
     other = {"arch": {"iproute2", "qemu-system-x86"}}.get(family.name, set())
     assert family.name == "debian" or asked - same - other == set(family.packages)
 

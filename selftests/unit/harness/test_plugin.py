@@ -160,6 +160,9 @@ def test_wrong_usage_exits_with_status_4_and_complaint(
         ("--gdb A --strace ns1", "--gdb A --strace ns1: a program has one tracer; leave one out"),
         ("--strace B", "--strace: strace is not installed; to install it: {}"),
         ("--gdb B", "--gdb: gdb is not installed; to install it: {}"),
+        ("--valgrind A --strace ns1", "--strace ns1 --valgrind A: a program has one tracer; leave one out"),
+        ("--valgrind B", "--valgrind: valgrind is not installed; to install it: {}"),
+        ("--valgrind A --lane vm", "--valgrind is for tests on this kernel, not in a guest: leave out --lane vm"),
     ],
 )
 def test_option_to_look_at_tests_is_refused_with_remedy(
