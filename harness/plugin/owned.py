@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+from harness.sandbox.kept import keep_descriptor
+
 _LOCK: Final = "owner"
 
 
@@ -24,6 +26,7 @@ class OwnedDirectory:
         self.path = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}{datetime.now(UTC):%Y%m%dT%H%M%S}-"))
         self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        keep_descriptor(self._lock, f"lock of {self.path}")
         os.write(self._lock, f"uid {os.getuid()}, started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n".encode())
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """Register what this process keeps open between tests on purpose, so that it is no leak.
 
-The leak check (harness/lab/leaks.py) asks here. The owners register: the fork servers, and the thread that stamps the
-lines of logs.
+The leak check (harness/lab/leaks.py) asks here. The owners register: the fork servers, the thread that stamps the lines
+of logs, and the directories of a run.
 """
 
 from __future__ import annotations
