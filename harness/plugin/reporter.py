@@ -149,14 +149,16 @@ def _write_report(config: pytest.Config, exitstatus: int) -> list[str]:
     results = state.report_directory / state.results_path.name
     if state.gate is not None:
         state.results.comparison = state.gate.compare()
+    state.results.complaint = _complaint(config, exitstatus)
+    lines = _add_bench(state)
     state.results.write(results, files=_beside(state.report_directory))
     try:
-        page = state.results_path.with_name(_draw(config, results, exitstatus).name)
-        lines = [f"report: {page}"]
+        page = state.results_path.with_name(_draw(config, results).name)
+        lines.append(f"report: {page}")
     except (HarnessError, OSError) as error:
-        lines = [f"report: none: {error}"]
+        lines.append(f"report: none: {error}")
     except Exception as error:  # noqa: BLE001 - a defect of the page must not lose the results
-        lines = [f"report: none, because of a defect in wg-interop: {error!r}"]
+        lines.append(f"report: none, because of a defect in wg-interop: {error!r}")
     try:
         publish(state.report_directory, state.results_path)
     except (HarnessError, OSError) as error:
@@ -172,15 +174,31 @@ def _beside(directory: Path) -> list[str]:
     return [name for name in BESIDE if name == PAGE or (directory / name).exists()]
 
 
-def _draw(config: pytest.Config, results: Path, exitstatus: int) -> Path:
-    """Draw the page beside the results; returns its path."""
-    from harness.report.gather import render
+def _add_bench(state: State) -> list[str]:
+    """Add the measurements that lie beside the results; returns a line if the file is malformed, else none."""
+    from harness.report.bench import beside
 
+    try:
+        state.results.bench = beside(state.results_path)
+    except (HarnessError, OSError) as error:
+        return [f"measurements: none: {error}"]
+    return []
+
+
+def _complaint(config: pytest.Config, exitstatus: int) -> str:
+    """Return why the run failed, if not by its tests; else empty."""
     ends: dict[int, str] = {
         pytest.ExitCode.INTERRUPTED: "interrupted",
         pytest.ExitCode.INTERNAL_ERROR: "pytest itself failed",
     }
-    complaint = config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
+    return config.stash.get(_SHORTCOMING, ends.get(exitstatus, ""))
+
+
+def _draw(config: pytest.Config, results: Path) -> Path:
+    """Draw the page beside the results; returns its path."""
+    from harness.report.gather import render
+
+    complaint = state_of_run(config).results.complaint
     place = state_of_run(config).results_path
     return render([results], results.parent, root=state_of_run(config).suite, complaint=complaint, place=place)
 

@@ -24,6 +24,7 @@ from harness.errors import HarnessError
 from harness.implementations.manifest import load_manifest
 from harness.report import expectations
 from harness.report.agreement import disagreements
+from harness.report.bench import figure
 from harness.report.causes import find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
 from harness.report.evidence import Reader, clean
@@ -98,7 +99,7 @@ def template(name: str) -> Template:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         loader=FileSystemLoader(Path(__file__).parent),
     )  # fmt: skip
-    environment.filters |= {"seconds": seconds, "sha256": _sha256, "in_words": in_words}
+    environment.filters |= {"seconds": seconds, "sha256": _sha256, "in_words": in_words, "figure": figure}
     return environment.get_template(name)
 
 
@@ -122,6 +123,7 @@ def read_run(path: Path, place: Path | None = None) -> Run:
         results=[_clean(result) for result in contents.results],
         written=f"{written:%Y-%m-%d %H:%M:%S} UTC",
         invocation=contents.invocation,
+        bench=contents.bench,
     )
 
 

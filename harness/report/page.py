@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from harness.report.agreement import Disagreement
+    from harness.report.bench import Bench
     from harness.report.blame import Rerun
     from harness.report.conformance import Conformance
     from harness.report.evidence import Text
@@ -46,6 +47,7 @@ class Run:
     results: Sequence[Result]
     written: str
     invocation: Invocation
+    bench: Bench | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

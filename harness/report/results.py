@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from harness.report.baseline import read_comparison
+from harness.report.bench import read_bench
 from harness.report.blame import read_blame
 from harness.report.causes import find_causes
 from harness.tables import read_json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pytest
 
     from harness.report.baseline import Comparison
+    from harness.report.bench import Bench
     from harness.report.blame import Blame
     from harness.report.causes import Cause
     from harness.tables import Table
@@ -111,6 +113,8 @@ class Results:
         self.seed = seed
         self.invocation = invocation or Invocation()
         self.comparison: Comparison | None = None
+        self.complaint = ""
+        self.bench: Bench | None = None
         self.by_id: dict[tuple[str, str, str], Result] = {}
         """Every result by node id, lane and kernel, in the order in which the tests began."""
 
@@ -150,7 +154,9 @@ class Results:
             },
             "run": asdict(self.invocation),
             "files": list(files),
+            "complaint": self.complaint,
             "baseline": asdict(self.comparison) if self.comparison else None,
+            "bench": asdict(self.bench) if self.bench else None,
             "results": [asdict(result) for result in self.by_id.values() if result.state],
             "causes": [
                 {
@@ -185,6 +191,10 @@ class RunResults:
     """When the file was written, in UTC: `2026-11-30T21:04:05+00:00`; empty in a file of an older version."""
     comparison: Comparison | None = None
     """The result beside the baseline of `--baseline`; None without it."""
+    complaint: str = ""
+    """Why the run failed, if not by its tests."""
+    bench: Bench | None = None
+    """What bench/run has measured; None if the report has none of that."""
 
 
 def causes_of(results: Iterable[Result]) -> list[Cause[Result]]:
@@ -207,6 +217,8 @@ def read_results(path: Path) -> RunResults:
         invocation=_read_invocation(document.table("run")),
         date=document.text("date", ""),
         comparison=read_comparison(document.table("baseline")),
+        complaint=document.text("complaint", ""),
+        bench=read_bench(document.table("bench")),
     )
 
 
