@@ -45,16 +45,19 @@ class ForkedProcess:
 
     def poll(self) -> int | None:
         """Return its exit status, negative for a signal; None while it runs."""
-        if self.returncode is None and readable(self._pidfd):
+        if self.returncode is None and (self._pidfd < 0 or readable(self._pidfd)):
             self.wait()
         return self.returncode
 
     def wait(self) -> int:
         """Wait for its end, without a deadline, and return the exit status."""
         if self.returncode is None:
-            readable(self._pidfd, None)
+            if self._pidfd >= 0:
+                readable(self._pidfd, None)
+                os.close(self._pidfd)
+                self._pidfd = -1
+            # It raises if the server has ended; then nobody knows the status.
             self.returncode = self._server.reap(self.pid)
-            os.close(self._pidfd)
         return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:

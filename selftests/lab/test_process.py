@@ -92,7 +92,7 @@ def test_background_program_is_read_and_terminated(node: NetNS, tmp_path: Path) 
 
 
 def test_program_ignoring_sigterm_is_killed_and_reported(node: NetNS, tmp_path: Path) -> None:
-    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; tail -f /dev/null"], log=tmp_path / "log")
+    process = node.spawn(["sh", "-c", "trap '' TERM; echo deaf; exec tail -f /dev/null"], log=tmp_path / "log")
     process.says("deaf")
     with pytest.raises(DeadlineExceeded, match=r"waited 0\.\d+ s for sh \(pid \d+\) to end; seen: it still runs; deaf"):
         process.terminate(0.1)

@@ -94,6 +94,11 @@ def check(lab: Lab, kind: type, actions: Mapping[str, tuple[Callable[[], object]
     assert missing == {}
 
 
+def wait_and_close(process: Process) -> None:
+    process.wait(9)
+    process.close()
+
+
 def test_everything_node_does_is_recorded(lab: Lab, left: NetNS, right: NetNS, tmp_path: Path) -> None:
     route, table = "10.1.0.0/16", 7
     check(
@@ -102,7 +107,10 @@ def test_everything_node_does_is_recorded(lab: Lab, left: NetNS, right: NetNS, t
         {
             "run": (lambda: left.run(["cat"], stdin="some\ntext"), r"^left: cat <<'EOF'\nsome\ntext\nEOF$"),
             "run fails": (lambda: left.run(["false"], check=False), r"^left: false   # status 1$"),
-            "spawn": (lambda: left.spawn(["true"], log=tmp_path / "log").wait(9), r"^left: true >> log 2>&1 &   # pid"),
+            "spawn": (
+                lambda: wait_and_close(left.spawn(["true"], log=tmp_path / "log")),
+                r"^left: true >> log 2>&1 &   # pid",
+            ),
             "add_link": (
                 lambda: left.add_link("d0", kind="veth", peer={"ifname": "d1"}),
                 r"^left: ip link add d0 type veth peer name d1$",
