@@ -24,8 +24,10 @@ from harness import (
     not_reached,
     set_offloads,
 )
+from harness.net.checksum import checksum
 from harness.scripted.inside import Inside
 from harness.wire.capture import take, tap
+from selftests.support.recorded import superframe
 from selftests.support.superframe_traffic import (
     OFFLOADS,
     PATIENCE,
@@ -43,6 +45,8 @@ from selftests.support.superframe_traffic import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from harness import Lab, Manifest, NetNS, Pair
 
 MIB = 1 << 20
@@ -79,6 +83,8 @@ table inet congested {
 """
 # The most TCP connections until a superframe says that its sender has reduced its window.
 CONNECTIONS = 50
+# Bytes of a segment of a superframe that the test makes, and the last number before the identification begins again.
+SEGMENT, LAST_IDENTIFICATION = 1000, 0xFFFF
 # A flag of TCP, and that of the virtio header which says that only the first segment has it.
 CWR, GSO_ECN = 0x80, 0x80
 OVER_V4, OVER_V6 = ("10.0.0.1", "10.0.0.2"), ("fd00:aa::1", "fd00:aa::2")
@@ -300,6 +306,31 @@ def test_cwr_is_in_first_segment_of_superframe_only(lab: Lab, implementation: Ma
     assert len(arrived) == len(reduced), (
         f"B received {len(arrived)} segments with CWR for {len(reduced)} packets and superframes that A's TCP sent"
     )
+
+
+@pytest.mark.long_in_guest
+@pytest.mark.bug("IB-57")
+@pytest.mark.requirement("Q-11")
+@pytest.mark.parametrize("first", [1, LAST_IDENTIFICATION - 2, LAST_IDENTIFICATION], ids="from-{:#06x}".format)
+def test_segments_have_following_identifications(lab: Lab, implementation: Manifest, first: int) -> None:
+    if not has_batch_engine(implementation):
+        pytest.skip(f"{implementation.name} does not tell which superframes it has cut")
+    connected = connect(lab, (implementation, Registry().get("refwg+simple")), OVER_V4)
+    frame = superframe(V4_OF_A, V4_OF_B, bytes(5 * SEGMENT), size=SEGMENT, identification=first)
+    with closing(tap(connected.ends[0], "wg0")) as inside, closing(Inside(connected.ends[1], "wg0")) as delivered:
+        inside.sendmsg([frame])
+        arrived = [delivered.expect(is_of(number)) for number in range(5)]
+    must_have_used(connected.tunnel.a, connected.traces[0], "out", "tso4")
+    numbers = [int.from_bytes(packet[4:6]) for packet in arrived]
+    wanted = [(first + number) % (LAST_IDENTIFICATION + 1) for number in range(5)]
+    assert numbers == wanted, f"the segments of a superframe have the identifications {numbers}, expected {wanted}"
+    wrong = [number for number, packet in enumerate(arrived) if checksum(packet[:20])]
+    assert not wrong, f"of the segments with identifications {numbers}, {wrong} have a wrong checksum of the IP header"
+
+
+def is_of(number: int) -> Callable[[bytes], bool]:
+    """Return a condition that a packet is this segment of the superframe, by its TCP sequence number."""
+    return lambda packet: packet[9] == socket.IPPROTO_TCP and packet[24:28] == (1 + number * SEGMENT).to_bytes(4)
 
 
 def outbound(tapped: socket.socket) -> list[tuple[bytes, bytes]]:

@@ -228,9 +228,11 @@ def tcp_segments(source: str, destination: str, payload: bytes, *, sequence: int
     ]
 
 
-def superframe(source: str, destination: str, payload: bytes, *, sequence: int = 1, size: int = MSS) -> bytes:
+def superframe(
+    source: str, destination: str, payload: bytes, *, sequence: int = 1, size: int = MSS, identification: int = 1
+) -> bytes:
     """Return data as one IPv4 TCP superframe of the interface, with its virtio header (TSO)."""
-    packet = _tcp(source, destination, payload, sequence, 0)
+    packet = _tcp(source, destination, payload, sequence, identification - 1)
     pseudo = internet_checksum(_pseudo_header(source, destination, 20 + len(payload))) ^ 0xFFFF
     packet = packet[:36] + pack(">H", pseudo) + packet[38:]
     header = VirtioHeader(NEEDS_CHECKSUM, GSO_TCPV4, 40, size, 20, 16)
