@@ -30,6 +30,7 @@ class HarnessError(Exception):
     |- Finding             the fuzzer saw a device do what a correct device does not do
     |- WrongAnswer         a device has sent the fuzzer what a correct device does not send
     |- Unhealthy           a health check found something wrong with a process under test
+    |- LeakError           a test has left something behind in its worker: a namespace, a process, a descriptor ...
     `- Stopped             a guest was stopped because its result is not needed any more
     """
 

@@ -52,7 +52,7 @@ def test_data_with_counter_at_reject_limit_is_refused(target: Target, counter: i
 
 
 @pytest.mark.requirement("DT-06", "DT-03")
-def test_window_that_has_gone_round_still_takes_each_counter_once(target: Target) -> None:
+def test_window_that_came_round_takes_each_counter_once(target: Target) -> None:
     peer = target.peer()
     session = established(target, peer)
     counters = range(BLOCK, 3 * LARGEST_WINDOW, BLOCK)

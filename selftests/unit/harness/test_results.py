@@ -12,7 +12,7 @@ import pytest
 
 from harness.errors import UsageError
 from harness.plugin.remote import revive
-from harness.report.results import STATES, Result, Results, read_results
+from harness.report.results import STATES, Result, Results, artifacts_in, read_results
 from harness.sandbox.launcher import REFUSED
 
 if TYPE_CHECKING:
@@ -311,3 +311,10 @@ def test_unknown_key_in_results_is_ignored_and_version_optional(tmp_path: Path) 
     (tmp_path / "results.json").write_text(json.dumps(Results(7).document() | {"results": [entry]}))
     (result,) = read_results(tmp_path / "results.json").results
     assert result == Result(id="x", a={"impl": "y", "version": "unknown"})
+
+
+@pytest.mark.parametrize(
+    ("facts", "place"), [({"artifacts": "evidence/7"}, "evidence/7"), ({"artifacts": None}, ""), (None, "")]
+)
+def test_evidence_of_report_in_json_is_found(facts: dict[str, object] | None, place: str) -> None:
+    assert artifacts_in({"outcome": "failed", "wg_interop": facts}) == place
