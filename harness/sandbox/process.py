@@ -145,7 +145,7 @@ class Process:
         self._place = thread.name
         with steps.step(thread.name, lambda: f"{_command(argv, env)} >> {log.name} 2>&1 &") as starting:
             with log.open("ab") as output:
-                logs.watch(log)
+                self._growth = logs.watch(log)
                 self._child = self._start(thread, env, output.fileno(), cwd, preload)
             self.pid = self._child.pid
             starting.outcome = f"pid {self.pid}"
@@ -173,6 +173,9 @@ class Process:
         event = FileSays(self.log, pattern)
         try:
             wait_for(event, deadline, f"{self.argv[0]} to write {pattern!r}")
+            # What the caller does now comes after this line, also by the stamps in the evidence.
+            if self._growth is not None:
+                self._growth.look()
         finally:
             event.close()
 
