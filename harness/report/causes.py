@@ -8,6 +8,7 @@ common.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Cause(Generic[_W]):
 
 
 def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Cause[_W]]:
-    """Group these failures by cause, the cause with the most witnesses first.
+    """Group these failures by cause, the cause with the most witnesses first, then the one that says most.
 
     passed: results that clear a program, because it passes the same test with another peer.
     """
@@ -98,7 +99,26 @@ def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Ca
         for text, witnesses in alike.items()
         for programs, of_program in _by_program(witnesses, passes)
     ]
-    return sorted(found, key=lambda cause: (-len(cause.witnesses), cause.programs, cause.fingerprint))
+    return sorted(found, key=_rank)
+
+
+def _rank(cause: Cause[_W]) -> tuple[object, ...]:
+    """Return what orders causes: of equally frequent ones, the first one says best what the program does."""
+    return (
+        -len(cause.witnesses),
+        # Under load much goes wrong at once.
+        all(_UNDER_LOAD.search(witness.id) for witness in cause.witnesses),
+        # The positive control of a blocked test is about another rule than the test.
+        all(witness.state == "blocked" for witness in cause.witnesses),
+        # One requirement names the rule; a test of several, or of none, does not.
+        len(cause.requirements) or math.inf,
+        cause.programs,
+        cause.fingerprint,
+    )
+
+
+# The files of tests under floods and load.
+_UNDER_LOAD: Final = re.compile(r"\btest_(?:\w+_under_)?(?:floods|load)\.py::")
 
 
 def tally_of_causes(failures: int, causes: int) -> str:

@@ -214,6 +214,21 @@ def test_causes_are_same_in_any_order_of_results() -> None:
         assert find_causes(random.Random(seed).sample(witnesses, len(witnesses))) == expected  # noqa: S311
 
 
+def test_equally_frequent_causes_begin_with_clearest() -> None:
+    # The failures of a wireguard-go that accepts an initiation whose timestamp is equal to the last one.
+    flood = replace(result("test_x", "mine", "a flood is answered", "failed", "DOS-01"), id="test_floods.py::test_x")
+    expected = [
+        flood,
+        result("test_forgotten", "mine", "positive control failed: x: it answered again", "blocked", "HS-10"),
+        result("test_bad", "mine", "a bad initiation was answered", "failed", "DOS-10", "DOS-07"),
+        result("test_named", "mine", "a bad initiation has an effect", "failed"),
+        result("test_older", "mine", "the device answered an older timestamp", "failed", "HS-08"),
+    ]
+    _, blocked, several, none, clear = expected
+    causes = find_causes(expected)
+    assert [cause.typical for cause in causes] == [clear, several, none, blocked, flood]
+
+
 def test_most_frequent_message_is_shown_with_all_requirements() -> None:
     texts = ["1 lost\nlog a", "2 lost", "3 lost", "2 lost"]
     (cause,) = find_causes(result(f"test_{n}", "mine", text, "failed", f"R-{n % 2}") for n, text in enumerate(texts))
