@@ -1,7 +1,8 @@
 """Group failures by cause: a deviation that shows in twelve tests has twelve witnesses.
 
-Failures have the same cause if the first lines of their messages differ only in numbers, keys, addresses and names, and
-if the same programs are to blame. If that line is too general, such as a bare assertion, the test must be the same too.
+Failures have the same cause if the first lines of their messages differ only in numbers, keys, addresses, names and a
+word in parentheses, and if the same programs are to blame. If that line is too general, such as a bare assertion, the
+test must be the same too. A blocked test has the cause of the failure that its positive control has met.
 The program to blame is the one that reruns name (blame.py); without reruns it is the one that the failures have in
 common.
 """
@@ -53,9 +54,9 @@ class Cause(Generic[_W]):
 
     @property
     def typical(self) -> _W:
-        """The witness whose message is shown: the first one with the most frequent message."""
+        """The witness whose message is shown: the first one with the most frequent message, rather not blocked."""
         messages = Counter(witness.message for witness in self.witnesses)
-        return max(self.witnesses, key=lambda witness: messages[witness.message])
+        return max(self.witnesses, key=lambda witness: (witness.state != "blocked", messages[witness.message]))
 
     @property
     def states(self) -> list[tuple[str, int]]:
@@ -92,7 +93,7 @@ def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Ca
     """
     alike: dict[str, list[_W]] = {}
     for witness in sorted(failed, key=lambda witness: witness.id):
-        alike.setdefault(fingerprint(witness), []).append(witness)
+        alike.setdefault(_deviation(witness), []).append(witness)
     passes = {part for witness in passed for part in _parts(witness)}
     found = [
         Cause(fingerprint=text, programs=programs, witnesses=tuple(of_program))
@@ -234,15 +235,40 @@ _GENERAL: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str
     (re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}(?=:[0-9a-f]*:)|(?=::))[0-9a-f:]*(?:[0-9a-f]|::)(?:[/%]\w+)?(?!\w|:\w)",
                 re.IGNORECASE), "ADDRESS"),
     (re.compile(r"\b0 of\b"), "none of"),
-    # The id of a requirement, such as RT-11, stays: it names what is compared.
-    (re.compile(r"\b([A-Z]{2,5}-\d+)\b|(?<![\w.])[+-]?\d+(?:\.\d+)?|\d+"), lambda found: found[1] or "#"),
+    # The id of a requirement, such as RT-11, stays, as do mac1 and mac2: they name what is compared.
+    (re.compile(r"\b([A-Z]{2,5}-\d+|mac[12])\b|(?<![\w.])[+-]?\d+(?:\.\d+)?|\d+"), lambda found: found[1] or "#"),
     (re.compile(r"\b[AB]\b"), "SIDE"),
 )  # fmt: skip
 
 
 def fingerprint(witness: Witness) -> str:
     """Return a text that is equal for all messages of one deviation: without numbers, keys, addresses, sides, peers."""
-    first, _, rest = witness.message.strip().partition("\n")
+    return _fingerprint(witness, witness.message)
+
+
+# What a positive control shows, before the reason why it failed (harness/plugin/verdicts.py).
+_CONTROL: Final = re.compile(r"positive control failed: .*?: ")
+# One to three words in parentheses: the variant of the test, as in `a refused message (too old) moved data`.
+_VARIANT: Final = re.compile(r" \([a-z#][\w#'-]*(?: [\w#'-]+){0,2}\)")
+# What is wrong with a part of a message, whichever message that is: `mac2 of the next response is X, expected Y`. Both
+# are words only, else they say little.
+_PART: Final = re.compile(r"([a-z]\w*) of .+? is ([^#A-Z]+, expected [^#A-Z]+)")
+
+
+def _deviation(witness: Witness) -> str:
+    """Return a text that is equal for all failures of one cause: a fingerprint without what differs among its tests.
+
+    A baseline compares fingerprints, because there another variant of the test is another failure.
+    """
+    message = witness.message.strip()
+    control = _CONTROL.match(message)
+    text = _VARIANT.sub("", _fingerprint(witness, message[control.end() :] if control else message))
+    part = _PART.fullmatch(text)
+    return f"{part[1]} is {part[2]}" if part else text
+
+
+def _fingerprint(witness: Witness, message: str) -> str:
+    first, _, rest = message.strip().partition("\n")
     first = _SEEN.sub("", first)
     clue = _generalise(first, _names(witness))
     if not _SAYS_LITTLE.match(first):

@@ -202,6 +202,42 @@ def test_tests_blocked_for_one_reason_are_one_cause() -> None:
     assert (len(cause.witnesses), cause.states) == (12, [("blocked", 12)])
 
 
+NO_COOKIE: Final = "made with neither cookie, expected made with the first cookie"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a refused message (replay) moved data to ('192.168.1.77', 47199)",
+         "a refused message (too old) moved data to ('192.168.1.77', 59976)"),
+        ("it sent nothing (v4)", "it sent nothing"),
+        (f"mac2 of response 2 is {NO_COOKIE}", f"mac2 of the initiation after a cookie reply is {NO_COOKIE}"),
+        ("a replay was answered: response of 92 bytes from 192.168.1.1:1",
+         "positive control failed: no replay is answered: a replay was answered: response of 92 bytes from [::1]:1"),
+    ],
+)  # fmt: skip
+def test_variants_of_one_deviation_are_one_cause(one: str, other: str) -> None:
+    states = ["blocked" if text.startswith("positive control failed") else "failed" for text in (one, other)]
+    seen = [result("test_x", "mine", one, states[0]), result("test_a", "mine", other, states[1])]
+    (cause,) = find_causes(seen)
+    assert (len(cause.witnesses), cause.typical.state) == (2, "failed")
+    # The same with two programs are two deviations.
+    assert len(find_causes([seen[0], result("test_a", "yours", other, states[1])])) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("mac2 of a response is 7, expected 9", "mac2 of an initiation is 8, expected 9"),
+        (f"mac2 of a response is {NO_COOKIE}", f"mac1 of a response is {NO_COOKIE}"),
+        ("positive control failed: x: a replay was answered", "positive control failed: x: a replay was delivered"),
+        ("positive control failed: x: assert 1 == 2", "assert 1 == 2"),
+    ],
+)
+def test_other_deviations_are_other_causes(one: str, other: str) -> None:
+    assert len(find_causes([result("test_x", "mine", one), result("test_a", "mine", other)])) == 2
+
+
 def test_causes_are_same_in_any_order_of_results() -> None:
     witnesses = [
         *(result(f"test_{n}", f"mine~{peer}", ROAMING, "failed", "RT-03") for n in range(6) for peer in ("go", "rust")),
