@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import suite
-from harness.report.causes import find_causes, fingerprint, tally_by_program, tally_of_causes
+from harness.report.causes import CITED, find_causes, fingerprint, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
 from harness.report.results import GATING, STATES, in_words
 
@@ -339,10 +339,11 @@ def _show_cause(out: Console, cause: Cause[Outcome], conformance: Conformance, r
     if len(cause.witnesses) == len(cause.programs) == 1 and cause.blame != shown.pair:
         line(out, f"    program: {cause.blame}", "dim")
     _show_blame(out, cause)
-    for name in cause.requirements:
-        line(out, f"    requirement: {conformance.entry(name)}", "dim")
-    for name in cause.bugs:
-        line(out, f"    bug: {conformance.entry(name)}", "dim")
+    for kind, ids in (("requirement", cause.requirements), ("bug", cause.bugs)):
+        for name in ids[:CITED]:
+            line(out, f"    {kind}: {conformance.entry(name)}", "dim")
+        if len(ids) > CITED:
+            line(out, f"    {kind}: and {len(ids) - CITED} more", "dim")
     line(out, f"    test: {shown.id}", "dim")
     if shown.artifacts:
         line(out, f"    evidence: {short(report / shown.artifacts)}", "dim")

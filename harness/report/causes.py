@@ -65,13 +65,13 @@ class Cause(Generic[_W]):
 
     @property
     def requirements(self) -> list[str]:
-        """The ids of all requirements that the witnesses check, each once."""
-        return list(dict.fromkeys(name for witness in self.witnesses for name in witness.requirements))
+        """The ids of all requirements that the witnesses check, those that most of them check first."""
+        return _most_cited(witness.requirements for witness in self.witnesses)
 
     @property
     def bugs(self) -> list[str]:
-        """The ids of all defects of real programs that the witnesses look for, each once."""
-        return list(dict.fromkeys(name for witness in self.witnesses for name in witness.bugs))
+        """The ids of all defects of real programs that the witnesses look for, the most frequent first."""
+        return _most_cited(witness.bugs for witness in self.witnesses)
 
     @property
     def blame(self) -> str:
@@ -84,6 +84,15 @@ class Cause(Generic[_W]):
     def proof(self) -> _W | None:
         """The first witness whose reruns name the programs to blame; None if those of no witness do."""
         return next((witness for witness in self.witnesses if witness.blamed is not None), None)
+
+
+# Requirements, and bugs, of a cause that people are shown; results.json has all.
+CITED: Final = 5
+
+
+def _most_cited(citations: Iterable[Sequence[str]]) -> list[str]:
+    """Return each id once, the one that most tests cite first."""
+    return [name for name, _ in Counter(name for names in citations for name in dict.fromkeys(names)).most_common()]
 
 
 def find_causes(failed: Iterable[_W], passed: Iterable[Witness] = ()) -> list[Cause[_W]]:

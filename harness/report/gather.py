@@ -25,7 +25,7 @@ from harness.implementations.manifest import load_manifest
 from harness.report import expectations
 from harness.report.agreement import disagreements
 from harness.report.bench import figure
-from harness.report.causes import find_causes, tally_by_program, tally_of_causes
+from harness.report.causes import CITED, find_causes, tally_by_program, tally_of_causes
 from harness.report.conformance import read_conformance
 from harness.report.evidence import Reader, clean
 from harness.report.expectations import ReportedProgram
@@ -100,6 +100,7 @@ def template(name: str) -> Template:
         loader=FileSystemLoader(Path(__file__).parent),
     )  # fmt: skip
     environment.filters |= {"seconds": seconds, "sha256": _sha256, "in_words": in_words, "figure": figure}
+    environment.globals["CITED"] = CITED
     return environment.get_template(name)
 
 

@@ -271,6 +271,12 @@ def test_most_frequent_message_is_shown_with_all_requirements() -> None:
     assert (cause.typical.message, cause.requirements) == ("2 lost", ["R-0", "R-1"])
 
 
+def test_requirement_that_most_tests_cite_stands_first() -> None:
+    cited = [("R-1", "R-2"), ("R-2", "R-3"), ("R-3", "R-2")]
+    (cause,) = find_causes(result(f"test_{n}", "mine", MAC, "failed", *ids) for n, ids in enumerate(cited))
+    assert cause.requirements == ["R-2", "R-3", "R-1"]
+
+
 @pytest.mark.parametrize(
     ("failures", "causes", "text"),
     [(38, 7, "38 failures of 7 causes"), (2, 1, "2 failures of 1 cause"), (1, 1, "1 failure of 1 cause")],

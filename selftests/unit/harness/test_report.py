@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any, Final
 
@@ -156,6 +157,14 @@ def test_each_cause_leads_to_all_its_tests(tmp_path: Path) -> None:
     assert "30 failures of 1 cause" in found.text
     # Ten of them are linked as the slowest, too.
     assert len({link for link in found.links if link.startswith("#t-")}) == 30
+
+
+def test_cause_names_five_requirements_and_unfolds_others(tmp_path: Path) -> None:
+    ids = [f"X-{n}" for n in range(7)]
+    text = render([write(tmp_path, entry(state="failed", message="lost", requirements=ids))], tmp_path).read_text()
+    (summary,) = [found for found in re.findall("<summary>(.*?)</summary>", text) if "and 2 more" in found]
+    assert re.findall(r"X-\d", summary) == ids[:5]
+    assert "X-6" in text
 
 
 # Cells

@@ -287,6 +287,15 @@ def test_new_failure_counts_for_program_to_blame_only(tmp_path: Path) -> None:
     assert (program(site, "good").counts, program(site, "good").failures) == ([("passed", 1)], [])
 
 
+def test_new_failure_names_five_requirements_and_five_bugs(tmp_path: Path) -> None:
+    ids = [f"X-{n}" for n in range(7)]
+    failed = entry("t::test_x", "x", "", "failed", message="lost", requirements=ids, bugs=ids[:6])
+    pages = write_site([write(tmp_path, failed)], tmp_path / "site")
+    text = "".join(page.read_text() for page in pages)
+    assert "<b>X-4</b>" in text
+    assert "; and 3 more</p>" in text
+
+
 def test_difference_counts_for_program_that_message_names(tmp_path: Path) -> None:
     site = site_of(tmp_path, entry("t::test_x", "x", "y", "differs", message="y pads by 16 bytes"))
     assert [each.message for each in program(site, "y").differences] == ["y pads by 16 bytes"]

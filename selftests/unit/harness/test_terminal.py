@@ -224,6 +224,17 @@ def test_failures_are_printed_by_cause_with_their_requirements(checkout: Path) -
     ]
 
 
+def test_cause_names_five_requirements_and_counts_others() -> None:
+    ids = tuple(f"X-{n}" for n in range(7))
+    lines = summary(
+        Outcome(id="t.py::test_0[a]", pair="a", state="failed", message="it broke", requirements=ids, bugs=ids[:6]),
+        Outcome(id="t.py::test_1[a]", pair="a", state="failed", message="it broke", requirements=ids[6:]),
+    )
+    shown = ["X-6", "X-0", "X-1", "X-2", "X-3", "and 2 more"]
+    assert [text.strip() for text in lines if "requirement: " in text] == [f"requirement: {id_}" for id_ in shown]
+    assert [text.strip() for text in lines if "bug: " in text][4:] == ["bug: X-4", "bug: and 1 more"]
+
+
 def test_single_failure_names_program_that_peer_clears() -> None:
     bad = Outcome(id="t.py::test_x[a~b]", pair="a~b", state="failed", message="why")
     good = Outcome(id="t.py::test_x[a~c]", pair="a~c")
