@@ -82,10 +82,11 @@ def difference(reference: Path, failing: Path, *, named: str, b: str = B) -> str
     """Compare the captures in two directories of evidence; returns the first difference in one sentence.
 
     named: what the message calls the reference, `refwg~refwg`. b: what it calls B. Returns an empty string if there is
-    nothing to compare.
+    nothing to compare, or if the failing run only ends earlier: then the assertion has ended it.
     """
     both = [path for path in sorted(failing.glob("*.pcapng")) if (reference / path.name).is_file()]
     compared = []
+    ended_early = False
     for path in both:
         try:
             expected, seen = look(read_messages(reference / path.name)), look(read_messages(path))
@@ -93,8 +94,12 @@ def difference(reference: Path, failing: Path, *, named: str, b: str = B) -> str
             continue
         if found := compare(expected, seen, named=named):
             return (f"{path.stem}: {found}" if len(both) > 1 else found).replace(f"{B} sends", f"{b} sends")
-        if expected:
+        if len(seen) < len(expected):
+            ended_early = True
+        elif expected:
             compared.append(len(expected))
+    if ended_early:
+        return ""
     count = max(compared, default=0)
     return f"no difference that shows without keys in {count} message{'s' * (count != 1)}" if count else ""
 
@@ -156,11 +161,14 @@ class _Senders:
 
 
 def compare(expected: Sequence[Sight], seen: Sequence[Sight], *, named: str) -> str:
-    """Return the first difference of two sequences in one sentence; empty if there is none."""
+    """Return the first difference of two sequences in one sentence; empty if there is none.
+
+    It is not a difference that `seen` ends earlier: a failed assertion ends a test.
+    """
     number = 0
-    while number < max(len(expected), len(seen)):
+    while number < len(seen):
         ours = expected[number] if number < len(expected) else None
-        theirs = seen[number] if number < len(seen) else None
+        theirs = seen[number]
         if _crossed(expected[number : number + 2], seen[number : number + 2]):
             number += 2
             continue
@@ -182,13 +190,10 @@ def _key(sight: Sight) -> tuple[str, str, int, int | None]:
     return sight.side, sight.name, sight.size, sight.counter
 
 
-def _differ(expected: Sight | None, seen: Sight | None) -> tuple[str, str] | None:
-    """Return both messages in words, if they differ; a message that is missing is None."""
-    if expected is None or seen is None:
-        return (
-            expected.in_words() if expected else "nothing more is sent",
-            f"{seen.in_words()}{_late(seen)}" if seen else "nothing more is sent until the test ends",
-        )
+def _differ(expected: Sight | None, seen: Sight) -> tuple[str, str] | None:
+    """Return both messages in words, if they differ; an expected message that is missing is None."""
+    if expected is None:
+        return "nothing more is sent", f"{seen.in_words()}{_late(seen)}"
     ours = expected.in_words()
     mac2 = {True: "with a mac2", False: "without a mac2"}
     # Of each property: its two values, and the two messages in words if these differ.
