@@ -75,6 +75,11 @@ class Outcome:
         return self.blame.settled if self.blame else None
 
     @property
+    def is_inferred(self) -> bool:
+        """Whether it was blamed like the other tests of its cause, without reruns of its own."""
+        return self.blame is not None and self.blame.inferred
+
+    @property
     def identity(self) -> tuple[str, str, str]:
         """The id with lane and kernel: a test may run in several lanes and on several kernels."""
         return self.id, self.lane, self.kernel

@@ -312,7 +312,7 @@ def _add_blame(group: pytest.OptionGroup) -> None:
     )  # fmt: skip
     group.addoption(
         "--blame-seconds", metavar="N", type=float, dest="wg_blame_seconds",
-        help="Run failed tests again for at most N seconds, those of the most frequent failures first. Default: 300.",
+        help="Run failed tests again for at most N seconds, the shortest test of each cause first. Default: 300.",
     )  # fmt: skip
 
 

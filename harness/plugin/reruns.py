@@ -78,8 +78,14 @@ def _of_oracle(result: Result) -> Blame:
     """Return the blame of an invariant of the oracle: the role of the sender ends its id."""
     from harness.report.blame import of_sender
 
-    a, b = ((side or {}).get("impl", "") for side in (result.a, result.b))
+    a, b = _sides(result)
     return of_sender(a, b, "b" if b and result.id.endswith("-b]") else "a")
+
+
+def _sides(result: Result) -> tuple[str, str]:
+    """Return the names of A and B; B is empty for a test of one implementation."""
+    a, b = ((side or {}).get("impl", "") for side in (result.a, result.b))
+    return a, b
 
 
 class _Blaming:
@@ -91,14 +97,17 @@ class _Blaming:
         self._deadline = time.monotonic() + state.plan.blame_seconds
         self._over = f"the {state.plan.blame_seconds:g} s for that were over (--blame-seconds)"
         self._installed: dict[str, bool] = {}
+        # The results for whose reruns the time was over.
+        self._late: list[Result] = []
 
     def run(self, failed: Sequence[Result]) -> None:
-        """Run these results again, the most frequent failures first, and set what they show."""
+        """Run these results again, the shortest test of each cause first, and set what they show."""
         from harness.plugin.nested import INTERRUPTED
         from harness.report.blame import by_turns, undecided
         from harness.report.results import causes_of
 
-        ordered = by_turns([cause.witnesses for cause in causes_of(failed)])
+        causes = causes_of(failed)
+        ordered = by_turns([sorted(cause.witnesses, key=lambda result: result.seconds) for cause in causes])
         lanes: dict[tuple[str, str], list[_Failure]] = {}
         for result in ordered:
             if (failure := self._failure(result)) is not None:
@@ -111,12 +120,24 @@ class _Blaming:
             for result in ordered:
                 result.blame = result.blame or undecided(result.state, INTERRUPTED)
             raise
+        for cause in causes:
+            self._infer(cause.witnesses)
+
+    def _infer(self, witnesses: Sequence[Result]) -> None:
+        """Set the blame of the tests of a cause for which the time was over, by its other tests."""
+        from harness.report.blame import like_others
+
+        late = [result for result in witnesses if result in self._late]
+        others = [result.blame for result in witnesses if result.blame and result not in late]
+        for result in late:
+            if result.blame is not None:
+                result.blame = like_others(*_sides(result), result.blame, others)
 
     def _failure(self, result: Result) -> _Failure | None:
         """Return what to run for a failed result; None, with the reason in the result, if that is not possible."""
         from harness.report.blame import Trial, choose_referee, other_id, undecided
 
-        a, b = ((side or {}).get("impl", "") for side in (result.a, result.b))
+        a, b = _sides(result)
         referee = choose_referee(a, b or None, (name for name in self._candidates() if self._has(name, result.lane)))
         trial = Trial(a=a, b=b or None, referee=referee)
         ids = {pair: other_id(result.id, result.pair, pair) for pair in trial.pairs}
@@ -157,6 +178,7 @@ class _Blaming:
         if reason:
             for failure in failures:
                 failure.result.blame = undecided(failure.result.state, reason)
+                self._late.append(failure.result)
             return
         nested = self._nested(lane, kernel, failures)
         try:
@@ -189,11 +211,13 @@ class _Blaming:
         self._config.pluginmanager.getplugin(REPORTER).note(text)
 
     def _judge(self, failure: _Failure, reruns: Mapping[str, Rerun], nested: NestedPytest) -> Blame:
-        from harness.report.blame import FLAKY, judge
+        from harness.report.blame import FLAKY, UNDECIDED, judge
 
         result, trial = failure.result, failure.trial
         own = {pair: replace(reruns[name], pair=pair) for pair, name in failure.ids.items() if name in reruns}
         blame = judge(trial, own, result.state, nested.complaint or self._over)
+        if blame.verdict == UNDECIDED and len(own) < len(failure.ids) and not nested.complaint:
+            self._late.append(result)
         wire = "" if blame.verdict == FLAKY else _wire(trial, own, nested.place)
         kept = tuple(self._keep(rerun, failure.ids[rerun.pair], trial, nested.place) for rerun in blame.reruns)
         return replace(blame, wire=wire, reruns=kept)

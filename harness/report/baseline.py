@@ -64,6 +64,11 @@ class Failure:
         return None
 
     @property
+    def is_inferred(self) -> bool:
+        """False: an entry knows nothing of reruns."""
+        return False
+
+    @property
     def test(self) -> tuple[str, str, str, str]:
         """The test with its implementations and lane; the kernel is left out, because CI updates its own often."""
         return self.id, self.a, self.b, self.lane

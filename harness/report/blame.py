@@ -6,7 +6,7 @@ test; harness/plugin/reruns.py does, and writes what `judge` returns into the re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Blame:
 
     verdict: a key of WORDS. programs: whom it names; none for a flaky or undecided test, and if the test or the machine
     is at fault. first: the state of the first run. text: the reason, in one sentence. wire: the first difference on the
-    wire between the failing pair and the referee with itself; empty if it is not known.
+    wire between the failing pair and the referee with itself; empty if it is not known. inferred: the test was not run
+    again, and the verdict is that of the other tests of its cause.
     """
 
     verdict: str
@@ -67,6 +68,7 @@ class Blame:
     text: str = ""
     wire: str = ""
     reruns: tuple[Rerun, ...] = ()
+    inferred: bool = False
 
     @property
     def words(self) -> str:
@@ -138,6 +140,38 @@ def judge(trial: Trial, reruns: Mapping[str, Rerun], first: str = "failed", miss
 def undecided(first: str, why: str) -> Blame:
     """Return the blame of a test that was not run again, with the reason."""
     return Blame(verdict=UNDECIDED, first=first, text=f"not run again: {why}")
+
+
+def like_others(a: str, b: str, own: Blame, others: Iterable[Blame]) -> Blame:
+    """Return the verdict of the other tests of a cause for one that was not run again; its own blame if they disagree.
+
+    a, b: the implementations of the test; b is empty if it has only one. others: undecided ones do not count.
+    """
+    decided = [other for other in others if other.verdict != UNDECIDED]
+    verdicts = {other.verdict for other in decided}
+    if FLAKY in verdicts or len({frozenset(other.programs) for other in decided}) != 1:
+        return own
+    programs = tuple(name for name in dict.fromkeys((a, b)) if name in decided[0].programs)
+    if verdicts <= {A_DEVIATES, B_DOES_NOT_TOLERATE} and a != b:
+        # The same program has the other role in some tests.
+        verdicts = {A_DEVIATES if programs == (a,) else B_DOES_NOT_TOLERATE}
+    if len(verdicts) > 1 or len(programs) != len(decided[0].programs):
+        return own
+    (verdict,) = verdicts
+    text = (
+        f"{_CHARGES[verdict].format(' and '.join(programs))}, like the other tests of this cause; not run again itself"
+    )
+    return replace(own, verdict=verdict, programs=programs, text=text, inferred=True)
+
+
+# What a verdict says of its programs.
+_CHARGES: Final = {
+    A_DEVIATES: "{} deviates",
+    B_DOES_NOT_TOLERATE: "{} does not tolerate it",
+    BOTH_DEVIATE: "to blame: {}",
+    ONLY_TOGETHER: "only together: {}",
+    TEST_OR_MACHINE: "the test or the machine is at fault",
+}
 
 
 def of_sender(a: str, b: str, role: str) -> Blame:
@@ -237,6 +271,7 @@ def read_blame(entry: Table) -> Blame | None:
         first=entry.text("first", "failed"),
         text=entry.text("text", ""),
         wire=entry.text("wire", ""),
+        inferred=entry.flag("inferred", default=False),
         reruns=tuple(
             Rerun(
                 pair=rerun.text("pair"),

@@ -36,6 +36,8 @@ class Witness(Protocol):
     def bugs(self) -> Sequence[str]: ...
     @property
     def blamed(self) -> tuple[str, ...] | None: ...
+    @property
+    def is_inferred(self) -> bool: ...
 
 
 _W = TypeVar("_W", bound=Witness)
@@ -83,7 +85,8 @@ class Cause(Generic[_W]):
     @property
     def proof(self) -> _W | None:
         """The first witness whose reruns name the programs to blame; None if those of no witness do."""
-        return next((witness for witness in self.witnesses if witness.blamed is not None), None)
+        named = [witness for witness in self.witnesses if witness.blamed is not None]
+        return min(named, key=lambda witness: witness.is_inferred, default=None)
 
 
 # Requirements, and bugs, of a cause that people are shown; results.json has all.

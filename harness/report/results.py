@@ -78,6 +78,11 @@ class Result:
         return self.blame.settled if self.blame else None
 
     @property
+    def is_inferred(self) -> bool:
+        """Whether it was blamed like the other tests of its cause, without reruns of its own."""
+        return self.blame is not None and self.blame.inferred
+
+    @property
     def pair(self) -> str:
         """`A~B`; `A` for one implementation, empty for none."""
         return "~".join(side["impl"] for side in (self.a, self.b) if side)

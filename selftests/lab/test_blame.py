@@ -39,6 +39,25 @@ def test_it(lab, implementation):
 def test_other(lab, implementation):
     assert implementation.name == "refwg", "not refwg"
 """
+# Two tests of one cause. The longer one, which comes first, does not end when it is run again.
+SLOW = """
+import subprocess
+from pathlib import Path
+from threading import Event
+
+def test_long(lab, implementation):
+    for _ in range(99):
+        subprocess.run(["true"])
+    mark = Path(__file__).with_name("mark")
+    was_there = mark.exists()
+    mark.touch()
+    if was_there:
+        Event().wait()
+    assert False, "it is not refwg"
+
+def test_short(lab, implementation):
+    assert implementation.name == "refwg", "it is not refwg"
+"""
 NO_ROAMING = "refwg+no-roaming"
 PEER = "wireguard-go-debian"
 
@@ -101,6 +120,16 @@ def test_test_that_passes_when_run_again_is_flaky(pytester: pytest.Pytester) -> 
     assert shape(flaky["blame"]) == [(NO_ROAMING, "passed"), ("refwg", "passed")]
     assert (deviating["state"], deviating["blame"]["programs"]) == ("failed", [NO_ROAMING])
     assert shape(deviating["blame"]) == [(NO_ROAMING, "failed"), ("refwg", "passed")]
+
+
+def test_test_that_was_not_run_again_is_blamed_like_shorter_one(pytester: pytest.Pytester) -> None:
+    run(pytester, SLOW, f"--impl={NO_ROAMING}", "--blame", "--blame-seconds=12")
+    late, short = results(pytester)
+    assert shape(short["blame"]) == [(NO_ROAMING, "failed"), ("refwg", "passed")]
+    assert (short["blame"]["verdict"], short["blame"]["inferred"]) == ("a_deviates", False)
+    assert (late["blame"]["verdict"], late["blame"]["programs"]) == ("a_deviates", [NO_ROAMING])
+    assert late["blame"]["inferred"]
+    assert late["blame"]["text"].endswith("like the other tests of this cause; not run again itself")
 
 
 @pytest.mark.parametrize(

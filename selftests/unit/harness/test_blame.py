@@ -130,6 +130,53 @@ def test_each_cause_has_its_first_turn_before_second() -> None:
     assert blame.by_turns([]) == []
 
 
+LATE = blame.undecided("failed", "no time")
+LIKE = ", like the other tests of this cause; not run again itself"
+
+
+@pytest.mark.parametrize(
+    ("pair", "others", "verdict", "programs", "text"),
+    [
+        ("mine~go", [("a_deviates", "mine")], "a_deviates", ("mine",), f"mine deviates{LIKE}"),
+        ("mine", [("a_deviates", "mine")], "a_deviates", ("mine",), f"mine deviates{LIKE}"),
+        # Undecided ones do not count; the program has the other role in this test.
+        ("go~mine", [("a_deviates", "mine"), ("undecided",)], "b_does_not_tolerate", ("mine",),
+         f"mine does not tolerate it{LIKE}"),
+        ("mine~mine", [("b_does_not_tolerate", "mine")], "b_does_not_tolerate", ("mine",),
+         f"mine does not tolerate it{LIKE}"),
+        ("go~mine", [("only_together", "mine", "go")], "only_together", ("go", "mine"),
+         f"only together: go and mine{LIKE}"),
+        ("mine~go", [("both_deviate", "mine", "go")], "both_deviate", ("mine", "go"), f"to blame: mine and go{LIKE}"),
+        ("mine~go", [("test_or_machine",)] * 2, "test_or_machine", (), f"the test or the machine is at fault{LIKE}"),
+    ],
+)  # fmt: skip
+def test_late_test_is_blamed_like_others_of_its_cause(
+    pair: str, others: list[tuple[str, ...]], verdict: str, programs: tuple[str, ...], text: str
+) -> None:
+    a, _, b = pair.partition("~")
+    found = blame.like_others(a, b, LATE, [Blame(verdict=one, programs=tuple(names)) for one, *names in others])
+    assert found == Blame(verdict=verdict, programs=programs, text=text, inferred=True)
+    assert found.settled == programs
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [],
+        [("undecided",)],
+        [("flaky",)],
+        [("a_deviates", "mine"), ("flaky",)],
+        [("a_deviates", "mine"), ("b_does_not_tolerate", "go")],
+        [("only_together", "mine", "go"), ("both_deviate", "mine", "go")],
+        [("a_deviates", "rust")],
+        [("only_together", "mine", "rust")],
+    ],
+)
+def test_late_test_stays_undecided_unless_others_agree(others: list[tuple[str, ...]]) -> None:
+    made = [Blame(verdict=one, programs=tuple(names)) for one, *names in others]
+    assert blame.like_others("mine", "go", LATE, made) == LATE
+
+
 @pytest.mark.parametrize(
     ("identity", "other"),
     [
@@ -148,10 +195,13 @@ def test_blame_is_read_as_it_was_written(tmp_path: Path) -> None:
     found = judge(PAIR, ran(PAIR, "ffppp"))
     results = Results(7)
     results.by_id["x", "netns", "6.1"] = Result(id="x", state="failed", blame=found)
+    inferred = blame.like_others("mine", "go", LATE, [found])
+    results.by_id["z", "netns", "6.1"] = Result(id="z", state="failed", blame=inferred)
     results.by_id["y", "netns", "6.1"] = Result(id="y", state="passed")
     results.write(tmp_path / "results.json")
-    blamed, unblamed = read_results(tmp_path / "results.json").results
+    blamed, late, unblamed = read_results(tmp_path / "results.json").results
     assert (blamed.blame, blamed.blamed) == (found, ("mine",))
+    assert (late.blame, late.is_inferred, blamed.is_inferred) == (inferred, True, False)
     assert (unblamed.blame, unblamed.blamed) == (None, None)
 
 

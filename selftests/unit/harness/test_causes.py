@@ -183,6 +183,13 @@ def test_failure_that_no_program_caused_blames_test_or_machine() -> None:
     assert shape(find_causes(seen)) == [("the test or the machine", 1), ("go or rust", 1)]
 
 
+def test_proof_of_cause_is_test_that_was_run_again() -> None:
+    seen = [with_blame(result(name, "go~mine", MAC), "a_deviates", "go") for name in ("test_a", "test_b")]
+    seen[0].blame = replace(seen[0].blame or Blame(verdict=""), inferred=True)
+    (cause,) = find_causes(seen)
+    assert cause.proof is seen[1]
+
+
 def test_flaky_failure_is_not_blamed_like_constant_one() -> None:
     seen = [
         with_blame(result("test_x", "go~mine", MAC), "a_deviates", "go"),
