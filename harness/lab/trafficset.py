@@ -71,7 +71,7 @@ def must_stream_udp(tunnel: Tunnel, sender: str, address: str) -> Arrivals:
             lambda: _after_one_more(stream), lambda seen: max(seen.numbers, default=0) >= count, _ARRIVAL
         )
     if min(arrivals.numbers, default=count) >= count or arrivals.broken or arrivals.duplicated:
-        raise HarnessError(f"udp {sender} to {address}: {arrivals}: {tunnel.diagnosis()}")
+        raise HarnessError(f"udp {sender} to {address}: {arrivals}: {tunnel.diagnosis(address)}")
     tunnel.lab.note("streams.txt", f"udp {sender} to {address}: {arrivals}\n")
     tunnel.must_ping(sender, address)
     return arrivals

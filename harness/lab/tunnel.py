@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 from harness.control.base import EVIDENCE_TIMEOUT
 from harness.control.records import DeviceConfig, DeviceState, Endpoint, PeerConfig, allowed_ips
 from harness.errors import HarnessError
+from harness.lab.mismatch import End, mismatches, own_key
 from harness.traffic.ping import ping
 from harness.wait import poll_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from harness.control.records import Key, PeerState
     from harness.implementations.interface import Interface
     from harness.implementations.manifest import Manifest
@@ -132,13 +135,19 @@ class Tunnel:
         __tracebackhide__ = True  # pytest's traceback ends at the test's own line
         pings = ping(self.nodes[sender], address, count=count)
         if pings.lost:
-            raise HarnessError(f"{sender}: ping {pings}: {self.diagnosis()}")
+            raise HarnessError(f"{sender}: ping {pings}: {self.diagnosis(address)}")
 
-    def diagnosis(self) -> str:
-        """Describe a tunnel that does not work: what is odd about it, then the state of both sides, then their logs."""
-        a, b = _look("A", self.a, self.pub_b), _look("B", self.b, self.pub_a)
+    def diagnosis(self, address: str = "") -> str:
+        """Describe a tunnel that does not work: what is odd about it, then the state of both sides, then their logs.
+
+        address: what does not answer; without it, addresses of both families count.
+        """
+        a, b = _look("A", self.a), _look("B", self.b)
+        a, b = a.facing(b, self.pub_b), b.facing(a, self.pub_a)
         logs = [f"{side.name} logs {line!r}" for side in (a, b) for line in side.interface.complaints_in_log()]
-        return "\n".join([_clue(a, b), str(a), str(b), *logs])
+        own = [[text for text in _hosts(side) if not address or (":" in text) == (":" in address)]
+               for side in self.plan.addresses]  # fmt: skip
+        return "\n".join([_clue(a, b, own), str(a), str(b), *logs])
 
     def __repr__(self) -> str:
         return f"Tunnel({self.a.manifest.name}~{self.b.manifest.name}, {self.topology!r})"
@@ -180,41 +189,58 @@ class _Side:
     def __str__(self) -> str:
         """`A (refwg) has a handshake, sent 404 and received 220 bytes; its endpoint for B is 127.0.0.1:2`."""
         whose, other = f"{self.name} ({self.interface.manifest.name})", "BA"[self.name == "B"]
-        if self.peer is None:
+        if self.error:
             return f"{whose} does not report its state: {self.error}"
+        if self.peer is None:
+            return f"{whose} has no peer with {other}'s public key"
         handshake = "a handshake" if self.peer.latest_handshake else "no handshake"
         carried = f"sent {self.peer.tx_bytes} and received {self.peer.rx_bytes} bytes"
         return f"{whose} has {handshake}, {carried}; its endpoint for {other} is {self.peer.endpoint}"
 
+    def facing(self, other: _Side, planned: Key) -> _Side:
+        """Return this side with its state of the other side. planned: that side's public key, if it reports none."""
+        key = own_key(other.state) or planned
+        return replace(self, peer=next((peer for peer in self.state.peers if peer.public_key == key), None))
 
-def _look(name: str, interface: Interface, other: Key) -> _Side:
+
+def _look(name: str, interface: Interface) -> _Side:
     try:
-        state = interface.get(EVIDENCE_TIMEOUT)
-        return _Side(name=name, interface=interface, state=state, peer=state.peer(other))
+        return _Side(name=name, interface=interface, state=interface.get(EVIDENCE_TIMEOUT))
     except (HarnessError, OSError) as error:
         # The program may be gone: that is the diagnosis, and must not take the place of what it explains.
-        return _Side(name=name, interface=interface, error=str(error))
+        return _Side(name=name, interface=interface, error=str(error) or type(error).__name__)
 
 
-def _clue(a: _Side, b: _Side) -> str:
-    """Return the most likely reason why the tunnel does not work, in one line."""
-    silent = [side for side in (a, b) if side.peer is None]
+def _clue(a: _Side, b: _Side, addresses: Sequence[Sequence[str]]) -> str:
+    """Return the most likely reason why the tunnel does not work, in one line. addresses: of A, of B."""
+    silent = [side for side in (a, b) if side.error]
     if silent:
         return ", ".join(f"{side.name} does not report its state" for side in silent)
+    shaken = [side for side in (a, b) if side.peer and side.peer.latest_handshake]
+    # Allowed IPs may change during a session; then they are no reason that there is none.
+    own = [texts if len(shaken) < len(addresses) else () for texts in addresses]
+    reasons = mismatches(*(End(name=side.name, peer=side.peer, addresses=texts)
+                           for side, texts in zip((a, b), own, strict=True)))  # fmt: skip
+    return "; ".join([*reasons, ", ".join(_oddities(a, b, shaken))])
+
+
+def _oddities(a: _Side, b: _Side, shaken: Sequence[_Side]) -> list[str]:
+    """Return what is odd about the endpoints, handshakes and counters. shaken: the sides that have a handshake."""
     odd = []
     for side, other in ((a, b), (b, a)):
         endpoint = side.peer.endpoint if side.peer else None
         if endpoint is None:
-            odd.append(f"{side.name} has no endpoint for {other.name}")
+            # If neither has one, `mismatches` says so.
+            if side.peer and other.peer and other.peer.endpoint:
+                odd.append(f"{side.name} has no endpoint for {other.name}")
         elif other.state.listen_port not in {0, endpoint.port}:
             listens = f"{other.name} listens on {other.state.listen_port}"
             odd.append(f"{side.name}'s endpoint for {other.name} is {endpoint}, {listens}")
-    shaken = [side for side in (a, b) if side.peer and side.peer.latest_handshake]
     if len(shaken) == 1:
         odd.append(f"only {shaken[0].name} has a handshake")
     if not shaken:
         odd.append("neither has a handshake")
-    return ", ".join(odd or ["both have a handshake", *_losses(a, b)])
+    return odd or ["both have a handshake", *_losses(a, b)]
 
 
 def _losses(a: _Side, b: _Side) -> list[str]:
@@ -224,6 +250,10 @@ def _losses(a: _Side, b: _Side) -> list[str]:
         for sender, taker in ((a, b), (b, a))
         if sender.peer and taker.peer and taker.peer.rx_bytes < sender.peer.tx_bytes
     ]
+
+
+def _hosts(addresses: Iterable[str]) -> list[str]:
+    return [address.partition("/")[0] for address in addresses]
 
 
 def _alone(address: str) -> str:
