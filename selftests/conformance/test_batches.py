@@ -316,6 +316,21 @@ def test_packets_of_batch_are_padded_with_zeros(batched: Batched, family: int) -
         )
 
 
+@pytest.mark.requirement("IF-11")
+@pytest.mark.parametrize("family", [4, 6])
+def test_batch_is_counted_by_bytes_of_its_messages(batched: Batched, family: int) -> None:
+    target, peer = batched.target, batched.target.peer()
+    peer.connect()
+    before, sent = target.seen(peer).tx_bytes, 0
+    for lengths in BATCHES:
+        send(target, peer, family, [b"\xaa" * length for length in lengths])
+        sent += sum(len(one.datagram) for one in received(peer, len(lengths)))
+    for offload in (f"uso{family}", "udp-segment"):
+        batched.must_have_used("out", offload)
+    counted = poll_until(lambda: target.seen(peer).tx_bytes - before, sent.__eq__, 2.0)
+    assert counted == sent, f"the device counts {counted} bytes as sent for batches of {sent} bytes of messages"
+
+
 @pytest.mark.requirement("DT-28", "DT-30")
 @pytest.mark.parametrize("family", [4, 6])
 def test_ecn_of_batch_is_copied_to_outer_header(batched: Batched, family: int) -> None:
