@@ -23,6 +23,7 @@ from harness.errors import HarnessError, Unavailable
 from harness.implementations import interface, keylog
 from harness.lab.kernel_log import KernelLog
 from harness.lab.timeline import of_log, of_recording, of_steps, timeline
+from harness.net import stamps
 from harness.net.netns import NetNS
 from harness.sandbox import logs
 from harness.wait import scaled
@@ -90,6 +91,7 @@ class Lab:
         self._kernel_log = KernelLog()
         self._recordings: list[Recording] = []
         self._texts: list[tuple[str, Callable[[], str]]] = []
+        stamps.keep_on()
         directory.mkdir(parents=True, exist_ok=True)
         self.steps = steps.Recorder("set-up")
         self.steps.start()

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from harness.net.netns import enlarge_receive_buffer
+from harness.net.stamps import SO_TIMESTAMPNS
 from harness.wire.messages import NANOSECONDS
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _BUFFER: Final = 4 << 20
 _LONGEST: Final = 1 << 16
 _ANCILLARY: Final = 128
-_SO_TIMESTAMPNS: Final = 35
 _TIMESPEC: Final = struct.Struct("qq")
 _IP_TOS, _IP_RECVTOS, _IPV6_TCLASS, _IPV6_RECVTCLASS = 1, 13, 67, 66
 _UDP_SEGMENT: Final = 103
@@ -41,7 +41,7 @@ class PeerSocket:
             self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
         else:
             self._socket.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self._socket.bind((address, port))
         self._socket.setblocking(False)
         self.target = target

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from harness import steps
 from harness.net.netns import enlarge_receive_buffer
+from harness.net.stamps import SO_TIMESTAMPNS
 from harness.wait import wait_for
 from harness.wire import frames, pcapng
 from harness.wire.fragments import INCOMPLETE_FRAGMENT, KERNEL_TIMEOUT, Fragments, Piece
@@ -45,7 +46,6 @@ __all__ = ["COOKIE_REPLY", "DATA", "INITIATION", "KEEPALIVE_SIZE", "RESPONSE", "
 
 _ETH_P_ALL: Final = 3
 _PACKET_STATISTICS: Final = 6
-_SO_TIMESTAMPNS: Final = 35
 _SO_RXQ_OVFL: Final = 40
 # Bytes.
 _BUFFER: Final = 8 << 20
@@ -70,7 +70,7 @@ def tap(node: NetNS, device: str, *, buffer: int = _BUFFER) -> socket.socket:
     # Opened without a protocol: with one it would receive from all devices until bind(2), and bind(2) would have to
     # wait for all CPUs (synchronize_net in packet_do_bind).
     sock = node.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
     sock.setsockopt(frames.SOL_PACKET, frames.PACKET_AUXDATA, 1)
     sock.setsockopt(frames.SOL_PACKET, frames.PACKET_VNET_HDR, 1)
@@ -342,7 +342,7 @@ def _time_and_loss(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bool]:
     """Return the time stamp, and whether the socket has lost frames before this one (SO_RXQ_OVFL)."""
     time, follows_loss = 0, False
     for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+        if level == socket.SOL_SOCKET and kind == SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", data[:16])
             time = int(seconds * NANOSECONDS + nanoseconds)
         elif level == socket.SOL_SOCKET and kind == _SO_RXQ_OVFL:

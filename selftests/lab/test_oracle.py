@@ -5,14 +5,30 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
+from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness import DIRECT, LOOPBACK, V4_OF_A, V4_OF_B, WIRED, Capture, DeviceConfig, Drop, Endpoint, Tunnel, ping
+from harness import (
+    DIRECT,
+    LOOPBACK,
+    V4_OF_A,
+    V4_OF_B,
+    WIRED,
+    Capture,
+    DeviceConfig,
+    Drop,
+    Endpoint,
+    Tunnel,
+    let_pass,
+    ping,
+)
 from harness.implementations.registry import Registry
 from harness.lab.judged import judge
+from harness.net.stamps import SO_TIMESTAMPNS
 from harness.wire import capture as capture_module
 from harness.wire.messages import NANOSECONDS, RESPONSE
 
@@ -264,6 +280,20 @@ def test_frame_that_was_stamped_when_read_precedes_next_one(lab: Lab, monkeypatc
         frames = [packet.time for packet, *_ in capture.recording().frames]
     assert next(late, None) is None
     assert (messages, frames) == (sorted(messages), sorted(frames))
+
+
+def test_packet_is_stamped_before_any_socket_of_test_asks(lab: Lab) -> None:
+    node = lab.node("here")
+    with closing(node.socket(socket.AF_INET, socket.SOCK_DGRAM)) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        with closing(node.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+            sender.sendto(b"early", receiver.getsockname())
+        sent = time.time_ns()
+        let_pass(0.05, "a packet without a stamp gets one when it is read")
+        receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        (_, _, data) = receiver.recvmsg(10, 64)[1][0]
+    seconds, nanoseconds = struct.unpack("qq", data)
+    assert seconds * NANOSECONDS + nanoseconds <= sent
 
 
 def test_nothing_is_judged_after_first_lost_frame(lab: Lab) -> None:
