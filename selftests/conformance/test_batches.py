@@ -109,6 +109,8 @@ def test_forged_message_of_batch_is_lost_alone(batched: Batched, forged: int) ->
     batched.must_have_used("in", "udp-gro")
 
 
+# Bits of the longest replay window, and a place in it.
+LARGEST_WINDOW, PLACE = 8192, 640
 # By name: the counters of a batch, and which of its messages are accepted.
 ORDERS = {
     "reversed": ((17, 16, 15, 14, 13, 12, 11, 10), "11111111"),
@@ -135,6 +137,27 @@ def test_counters_of_batch_are_judged_one_by_one(batched: Batched, order: str) -
     came = [packets.index(packet) for packet in batched.delivered(other)]
     assert came == [packets.index(packet) for packet in wanted], (
         f"of the counters {counters} in one batch those of the messages {came} were accepted"
+    )
+    batched.must_have_used("in", "udp-gro")
+
+
+@pytest.mark.requirement("DT-06", "DT-04")
+def test_counter_left_out_before_batch_is_new_in_next_window(batched: Batched) -> None:
+    target, peer = batched.target, batched.target.peer()
+    session = peer.connect()
+    packets = packets_of(target, peer)
+    late = target.packet(peer, b"late")
+    # The second batch is in the place of the first one, if the window is as long as the driver's.
+    for first in (PLACE, LARGEST_WINDOW + PLACE + 1):
+        peer.send_together([session.data(packet, counter=first + number) for number, packet in enumerate(packets)])
+        session.counter = first + COUNT
+        with twin("the batch is delivered"):
+            assert batched.delivered(peer) == packets
+        target.inside.forget()
+    peer.send(session.data(late, counter=LARGEST_WINDOW + PLACE))
+    is_accepted = batched.delivered(peer) == [late]
+    assert is_accepted, (
+        f"the device refused counter {LARGEST_WINDOW + PLACE}, which is new, after a batch that follows it"
     )
     batched.must_have_used("in", "udp-gro")
 
