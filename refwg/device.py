@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from refwg import ip, receive, send
 from refwg.boundary import Deliver, Endpoint, Transmit, Unreachable
@@ -22,13 +22,13 @@ from refwg.cookie import CookieChecker, MacState
 from refwg.crypto import is_zero
 from refwg.errors import ConfigError, DropReason, MalformedMessage, Refused
 from refwg.messages import (
-    DATA_TYPE,
     MAX_PEERS_PER_DEVICE,
     MINIMUM_DATA_LENGTH,
     REJECT_AFTER_TIME,
     CookieReply,
     Data,
     has_macs,
+    parse,
     parse_with_macs,
 )
 from refwg.noise import StaticIdentity
@@ -164,17 +164,19 @@ class Device:
         if not self.is_up:
             self._shared.drop(now, DropReason.INTERFACE_DOWN)
             return []
+        if has_macs(datagram):
+            self._admit(datagram, endpoint, now)
+            return []
         # 5.1: no reply to anything that is not a message
         try:
-            if datagram.startswith(DATA_TYPE):
-                message = Data.parse(datagram)
-                return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
-            if has_macs(datagram):
-                self._admit(datagram, endpoint, now)
-            else:
-                self._admit_cookie_reply(CookieReply.parse(datagram), endpoint, now)
+            message = parse(datagram)
         except MalformedMessage:
             self._shared.drop(now, DropReason.MALFORMED)
+            return []
+        if isinstance(message, Data):
+            return self._follow_up(receive.data(self._shared, message, endpoint, ecn, now), now)
+        # Initiations and responses have macs.
+        self._admit_cookie_reply(cast("CookieReply", message), endpoint, now)
         return []
 
     def _admit(self, datagram: bytes, endpoint: Endpoint, now: int) -> None:

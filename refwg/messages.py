@@ -164,8 +164,6 @@ class Data(NamedTuple):
 
 
 _TYPE_WORD: Final = Struct("<L")
-# What each data message begins with.
-DATA_TYPE: Final = _TYPE_WORD.pack(MessageType.DATA)
 INITIATION_LENGTH: Final = Initiation.LAYOUT.size
 RESPONSE_LENGTH: Final = Response.LAYOUT.size
 COOKIE_REPLY_LENGTH: Final = CookieReply.LAYOUT.size
