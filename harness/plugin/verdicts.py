@@ -186,9 +186,14 @@ def _close_after(made: Lab, error: BaseException) -> None:
         for complaint in made.complaints_of_wires():
             if complaint not in str(error):
                 error.add_note(complaint)
+    from harness.lab.lab import Unhealthy
+
     try:
         made.close()
-    except (Exception, Failed) as late:  # noqa: BLE001 - an error of the undo never replaces the first error
+    except (Exception, Failed) as late:  # noqa: BLE001 - an error of the undo does not replace a failure
+        if isinstance(late, Unhealthy) and isinstance(error, Blocked | NotReached | LoadNotReached):
+            # The program has ended by itself: that is its fault, and the reason why the test has shown nothing.
+            raise Unhealthy(f"{late}\nand before: {error}") from error
         error.add_note(f"and the undo: {late}")
 
 

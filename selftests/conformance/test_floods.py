@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,6 +55,7 @@ FULL_SHARE = 0.8
 # Seconds for one answer in a flood, and between two initiations with a valid mac2: less would use up the tokens.
 FOR_AN_ANSWER = 0.25
 SPACING = 0.06
+TRIES = 10
 # Datagrams that are sent before the device is asked for a sign of life: less than an eighth of any queue.
 AT_ONCE = 50
 # Nanoseconds.
@@ -111,11 +113,31 @@ def test_session_carries_data_during_flood(target: Target) -> None:
     assert not late, f"{late} of 20 data messages were lost after the flood"
 
 
+@pytest.mark.requirement("DOS-08")
+def test_session_carries_data_under_load(target: Target) -> None:
+    peer = target.peer()
+    session = peer.connect()
+    with target.load() as load:
+        for number in range(TRIES):
+            packet = target.packet(peer, b"packet %d" % number)
+            lasted = load.during(partial(peer.send, session.data(packet)))
+            came = poll_until(partial(is_inside, target, packet), bool, 2.0)
+            # Whether there was load all the time is known afterwards only.
+            if lasted:
+                assert came, "under load the device did not deliver data of a session"
+                return
+    not_reached(f"the load ended {TRIES} times before the device had processed data")
+
+
+def is_inside(target: Target, packet: bytes) -> bool:
+    return packet in target.inside.packets()
+
+
 def arrives(target: Target, peer: ScriptedPeer, session: Session) -> bool:
     """Send data on a session; return whether the device delivers it within a second."""
     packet = target.packet(peer, f"packet {session.counter}".encode())
     peer.send(session.data(packet))
-    return poll_until(lambda: packet in target.inside.packets(), bool, 1.0, what="data to be delivered")
+    return poll_until(partial(is_inside, target, packet), bool, 1.0, what="data to be delivered")
 
 
 @pytest.mark.nightly

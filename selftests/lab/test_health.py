@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -202,3 +204,25 @@ def test_health_complaint_is_appended_to_test_failure(pytester: pytest.Pytester,
     run.stdout.fnmatch_lines(
         ["E *ZeroDivisionError: division by zero", "E *and the undo: mine (pid *) wrote: panic: oops"]
     )
+
+
+ENDS = """
+import signal
+from harness import Registry, not_reached, twin, wait_for
+
+def test(lab):
+    wg0 = lab.interface("wg0", Registry().get("refwg"), lab.node("here"))
+    wg0.process.signal(signal.SIGKILL)
+    wg0.process.wait(5.0)
+    {how}
+"""
+
+
+@pytest.mark.parametrize("how", ["with twin('it answers'): assert not 'an answer'", "not_reached('no load')"])
+def test_end_of_program_is_failure_and_not_blocked(pytester: pytest.Pytester, how: str) -> None:
+    pytester.makepyfile(ENDS.format(how=how))
+    pytester.runpytest_inprocess("--impl", "refwg")
+    (result,) = json.loads((pytester.path / "report" / "results.json").read_text())["results"]
+    assert result["state"] == "failed"
+    assert re.match(r"refwg .*was killed by signal 9 during the test", result["message"])
+    assert "and before: " in result["message"]
