@@ -184,17 +184,31 @@ BAD: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.requirement("AIP-02", "DT-23", "DT-25")
+@pytest.mark.parametrize("places", [(2, 5), (COUNT - 1,)], ids=["middle", "last"])
 @pytest.mark.parametrize("kind", BAD)
-def test_unacceptable_packet_of_batch_is_lost_alone(batched: Batched, kind: str) -> None:
+def test_unacceptable_packet_of_batch_is_lost_alone(batched: Batched, kind: str, places: tuple[int, ...]) -> None:
     target, peer = batched.target, batched.target.peer()
     session = peer.connect()
     good = packets_of(target, peer)
-    # Neither the first one, whose headers others are compared with, nor only the last one.
-    bad = {2: BAD[kind](good[2]), 5: BAD[kind](good[5])}
+    # Not the first one, whose headers others are compared with.
+    bad = {place: BAD[kind](good[place]) for place in places}
     peer.send_together([session.data(bad.get(number, packet)) for number, packet in enumerate(good)])
     came = [good.index(packet) if packet in good else packet[:20].hex() for packet in batched.delivered(peer)]
     wanted = [number for number in range(COUNT) if number not in bad]
-    assert came == wanted, f"of a batch in which packets 2 and 5 are bad ({kind}) these were delivered: {came}"
+    assert came == wanted, f"of a batch in which the packets {places} are bad ({kind}) these were delivered: {came}"
+    batched.must_have_used("in", "udp-gro")
+
+
+@pytest.mark.requirement("DT-23")
+def test_short_last_packet_with_length_of_others_is_lost_alone(batched: Batched) -> None:
+    target, peer = batched.target, batched.target.peer()
+    session = peer.connect()
+    good = packets_of(target, peer)
+    tail = target.packet(peer, b"tail")
+    claims_more = tail[:2] + len(good[0]).to_bytes(2) + tail[4:]
+    peer.send_together([session.data(packet) for packet in (*good, claims_more)])
+    came = batched.delivered(peer)
+    assert came == good, f"{len(came)} of {COUNT} packets came before one that is longer than its message"
     batched.must_have_used("in", "udp-gro")
 
 
