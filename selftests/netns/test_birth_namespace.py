@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import ControlError, DeviceConfig, FileSays, HarnessError, Unsupported, poll_until, twin, wait_for
+from harness import ControlError, DeviceConfig, HarnessError, Unsupported, poll_until, twin
 from harness.control.genl import GenlControl
 from harness.implementations.interface import genetlink
 
@@ -94,11 +94,10 @@ def flags(wg0: Interface) -> list[str]:
 
 @pytest.mark.requirement("NS-05")
 def test_port_and_fwmark_need_cap_net_admin_in_birth_namespace(lab: Lab, wg0: Interface) -> None:
-    log = lab.directory / "strangers.log"
-    strangers = wg0.place.spawn(STRANGERS, log=log)
+    strangers = wg0.place.spawn(STRANGERS, log=lab.directory / "strangers.log")
     lab.undo(strangers.close)
     lab.undo(strangers.kill)
-    wait_for(FileSays(log, "here"), DEADLINE, "a user namespace of strangers")
+    strangers.says("^here$")
     wg0.place.run(["ip", "link", "set", "wg0", "netns", str(strangers.pid)])
     as_strangers = ["nsenter", "-t", str(strangers.pid), "--user", "--net"]
     with twin("strangers change a setting that does not concern the birth namespace"):
