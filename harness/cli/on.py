@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from harness.cli.wheel import make_wheel
 from harness.errors import Unavailable
 from harness.lanes import HOSTS, SSH, read_places
-from harness.plugin.remote import EventParser
+from harness.plugin.remote import EventParser, received
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,6 @@ _OPTIONS: Final = (
 _DESCRIPTORS_FROM: Final = 220
 _QUIET: Final = 3.0  # seconds before the preparation is shown
 _PATIENCE: Final = 20.0  # seconds for hosts to stop their tests; hosted.py has 15
-_CHUNK: Final = 1 << 16
 # Started by the host's shell, whatever that is: find a Python that is new enough, and run the bootstrap in it.
 _START: Final = """
 for python in python3 python3.14 python3.13 python3.12 python3.11; do
@@ -101,14 +100,8 @@ class Host:
 
     def _events(self) -> Iterator[dict[str, object]]:
         parser = EventParser()
-        while True:
-            try:
-                data = self._socket.recv(_CHUNK)
-            except OSError:
-                data = b""
-            if not data:
-                raise Unavailable(self._why_ended(parser.text))
-            yield from parser.feed(data)
+        yield from received(self._socket, parser)
+        raise Unavailable(self._why_ended(parser.text))
 
     def _why_ended(self, text: list[str]) -> str:
         """Explain that the connection ended while the host was being prepared."""

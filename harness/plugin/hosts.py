@@ -24,7 +24,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.lanes import HOSTS
-from harness.plugin.remote import EventParser, RemoteReporter, carry_programs, check_end, pack, unpack
+from harness.plugin.remote import EventParser, RemoteReporter, carry_programs, check_end, pack, received, unpack
 from harness.plugin.selection import lane_of
 from harness.plugin.session import REPORTER
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 # The fewest tests of a part: to start pytest on the host takes as long as a few tests.
 _SMALLEST: Final = 10
 _TAIL: Final = 3  # last lines of a log in a message
-_CHUNK: Final = 1 << 16
 
 
 class Deck:
@@ -132,14 +131,8 @@ class Connection:
 
     def events(self) -> Iterator[dict[str, object]]:
         """Yield the events that the host sends; HarnessError when the connection ends."""
-        while True:
-            try:
-                data = self._socket.recv(_CHUNK)
-            except OSError:
-                data = b""
-            if not data:
-                raise HarnessError(self._why_ended())
-            yield from self._parser.feed(data)
+        yield from received(self._socket, self._parser)
+        raise HarnessError(self._why_ended())
 
     def output(self) -> str:
         """Return the last lines that pytest there has printed."""

@@ -13,6 +13,7 @@ import json
 import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from harness.implementations.manifest import load_manifest
 from harness.install.installer import MANIFESTS
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Future
 
@@ -36,6 +38,7 @@ T = TypeVar("T")
 RECORD: Final = b"\x1e"
 # Directory there with the programs under test, each in a directory of its own.
 PEERS: Final = "/peers"
+_CHUNK: Final = 1 << 16
 
 
 class EventParser:
@@ -57,6 +60,13 @@ class EventParser:
                 yield json.loads(event)
             except ValueError:
                 self.text.append(f"unreadable event: {event[:200]!r} after {before!r}")
+
+
+def received(sock: socket.socket, parser: EventParser) -> Iterator[dict[str, object]]:
+    """Yield the events that come by a socket, until the connection ends."""
+    with suppress(OSError):
+        while data := sock.recv(_CHUNK):
+            yield from parser.feed(data)
 
 
 class RemotePool:
