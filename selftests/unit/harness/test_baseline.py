@@ -171,6 +171,10 @@ def test_essence_has_fingerprint_of_whole_message(message: str, lines: str) -> N
     assert fingerprint(replace(KNOWN, message=lines)) == fingerprint(replace(KNOWN, message=message))
 
 
+def test_entry_of_baseline_blames_nobody() -> None:
+    assert (KNOWN.blamed, KNOWN.is_inferred, KNOWN.requirements, KNOWN.bugs) == (None, False, (), ())
+
+
 def test_comparison_is_read_from_results() -> None:
     values = {"file": "k", "known": 1, "new": 2, "gone": ["a"], "untested": 3, "updated": True}
     assert read_comparison(Table("r", values)) == Comparison(
