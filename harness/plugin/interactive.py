@@ -233,8 +233,7 @@ class Interactive:
             if self._plan.shell:
                 self._open_shell(made, terminal)
             if self._plan.pause:
-                write(terminal, "Press Enter to continue the run, Ctrl-C to end it: ")
-                await_enter(terminal)
+                await_enter(terminal, "Press Enter to continue the run, Ctrl-C to end it: ")
 
     def _open_shell(self, made: Lab, terminal: int) -> None:
         name = place_of(self._plan.shell)

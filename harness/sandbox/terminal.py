@@ -47,9 +47,10 @@ def write(terminal: int, text: str) -> None:
         data = data[os.write(terminal, data) :]
 
 
-def await_enter(terminal: int) -> None:
-    """Wait until Enter is pressed, or Ctrl-D on an empty line; input from before the call is discarded."""
+def await_enter(terminal: int, prompt: str) -> None:
+    """Write a prompt, and wait until Enter is pressed, or Ctrl-D on an empty line; earlier input is discarded."""
     termios.tcflush(terminal, termios.TCIFLUSH)
+    write(terminal, prompt)
     while (data := os.read(terminal, _PIECE)) and b"\n" not in data:
         pass
 
