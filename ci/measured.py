@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
 
     The file .coverage has then what all workers ran, and nothing of runs before.
     """
-    # Ctrl-C reaches pytest too, which tells what it has run so far; wait for that.
+    # Ctrl-C reaches pytest too. It tells what it has run so far, and this process waits for it.
     signal.signal(signal.SIGINT, lambda *_: None)
     coverage = (sys.executable, "-m", "coverage")
     subprocess.run((*coverage, "erase"), check=True)

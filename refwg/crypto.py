@@ -139,10 +139,7 @@ class Aead:
 
     def open(self, counter: int, ciphertext: bytes, associated_data: bytes | None = None) -> bytes:
         """Decrypt; ciphertext: with its tag. Raises NotAuthentic if the tag does not verify."""
-        try:
-            return self._cipher.decrypt(_NONCE.pack(0, counter), ciphertext, associated_data)
-        except InvalidTag as error:
-            raise NotAuthentic("the tag does not verify") from error
+        return self.open_with(_NONCE.pack(0, counter), ciphertext, associated_data)
 
     def seal_each(
         self, nonces: Iterable[Buffer], plaintexts: Iterable[Buffer], ciphertexts: Iterable[memoryview]

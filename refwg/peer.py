@@ -216,11 +216,9 @@ class Peer:
 
     def received_with(self, keypair: Keypair) -> bool:
         """Rotate the sessions after an authenticated packet; returns True if it was the first packet on `next`."""
-        if keypair is not self.keypairs.next:
-            return False
-        _, destroyed = self.keypairs.received_with(keypair)
+        is_confirmed, destroyed = self.keypairs.received_with(keypair)
         self._destroy(destroyed)
-        return True
+        return is_confirmed
 
     def clear_keys(self) -> None:
         """Erase all sessions and the handshake; the greatest timestamp stays, against replays."""

@@ -1,7 +1,7 @@
-"""Register what this process keeps open between tests on purpose, so that it is no leak.
+"""Register what this process keeps open between tests, so that it is not reported.
 
-The leak check (harness/lab/leaks.py) asks here. The owners register: the fork servers, the thread that stamps the lines
-of logs, and the directories of a run.
+harness/lab/leaks.py asks here. The owners register: the fork servers, the thread that stamps the lines of logs, the
+socket that keeps the kernel's time stamps on, and the directories of a run.
 """
 
 from __future__ import annotations

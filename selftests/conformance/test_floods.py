@@ -25,6 +25,7 @@ from harness.scripted.received import ReceivedCookieReply, ReceivedResponse
 from harness.wire.messages import with_mac1
 from selftests.support.floods import cpu_seconds
 from selftests.support.load import NO_MAC2, first_response, handshake_answers, open_descriptors, resident
+from selftests.support.target import is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ FULL_SHARE = 0.8
 # Seconds for one answer in a flood, and between two initiations with a valid mac2: less would use up the tokens.
 FOR_AN_ANSWER = 0.25
 SPACING = 0.06
+# Times that something is tried until the load has lasted all the while.
 TRIES = 10
 # Datagrams that are sent before the device is asked for a sign of life: less than an eighth of any queue.
 AT_ONCE = 50
@@ -127,10 +129,6 @@ def test_session_carries_data_under_load(target: Target) -> None:
                 assert came, "under load the device did not deliver data of a session"
                 return
     not_reached(f"the load ended {TRIES} times before the device had processed data")
-
-
-def is_inside(target: Target, packet: bytes) -> bool:
-    return packet in target.inside.packets()
 
 
 def arrives(target: Target, peer: ScriptedPeer, session: Session) -> bool:

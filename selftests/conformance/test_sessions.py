@@ -10,7 +10,7 @@ import pytest
 
 from harness import Data, Endpoint, Initiation, Response, differs, effort, poll_until, twin
 from harness.scripted.received import ReceivedData, ReceivedInitiation
-from selftests.support.target import established, is_delivered, sending_session
+from selftests.support.target import established, is_delivered, is_inside, sending_session
 
 if TYPE_CHECKING:
     from harness import ScriptedPeer, Target
@@ -75,10 +75,6 @@ def test_window_that_came_round_takes_each_counter_once(target: Target) -> None:
     delivered = Counter(target.inside.packets())
     twice = [counter for counter, packet in packets.items() if delivered[packet] > 1]
     assert not twice, f"the device accepted counter {twice[0]} twice"
-
-
-def is_inside(target: Target, packet: bytes) -> bool:
-    return packet in target.inside.packets()
 
 
 @pytest.mark.requirement("DT-09")

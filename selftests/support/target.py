@@ -30,6 +30,11 @@ def is_delivered(target: Target, peer: ScriptedPeer, session: Session, marker: S
     return probe in target.inside.packets()
 
 
+def is_inside(target: Target, packet: bytes) -> bool:
+    """Return whether the device has delivered a packet so far."""
+    return packet in target.inside.packets()
+
+
 def established(target: Target, peer: ScriptedPeer) -> Session:
     """Make a handshake, and confirm it by data that the device has delivered; return the session.
 
