@@ -81,9 +81,13 @@ def fuzz_program(order: Order, results: Path | None) -> int:
             screen.end()
             raise _ERRORS.get(event["kind"], HarnessError)(event["error"])
         if "progress" in event:
-            screen.progress(event["progress"])
+            screen.progress(figures(event["progress"]), event["progress"]["seconds"])
+        elif "found" in event:
+            screen.line(f"found: {_who(order)} {event['found']['message']}; reducing it")
         elif "reducing" in event:
-            screen.line(f"found: {_who(order)} {event['reducing']['message']}; reducing it")
+            now = event["reducing"]
+            text = f"reducing: {now['steps']} steps in {now['cases']} cases, try {now['tries']}"
+            screen.progress(text, now["seconds"])
         else:
             said |= event
     screen.end()
@@ -142,15 +146,17 @@ class _Screen:
         self._is_terminal = out.isatty()
         self._next = 0.0
 
-    def progress(self, now: dict[str, Any]) -> None:
+    def progress(self, text: str, seconds: float) -> None:
+        """Show a line of progress. seconds: since what is in progress began; a line ends that."""
         if self._is_terminal:
-            self._out.write(f"\r\x1b[K{figures(now)[: self._console.width - 1]}")
+            self._out.write(f"\r\x1b[K{text[: self._console.width - 1]}")
             self._out.flush()
-        elif now["seconds"] >= self._next:
-            self._next = now["seconds"] + _EACH
-            click.echo(figures(now), file=self._out)
+        elif seconds >= self._next:
+            self._next = seconds + _EACH
+            click.echo(text, file=self._out)
 
     def line(self, text: str) -> None:
+        self._next = _EACH
         self.end()
         click.echo(text, file=self._out)
 

@@ -50,7 +50,7 @@ _CHECK_EACH: Final = 1.0
 _IDLE_EACH: Final = 15.0
 _WARM_AFTER: Final = 10.0
 # Seconds for the reduction of one finding; what is reduced by then is reported.
-_REDUCTION: Final = 120.0
+_REDUCTION: Final = 60.0
 # Cases that are kept for a reduction, and how many of the last ones are tried, in this order.
 _HISTORY: Final = 512
 _LAST: Final = (1, 8, 64, _HISTORY)
@@ -361,7 +361,7 @@ class Campaign:
 
     def _report(self, finding: Finding) -> None:
         figures = self.figures()
-        self._emit({"reducing": {"kind": finding.kind, "message": str(finding)}})
+        self._emit({"found": {"kind": finding.kind, "message": str(finding)}})
         cases, tries = self._reduced(finding)
         folder = self._corpus.finding(finding.kind, cases)
         origin, engine = self._order.command, self._maker.engine
@@ -393,15 +393,23 @@ class Campaign:
 
         Returns the last cases, and 0, if the finding does not happen again.
         """
-        trials = _Trials(self._maker, finding, self._is_known, is_over=lambda: self.stopped)
+        trials = _Trials(self._maker, finding, self._is_known, is_over=lambda: self.stopped, emit=self._emit)
         history = list(self._history)
         for trials.tries, lasts in ((1, _LAST), (_TRIES, _LAST[:2])):
             for last in lasts:
                 if trials.fail(history[-last:]):
-                    return reduce_cases(history[-last:], trials.fail), trials.tries
+                    return _reduce(history[-last:], trials.fail), trials.tries
                 if last >= len(history):
                     break
         return history[-_LAST[1] :], 0
+
+
+def _reduce(cases: list[Case], fail: Callable[[list[Case]], bool]) -> list[Case]:
+    """Reduce cases until nothing more can be left out: over sockets a try may fail that mostly succeeds."""
+    smaller = reduce_cases(cases, fail)
+    while smaller != cases:
+        cases, smaller = smaller, reduce_cases(smaller, fail)
+    return smaller
 
 
 class _Trials:
@@ -414,20 +422,27 @@ class _Trials:
         is_known: Callable[[Finding], bool],
         *,
         is_over: Callable[[], bool],
+        emit: Callable[[dict[str, Any]], None],
     ) -> None:
         self._maker = maker
         self._finding = finding
         self._is_known = is_known
         self._is_over = is_over
-        self._end = time.monotonic() + _REDUCTION
+        self._emit = emit
+        self._began = time.monotonic()
+        self._count = 0
         self._device: Device | None = None
         self.tries = 1
 
     def fail(self, cases: Sequence[Case]) -> bool:
         """Return whether the cases lead to the finding; a new device is made only after one that was found broken."""
         for _ in range(self.tries):
-            if self._is_over() or time.monotonic() > self._end:
+            seconds = time.monotonic() - self._began
+            if self._is_over() or seconds > _REDUCTION:
                 return False
+            self._count += 1
+            steps = sum(len(case.steps) for case in cases)
+            self._emit({"reducing": {"seconds": seconds, "tries": self._count, "cases": len(cases), "steps": steps}})
             if self._device is None or isinstance(self._maker, _InProcess):
                 self._device = self._maker.fresh()
             found = _plays(self._device, cases, is_idle=self._finding.kind == SPINS)

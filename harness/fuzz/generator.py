@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from harness.fuzz import inputs
@@ -75,6 +76,12 @@ _TIMESTAMPS: Final = (
     bytes.fromhex("3fff" + "ff" * 10),
 )
 _DATA_FIELDS: Final = (4, 8, 8, 16, 16)
+
+
+def length_of_way(case: Case) -> int:
+    """Return how many of a case's first steps are those that lead to its state; a reduced case may lack some."""
+    known = STATES.get(case.state, ())
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(case.steps, known, strict=False)))
 
 
 def is_reached(state: str, answers: Sequence[str]) -> bool:

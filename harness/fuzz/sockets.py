@@ -18,7 +18,7 @@ from harness.control.records import Endpoint
 from harness.errors import HarnessError, Unavailable
 from harness.fuzz import inputs
 from harness.fuzz.findings import ANSWERED, CONTROL, DIED, SILENT, SPINS, Finding
-from harness.fuzz.generator import CONFIGURATION, STATES, is_reached
+from harness.fuzz.generator import CONFIGURATION, is_reached, length_of_way
 from harness.fuzz.grammar import Inner
 from harness.fuzz.memory import resident
 from harness.fuzz.player import COOKIED, Player, WrongAnswer
@@ -112,9 +112,10 @@ class OverSockets:
     def _play(self, case: Case) -> None:
         self._forget_hostile_peer()
         on_the_way: list[str] = []
+        way = length_of_way(case)
         for number, step in enumerate(case.steps):
             # Only the steps that lead to the state are known to have an answer.
-            is_on_the_way = number < len(STATES.get(case.state, ()))
+            is_on_the_way = number < way
             answers = self._step(step, waits=is_on_the_way)
             on_the_way += answers if is_on_the_way else []
             self.features |= {f"{case.state}: {step.kind}: {name}" for name in answers}
@@ -215,9 +216,17 @@ class OverSockets:
                     raise Finding(CONTROL, f"did not answer a valid request within {_ANSWER:g} s") from None
         return answer
 
+    def _ask_validly(self, request: bytes) -> bytes:
+        """Send a valid request and return the answer; a program that closes the connection without one may be dying."""
+        answer = self._ask(request)
+        if not answer:
+            self._await_end()
+            raise Finding(CONTROL, "closed the connection of a valid request without an answer")
+        return answer
+
     def _set(self, lines: Sequence[str]) -> None:
         request = "\n".join(["set=1", *lines, "", ""]).encode()
-        answer = self._ask(request)
+        answer = self._ask_validly(request)
         if answer != b"errno=0\n\n":
             self._require_alive()
             raise Finding(CONTROL, f"refused a valid request, {lines[0]} and {len(lines) - 1} lines more: {answer!r}")
@@ -271,13 +280,14 @@ class OverSockets:
     def _require_health(self) -> None:
         if complaints := self._interface.complaints():
             first, _, rest = "; ".join(complaints).partition("\n")
+            first = first.removesuffix("; it last wrote:")
             raise Finding(DIED, first.partition(") ")[2] or first, rest)
 
     def check(self) -> None:
         """Check that it lives, and serves its control socket and the legitimate peer; raises Finding."""
         self._require_health()
         try:
-            self._ask(b"get=1\n\n")
+            self._ask_validly(b"get=1\n\n")
             self._serve_legitimate_peer()
             self._answers()
         except WrongAnswer as error:

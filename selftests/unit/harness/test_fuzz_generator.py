@@ -6,7 +6,7 @@ import pytest
 
 from harness.fuzz import inputs
 from harness.fuzz.choices import Guided, Seeded, pick, weighted
-from harness.fuzz.generator import CONFIGURATION, STATES, Generator
+from harness.fuzz.generator import CONFIGURATION, STATES, Generator, length_of_way
 from harness.fuzz.grammar import Inner, inner_packet, request
 from harness.fuzz.inputs import Case, Step
 
@@ -30,6 +30,16 @@ def test_every_message_is_sent_in_every_state() -> None:
     pairs = {(case.state, step.kind) for case in cases(3, 3000, "packets") for step in case.steps if step.changes}
     messages = (inputs.INITIATION, inputs.RESPONSE, inputs.COOKIE, inputs.DATA)
     assert {(state, kind) for state in STATES for kind in messages} <= pairs
+
+
+def test_way_to_state_ends_at_first_other_step() -> None:
+    way = STATES["two sessions"]
+    assert length_of_way(Case("two sessions", (*way, Step(inputs.DATA)))) == len(way)
+    # A long wait that the generator made must not be waited for, though it stands where the state has a wait.
+    without_first = (*way[1:2], way[0], Step(inputs.WAIT, counter=5000))
+    assert length_of_way(Case("two sessions", without_first)) == 0
+    assert length_of_way(Case("two sessions", (*way[:2], Step(inputs.WAIT, counter=5000)))) == 2
+    assert length_of_way(Case(CONFIGURATION, (Step(inputs.UAPI),))) == 0
 
 
 def test_every_kind_of_step_and_change_is_made() -> None:
