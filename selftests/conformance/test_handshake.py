@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import LOW_ORDER_POINTS, Data, Initiation, Response, differs, later, poll_until, twin
+from harness import LOW_ORDER_POINTS, Data, Initiation, Response, differs, later, let_pass, poll_until, twin
 from harness.scripted.received import ReceivedData, ReceivedResponse
 from refwg.noise import timestamp
 from selftests.support.target import begin, configure_with_key, is_delivered, next_data, set_down, set_up
@@ -21,6 +21,8 @@ HOUR = 3600 * SECOND
 # Nanoseconds: an initiation within 20 ms of the last one is refused; by a coarse clock, within 16 ms.
 SPACING, SURELY_TOO_SOON = 20_000_000, 16_000_000
 ATTEMPTS = 10
+# Initiations, each within 20 ms of the one before, for much longer than that.
+STEADY, EACH = 16, 0.008
 # The limit of the token buckets is five messages, then 20 a second (ratelimiter.h): it applies only under load.
 MANY = 40
 # A constant low bit of this many whitened timestamps, or a constant bit of this many indices, is not chance.
@@ -129,6 +131,26 @@ def test_initiation_within_20_ms_is_dropped_without_trace(target: Target) -> Non
     peer.keep_spacing()
     peer.send(second)
     assert responses_within(peer), "the device refused an initiation that it had dropped before because of the 20 ms"
+
+
+@pytest.mark.requirement("HS-12")
+def test_refused_initiations_do_not_extend_20_ms(target: Target) -> None:
+    with twin("a single initiation is answered"):
+        target.round_trip()
+    # The device does not know the peer when the messages are made, which may take longer than they may be apart.
+    peer = target.peer(is_known=False)
+    stamp = peer.next_timestamp()
+    datagrams = [peer.send(Initiation(timestamp=later(stamp, step * SECOND))).datagram for step in range(1, STEADY + 1)]
+    peer.expect_silence(after="an initiation of an unknown peer")
+    target.configure(peer)
+    for datagram in datagrams:
+        peer.send(datagram)
+        let_pass(EACH, "each initiation comes within 20 ms of the one before")
+    target.round_trip()
+    came = len(responses_within(peer))
+    assert came > 1, (
+        f"of {STEADY} initiations {1000 * EACH:.0f} ms apart {came} were answered: those that are refused count too"
+    )
 
 
 @pytest.mark.requirement("HS-09")

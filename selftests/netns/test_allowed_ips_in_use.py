@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -151,6 +152,38 @@ def test_longest_of_four_prefixes_selects_peer(lab: Lab, implementation: Manifes
             assert chosen == [prefixes[number]], (
                 f"the packet for {address} goes to the peer of {chosen}, expected {prefixes[number]}"
             )
+
+
+# A shorter prefix, and two longer ones in it: one in its lower half, one in its upper half.
+HALVES = {
+    "v4": ("10.0.0.0/8", "10.1.0.0/16", "10.201.0.0/16"),
+    "v6": ("fd10::/16", "fd10:1::/32", "fd10:c001::/32"),
+}
+LOOPBACK_PORTS = 9001, 9002
+
+
+@pytest.mark.requirement("AIP-01", "AIP-11")
+@pytest.mark.parametrize("half", [1, 2], ids=["lower", "upper"])
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_longer_prefix_outlives_shorter_one(lab: Lab, implementation: Manifest, family: str, half: int) -> None:
+    ns1 = lab.node("ns1")
+    wg0 = lab.interface("wg0", implementation, ns1)
+    shorter, longer = HALVES[family][0], HALVES[family][half]
+    outer, inner = (lab.key(f"peer of {prefix}").public() for prefix in (shorter, longer))
+    peers = tuple(
+        PeerConfig(public_key=key, endpoint=Endpoint("127.0.0.1", port), allowed_ips=allowed_ips(prefix))
+        for key, port, prefix in zip((outer, inner), LOOPBACK_PORTS, (shorter, longer), strict=True)
+    )
+    wg0.set(DeviceConfig(private_key=lab.key("own"), listen_port=1, peers=peers))
+    wg0.up("10.0.0.1/8", "fd10::1/16")
+    wg0.set_peer(outer, remove=True)
+    assert [peer.allowed_ips for peer in wg0.get().peers] == [allowed_ips(longer)]
+    address = str(ip_network(longer)[1])
+    with Capture(ns1, "lo") as wire:
+        udp_message(ns1, address, PORT, b"who gets this?")
+        why = f"an initiation for a packet to {address}, after the peer of {shorter} was removed"
+        chosen = wire.wait_for(lambda message: message.kind == INITIATION, DEADLINE, why)
+    assert chosen.destination[1] == LOOPBACK_PORTS[1], f"the packet for {address} goes to port {chosen.destination[1]}"
 
 
 def is_later_initiation(wire: Capture, number: int, _: Message) -> bool:
