@@ -60,7 +60,8 @@ _TRIES: Final = 25
 _BROKEN: Final = frozenset({DIED, SILENT, GREW, SPINS, CONTROL})
 # A log of each packet would be what is measured.
 _QUIET: Final = {"LOG_LEVEL": "error", "WG_LOG_LEVEL": "error"}
-_PURGED: Final = ("refwg", "harness.fuzz.in_process")
+# What is imported again for a device in process: refwg, and all that uses its classes, so that there is one of each.
+_PURGED: Final = ("refwg", "harness.scripted", "harness.fuzz.player", "harness.fuzz.in_process")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,7 @@ class Device(Protocol):
         """Return its resident memory in bytes."""
 
 
-class _InProcess:
+class InProcess:
     """Makes devices of refwg in this process. is_covered: refwg is instrumented for a coverage-guided fuzzer."""
 
     def __init__(self, order: Order, manifest: Manifest, *, is_covered: bool) -> None:
@@ -172,7 +173,7 @@ class _InProcess:
 def _load(*, is_covered: bool) -> Callable[..., RefwgInProcess]:
     """Import refwg's device, after whatever changes how its modules are loaded."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in _PURGED or name in _PURGED:
+        if name.startswith(tuple(f"{purged}." for purged in _PURGED)) or name in _PURGED:
             del sys.modules[name]
     if is_covered:
         import atheris  # noqa: PLC0415 - an optional dependency
@@ -236,7 +237,7 @@ class _OverSockets:
 class Campaign:
     """One run: generates, plays, keeps what is new, checks, reports."""
 
-    def __init__(self, order: Order, maker: _InProcess | _OverSockets, emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, order: Order, maker: InProcess | _OverSockets, emit: Callable[[dict[str, Any]], None]) -> None:
         self._order = order
         self._maker = maker
         self._emit = emit
@@ -417,7 +418,7 @@ class _Trials:
 
     def __init__(
         self,
-        maker: _InProcess | _OverSockets,
+        maker: InProcess | _OverSockets,
         finding: Finding,
         is_known: Callable[[Finding], bool],
         *,
@@ -443,7 +444,7 @@ class _Trials:
             self._count += 1
             steps = sum(len(case.steps) for case in cases)
             self._emit({"reducing": {"seconds": seconds, "tries": self._count, "cases": len(cases), "steps": steps}})
-            if self._device is None or isinstance(self._maker, _InProcess):
+            if self._device is None or isinstance(self._maker, InProcess):
                 self._device = self._maker.fresh()
             found = _plays(self._device, cases, is_idle=self._finding.kind == SPINS)
             if found is not None:
@@ -495,7 +496,7 @@ def main(order: Order) -> None:
         with tempfile.TemporaryDirectory(prefix="wg-interop-fuzz-") as scratch:
             is_covered = order.guide == COVERAGE
             maker = (
-                _InProcess(order, manifest, is_covered=is_covered)
+                InProcess(order, manifest, is_covered=is_covered)
                 if order.in_process
                 else _OverSockets(order, manifest, Path(scratch))
             )

@@ -59,6 +59,27 @@ def test_planted_crash_is_found_and_reduced(where: tuple[str, ...], tmp_path: Pa
     assert passed.returncode == 0, passed.stdout
 
 
+def test_device_in_process_shares_its_classes_with_its_peers() -> None:
+    # The command has imported refwg for its lab, and imports it again for the device: an error of the one refwg must be
+    # caught where the other one is used, or it is reported as a finding.
+    program = """
+import sys
+from harness.fuzz import campaign
+order = campaign.Order(impl="refwg", in_process=True)
+assert "refwg.errors" in sys.modules
+device = campaign.InProcess(order, order.find(), is_covered=False).fresh()
+users = {
+    name: module for name, module in sys.modules.items()
+    if name.startswith(("refwg", "harness")) and hasattr(module, "NotAuthentic")
+}
+assert "harness.fuzz.player" in users and "harness.scripted.transcripts" in users, sorted(users)
+stale = {name for name, module in users.items() if module.NotAuthentic is not sys.modules["refwg.errors"].NotAuthentic}
+assert not stale, stale
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
 def test_finding_that_is_ignored_is_only_counted(tmp_path: Path) -> None:
     ended = run(
         "--impl", MUTANT, "--in-process", "--surface", "packets", "--guide", "nothing", "--count", "3000",
