@@ -132,7 +132,9 @@ class Handshakes:
     def take(self, kind: int, payload: bytes) -> dict[int, bytes]:
         """Take the next message, in the order in which they passed; returns the keys that it led to."""
         if kind == INITIATION:
-            opened = (static.open_initiation(payload) for static in self._keys.statics)
+            # The device that it is for looks at mac1 first, too: it is a hundred times cheaper than to open a message.
+            recipients = (static for static in self._keys.statics if noise.has_mac1(payload, static.public))
+            opened = (static.open_initiation(payload) for static in recipients)
             if found := next((one for one in opened if one is not None and one.timestamp is not None), None):
                 self._initiations[noise.index(payload)] = found, payload
             return {}

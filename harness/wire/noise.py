@@ -31,6 +31,8 @@ _MAC: Final = 16
 _XNONCE: Final = 16
 _WORDS: Final = struct.Struct("<16L")
 _SIGMA: Final = b"expand 32-byte k"
+# Initiations whose contents are remembered.
+_MOST_OPENED: Final = 1024
 
 
 def fields(kind: int, payload: bytes) -> Mapping[str, bytes]:
@@ -92,12 +94,16 @@ class Opened:
 
 
 class Static:
-    """A static private key, with its public key. `shared` is cached: a lab has few pairs of static keys."""
+    """A static private key, with its public key.
+
+    `shared` is cached: a lab has few pairs of static keys. So are the last initiations, which a flood may repeat.
+    """
 
     def __init__(self, private: bytes) -> None:
         self._private = X25519PrivateKey.from_private_bytes(private)
         self.public = self._private.public_key().public_bytes_raw()
         self._shared: dict[bytes, bytes] = {}
+        self._opened: dict[bytes, Opened | None] = {}
 
     def exchange(self, public: bytes) -> bytes:
         """DH(private, public): X25519; 32 zero bytes for a point of low order."""
@@ -114,6 +120,13 @@ class Static:
 
     def open_initiation(self, payload: bytes) -> Opened | None:
         """Open an initiation to this key (5.4.2); None if its static key does not authenticate."""
+        if payload not in self._opened:
+            if len(self._opened) >= _MOST_OPENED:
+                del self._opened[next(iter(self._opened))]
+            self._opened[payload] = self._open_initiation(payload)
+        return self._opened[payload]
+
+    def _open_initiation(self, payload: bytes) -> Opened | None:
         message = fields(INITIATION, payload)
         ephemeral, sealed = message["ephemeral"], message["static"]
         digest = blake2s(blake2s(_HASH + self.public).digest() + ephemeral).digest()

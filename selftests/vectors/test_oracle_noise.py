@@ -21,6 +21,8 @@ VECTOR = vector_files.wireguard()
 INITIATOR, RESPONDER = (static_key(VECTOR[f"{role}_static_private"]) for role in ("initiator", "responder"))
 EPHEMERAL = static_key(VECTOR["responder_ephemeral_private"])
 MACS = bytes(32)
+# More initiations than the oracle remembers.
+MANY = 1100
 STAMP = tai64n(1_700_000_000_123_456_789)
 
 
@@ -106,6 +108,16 @@ def test_oracle_opens_handshake_of_noiseprotocol(seed: int) -> None:
 
 def test_oracle_opens_no_initiation_to_other_key() -> None:
     assert INITIATOR.open_initiation(VECTOR["initiation"]) is None
+
+
+def test_oracle_opens_initiation_again_after_flood() -> None:
+    first = RESPONDER.open_initiation(VECTOR["initiation"])
+    stream = random.Random(1)  # noqa: S311 - repeatable on purpose
+    for _ in range(MANY):
+        assert RESPONDER.open_initiation(b"\1\0\0\0" + stream.randbytes(144)) is None
+    again = RESPONDER.open_initiation(VECTOR["initiation"])
+    assert first == again
+    assert again is RESPONDER.open_initiation(VECTOR["initiation"])
 
 
 def test_oracle_finds_changed_timestamp() -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import random
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from harness.wire.inner import Handshakes, Inner, decrypt, read_keys
-from harness.wire.messages import Message
+from harness.wire.messages import Message, with_mac1
 from harness.wire.noise import static_key
 from selftests.vectors.test_oracle_noise import MACS, STAMP, noise
 
@@ -49,7 +50,7 @@ def conversation(psk: bytes = bytes(32), there: Sequence[bytes] = (V4,), back: S
     answer = bytes(b.write_message())
     a.read_message(answer)
     messages = [
-        message(A, struct.pack("<II", 1, 7) + written + MACS),
+        message(A, with_mac1(struct.pack("<II", 1, 7) + written + MACS, static_key(theirs).public)),
         message(B, struct.pack("<III", 2, 8, 7) + answer + MACS),
     ]
     for counter, packet in enumerate(there):
@@ -111,6 +112,13 @@ def test_response_is_opened_with_preshared_key_of_its_sender(end: str, psk: byte
         handshakes.take(one.kind, one.payload)
     # What the initiator has logged says nothing about the preshared key of the responder.
     assert handshakes.responses == ({messages[1].payload: psk == b"p" * 32} if end == "responder" else {})
+
+
+def test_initiation_with_wrong_mac1_begins_no_session() -> None:
+    (initiation, *rest), keys = conversation()
+    wrong = replace(initiation, payload=initiation.payload[:-32] + bytes(32))
+    found = decrypt([wrong, *rest], read_keys("".join(keys.values())))
+    assert (found.inner, len(found.unknown)) == ([], 2)
 
 
 @pytest.mark.parametrize("plaintext", [b"", b"\x45", bytes([0x15]) + bytes(15)], ids=["keepalive", "short", "not-ip"])
