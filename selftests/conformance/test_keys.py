@@ -216,6 +216,21 @@ def test_initiation_has_new_identity_at_once_after_key_change(target: Target, is
     peer.expect(Initiation, within=1.0)
 
 
+@pytest.mark.requirement("HS-29")
+def test_unconfirmed_session_never_sends_after_key_change(target: Target) -> None:
+    peer = target.peer()
+    peer.send(Initiation())
+    waiting = peer.expect(Response).session
+    target.set_private_key(target.lab.key("another identity"))
+    # The first data on it would make it the current session: a device may take it, but must not send on it.
+    peer.send(waiting.data(target.packet(peer, b"confirms the session of the old identity")))
+    target.send(peer, b"after the change")
+    initiation = poll_until(lambda: [one for one in peer.drain() if isinstance(one, ReceivedInitiation)], bool, 1.0)
+    early = [str(one) for one in peer.inbox if one.name in {"data", "keepalive"}]
+    assert not early, f"after a new private key the device sent on a session of the old one: {early[0]}"
+    assert initiation, "after a new private key the device did not initiate for the next packet"
+
+
 @pytest.mark.requirement("HS-30")
 def test_session_still_receives_after_key_change(target: Target) -> None:
     peer = target.peer()

@@ -257,6 +257,25 @@ def test_initiator_sends_on_new_session_at_once(target: Target) -> None:
     assert sending_session(target, peer) is new, "the device does not send on the session that it began"
 
 
+@pytest.mark.requirement("DT-14", "TM-16")
+def test_next_session_becomes_previous_one_of_initiator(target: Target) -> None:
+    peer = target.peer()
+    current = established(target, peer)
+    peer.send(Initiation())
+    waiting = peer.expect(Response).session
+    assert sending_session(target, peer) is current, "the device sends on a session that nothing has confirmed"
+    # Without an answer to that packet the device initiates, while the other session still waits.
+    new = peer.send(Response(to=peer.expect(Initiation, within=DEAD_PEER_WITHIN))).made()
+    assert peer.expect(Data).session is new, "the device did not send at once on the session that it began"
+    assert is_delivered(target, peer, waiting, new), (
+        "the device refused data on the session that waited for its first packet when it began a new one"
+    )
+    assert not is_delivered(target, peer, current, new), (
+        "the device accepted data on the session before the one that waited for its first packet"
+    )
+    assert sending_session(target, peer) is new, "the device went back to an older session"
+
+
 # Messages
 
 
