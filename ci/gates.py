@@ -383,6 +383,8 @@ examples:
   ci/test                 all gates
   ci/test --quick         lint, types, unit tests, and the netns tests of one pair: before a commit
   ci/test --lane core     lint, types, and the tests of one lane
+  ci/test --gate mypy --gate "fault tests"
+                          only these gates, by the names that the table has, such as those that failed
   ci/test --nightly       all gates, and also: the implementations in Rust, which are built once; protocol time (lane
                           warp) with refwg and boringtun; the tests marked `nightly`, and as much volume as the
                           requirements ask; all mutants of refwg, and defects of the kernel; a second kernel; the
@@ -426,7 +428,17 @@ def _parse_arguments() -> argparse.Namespace:
         metavar="LANE",
         help=f"run only the tests of this lane, besides lint and types ({', '.join(lanes)}); may be repeated",
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--gate",
+        action="append",
+        choices=[gate.name for gate in all_gates()],
+        metavar="GATE",
+        help="run only this gate, by day or night; may be repeated; a wrong name prints all",
+    )
+    options = parser.parse_args()
+    if options.gate and (options.quick or options.nightly or options.lane):
+        parser.error("argument --gate: not allowed with --quick, --nightly or --lane")
+    return options
 
 
 def _run_all(options: argparse.Namespace, results: list[StepResult]) -> None:
@@ -434,15 +446,17 @@ def _run_all(options: argparse.Namespace, results: list[StepResult]) -> None:
     REPORTS.mkdir(parents=True, exist_ok=True)
     for old in REPORTS.glob("*.xml"):
         old.unlink()
-    gates = chosen(quick=options.quick, nightly=options.nightly, lanes=options.lane or [])
+    gates = chosen(quick=options.quick, nightly=options.nightly, lanes=options.lane or [], names=options.gate or [])
     for result in prepare([name for gate in gates for name in gate.peers]):
         results.append(result)  # noqa: PERF402
     for gate in gates:
         results.append(run_gate(gate, quick=options.quick))  # noqa: PERF401
 
 
-def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False) -> list[Gate]:
-    """Return the gates that the options select; no lanes: the gates of all lanes."""
+def chosen(*, quick: bool, lanes: Sequence[str], nightly: bool = False, names: Sequence[str] = ()) -> list[Gate]:
+    """Return the gates that the options select; no lanes: the gates of all lanes. names: of gates, by day or night."""
+    if names:
+        return [gate for gate in all_gates() if gate.name in names]
     gates = [gate for gate in all_gates() if (gate.quick is not None or not quick) and (nightly or not gate.nightly)]
     return [gate for gate in gates if not (gate.lane and lanes) or gate.lane in lanes]
 

@@ -82,6 +82,29 @@ def test_lane_chooses_tests_and_keeps_lint_and_types(lanes: list[str], tests: se
     assert picked - {"coverage"} == {"ruff check", "ruff format", "mypy", "workflows"} | tests
 
 
+def test_named_gates_are_run_alone_by_day_and_night() -> None:
+    assert [gate.name for gate in chosen(quick=False, lanes=[], names=["vagrant box", "mypy"])] == [
+        "mypy",
+        "vagrant box",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gate", "fault test"], "argument --gate: invalid choice: 'fault test' (choose from 'ruff check',"),
+        (["--gate", "mypy", "--quick"], "argument --gate: not allowed with --quick, --nightly or --lane"),
+    ],
+)
+def test_wrong_gate_is_refused_before_anything_runs(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ci/test", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        gates.main()
+    assert message in capsys.readouterr().err
+
+
 def test_rust_programs_are_built_only_for_rust_gate() -> None:
     building = [gate.name for gate in chosen(quick=False, nightly=True, lanes=[]) if "gotatun" in gate.peers]
     assert building == ["other conformance tests", "rust netns tests", "other warp conformance tests"]
