@@ -61,6 +61,18 @@ def inner(peer: ScriptedPeer, family: int, length: int, tos: int = 0) -> bytes:
     return ip_packet(source, destination, struct.pack(">HHHH", 9, 9, 8 + len(payload), 0) + payload, tos=tos)
 
 
+def with_flow_label(packet: bytes) -> bytes:
+    """The packet with a flow label that has bits in all its bytes, if it is IPv6."""
+    return packet if packet[0] >> 4 == 4 else bytes([packet[0], packet[1] & 0xF0 | 0x0A]) + b"\xbc\xde" + packet[4:]
+
+
+def without_traffic_class(packet: bytes) -> bytes:
+    """The packet without its traffic class, and without an IPv4 header's checksum, which covers that."""
+    if packet[0] >> 4 == 4:
+        return packet[:1] + packet[2:10] + packet[12:]
+    return bytes([packet[0] & 0xF0, packet[1] & 0x0F]) + packet[2:]
+
+
 def with_length(packet: bytes, value: int) -> bytes:
     """The packet with another value in its length field, and a correct checksum of an IPv4 header."""
     if packet[0] >> 4 == 6:
@@ -237,11 +249,12 @@ def test_outer_ecn_marks_inner_packet_by_rfc6040(target: Target, family: int) ->
     for outer in range(4):
         for ecn in range(4):
             target.inside.forget()
-            packet = inner(peer, family, 80, tos=0xB8 | ecn)
+            packet = with_flow_label(inner(peer, family, 80, tos=0xB8 | ecn))
             peer.send(session.data(packet, tos=outer))
             came = target.inside.expect(lambda _: True, what=f"a packet with the outer ECN {outer} and the inner {ecn}")
             tos = came[1] if family == 4 else (came[0] << 4 | came[1] >> 4) & 255
             assert tos & ~3 == 0xB8, f"the inner DSCP became {tos >> 2:#x}"
+            assert without_traffic_class(came) == without_traffic_class(packet), "the ECN changed another field, too"
             if tos & 3 != CHANGED_BY_ECN.get((outer, ecn), ecn):
                 wrong[outer, ecn] = tos & 3
     if wrong:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness import CookieReply, Data, Endpoint, Initiation, Response, differs, let_pass, twin
+from harness import CookieReply, Data, Endpoint, Initiation, Response, differs, let_pass, poll_until, twin
 from selftests.support.ageing import (
     LONGEST_RETRY,
     SECOND,
@@ -19,7 +19,7 @@ from selftests.support.ageing import (
     longest,
     must_be_right,
 )
-from selftests.support.target import is_delivered, mac2
+from selftests.support.target import is_delivered, mac2, sending_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ REKEY_AFTER_TIME = 120
 LAST_MINUTE_REKEY = 165
 REJECT_AFTER_TIME = 180
 ERASURE = 3 * REJECT_AFTER_TIME
+# Seconds after which a peer begins the next session, before the last one is refused.
+RENEWED = 170
 # The timer wheel of Linux may be an eighth of a duration late.
 COARSE = 1 / 8
 # Seconds after which a series of retries has certainly ended.
@@ -167,6 +169,21 @@ def test_initiator_alone_rekeys_when_it_receives_after_165_s(target: Target) -> 
     )
 
 
+@pytest.mark.requirement("TM-09")
+def test_initiator_renews_second_session_when_it_receives(target: Target) -> None:
+    live = live_session(target, "initiator")
+    for number in ("first", "second"):
+        live.let_age(LAST_MINUTE_REKEY + STEP, f"the {number} session grows old")
+        before = time.time_ns()
+        live.peer.send(live.session.keepalive())
+        let_pass(AT_ONCE, "the device initiates at once, and has started its timers")
+        came = initiations(live.peer, before)
+        assert came, f"the device received on its {number} session, {live.age:.0f} s old, and did not initiate"
+        live.since = time.time_ns()
+        live.session = live.peer.send(Response(to=came[0])).made()
+        live.peer.expect(Data, where=partial(is_on, live.session))
+
+
 def answer_initiations(live: Live, since: int, before: int) -> None:
     """Answer initiations that came between two times; the peer then sends on the new session."""
     for initiation in initiations(live.peer, since):
@@ -241,6 +258,21 @@ def test_keys_are_erased_540_s_after_last_session(target: Target) -> None:
             let_pass(GIVEN_UP + longest_erasure() - ERASURE * COARSE, "the device erases the handshake of the other")
         faults.append(f"a response completes its handshake more than {name}" if is_completed(peer) else "")
     must_be_right(faults)
+
+
+@pytest.mark.requirement("TM-27")
+def test_new_session_postpones_erasure_of_keys(target: Target) -> None:
+    live = live_session(target, "responder")
+    for age in (RENEWED, 2 * RENEWED, 3 * RENEWED):
+        live.let_age(age, "the session grows old")
+        live.session = live.peer.connect()
+    live.let_age(longest_erasure() + AT_ONCE, "the keys of the first session would be erased")
+    last = f"the last session, {live.age - 3 * RENEWED:.0f} s old, when the first was {live.age:.0f} s old"
+    packet = target.packet(live.peer, b"to a session that is not old")
+    live.peer.send(live.session.data(packet))
+    is_delivered_soon = poll_until(lambda: packet in target.inside.packets(), bool, AT_ONCE)
+    assert is_delivered_soon, f"the device refused data on {last}"
+    assert sending_session(target, live.peer) is live.session, f"the device did not send on {last}"
 
 
 def longest_erasure() -> float:
