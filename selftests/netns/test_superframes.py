@@ -41,6 +41,7 @@ from selftests.support.superframe_traffic import (
     send_batch,
     send_tcp,
     send_udp,
+    sends_batches,
     traced,
 )
 
@@ -125,9 +126,11 @@ class Connected:
     def send(self, way: Way, size: int) -> None:
         """Send bytes in both directions, and check all that arrive."""
         chance = self.tunnel.lab.random
+        # refwg keeps the order, as the driver does. wireguard-go may number packets that waited out of their order.
+        is_ordered = all("refwg" in {side.manifest.name, side.manifest.base} for side in (self.tunnel.a, self.tunnel.b))
         for ends, address in ((self.ends, way.inner[1]), (self.ends[::-1], way.inner[0])):
             if way.protocol == "udp":
-                send_udp(ends, address, size, self.mtu, chance)
+                send_udp(ends, address, size, self.mtu, chance, is_ordered=is_ordered)
                 continue
             for segment in SEGMENTS:
                 send_tcp(ends, address, chance.randint(1, 2 * size // len(SEGMENTS)), chance, segment=segment)
@@ -141,11 +144,16 @@ class Connected:
             send_batch((sender, receiver), 0, BATCH, what="the batch", patience=patience)
 
     def must_have_used(self, offload: str) -> None:
-        """Check that each side with the batch engine has used an offload in each direction that it has."""
-        for side, trace in zip((self.tunnel.a, self.tunnel.b), self.traces, strict=True):
+        """Check that each side with the batch engine has used an offload in each direction that it has.
+
+        From a peer that sends its messages one by one no superframe need come in: the stack joins them by chance.
+        """
+        sides = (self.tunnel.a, self.tunnel.b)
+        for side, other, trace in zip(sides, sides[::-1], self.traces, strict=True):
             directions = {"udp-segment": ("out",), "udp-gro": ("in",)}.get(offload, ("out", "in"))
             for direction in directions if has_batch_engine(side.manifest) else ():
-                must_have_used(side, trace, direction, offload)
+                if direction == "out" or sends_batches(other.manifest):
+                    must_have_used(side, trace, direction, offload)
 
 
 def connect(

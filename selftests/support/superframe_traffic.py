@@ -147,11 +147,14 @@ def _pump(client: socket.socket, server: socket.socket, size: int, chance: rando
             arrived += length
 
 
-def send_udp(ends: tuple[NetNS, NetNS], address: str, size: int, mtu: int, chance: random.Random) -> None:
+def send_udp(
+    ends: tuple[NetNS, NetNS], address: str, size: int, mtu: int, chance: random.Random, *, is_ordered: bool
+) -> None:
     """Send `size` bytes of the pattern or more by batches (UDP_SEGMENT) of random shape, and check each datagram.
 
     The next batch is sent when the last one has arrived, so that no queue is full. Half of the batches have datagrams
-    as long as the MTU allows. Raises HarnessError if another datagram arrives, or the next one does not.
+    as long as the MTU allows. is_ordered: those of a batch arrive in order. Raises HarnessError if another datagram
+    arrives, or the next one does not.
     """
     sender, receiver = ends
     with ExitStack() as stack:
@@ -165,7 +168,8 @@ def send_udp(ends: tuple[NetNS, NetNS], address: str, size: int, mtu: int, chanc
         while shapes or start < size:
             length, count, last = shapes.pop() if shapes else _shape(mtu - _HEADERS, chance)
             what = f"udp {sender.name} to {address}: batch {number} of {count} datagrams of {length} bytes, last {last}"
-            send_batch((sock, arrivals), start, [length] * (count - 1) + [last], what=what)
+            lengths = [length] * (count - 1) + [last]
+            send_batch((sock, arrivals), start, lengths, what=what, is_ordered=is_ordered)
             start += length * (count - 1) + last
             number += 1
 
@@ -193,12 +197,13 @@ def send_batch(
     *,
     what: str,
     patience: float = PATIENCE,
+    is_ordered: bool = True,
 ) -> None:
     """Send datagrams of the pattern by one system call (UDP_SEGMENT, udp(7)), and check that just these arrive.
 
     ends: a connected socket, and a bound one. start: the place of the first byte in the pattern. lengths: all equal,
-    but that the last may be shorter. patience: seconds for each datagram. Raises HarnessError, with `what` in front,
-    if another one arrives, or the next does not.
+    but that the last may be shorter. patience: seconds for each datagram. is_ordered: they arrive in the order in which
+    they were sent. Raises HarnessError, with `what` in front, if another one arrives, or the next does not.
     """
     sock, arrivals = ends
     sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, lengths[0])
@@ -207,15 +212,20 @@ def send_batch(
         sock.send(PATTERN.at(start, sum(lengths)))
     except OSError as error:
         raise HarnessError(f"{what}: {error}") from error
-    for number, length in enumerate(lengths):
+    left = list(range(len(lengths)))
+    while left:
         try:
-            data = arrivals.recv(_LARGEST)
+            data = memoryview(arrivals.recv(_LARGEST))
         except TimeoutError as error:
-            raise HarnessError(f"{what}: datagram {number} did not arrive in {scaled(patience):g} s") from error
-        if len(data) != length:
-            raise HarnessError(f"{what}: datagram {number} arrived with {len(data)} bytes, not {length}")
-        PATTERN.compare(memoryview(data), start, f"{what}: datagram {number}")
-        start += length
+            raise HarnessError(f"{what}: datagram {left[0]} did not arrive in {scaled(patience):g} s") from error
+        number = left[0]
+        if not is_ordered:
+            places = (one for one in left if PATTERN.at(start + one * lengths[0], lengths[one]) == data)
+            number = next(places, number)
+        if len(data) != lengths[number]:
+            raise HarnessError(f"{what}: datagram {number} arrived with {len(data)} bytes, not {lengths[number]}")
+        PATTERN.compare(data, start + number * lengths[0], f"{what}: datagram {number}")
+        left.remove(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +272,11 @@ def has_batch_engine(manifest: Manifest) -> bool:
     mutant = load_mutants().get(variant)
     engine = mutant.engine if mutant is not None else variant
     return manifest.base == "refwg" and engine in {"batch", "workers"}
+
+
+def sends_batches(manifest: Manifest) -> bool:
+    """Return whether a program is known to send batches by UDP_SEGMENT when it gets superframes."""
+    return has_batch_engine(manifest) or manifest.name == "wireguard-go"
 
 
 def of_kernel(node: NetNS) -> frozenset[str]:
