@@ -22,7 +22,7 @@ HOUR = 3600 * SECOND
 SPACING, SURELY_TOO_SOON = 20_000_000, 16_000_000
 ATTEMPTS = 10
 # Initiations, each within 20 ms of the one before, for much longer than that.
-STEADY, EACH = 16, 0.008
+STEADY, EACH, SERIES = 12, 0.004, 2
 # The limit of the token buckets is five messages, then 20 a second (ratelimiter.h): it applies only under load.
 MANY = 40
 # A constant low bit of this many whitened timestamps, or a constant bit of this many indices, is not chance.
@@ -137,20 +137,21 @@ def test_initiation_within_20_ms_is_dropped_without_trace(target: Target) -> Non
 def test_refused_initiations_do_not_extend_20_ms(target: Target) -> None:
     with twin("a single initiation is answered"):
         target.round_trip()
-    # The device does not know the peer when the messages are made, which may take longer than they may be apart.
-    peer = target.peer(is_known=False)
-    stamp = peer.next_timestamp()
-    datagrams = [peer.send(Initiation(timestamp=later(stamp, step * SECOND))).datagram for step in range(1, STEADY + 1)]
-    peer.expect_silence(after="an initiation of an unknown peer")
-    target.configure(peer)
-    for datagram in datagrams:
-        peer.send(datagram)
-        let_pass(EACH, "each initiation comes within 20 ms of the one before")
-    target.round_trip()
-    came = len(responses_within(peer))
-    assert came > 1, (
-        f"of {STEADY} initiations {1000 * EACH:.0f} ms apart {came} were answered: those that are refused count too"
-    )
+    # On a busy machine some come too late to be refused.
+    for _ in range(SERIES):
+        # The device does not know the peer when the messages are made, which may take longer than they may be apart.
+        peer = target.peer(is_known=False)
+        stamp = peer.next_timestamp()
+        initiations = [Initiation(timestamp=later(stamp, step * SECOND)) for step in range(1, STEADY + 1)]
+        datagrams = [peer.send(initiation).datagram for initiation in initiations]
+        peer.expect_silence(after="an initiation of an unknown peer")
+        target.configure(peer)
+        for datagram in datagrams:
+            peer.send(datagram)
+            let_pass(EACH, "each initiation comes within 20 ms of the one before")
+        target.round_trip()
+        came = len(responses_within(peer))
+        assert came > 1, f"of {STEADY} initiations, each within 20 ms of the one before, the device answered {came}"
 
 
 @pytest.mark.requirement("HS-09")
