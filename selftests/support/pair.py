@@ -270,6 +270,13 @@ class Pair:
         heappush(self._under_way, (self.now + delay, self._order, other, sent))
 
 
+def connected() -> Pair:
+    """Return a pair with a session that A has initiated, and with an empty log."""
+    pair = Pair()
+    pair.connect()
+    return pair
+
+
 def arrived_at(sender: Endpoint, side: Side) -> Endpoint:
     """The sender's endpoint of a datagram, with the side's address as the one to answer from."""
     return Endpoint(sender.address, sender.port, sender.scope_id, LocalAddress(side.endpoint.address, 3))

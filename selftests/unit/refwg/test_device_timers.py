@@ -1,4 +1,4 @@
-"""Check what a device does as time passes; test_device.py checks what it does at once."""
+"""Check what a device does as time passes, not what it does at once."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ from refwg.errors import DropReason
 from refwg.messages import MILLISECOND, SECOND, MessageType
 from refwg.timers import Timer
 from selftests.support.packets import ip_packet
-from selftests.support.pair import Pair
+from selftests.support.pair import Pair, connected
 
 if TYPE_CHECKING:
     from selftests.support.pair import Sent
 
 INITIATION, RESPONSE, COOKIE, DATA = MessageType
-
-
-def connected() -> Pair:
-    pair = Pair()
-    pair.connect()
-    return pair
 
 
 def times(sent: list[Sent]) -> list[float]:

@@ -21,7 +21,7 @@ from refwg.messages import (
 )
 from refwg.timers import Timer
 from selftests.support.packets import ip_packet
-from selftests.support.pair import Pair, arrived_at, host_prefix
+from selftests.support.pair import Pair, arrived_at, connected, host_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 INITIATION, RESPONSE, DATA = MessageType.INITIATION, MessageType.RESPONSE, MessageType.DATA
 ELSEWHERE = Endpoint(b"\x0a\0\0\x63", 99)
-
-
-def connected() -> Pair:
-    pair = Pair()
-    pair.connect()
-    return pair
 
 
 def sealed(sender: Peer, plaintext: bytes, counter: int | None = None) -> bytes:

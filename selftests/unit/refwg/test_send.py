@@ -18,15 +18,9 @@ from refwg.messages import (
 from refwg.peer import StagedPacket
 from refwg.timers import Timer
 from selftests.support.packets import ip_packet, udp
-from selftests.support.pair import Pair
+from selftests.support.pair import Pair, connected
 
 INITIATION, RESPONSE, DATA = MessageType.INITIATION, MessageType.RESPONSE, MessageType.DATA
-
-
-def connected() -> Pair:
-    pair = Pair()
-    pair.connect()
-    return pair
 
 
 @pytest.mark.requirement("MSG-17", "CK-02")
