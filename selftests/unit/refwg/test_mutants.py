@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 MUTANTS = mutants.load_mutants()
 CONFORMANCE = ROOT / "selftests" / "conformance"
-AREAS = {"batch", "handshake", "data", "cookies", "timers", "configuration", "routing", "interface", "robustness"}
+AREAS = {
+    "batch",
+    "blind",
+    "configuration",
+    "cookies",
+    "data",
+    "handshake",
+    "interface",
+    "robustness",
+    "routing",
+    "timers",
+}
 ROW = """
 [[mutant]]
 name = "twice"
