@@ -46,7 +46,9 @@ topic = "handshake/spoofed-response"
 def leave_outer_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Give an inner pytest no settings of the run around it, and a cache of its own. Tests make it their fixture."""
     for name in (INSIDE, REFUSED):
-        monkeypatch.delenv(name, raising=False)
+        # Only what was set is undone, and the inner pytest may set it in this process.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     # Loading no other plugin saves a second per run; `test_unused_plugin_prints_and_imports_nothing` loads all.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "harness.plugin")

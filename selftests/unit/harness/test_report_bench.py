@@ -14,12 +14,15 @@ from harness.errors import UsageError
 from harness.report.bench import FILE, figure, read_file
 from harness.report.results import Result, read_results
 from harness.report.results import Results as RunResults
+from selftests.support.inner_pytest import leave_outer_run
 from selftests.support.results_schema import faults_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytest_plugins = ["pytester"]
+
+outside = pytest.fixture(leave_outer_run, autouse=True)
 
 FIGURES = (
     Figure(name="tcp1", title="TCP <b>, 1 stream", unit="Mbit/s", group="tcp1", more_is_better=True),

@@ -152,7 +152,8 @@ def test_file_above_ordinary_tests_leaves_them_alone(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A run in this process may have been refused a sandbox, and its child would say so.
-    monkeypatch.delenv(REFUSED, raising=False)
+    monkeypatch.setenv(REFUSED, "")
+    monkeypatch.delenv(REFUSED)
     pytester.makepyfile("def test_core(): pass")
     (pytester.path / FILE).write_text(options("impl = ['refwg']\nresults = 'r/results.json'"))
     run = pytester.runpytest_subprocess()
