@@ -250,9 +250,11 @@ class Oracle:
     def _response_arrives(self, datagram: Datagram, index: int) -> None:
         own = int.from_bytes(datagram.payload[8:12], "little")
         if (sent := self._sent.get((datagram.reached, own))) is not None:
-            self._begin(sent.device, datagram, index=index, own=own, is_initiator=True)
+            self._begin(sent.device, datagram, index=index, own=own, is_initiator=True, is_confirmed=True)
 
-    def _begin(self, device: Device, datagram: Datagram, *, index: int, own: int, is_initiator: bool) -> None:
+    def _begin(
+        self, device: Device, datagram: Datagram, *, index: int, own: int, is_initiator: bool, is_confirmed: bool
+    ) -> None:
         """Remember a session that this handshake may have made."""
         place = (device.node, index)
         old = self._sessions.get(place)
@@ -266,7 +268,7 @@ class Oracle:
             own=own,
             time=datagram.time,
             is_initiator=is_initiator,
-            is_confirmed=is_initiator,
+            is_confirmed=is_confirmed,
             # Two sessions with one index of the peer: its data may be of either.
             is_ambiguous=old is not None,
         )
@@ -465,7 +467,7 @@ class Oracle:
 
     def _judge_mac2(self, sent: _Sent, datagram: Datagram, kind: int) -> None:
         payload = sent.payload
-        if payload[-_MAC:] == _NO_MAC2 or sent.recipient is None:
+        if payload[-_MAC:] == _NO_MAC2 or sent.recipient is None or not sent.device.sees_all:
             return
         if not any(noise.has_mac2(payload, cookie) for cookie in self._cookies(sent)):
             text = f"sent {_an(kind)} with a mac2 that no cookie it was given makes"
@@ -501,7 +503,8 @@ class Oracle:
                 self._violates("HS-20", device, datagram, text)
         sent = _Sent(device=device, payload=payload, time=datagram.time, recipient=recipient)
         self._judge_handshake(sent, datagram, RESPONSE)
-        self._begin(device, datagram, index=index, own=own, is_initiator=False)
+        # What confirms the session may arrive unseen.
+        self._begin(device, datagram, index=index, own=own, is_initiator=False, is_confirmed=not device.sees_all)
 
     def _cookie_reply(self, datagram: Datagram) -> None:
         device = self._by_port(datagram)
@@ -546,7 +549,7 @@ class Oracle:
         if age > _REJECT_AFTER_TIME + _AGE_TOLERANCE:
             text = f"sent data on a session that is {age / NANOSECONDS:.1f} s old, not below 180 s"
             self._violates("DT-21", device, datagram, text)
-        self.checked[device.name, "HS-24"] += not session.is_initiator
+        self.checked[device.name, "HS-24"] += device.sees_all and not session.is_initiator
         if not session.is_confirmed:
             text = "sent data as the responder of a session before any data of the initiator had confirmed it"
             self._violates("HS-24", device, datagram, text)

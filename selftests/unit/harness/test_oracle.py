@@ -349,6 +349,12 @@ RIGHT = {
         lambda: [ANSWER, LAST_DATA, datagram("B", b"\x03" + bytes(63), END)],
         tuple(device(name, sees_all=False) for name in "AB"),
     ),
+    "confirmation-by-link-that-is-not-captured": Right(
+        WRONG["before-confirmation"].datagrams, tuple(device(name, sees_all=False) for name in "AB")
+    ),
+    "cookie-by-link-that-is-not-captured": Right(
+        WRONG["mac2-without-cookie"].datagrams, tuple(device(name, sees_all=False) for name in "AB")
+    ),
     "clock-that-was-set": Right(
         lambda: [initiation(6, stamp=stamped(-1000, 0)), initiation(7, stamp=stamped(-1001, 0))],
         (),
