@@ -60,7 +60,7 @@ _TRIES: Final = 25
 _BROKEN: Final = frozenset({DIED, SILENT, GREW, SPINS, CONTROL})
 # A log of each packet would be what is measured.
 _QUIET: Final = {"LOG_LEVEL": "error", "WG_LOG_LEVEL": "error"}
-# What is imported again for a device in process: refwg, and all that uses its classes, so that there is one of each.
+# A device in process imports these modules again, so that all of them use the same classes of refwg.
 _PURGED: Final = ("refwg", "harness.scripted", "harness.fuzz.player", "harness.fuzz.in_process")
 
 

@@ -503,7 +503,7 @@ class Oracle:
                 self._violates("HS-20", device, datagram, text)
         sent = _Sent(device=device, payload=payload, time=datagram.time, recipient=recipient)
         self._judge_handshake(sent, datagram, RESPONSE)
-        # What confirms the session may arrive unseen.
+        # Data that confirms the session may arrive by a link that is not captured.
         self._begin(device, datagram, index=index, own=own, is_initiator=False, is_confirmed=not device.sees_all)
 
     def _cookie_reply(self, datagram: Datagram) -> None:

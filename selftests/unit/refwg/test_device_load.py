@@ -64,16 +64,22 @@ def test_load_is_remembered_for_one_second(pause: int, kind: MessageType) -> Non
     assert pair.log[-1].type is kind
 
 
-@pytest.mark.requirement("RL-01", "RL-02")
-def test_source_passes_five_messages_at_once_when_under_load() -> None:
-    pair = Pair()
+def retry_with_cookie(pair: Pair) -> bytes:
+    """Bring B under load, so that A gets a cookie; return A's next initiation, which has a valid mac2."""
     flood(pair)
     (reply, *_) = pair.b.device.process_handshakes(pair.now)
     assert isinstance(reply, Transmit)
     pair.inject(pair.a, reply.datagram)
     pair.run(6 * SECOND)
+    return pair.log[-1].datagram
+
+
+@pytest.mark.requirement("RL-01", "RL-02")
+def test_source_passes_five_messages_at_once_when_under_load() -> None:
+    pair = Pair()
+    retry = retry_with_cookie(pair)
     for _ in range(700):
-        pair.b.device.receive_datagram(pair.log[-1].datagram, arrived_at(pair.a.endpoint, pair.b), 0, pair.now)
+        pair.b.device.receive_datagram(retry, arrived_at(pair.a.endpoint, pair.b), 0, pair.now)
     effects = pair.b.device.process_handshakes(pair.now, limit=20)
     assert [len(effect.datagram) for effect in effects if isinstance(effect, Transmit)] == [92]
     drops = pair.b.device.statistics.drops
@@ -125,12 +131,7 @@ def test_handshake_messages_beyond_queue_are_counted_as_drops() -> None:
 @pytest.mark.requirement("DOS-04", "DOS-07")
 def test_full_queue_takes_message_with_valid_mac2() -> None:
     pair = Pair()
-    flood(pair)
-    (reply, *_) = pair.b.device.process_handshakes(pair.now)
-    assert isinstance(reply, Transmit)
-    pair.inject(pair.a, reply.datagram)
-    pair.run(6 * SECOND)
-    retry = pair.log[-1].datagram
+    retry = retry_with_cookie(pair)
     forged = retry[:-1] + bytes([retry[-1] ^ 1])
     for datagram in [forged] * 5000 + [retry]:
         pair.b.device.receive_datagram(datagram, arrived_at(pair.a.endpoint, pair.b), 0, pair.now)
