@@ -100,6 +100,7 @@ def test_wrong_gate_is_refused_before_anything_runs(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["ci/test", *arguments])
+    monkeypatch.setattr(gates, "prepare", lambda _: pytest.fail("it began to set up the checkout"))
     with pytest.raises(SystemExit, match="2"):
         gates.main()
     assert message in capsys.readouterr().err
