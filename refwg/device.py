@@ -221,7 +221,7 @@ class Device:
         taken = send.reserve_counters(peer, count, now)
         if taken is None:
             return None
-        return Reserved(peer, peer.endpoint, *taken, ip.encapsulated_ecn(ip.ecn(packet)))
+        return Reserved(peer, peer.endpoint, *taken, ip.encapsulated_ecn(packet))
 
     def sent_together(self, reserved: Reserved, length: int, now: int) -> Sequence[Effect]:
         """Count messages that the network stack took, start timers, and renew the session if that is due.
@@ -259,7 +259,7 @@ class Device:
         peer.timers.data_received(now)
         effects = [] if follow_up is None else _FOLLOW_UPS[follow_up](peer, now)
         if count > 1:
-            peer.any_authenticated_packet_received(now)
+            peer.timers.any_authenticated_packet_received(now)
         # A second one while the timer runs asks for one more keepalive; a third changes nothing.
         for _ in range(min(2, count - 1)):
             peer.timers.data_received(now)

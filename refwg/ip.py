@@ -87,16 +87,14 @@ def ecn(packet: bytes) -> int:
     return (packet[1] if packet[0] >> 4 == _IPV4 else packet[1] >> 4) & ECN_MASK
 
 
-def encapsulated_ecn(inner: int) -> int:
-    """Return the outer ECN bits for a packet: the inner ones, but ECT(0) instead of CE (RFC 3168, 9.1.1)."""
+def encapsulated_ecn(packet: bytes) -> int:
+    """Return the outer ECN bits for a packet: its own ones, but ECT(0) instead of CE (RFC 3168, 9.1.1)."""
+    inner = (packet[1] if packet[0] >> 4 == _IPV4 else packet[1] >> 4) & ECN_MASK
     return ECT_0 if inner == CE else inner
 
 
 def decapsulate_ecn(packet: bytes, outer: int) -> bytes:
     """Combine the outer ECN bits with the packet's own (RFC 6040); returns the packet, IPv4 with a new checksum."""
-    # Figure 4: an outer header without ECN bits changes nothing.
-    if not outer:
-        return packet
     mark = _DECAPSULATED_ECN.get((outer, ecn(packet)))
     return packet if mark is None else _with_ecn(packet, mark)
 

@@ -194,11 +194,6 @@ class Peer:
         self.statistics.tx_bytes += length
         self.shared.statistics.tx_bytes += length
 
-    def any_authenticated_packet_received(self, now: int) -> None:
-        """Update the timers after any authenticated message but a cookie reply."""
-        self.timers.any_authenticated_packet_received()
-        self.timers.any_authenticated_packet_traversal(now)
-
     def handshake_complete(self, now: int) -> None:
         """Stop retries, and record the wall-clock time that `wg show` prints as latest handshake."""
         self.timers.handshake_complete()

@@ -207,7 +207,8 @@ def inner_packet(shared: Shared, peer: Peer, plaintext: bytes, outer_ecn: int) -
     # 3: the inner source address must belong to this peer (cryptokey routing)
     if not is_source_allowed(shared, peer, source):
         raise Refused(DropReason.SOURCE_NOT_ALLOWED)
-    return ip.decapsulate_ecn(plaintext[:length], outer_ecn)
+    # RFC 6040: an outer header without ECN bits changes nothing
+    return ip.decapsulate_ecn(plaintext[:length], outer_ecn) if outer_ecn else plaintext[:length]
 
 
 def is_source_allowed(shared: Shared, peer: Peer, address: bytes) -> bool:
@@ -229,7 +230,7 @@ def _initiation(shared: Shared, message: Initiation, endpoint: Endpoint, now: in
     # 2.1: the sender of an authenticated message becomes the endpoint
     peer.set_endpoint(endpoint, now)
     peer.count_received(INITIATION_LENGTH)
-    peer.any_authenticated_packet_received(now)
+    peer.timers.any_authenticated_packet_received(now)
     return Consumed(peer, FollowUp.RESPONSE)
 
 
@@ -248,7 +249,7 @@ def _response(shared: Shared, message: Response, endpoint: Endpoint, now: int) -
     peer.begin_session(now)
     peer.handshake_complete(now)
     peer.count_received(RESPONSE_LENGTH)
-    peer.any_authenticated_packet_received(now)
+    peer.timers.any_authenticated_packet_received(now)
     # 5: the responder may send only after a first packet from the initiator
     return Consumed(peer, FollowUp.CONFIRMATION)
 
@@ -258,14 +259,14 @@ def authenticated(peer: Peer, keypair: Keypair, endpoint: Endpoint, now: int) ->
     follow_up = None
     # 2.1: the outer source address becomes the endpoint
     peer.set_endpoint(endpoint, now)
-    # 6.3: the first packet on next completes the responder's handshake
-    if peer.received_with(keypair):
+    # 6.3: the first packet on next completes the responder's handshake; one on current moves no session
+    if keypair is not peer.keypairs.current and peer.received_with(keypair):
         peer.handshake_complete(now)
         follow_up = FollowUp.STAGED_PACKETS
     elif _is_last_minute(peer, now):
         peer.timers.sent_lastminute_handshake = True
         follow_up = FollowUp.INITIATION
-    peer.any_authenticated_packet_received(now)
+    peer.timers.any_authenticated_packet_received(now)
     return follow_up
 
 

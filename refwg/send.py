@@ -69,7 +69,7 @@ def handshake_initiation(peer: Peer, now: int, *, is_retry: bool = False) -> lis
         return []
     # 5.4.4: mac1 always, mac2 if there is a fresh cookie
     datagram = peer.cookie.add_macs(message.to_bytes(), now)
-    _any_authenticated_packet_sent(peer, now)
+    peer.timers.any_authenticated_packet_sent(now)
     peer.timers.handshake_initiated(now, shared.jitter)
     shared.note(now, "initiation", peer, attempt=peer.timers.handshake_attempts)
     return _to_peer(peer, datagram, HANDSHAKE_DSCP)
@@ -90,7 +90,7 @@ def handshake_response(peer: Peer, now: int) -> list[Transmit[Peer]]:
     # 5.4.5: the keys are derived when the response is made, before it is sent
     datagram = peer.cookie.add_macs(message.to_bytes(), now)
     peer.begin_session(now)
-    _any_authenticated_packet_sent(peer, now)
+    peer.timers.any_authenticated_packet_sent(now)
     peer.shared.note(now, "response", peer)
     return _to_peer(peer, datagram, HANDSHAKE_DSCP)
 
@@ -131,12 +131,12 @@ def staged_packets(peer: Peer, now: int) -> list[Transmit[Peer]]:
     # 5.4.6: consecutive counters, none is used twice
     first = keypair.sending_counter
     keypair.sending_counter += len(packets)
-    _any_authenticated_packet_sent(peer, now)
+    peer.timers.any_authenticated_packet_sent(now)
     effects: list[Transmit[Peer]] = []
     for counter, staged in enumerate(packets, first):
         # wg_packet_send_staged_packets: only the ECN bits of the inner traffic class go into the outer header
         inner = staged.packet
-        traffic_class = ip.encapsulated_ecn(ip.ecn(inner)) if inner else 0
+        traffic_class = ip.encapsulated_ecn(inner) if inner else 0
         effects += _to_peer(peer, seal(keypair, counter, staged), traffic_class, carries_data=bool(inner))
     return effects + keep_key_fresh(peer, keypair, now)
 
@@ -155,7 +155,7 @@ def reserve_counters(peer: Peer, count: int, now: int) -> tuple[Keypair, int] | 
         return None
     first = keypair.sending_counter
     keypair.sending_counter += count
-    _any_authenticated_packet_sent(peer, now)
+    peer.timers.any_authenticated_packet_sent(now)
     return keypair, first
 
 
@@ -242,11 +242,6 @@ def _share_keys(peer: Peer) -> None:
         shared.watcher.keys(
             shared.identity.private, peer.public_key, handshake.ephemeral_key.raw, handshake.preshared_key
         )
-
-
-def _any_authenticated_packet_sent(peer: Peer, now: int) -> None:
-    peer.timers.any_authenticated_packet_traversal(now)
-    peer.timers.any_authenticated_packet_sent()
 
 
 def _to_peer(peer: Peer, datagram: bytes, traffic_class: int, *, carries_data: bool = False) -> list[Transmit[Peer]]:

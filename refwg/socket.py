@@ -149,9 +149,7 @@ class UdpSockets:
         self._plans.clear()
 
     def follow_changes(self) -> None:
-        """Read the monitor, and forget what may have changed. `send` calls it, so no datagram takes an old route."""
-        if not self._monitor.has_events():
-            return
+        """Read the monitor, and forget what may have changed."""
         is_changed, is_more_than_routes = self._monitor.changes()
         if is_changed:
             self._plans.clear()
@@ -203,7 +201,9 @@ class UdpSockets:
         A source address that is no longer local is forgotten, and routing chooses another one. segment: the bytes are
         several datagrams of this length (UDP_SEGMENT), of which the last may be shorter; 0: they are one.
         """
-        self.follow_changes()
+        # No datagram takes an old route.
+        if self._monitor.has_events():
+            self.follow_changes()
         endpoint, dscp = transmit.endpoint, transmit.traffic_class & ~ECN_MASK
         plan = self._plans.get((endpoint, dscp))
         if plan is None:

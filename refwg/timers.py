@@ -120,21 +120,26 @@ class PeerTimers:
         else:
             self._set(Timer.SEND_KEEPALIVE, now + KEEPALIVE_TIMEOUT)
 
-    def any_authenticated_packet_sent(self) -> None:
+    def any_authenticated_packet_sent(self, now: int) -> None:
         """Call before an initiation, response, keepalive or data packet is sent."""
         # 6.5: the keepalive is needed only if nothing else is sent
         self._deadlines.pop(Timer.SEND_KEEPALIVE, None)
+        # wg_timers_any_authenticated_packet_traversal: only if a persistent keepalive is configured
+        if self.persistent_keepalive_interval:
+            self.any_authenticated_packet_traversal(now)
 
-    def any_authenticated_packet_received(self) -> None:
+    def any_authenticated_packet_received(self, now: int) -> None:
         """Call after an authenticated initiation, response, keepalive or data packet was received."""
         # 6.5: the session works, so no new handshake is needed
         self._deadlines.pop(Timer.NEW_HANDSHAKE, None)
+        # wg_timers_any_authenticated_packet_traversal: as when one is sent
+        if self.persistent_keepalive_interval:
+            self.any_authenticated_packet_traversal(now)
 
     def any_authenticated_packet_traversal(self, now: int) -> None:
-        """Call whenever an authenticated packet is sent or received."""
-        # wg_timers_any_authenticated_packet_traversal: only if a persistent keepalive is configured (2.1)
-        if self.persistent_keepalive_interval:
-            self._set(Timer.PERSISTENT_KEEPALIVE, now + self.persistent_keepalive_interval * SECOND)
+        """Delay the persistent keepalive, because an authenticated packet is sent or was received."""
+        # 2.1: the interval counts from the last packet in either direction
+        self._set(Timer.PERSISTENT_KEEPALIVE, now + self.persistent_keepalive_interval * SECOND)
 
     def handshake_initiated(self, now: int, jitter: Callable[[], int]) -> None:
         """Call after an initiation was sent; jitter: returns the delay that is added to REKEY_TIMEOUT."""

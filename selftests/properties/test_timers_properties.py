@@ -56,14 +56,12 @@ class TimersAgainstHistory(RuleBasedStateMachine):
 
     @rule()
     def packet_sent(self) -> None:
-        self.timers.any_authenticated_packet_sent()
-        self.timers.any_authenticated_packet_traversal(self.now)
+        self.timers.any_authenticated_packet_sent(self.now)
         self.note("packet sent")
 
     @rule()
     def packet_received(self) -> None:
-        self.timers.any_authenticated_packet_received()
-        self.timers.any_authenticated_packet_traversal(self.now)
+        self.timers.any_authenticated_packet_received(self.now)
         self.note("packet received")
 
     @rule(jitter=jitters)
@@ -205,11 +203,9 @@ def test_keys_are_erased_after_540_s_whatever_happens(interval: int, events: lis
             case "data received":
                 timers.data_received(now)
             case "packet sent":
-                timers.any_authenticated_packet_sent()
-                timers.any_authenticated_packet_traversal(now)
+                timers.any_authenticated_packet_sent(now)
             case "packet received":
-                timers.any_authenticated_packet_received()
-                timers.any_authenticated_packet_traversal(now)
+                timers.any_authenticated_packet_received(now)
             case "initiated":
                 timers.handshake_initiated(now, lambda: 0)
             case "complete":

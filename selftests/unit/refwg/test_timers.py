@@ -28,7 +28,7 @@ EVENTS: list[tuple[Callable[[PeerTimers], None], int, Action]] = [
     (lambda timers: timers.data_sent(0, no_jitter), 15 * SECOND, Action.NEW_HANDSHAKE),
     (lambda timers: timers.data_sent(0, lambda: 7), 15 * SECOND + 7, Action.NEW_HANDSHAKE),
     (lambda timers: timers.session_derived(0), 540 * SECOND, Action.ZERO_KEY_MATERIAL),
-    (lambda timers: timers.any_authenticated_packet_traversal(0), 25 * SECOND, Action.SEND_PERSISTENT_KEEPALIVE),
+    (lambda timers: timers.any_authenticated_packet_sent(0), 25 * SECOND, Action.SEND_PERSISTENT_KEEPALIVE),
 ]
 
 
@@ -59,8 +59,16 @@ def test_stopped_timers_do_not_fire_and_are_not_set(
 
 
 CANCELLATIONS: list[tuple[Callable[[PeerTimers], None], Timer, Callable[[PeerTimers], None]]] = [
-    (lambda timers: timers.data_received(0), Timer.SEND_KEEPALIVE, PeerTimers.any_authenticated_packet_sent),
-    (lambda timers: timers.data_sent(0, no_jitter), Timer.NEW_HANDSHAKE, PeerTimers.any_authenticated_packet_received),
+    (
+        lambda timers: timers.data_received(0),
+        Timer.SEND_KEEPALIVE,
+        lambda timers: timers.any_authenticated_packet_sent(0),
+    ),
+    (
+        lambda timers: timers.data_sent(0, no_jitter),
+        Timer.NEW_HANDSHAKE,
+        lambda timers: timers.any_authenticated_packet_received(0),
+    ),
     (
         lambda timers: timers.handshake_initiated(0, no_jitter),
         Timer.RETRANSMIT_HANDSHAKE,
@@ -155,18 +163,18 @@ def test_keepalive_timer_restarts_once_when_more_data_arrived() -> None:
 @pytest.mark.requirement("TM-20", "TM-21")
 def test_persistent_keepalive_counts_from_last_packet() -> None:
     timers = running(persistent_keepalive=3)
-    timers.any_authenticated_packet_traversal(0)
-    timers.any_authenticated_packet_traversal(2 * SECOND)
+    timers.any_authenticated_packet_sent(0)
+    timers.any_authenticated_packet_received(2 * SECOND)
     assert timers.next_deadline() == 5 * SECOND
 
 
 @pytest.mark.requirement("TM-25")
 def test_persistent_keepalive_does_not_fire_when_turned_off() -> None:
     timers = running(persistent_keepalive=3)
-    timers.any_authenticated_packet_traversal(0)
+    timers.any_authenticated_packet_sent(0)
     timers.data_received(0)
     timers.persistent_keepalive_interval = 0
-    timers.any_authenticated_packet_traversal(SECOND)
+    timers.any_authenticated_packet_received(SECOND)
     assert timers.expire(3 * SECOND) is None
     assert timers.expire(10 * SECOND) is Action.SEND_KEEPALIVE
 

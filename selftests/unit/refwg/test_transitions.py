@@ -255,12 +255,12 @@ def session(pair: Pair) -> None:
 
 def session_without_unanswered_data(pair: Pair) -> None:
     session(pair)
-    pair.a.peer.timers.any_authenticated_packet_received()
+    pair.a.peer.timers.any_authenticated_packet_received(pair.now)
 
 
 def session_without_data_to_confirm(pair: Pair) -> None:
     session(pair)
-    pair.a.peer.timers.any_authenticated_packet_sent()
+    pair.a.peer.timers.any_authenticated_packet_sent(pair.now)
 
 
 def unconfirmed_session(pair: Pair) -> None:
